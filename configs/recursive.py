@@ -1,0 +1,94 @@
+"""A neural recursive LM (Levine et al., 2022) on closed-book questions: LM - Connector - LM.
+
+    python -m frozen_jax.main --config=configs/recursive.py
+
+Stages: `prompt` tunes a single-pass prompt; `baseline` trains it on for as many steps as
+`finetune` takes (the fair rival); `pretrain` trains the Connector on plain text; `finetune` trains
+the Connector and the second pass's prompt on the questions, behind the tuned first prompt.
+
+TO_MEASURE
+
+Variants: `:smoke` the same in about a minute; `:nq` Natural Questions, closed book, from files:
+
+    python -m frozen_jax.main --config=configs/recursive.py:nq \\
+      --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
+      --config.data.test=nq_open_test.jsonl.gz
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.run.defaults import defaults
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = defaults()
+  config.order = ("prompt", "baseline", "pretrain", "finetune")
+  config.baseline = "baseline"
+  config.recursion = ConfigDict({
+    "passes": 2,
+    "input_skip": True,  # False: the paper's plain form
+    "first_prompt": "fixed",  # before the first pass: none, fixed (the tuned one) or trained
+    "last_prompt": "trained",  # before the later passes: none or trained
+    "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+  })
+  config.train.steps = 90  # of `finetune` and of `baseline`
+  config.stages = ConfigDict({
+    "prompt": {"method": "prompt_tuning", "train": {"steps": 150}},
+    "baseline": {"method": "prompt_tuning", "starts": ("prompt=prompt/prompt",)},
+    "pretrain": {
+      "method": "neural_recursion",
+      "recursion": {"first_prompt": "none", "last_prompt": "none"},
+      "data": {
+        "train": "plain_english/train",
+        "validation": "plain_english/validation",
+        "test": "plain_english/validation",
+        "lengths": (128,),
+      },
+      "train": {
+        "steps": 60,
+        "batch_size": 8,
+        "validate_examples": 32,
+        "learning_rate": {"connector": 1e-3},
+      },
+    },
+    "finetune": {
+      "method": "neural_recursion",
+      "starts": ("prompt=prompt/prompt", "connector=pretrain/connector"),
+      "fixed": ("first_prompt=prompt/prompt",),
+      "train": {"learning_rate": {"prompt": 0.01, "connector": 1e-4}},
+    },
+  })
+  if variant == "smoke":
+    _shrink(config)
+  elif variant == "nq":
+    _natural_questions(config)
+  elif variant:
+    raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
+  return config
+
+
+def _shrink(config: ConfigDict) -> None:
+  """The same work in about a minute on two cores."""
+  config.train.steps = 3
+  config.train.batch_size = 8
+  config.train.log_every = 1
+  config.train.validate_every = config.train.checkpoint_every = 2
+  config.train.validate_examples = 8
+  config.train.warmup_steps = 1
+  config.evaluate.max_examples = 8
+  config.evaluate.batch_size = 8
+  config.stages.prompt.train.steps = 3
+  config.stages.pretrain.data.lengths = (64,)
+  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
+
+
+def _natural_questions(config: ConfigDict) -> None:
+  """Closed-book Natural Questions; the files are named by flags."""
+  config.data.train = "nq_train.jsonl.gz"
+  config.data.validation = "nq_validation.jsonl.gz"
+  config.data.test = "nq_open_test.jsonl.gz"
+  config.prompt.text = "Answer the question with a short fact: a name, a number, a date or a place."
+  config.train.steps = 300
+  config.stages.prompt.train.steps = 500
+  config.stages.pretrain.train.steps = 300
+  config.evaluate.max_examples = 1000

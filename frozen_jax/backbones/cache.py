@@ -1,0 +1,56 @@
+"""The keys and values that a decoder keeps so that a further token costs one single-token pass."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class KVCache(NamedTuple):
+  """Slots for S tokens a row, filled from slot 0 on; padding keeps its slot and is masked.
+
+  k, v      [L, B, S, K, C]  rotated keys, values
+  mask      int32 [B, S]     1 where a slot holds a real token
+  position  int32 [B]        the rotary position that a row's next token takes
+  used      int32 []         how many slots are filled, the same for all rows
+  """
+
+  k: Float[Array, "L B S K C"]
+  v: Float[Array, "L B S K C"]
+  mask: Int[Array, "B S"]
+  position: Int[Array, "B"]
+  used: Int[Array, ""]
+
+
+def from_prefix(k: jax.Array, v: jax.Array, mask: jax.Array, new: int) -> KVCache:
+  """Keys and values [L, B, T, K, C] and mask [B, T] of a prefix -> a cache with T + new slots."""
+  room = ((0, 0), (0, 0), (0, new), (0, 0), (0, 0))
+  return KVCache(
+    k=jnp.pad(k, room),
+    v=jnp.pad(v, room),
+    mask=jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, new))),
+    position=mask.astype(jnp.int32).sum(axis=1),
+    used=jnp.asarray(k.shape[2], jnp.int32),
+  )
+
+
+def put(slots: jax.Array, new: jax.Array, used: jax.Array) -> jax.Array:
+  """Writes `new` [..., N, K, C] into `slots` [..., S, K, C] at slot `used`."""
+  start = [jnp.zeros((), jnp.int32)] * slots.ndim
+  start[-3] = used
+  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)
+
+
+def append(cache: KVCache, k: jax.Array, v: jax.Array) -> KVCache:
+  """The cache with one more real token a row: keys and values [L, B, 1, K, C]."""
+  slot = jax.lax.dynamic_update_slice_in_dim(
+    cache.mask, jnp.ones((cache.mask.shape[0], 1), jnp.int32), cache.used, axis=1
+  )
+  return KVCache(
+    put(cache.k, k, cache.used),
+    put(cache.v, v, cache.used),
+    slot,
+    cache.position + 1,
+    cache.used + 1,
+  )

@@ -1,0 +1,45 @@
+"""The product with a frozen matrix, forwards and backwards.
+
+Two things set it apart from `x @ kernel`. The kernel is frozen, so its cotangent is never
+computed. And bfloat16 operands accumulate in float32 in *both* directions: the backward product
+narrows the cotangent to the kernel's type first, where differentiating a plain product would widen
+the kernel instead and lose the fast path of the hardware (AMX, tensor cores, MXU).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def _contract(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
+  """float32 product over the last axis of x and the given axis of the kernel."""
+  dims = (((x.ndim - 1,), (axis,)), ((), ()))
+  return jax.lax.dot_general(
+    x.astype(kernel.dtype), kernel, dims, preferred_element_type=jnp.float32
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0) -> jax.Array:
+  """x [..., I] times a frozen kernel -> float32 [..., O].
+
+  `axis` is the kernel's axis that is summed over: 0 for a kernel [I, O], 1 for one stored [O, I]
+  (an embedding table used as vocabulary projection). x is narrowed to the kernel's dtype, sums are
+  float32. The gradient reaches x alone.
+  """
+  return _contract(x, kernel, axis)
+
+
+def _forward(x, kernel, axis):
+  # An empty array carries x's dtype to the backward pass; x itself is not needed there.
+  return _contract(x, kernel, axis), (kernel, jnp.zeros((0,), x.dtype))
+
+
+def _backward(axis, residuals, cotangent):
+  kernel, like = residuals
+  return _contract(cotangent, kernel, 1 - axis).astype(like.dtype), None
+
+
+project.defvjp(_forward, _backward)

@@ -1,0 +1,82 @@
+"""The shape glossary and the protocols that let one floor use another without importing it.
+
+Shape glossary (einsum letters and comments use these names everywhere):
+
+  B  rows of a batch            T  text positions of a row      P  prompt vectors
+  S  cache slots (P + T + new)  M  target positions of a row    L  layers
+  D  width of the frozen LM     d  width of a small module      F  width of the MLP
+  H  query heads                K  key/value heads              C  width of one head
+  V  vocabulary
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypedDict
+
+import jax
+
+Tree = Any  # a pytree of arrays
+Metrics = Mapping[str, jax.Array]
+
+
+class Batch(TypedDict):
+  """One training or scoring batch; rows are padded on the right.
+
+  tokens            int32 [B, T]  token ids
+  mask              int32 [B, T]  1 for real tokens
+  target_positions  int32 [B, M]  the text position whose hidden state predicts the target
+  target_ids        int32 [B, M]  the token to predict there
+  target_mask       int32 [B, M]  1 for real targets
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+  target_positions: jax.Array
+  target_ids: jax.Array
+  target_mask: jax.Array
+
+
+class Method(Protocol):
+  """What floor 3 offers: it says what is trained, the loss and how to predict.
+
+  `frozen` is `{"lm": parameters of the giant, "fixed": small trees that this stage does not train}`;
+  nothing of it is ever differentiated. `prefill` and `decode` are the predict functions on which
+  `decoding` builds every kind of generation; `state` is opaque to it.
+  """
+
+  name: str
+
+  def init(self, key: jax.Array) -> Tree: ...
+
+  def loss(
+    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
+  ) -> tuple[jax.Array, Metrics]:
+    """Mean negative log-likelihood in nats over the batch's targets, and metrics.
+
+    The metrics hold at least `targets` (how many targets, the weight of this batch), `tokens`
+    (real text tokens) and `correct` (rows whose every target is the arg max: teacher-forced
+    exact match) and `rows` (rows with a target). `key` drives dropout; None switches it off.
+    """
+    ...
+
+  def prefill(
+    self, trainable: Tree, frozen: Tree, tokens: jax.Array, mask: jax.Array, new: int
+  ) -> tuple[jax.Array, Tree]:
+    """Reads prompts [B, T] (either padding) -> float32 logits [B, V] of the next token, state.
+
+    `new`: how many further tokens the state must have room for.
+    """
+    ...
+
+  def decode(
+    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
+  ) -> tuple[jax.Array, Tree]:
+    """One more token a row [B] -> float32 logits [B, V] of the one after it, state."""
+    ...
+
+
+class Base(Protocol):
+  """What a method's builder sees of the frozen LM."""
+
+  config: Any  # backbones.config.DecoderConfig
+  params: Tree
+  tokenizer: Any  # a transformers fast tokenizer, or None

@@ -1,0 +1,136 @@
+"""The adapter as a folder of two files; it holds the trained tree and nothing of the frozen one.
+
+  adapter.safetensors   the trained arrays; a key is the path of `core.paths.flatten`
+  adapter.json          format version, method, model, fingerprint of the frozen tree, what else the
+                        method needs to be built again, shape and dtype of each array, and the
+                        SHA-256 of adapter.safetensors
+
+`adapter.json` is written last: a folder in which the two do not fit together is refused.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from frozen_jax.core import paths
+from frozen_jax.core.errors import UserError
+from frozen_jax.export import atomic
+
+FORMAT_VERSION = 1
+DESCRIPTION = "adapter.json"
+ARRAYS = "adapter.safetensors"
+REQUIRED = ("method", "model", "frozen_fingerprint")
+OWN = ("format_version", "tensors", "sha256")
+
+
+def write_adapter(
+  folder: str | pathlib.Path, trained_tree: Mapping[str, Any], info: Mapping[str, Any]
+) -> pathlib.Path:
+  """Writes the adapter, each file at once or not at all; returns the folder.
+
+  Args:
+    folder: made if need be; an adapter in it is replaced, other files in it are left alone.
+    trained_tree: nested dicts with strings as keys and arrays as leaves.
+    info: what JSON can hold, with at least `method`, `model` (a name) and `frozen_fingerprint`.
+
+  Raises:
+    ValueError: `info` lacks one of these or has a key that the format uses itself, or a key of
+      the tree is not a plain string, or a dtype is not one of numpy's own.
+    UserError: the folder cannot be written.
+  """
+  missing = [key for key in REQUIRED if key not in info]
+  taken = [key for key in OWN if key in info]
+  if missing or taken:
+    raise ValueError(f"info of an adapter lacks {missing}, and may not hold {taken}")
+  _check_keys(trained_tree)
+  leaves = {
+    path: np.asarray(leaf, order="C") for path, leaf in sorted(paths.flatten(trained_tree).items())
+  }
+  unreadable = [path for path, leaf in leaves.items() if leaf.dtype.kind not in "biuf"]
+  if unreadable:  # bfloat16: safetensors writes it from numpy and cannot read it back
+    raise ValueError(f"trained arrays are float32; {unreadable} are of another kind")
+  data = safetensors.numpy.save(leaves)
+  description = {
+    "format_version": FORMAT_VERSION,
+    **info,
+    "tensors": {
+      path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves.items()
+    },
+    "sha256": hashlib.sha256(data).hexdigest(),
+  }
+  text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+  folder = pathlib.Path(folder)
+  atomic.write_bytes(folder / ARRAYS, data)
+  atomic.write_bytes(folder / DESCRIPTION, text.encode())
+  return folder
+
+
+def read_adapter(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads what `write_adapter` wrote -> (nested dicts of numpy arrays, `info` as it was given).
+
+  Raises UserError if a file is missing, truncated or altered, or of another format version.
+  """
+  folder = pathlib.Path(folder)
+  description = _read_description(folder / DESCRIPTION)
+  data = _read_bytes(folder / ARRAYS)
+  if hashlib.sha256(data).hexdigest() != description["sha256"]:
+    raise UserError(
+      f"{folder / ARRAYS} is not the file that {DESCRIPTION} describes (SHA-256 differs): truncated"
+      " or altered; copy or export the adapter again"
+    )
+  try:
+    leaves = safetensors.numpy.load(data)
+  except safetensors.SafetensorError as error:
+    raise UserError(
+      f"{folder / ARRAYS} is no safetensors file ({error}); export the adapter again"
+    ) from error
+  found = {path: {"shape": list(a.shape), "dtype": str(a.dtype)} for path, a in leaves.items()}
+  if found != description["tensors"]:
+    raise UserError(
+      f"{folder / DESCRIPTION} and {ARRAYS} do not list the same tensors; export the adapter again"
+    )
+  info = {key: value for key, value in description.items() if key not in OWN}
+  return paths.unflatten(dict(sorted(leaves.items()))), info
+
+
+def _check_keys(tree: Mapping[Any, Any]) -> None:
+  for key, value in tree.items():
+    if not isinstance(key, str) or not key or paths.SEPARATOR in key:
+      raise ValueError(f"{key!r} cannot be part of a path: use strings without {paths.SEPARATOR!r}")
+    if isinstance(value, Mapping):
+      _check_keys(value)
+
+
+def _read_description(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    description = json.loads(_read_bytes(path))
+  except ValueError as error:  # not JSON, or not UTF-8
+    raise UserError(f"{path} is not JSON ({error}); export the adapter again") from error
+  version = description.get("format_version") if isinstance(description, dict) else None
+  if version != FORMAT_VERSION:
+    raise UserError(
+      f"{path} has format version {version!r}, and this frozen_jax reads version {FORMAT_VERSION};"
+      " install the frozen_jax that wrote it, or export the adapter again"
+    )
+  missing = [key for key in (*REQUIRED, *OWN) if key not in description]
+  if missing:
+    raise UserError(f"{path} lacks {', '.join(missing)}; export the adapter again")
+  return description
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path} does not exist; give a folder that --mode=export wrote, with"
+      f" {DESCRIPTION} and {ARRAYS} in it"
+    ) from error
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,0 +1,154 @@
+"""Several hosts as one machine: starting them, waiting for each other, and sharing a batch.
+
+Every host runs the same program; `start` must come before anything that touches a device.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.sharding.rules import batch_sharding, check_batch_size, row_groups
+
+EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+AUTOMATIC = "FROZEN_JAX_DISTRIBUTED"
+WAIT_SECONDS = 600
+
+
+def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool:
+  """Starts `jax.distributed` where the environment says that there are several processes.
+
+  Looked at in this order: `COORDINATOR_ADDRESS` (host:port), `NUM_PROCESSES` and `PROCESS_ID`, set
+  together on any machine; `FROZEN_JAX_DISTRIBUTED=auto`, by which JAX finds its own cluster (Cloud
+  TPU pods, SLURM, Open MPI, Kubernetes); a SLURM or Open MPI step of more than one task. Without
+  any of them this is a single process and nothing happens.
+
+  Args:
+    environment: instead of `os.environ`.
+    wait: seconds to wait for the other processes.
+
+  Returns:
+    Whether several processes were started.
+
+  Raises:
+    UserError: some of the three variables are missing or malformed, or the others never came.
+  """
+  env = os.environ if environment is None else environment
+  arguments = _arguments(env)
+  if arguments is None:
+    return False
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")  # does nothing on TPU and GPU
+  try:
+    jax.distributed.initialize(**arguments, initialization_timeout=wait)
+  except (RuntimeError, ValueError) as error:
+    if "must be called before" in str(error) or "only be called once" in str(error):
+      raise
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"the processes of this run could not find each other within {wait} s ({reason}); check "
+      f"{', '.join(EXPLICIT)} on every host and that the coordinator's port is open"
+    ) from error
+  return jax.process_count() > 1
+
+
+def _arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
+  """What `jax.distributed.initialize` is called with; None for a single process."""
+  given = [name for name in EXPLICIT if env.get(name)]
+  if given and len(given) < len(EXPLICIT):
+    missing = ", ".join(name for name in EXPLICIT if name not in given)
+    raise UserError(f"{', '.join(given)} is set but not {missing}; set all three, or none")
+  if given:
+    address, count, index = (env[name] for name in EXPLICIT)
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+      raise UserError(
+        f"NUM_PROCESSES={count} and PROCESS_ID={index} do not fit; ids count from 0 upwards"
+      )
+    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+      raise UserError(f"COORDINATOR_ADDRESS={address} is not host:port")
+    if int(count) == 1:
+      return None
+    return {
+      "coordinator_address": address,
+      "num_processes": int(count),
+      "process_id": int(index),
+      "cluster_detection_method": "deactivate",
+    }
+  several = _tasks(env, "SLURM_NTASKS") > 1 and "SLURM_PROCID" in env
+  several = several or _tasks(env, "OMPI_COMM_WORLD_SIZE") > 1
+  return {} if several or env.get(AUTOMATIC) == "auto" else None
+
+
+def _tasks(env: Mapping[str, str], name: str) -> int:
+  value = env.get(name, "")
+  return int(value) if value.isdigit() else 1
+
+
+def is_first_host() -> bool:
+  """Whether this process is the one that writes logs and shows progress."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str, timeout: int = WAIT_SECONDS) -> None:
+  """Waits until every process has come here; nothing happens with one process.
+
+  Raises:
+    RuntimeError: the others did not come within `timeout` seconds: one has died or hangs.
+  """
+  if jax.process_count() == 1:
+    return
+  # The coordination service's own barrier: unlike a collective over the devices it has a time-out.
+  from orbax.checkpoint import multihost
+
+  try:
+    multihost.get_barrier_sync_fn()(key=f"frozen_jax:{name}", timeout_ms=timeout * 1000)
+  except Exception as error:
+    raise RuntimeError(
+      f"process {jax.process_index()} of {jax.process_count()} waited {timeout} s at {name!r} for "
+      f"the others; one of them has stopped ({str(error).splitlines()[0]})"
+    ) from error
+
+
+def host_shard(mesh: Mesh) -> tuple[int, int]:
+  """`(index, count)`: this host loads part `index` of `count` equal parts of every batch.
+
+  Hosts that share a group of rows (because `tensor` spans them) load the same part.
+
+  Raises:
+    UserError: the hosts' shares of the rows are unequal or overlap in part.
+  """
+  if jax.process_count() == 1:
+    return 0, 1
+  rows = mesh.devices.reshape(row_groups(mesh), -1)  # [data x fsdp, tensor]
+  groups: dict[int, set[int]] = {}
+  for group, devices in enumerate(rows):
+    for device in devices:
+      groups.setdefault(device.process_index, set()).add(group)
+  parts = sorted({tuple(sorted(part)) for part in groups.values()})
+  if sum(len(part) for part in parts) != len(rows) or len({len(part) for part in parts}) > 1:
+    raise UserError(
+      "the hosts' devices cannot share the rows of a batch evenly on this mesh; make mesh.tensor a "
+      "divisor or a multiple of a host's devices"
+    )
+  return parts.index(tuple(sorted(groups[jax.process_index()]))), len(parts)
+
+
+def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This host's rows -> arrays [B, ...] of the whole batch, split over `data` and `fsdp`.
+
+  Raises:
+    UserError: the rows do not split over the mesh.
+  """
+  count = host_shard(mesh)[1]
+  sharding = batch_sharding(mesh)
+  arrays = {}
+  for name, value in local.items():
+    rows = value.shape[0] * count
+    check_batch_size(rows, mesh, name="batch size")
+    arrays[name] = jax.make_array_from_process_local_data(
+      sharding, np.asarray(value), (rows, *value.shape[1:])
+    )
+  return arrays

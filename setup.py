@@ -1,0 +1,71 @@
+"""Packaging of frozen_jax. The settings of the tools (ruff, pytest, mypy) are in pyproject.toml.
+
+Lower bounds are the versions that the tests were run with. Exact pins only where a number depends
+on the version: `countryinfo`, because the built-in data set is generated from it, and `torch`,
+because tests compare with values that it computes. The package itself never imports torch.
+"""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+INSTALL = [
+  "absl-py>=2.3",
+  "array_record>=0.8.1",
+  "countryinfo==1.0.1",
+  "flax>=0.12.8",
+  "gguf>=0.19",
+  "grain>=0.2.18",
+  "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not ask for it
+  "jax>=0.10.2",
+  "jaxtyping>=0.3",
+  "matplotlib>=3.9",
+  "ml-collections>=1.1",
+  "numpy>=2.0",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.8",
+  "qwix>=0.1.8",
+  "safetensors>=0.8",
+  "tensorflow-datasets>=4.9.10",
+  "tokenizers>=0.23",
+  "tqdm>=4.66",
+  "transformers>=5.23",
+]
+
+TEST = [
+  "mypy>=2.0",
+  "peft>=0.21",
+  "pytest>=9.0",
+  "pyyaml>=6.0",
+  "ruff>=0.17,<0.18",  # a new minor version formats differently
+  "torch==2.13.0",
+]
+
+setuptools.setup(
+  name="frozen_jax",
+  version="0.1.0",
+  description="Small trained networks around a frozen language model, in JAX",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["frozen_jax", "frozen_jax.*"]),
+  package_data={"frozen_jax": ["py.typed"]},
+  install_requires=INSTALL,
+  extras_require={
+    "test": TEST,
+    "dev": [*TEST, "pre-commit>=4.0"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "tensorboard": ["tensorboardX>=2.6"],
+  },
+  classifiers=[
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)

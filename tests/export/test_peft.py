@@ -1,0 +1,139 @@
+"""A prompt written here and loaded by PEFT acts as the same vectors do in front of the text."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from frozen_jax.backbones import decoder
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core import paths
+from frozen_jax.core.errors import UserError
+from frozen_jax.export.peft import write_peft_prompt
+
+P, TOLERANCE = 5, 2e-4
+SIZES = DecoderConfig(
+  vocab_size=97, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, context=64
+)
+
+
+def tiny_llama():
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=SIZES.vocab_size,
+    hidden_size=SIZES.width,
+    num_hidden_layers=SIZES.layers,
+    num_attention_heads=SIZES.heads,
+    num_key_value_heads=SIZES.kv_heads,
+    intermediate_size=SIZES.mlp_width,
+    max_position_embeddings=SIZES.context,
+    rms_norm_eps=SIZES.norm_eps,
+    rope_parameters={"rope_type": "default", "rope_theta": SIZES.rope_theta},
+    initializer_range=0.2,
+    tie_word_embeddings=False,
+  )
+  return transformers.LlamaForCausalLM(config).eval()
+
+
+def to_our_tree(model):
+  """transformers keeps kernels [out, in], a module a layer; ours are [L, in, out]."""
+  weights = {name: array.numpy() for name, array in model.state_dict().items()}
+
+  def stack(name):
+    arrays = [weights[f"model.layers.{layer}.{name}.weight"].T for layer in range(SIZES.layers)]
+    return jnp.asarray(np.stack(arrays))
+
+  leaves = {
+    "embed/tokens": jnp.asarray(weights["model.embed_tokens.weight"]),
+    "final_norm/scale": jnp.asarray(weights["model.norm.weight"]),
+    "head/kernel": jnp.asarray(weights["lm_head.weight"].T),
+    "layers/attn_norm/scale": stack("input_layernorm"),
+    "layers/mlp_norm/scale": stack("post_attention_layernorm"),
+  }
+  for name in ("q", "k", "v", "o"):
+    leaves[f"layers/attn/{name}/kernel"] = stack(f"self_attn.{name}_proj")
+  for name in ("gate", "up", "down"):
+    leaves[f"layers/mlp/{name}/kernel"] = stack(f"mlp.{name}_proj")
+  return paths.unflatten(leaves)
+
+
+def a_prompt():
+  return np.random.default_rng(0).normal(size=(P, SIZES.width)).astype(np.float32)
+
+
+def some_text():
+  """Tokens [3, 7] and a mask that pads one row on the right."""
+  tokens = np.random.default_rng(1).integers(0, SIZES.vocab_size, size=(3, 7))
+  mask = np.ones((3, 7), np.int64)
+  mask[1, 4:] = 0
+  return tokens, mask
+
+
+@pytest.fixture(scope="module")
+def base():
+  return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def peft_logits(base, tmp_path_factory):
+  """Logits [3, P + 7, V] of PEFT with the adapter that it loaded from our folder."""
+  folder = write_peft_prompt(
+    tmp_path_factory.mktemp("peft"), a_prompt(), "tiny", SIZES.width, SIZES.layers, SIZES.heads
+  )
+  tokens, mask = map(torch.as_tensor, some_text())
+  with torch.no_grad():
+    model = peft.PeftModel.from_pretrained(tiny_llama(), folder).eval()
+    return model(input_ids=tokens, attention_mask=mask).logits.numpy()
+
+
+def real_positions():
+  return np.concatenate([np.ones((3, P), bool), some_text()[1].astype(bool)], axis=1)
+
+
+def test_peft_gives_the_logits_of_the_same_vectors_in_front_of_the_text(base, peft_logits):
+  tokens, mask = map(torch.as_tensor, some_text())
+  with torch.no_grad():
+    prompt = torch.as_tensor(a_prompt()).expand(3, P, SIZES.width)
+    x = torch.cat([prompt, base.get_input_embeddings()(tokens)], dim=1)
+    mask = torch.cat([torch.ones(3, P, dtype=mask.dtype), mask], dim=1)
+    expected = base(inputs_embeds=x, attention_mask=mask).logits.numpy()
+    without = base(input_ids=tokens).logits.numpy()
+  real = real_positions()
+  np.testing.assert_allclose(peft_logits[real], expected[real], atol=TOLERANCE, rtol=0)
+  assert np.abs(peft_logits[0, P:] - without[0]).max() > 100 * TOLERANCE, "the prompt does nothing"
+
+
+def test_peft_gives_the_logits_of_our_decoder(base, peft_logits):
+  params = to_our_tree(base)
+  tokens, mask = map(jnp.asarray, some_text())
+  prompt = jnp.broadcast_to(a_prompt(), (3, P, SIZES.width))
+  x = jnp.concatenate([prompt, decoder.embed(params, SIZES, tokens)], axis=1)
+  mask = jnp.concatenate([jnp.ones((3, P), mask.dtype), mask], axis=1)
+  ours = decoder.logits(params, SIZES, decoder.hidden(params, SIZES, x, mask))
+  real = real_positions()
+  np.testing.assert_allclose(peft_logits[real], ours[real], atol=TOLERANCE, rtol=0)
+
+
+def test_the_folder_holds_what_peft_reads(tmp_path):
+  write_peft_prompt(tmp_path, jnp.asarray(a_prompt()), "tiny", SIZES.width, SIZES.layers, 4)
+  names = sorted(p.name for p in tmp_path.iterdir())
+  assert names == ["adapter_config.json", "adapter_model.safetensors"]
+  config = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert (config["num_virtual_tokens"], config["peft_type"]) == (P, "PROMPT_TUNING")
+  assert set(config) <= set(peft.PromptTuningConfig().to_dict()), "PEFT does not know a field"
+
+
+def test_a_prompt_of_another_width_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="32"):
+    write_peft_prompt(tmp_path / "adapter", a_prompt()[:, :-1], "tiny", SIZES.width, 2, 4)
+  assert not (tmp_path / "adapter").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot write"):
+    write_peft_prompt(tmp_path / "file" / "x", a_prompt(), "tiny", SIZES.width, 2, 4)

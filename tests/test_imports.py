@@ -1,0 +1,124 @@
+"""The floors of the design, kept true by the import graph: each folder imports from below only."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Lowest first. Folders of one floor do not import each other. A new folder is entered here.
+# "__init__" is frozen_jax/__init__.py, the public interface.
+FLOORS = [
+  {"core"},
+  {"sharding", "text"},
+  {"backbones", "modules", "decoding", "data", "retrieval"},
+  {"methods"},
+  {"training", "evaluation", "export"},
+  {"run"},
+  {"__init__"},
+  {"main", "tools"},
+]
+FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
+FLAGS = {"absl.flags", "ml_collections.config_flags"}  # main is their only reader
+NOWHERE = {"torch", "tensorflow", "pickle"}
+BELOW_RUN = {"ml_collections", "argparse", "configs"}  # the loop and what is below see no config
+IN_METHODS = {"optax", "orbax", "os", "pathlib", "shutil"}  # no optimizers, no files
+
+
+def imported(source):
+  """Every dotted name that the source imports, also inside functions: `a.b`, `a.b.c` for c of b."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def is_under(name, forbidden):
+  return any(name == f or name.startswith(f"{f}.") for f in forbidden)
+
+
+def forbidden_to(here, name):
+  """Why the folder (or module at the top) `here` may not import `name`; None where it may."""
+  first, *rest = name.split(".")
+  if first == "":
+    return "relative imports hide the floor: write frozen_jax. ..."
+  if is_under(name, NOWHERE):
+    return "the package runs without it"
+  if is_under(name, FLAGS) and here != "main":
+    return "main is the only reader of flags"
+  if is_under(name, BELOW_RUN) and FLOOR[here] < FLOOR["run"]:
+    return "no config or flag is read below run/"
+  if is_under(name, IN_METHODS) and here == "methods":
+    return "a method touches no optimizer and no file"
+  if first != "frozen_jax":
+    return None
+  there = rest[0] if rest and rest[0] in FLOOR else "__init__"
+  if there != here and FLOOR[there] >= FLOOR[here]:
+    return f"{there} is not below {here}"
+  if here == "run" and there == "methods" and (ROOT / f"frozen_jax/methods/{rest[1]}.py").is_file():
+    return "run/ knows no method by name"
+  return None
+
+
+def package_files():
+  return sorted((ROOT / "frozen_jax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", package_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_only_from_floors_below(path):
+  here = path.relative_to(ROOT / "frozen_jax").with_suffix("").parts[0]
+  assert here in FLOOR, f"{here} stands on no floor: enter it in FLOORS"
+  reasons = {name: forbidden_to(here, name) for name in imported(path.read_text())}
+  assert {name: why for name, why in reasons.items() if why} == {}
+
+
+def test_every_folder_is_a_package():
+  folders = {path.parent for path in package_files()}
+  assert [f for f in folders if not (f / "__init__.py").is_file()] == [], "setup.py would omit them"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_a_config_imports_neither_jax_nor_the_package(path):
+  allowed = {"ml_collections", "configs", *sys.stdlib_module_names}
+  assert {name for name in imported(path.read_text()) if name.split(".")[0] not in allowed} == set()
+
+
+@pytest.mark.parametrize(
+  "here, source",
+  [
+    ("core", "from frozen_jax.text import answers"),
+    ("modules", "from frozen_jax.backbones import decoder"),
+    ("training", "import frozen_jax.export.peft"),
+    ("backbones", "def f():\n  import torch.nn"),
+    ("training", "from absl import flags"),
+    ("run", "from absl.flags import FLAGS"),
+    ("training", "import ml_collections"),
+    ("methods", "from optax import adam"),
+    ("text", "from frozen_jax import load_frozen"),
+    ("text", "from ..core import paths"),
+    ("run", "from frozen_jax.methods import prompt_tuning"),
+    ("run", "from frozen_jax.methods.prompt_tuning import PromptTuning"),
+    ("run", "import frozen_jax.main"),
+  ],
+)
+def test_the_check_sees_what_is_forbidden(here, source):
+  assert all(forbidden_to(here, name) for name in imported(source))
+
+
+@pytest.mark.parametrize(
+  "here, source",
+  [
+    ("core", "import jax\nfrom frozen_jax.core import paths"),
+    ("methods", "from frozen_jax.backbones import decoder\nimport jax.numpy as jnp"),
+    ("run", "from frozen_jax import methods\nfrom frozen_jax.methods import METHODS"),
+    ("run", "from frozen_jax.training.loop import fit"),
+    ("__init__", "from frozen_jax.run import train"),
+    ("main", "from absl import app, flags\nfrom frozen_jax import run\nimport os"),
+    ("tools", "from frozen_jax import load_frozen"),
+  ],
+)
+def test_the_check_lets_pass_what_is_allowed(here, source):
+  assert not any(forbidden_to(here, name) for name in imported(source))
