@@ -24,40 +24,44 @@ def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   config.order = ("prompt", "baseline", "pretrain", "finetune")
   config.baseline = "baseline"
-  config.recursion = ConfigDict({
-    "passes": 2,
-    "input_skip": True,  # False: the paper's plain form
-    "first_prompt": "fixed",  # before the first pass: none, fixed (the tuned one) or trained
-    "last_prompt": "trained",  # before the later passes: none or trained
-    "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
-  })
+  config.recursion = ConfigDict(
+    {
+      "passes": 2,
+      "input_skip": True,  # False: the paper's plain form
+      "first_prompt": "fixed",  # before the first pass: none, fixed (the tuned one) or trained
+      "last_prompt": "trained",  # before the later passes: none or trained
+      "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+    }
+  )
   config.train.steps = 90  # of `finetune` and of `baseline`
-  config.stages = ConfigDict({
-    "prompt": {"method": "prompt_tuning", "train": {"steps": 150}},
-    "baseline": {"method": "prompt_tuning", "starts": ("prompt=prompt/prompt",)},
-    "pretrain": {
-      "method": "neural_recursion",
-      "recursion": {"first_prompt": "none", "last_prompt": "none"},
-      "data": {
-        "train": "plain_english/train",
-        "validation": "plain_english/validation",
-        "test": "plain_english/validation",
-        "lengths": (128,),
+  config.stages = ConfigDict(
+    {
+      "prompt": {"method": "prompt_tuning", "train": {"steps": 150}},
+      "baseline": {"method": "prompt_tuning", "starts": ("prompt=prompt/prompt",)},
+      "pretrain": {
+        "method": "neural_recursion",
+        "recursion": {"first_prompt": "none", "last_prompt": "none"},
+        "data": {
+          "train": "plain_english/train",
+          "validation": "plain_english/validation",
+          "test": "plain_english/validation",
+          "lengths": (128,),
+        },
+        "train": {
+          "steps": 60,
+          "batch_size": 8,
+          "validate_examples": 32,
+          "learning_rate": {"connector": 1e-3},
+        },
       },
-      "train": {
-        "steps": 60,
-        "batch_size": 8,
-        "validate_examples": 32,
-        "learning_rate": {"connector": 1e-3},
+      "finetune": {
+        "method": "neural_recursion",
+        "starts": ("prompt=prompt/prompt", "connector=pretrain/connector"),
+        "fixed": ("first_prompt=prompt/prompt",),
+        "train": {"learning_rate": {"prompt": 0.01, "connector": 1e-4}},
       },
-    },
-    "finetune": {
-      "method": "neural_recursion",
-      "starts": ("prompt=prompt/prompt", "connector=pretrain/connector"),
-      "fixed": ("first_prompt=prompt/prompt",),
-      "train": {"learning_rate": {"prompt": 0.01, "connector": 1e-4}},
-    },
-  })
+    }
+  )
   if variant == "smoke":
     _shrink(config)
   elif variant == "nq":

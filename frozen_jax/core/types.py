@@ -43,7 +43,8 @@ class Method(Protocol):
   `decoding` builds every kind of generation; `state` is opaque to it.
   """
 
-  name: str
+  @property
+  def name(self) -> str: ...
 
   def init(self, key: jax.Array) -> Tree: ...
 
@@ -77,6 +78,11 @@ class Method(Protocol):
 class Base(Protocol):
   """What a method's builder sees of the frozen LM."""
 
-  config: Any  # backbones.config.DecoderConfig
-  params: Tree
-  tokenizer: Any  # a transformers fast tokenizer, or None
+  @property
+  def config(self) -> Any: ...  # backbones.config.DecoderConfig
+
+  @property
+  def params(self) -> Tree: ...
+
+  @property
+  def tokenizer(self) -> Any: ...  # a transformers fast tokenizer, or None

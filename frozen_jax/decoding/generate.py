@@ -14,7 +14,10 @@ from frozen_jax.core.types import Method, Tree
 
 
 def make_generate(
-  method: Method, end_ids: Sequence[int], new: int, out_sharding: jax.sharding.Sharding | None = None
+  method: Method,
+  end_ids: Sequence[int],
+  new: int,
+  out_sharding: jax.sharding.Sharding | None = None,
 ) -> Callable[..., jax.Array]:
   """A jitted function that continues prompts by up to `new` tokens.
 

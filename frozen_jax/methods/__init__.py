@@ -3,9 +3,13 @@
 `METHODS` names them; each builder takes the frozen LM and the experiment's options.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from frozen_jax.core.types import Base, Method
 from frozen_jax.methods import neural_recursion, prompt_tuning
 
-METHODS = {
+METHODS: dict[str, Callable[[Base, Mapping[str, Any]], Method]] = {
   "zero_shot": prompt_tuning.build_zero_shot,
   "prompt_tuning": prompt_tuning.build,
   "neural_recursion": neural_recursion.build,

@@ -26,7 +26,6 @@ from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.connector import Connector, ConnectorCache, ConnectorOptions
 
-
 _FIRST = ("none", "fixed", "trained")
 _LAST = ("none", "trained")
 
@@ -145,7 +144,9 @@ class NeuralRecursion:
 
   def _connector(self, trainable: Tree) -> Connector:
     """The Connector as a module around the trained numbers."""
-    graph, state = nnx.split(nnx.eval_shape(self._fresh_connector, jax.random.key(0)), nnx.Param)[:2]
+    graph, state = nnx.split(nnx.eval_shape(self._fresh_connector, jax.random.key(0)), nnx.Param)[
+      :2
+    ]
     nnx.replace_by_pure_dict(state, trainable["connector"])
     return nnx.merge(graph, state)
 

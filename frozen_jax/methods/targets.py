@@ -1,4 +1,4 @@
-"""What every method's loss ends in: the likelihood of the targets and the sums that are reported."""
+"""What every method's loss ends in: the likelihood of the targets, and the sums it reports."""
 
 import jax
 import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""Floor 2: the small trained networks (Flax NNX); float32, a few thousand to a few million numbers."""
+"""Floor 2: the small trained networks (Flax NNX), float32, thousands to millions of numbers."""

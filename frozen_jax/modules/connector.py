@@ -83,9 +83,7 @@ class _Layer(nnx.Module):
 class Connector(nnx.Module):
   """[B, T, D] -> [B, T, D], position-wise but for causal attention; float32 throughout."""
 
-  def __init__(
-    self, lm_width: int, options: ConnectorOptions, output_scale: float, rngs: nnx.Rngs
-  ):
+  def __init__(self, lm_width: int, options: ConnectorOptions, output_scale: float, rngs: nnx.Rngs):
     """`output_scale`: root mean square of the frozen LM's token embeddings."""
     self.options, self.output_scale = options, output_scale
     d = options.width

@@ -15,42 +15,51 @@ def defaults() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.init_from = ""  # a workdir or an exported adapter to start the trained parts from
-  config.model = ConfigDict({
-    "name": "smollm2-135m-instruct",  # built-in name, HF folder, .gguf file or hf:owner/name
-    "dtype": "float32",  # of the frozen weights: float32 or bfloat16
-    "quantize": "",
-    "remat": False,  # recompute each layer in the backward pass: less memory, more time
-  })
+  config.model = ConfigDict(
+    {
+      "name": "smollm2-135m-instruct",  # built-in name, HF folder, .gguf file or hf:owner/name
+      "dtype": "float32",  # of the frozen weights: float32 or bfloat16
+      "quantize": "",
+      "remat": False,  # recompute each layer in the backward pass: less memory, more time
+    }
+  )
   config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-  config.data = ConfigDict({
-    "train": "world_facts/train",  # tfds:NAME/SPLIT, a JSON-lines path, or a built-in name
-    "validation": "world_facts/validation",
-    "test": "world_facts/test",
-    "fields": (),  # ("question=query", ...): a source's own field names
-    "template": "plain",  # plain, chat, or a text with {question} in it
-    "lengths": (32, 64, 128, 256),  # texts are padded to the first of these that holds them
-  })
-  config.prompt = ConfigDict({
-    "length": 16,
-    "text": (
-      "Answer the question about the world with a short fact: the name of a place, a people, a"
-      " language or a currency."
-    ),  # the prompt starts as the embeddings of this; empty: random tokens
-  })
-  config.train = ConfigDict({
-    "steps": 100,
-    "batch_size": 32,
-    "accumulate": 1,  # microbatches a step
-    "log_every": 10,
-    "validate_every": 25,
-    "validate_examples": 256,
-    "checkpoint_every": 25,
-    "learning_rate": {"prompt": 0.02, "first_prompt": 0.02, "connector": 3e-4},
-    "warmup_steps": 10,
-    "final_fraction": 0.1,  # of the peak rate, at the end of the cosine
-    "weight_decay": 0.01,
-    "clip_norm": 1.0,
-  })
+  config.data = ConfigDict(
+    {
+      "train": "world_facts/train",  # tfds:NAME/SPLIT, a JSON-lines path, or a built-in name
+      "validation": "world_facts/validation",
+      "test": "world_facts/test",
+      "fields": (),  # ("question=query", ...): a source's own field names
+      "template": "plain",  # plain, chat, or a text with {question} in it
+      "lengths": (32, 64, 128, 256),  # texts are padded to the first of these that holds them
+    }
+  )
+  config.prompt = ConfigDict(
+    {
+      "length": 16,
+      "text": (
+        "Answer the question about the world with a short fact: the name of a place, a people, a"
+        " language or a currency."
+      ),  # the prompt starts as the embeddings of this; empty: random tokens
+    }
+  )
+  config.train = ConfigDict(
+    {
+      "steps": 100,
+      "batch_size": 32,
+      "accumulate": 1,  # microbatches a step
+      "log_every": 10,
+      "validate_every": 25,
+      "validate_examples": 256,
+      "checkpoint_every": 25,
+      "patience": 0,  # validations without a better loss after which a stage ends; 0: never
+      "learning_rate": {"prompt": 0.02, "first_prompt": 0.02, "connector": 3e-4},
+      "warmup_steps": 10,
+      "final_fraction": 0.1,  # of the peak rate, at the end of the cosine
+      "weight_decay": 0.01,
+      "clip_norm": 1.0,
+    }
+  )
   config.evaluate = ConfigDict({"max_examples": 500, "max_new_tokens": 16, "batch_size": 64})
   config.predict = ConfigDict({"input": "-"})  # questions: a file, or - for standard input
   config.export = ConfigDict({"folder": "", "format": "adapter"})  # adapter or peft

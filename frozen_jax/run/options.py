@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from frozen_jax.core.errors import UserError
@@ -84,7 +84,7 @@ def _overlay(base: Options, over: Mapping[str, Any], where: str) -> Options:
   return base
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = ""):
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
       yield from _dotted(value, f"{prefix}{key}.")

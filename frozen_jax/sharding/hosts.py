@@ -3,6 +3,7 @@
 Every host runs the same program; `start` must come before anything that touches a device.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,7 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
     UserError: some of the three variables are missing or malformed, or the others never came.
   """
   env = os.environ if environment is None else environment
-  arguments = _arguments(env)
+  arguments = arguments_of(env)
   if arguments is None:
     return False
   jax.config.update("jax_cpu_collectives_implementation", "gloo")  # does nothing on TPU and GPU
@@ -55,7 +56,7 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
   return jax.process_count() > 1
 
 
-def _arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
+def arguments_of(env: Mapping[str, str]) -> dict[str, Any] | None:
   """What `jax.distributed.initialize` is called with; None for a single process."""
   given = [name for name in EXPLICIT if env.get(name)]
   if given and len(given) < len(EXPLICIT):
@@ -112,6 +113,45 @@ def barrier(name: str, timeout: int = WAIT_SECONDS) -> None:
     ) from error
 
 
+def put(tree: Any, shardings: Any) -> Any:
+  """`jax.device_put` that also reaches devices of other hosts.
+
+  Args:
+    tree: arrays that every host holds whole and with the same values, or that are global already.
+    shardings: one for all, or a tree of them.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(_put_leaf, tree, shardings)
+
+
+def _put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  held_here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+  if sharding.is_fully_addressable or not held_here:
+    return jax.device_put(leaf, sharding)
+  if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    bits = _put_leaf(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+  whole = np.asarray(leaf)
+  return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+  """What each host passes, in the order of the hosts, on every host."""
+  if jax.process_count() == 1:
+    return [data]
+  from jax.experimental import multihost_utils
+
+  length = int(np.max(multihost_utils.process_allgather(np.int32(len(data) + 4))))
+  padded = np.zeros(length, np.uint8)
+  framed = len(data).to_bytes(4, "little") + data
+  padded[: len(framed)] = np.frombuffer(framed, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded))  # [hosts, length]
+  sizes = [int.from_bytes(row[:4].tobytes(), "little") for row in rows]
+  return [row[4 : 4 + size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+@functools.cache
 def host_shard(mesh: Mesh) -> tuple[int, int]:
   """`(index, count)`: this host loads part `index` of `count` equal parts of every batch.
 

@@ -181,7 +181,7 @@ fil Filipino|Tagalog
 fj Fijian
 fr French
 ga Irish|Gaelic|Irish Gaelic
-gil Gilbertese|Kiribati
+gil Gilbertese
 gn Guarani|Guaraní
 he Hebrew
 hi Hindi

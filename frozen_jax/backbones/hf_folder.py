@@ -1,0 +1,133 @@
+"""A folder as `save_pretrained` of transformers writes it -> config and tensors.
+
+config.json and one or many safetensors files. Only the parts of a tensor that are asked for are
+read, so that a process of a large mesh reads the bytes of its own shards. Pickled weights are
+refused: reading a pickle runs whatever code is in it.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from frozen_jax.backbones import families
+from frozen_jax.backbones.assemble import Index
+from frozen_jax.core.errors import UserError
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_NESTED = ("rope_parameters", "rope_scaling")  # settings that are themselves objects
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class HFFolder:
+  """An opened folder: `family`, `config`, and its tensors as `assemble.Stored`.
+
+  Raises:
+    UserError: no config.json, no safetensors file, a file that is listed and not there or cut
+      short, a setting that is not understood, tensors that are not floating point.
+  """
+
+  form: families.Format = "hf"
+  sliced = True
+
+  def __init__(self, folder: pathlib.Path):
+    self.where = str(folder)
+    settings = read_json(folder / "config.json")
+    self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
+    self.config = families.read_config(
+      self.family.hf, _flat(settings), f"{folder}/config.json", extra={}
+    )
+    self._files: dict[str, Any] = {}  # tensor name -> the opened file that holds it
+    self._types: dict[str, str] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+      self._add(path)
+    odd = sorted(name for name, kind in self._types.items() if kind not in _FLOATS)
+    if odd:
+      raise UserError(
+        f"{folder}: {len(odd)} tensors are not floating point numbers ({odd[0]} is stored as "
+        f"{self._types[odd[0]]}); save the model without quantisation"
+      )
+
+  def read(self, name: str, index: Index) -> np.ndarray:
+    """A part of a tensor in its stored type."""
+    return self._files[name].get_slice(name)[index]
+
+  def identity(self, name: str) -> tuple[str, np.ndarray]:
+    data = np.ascontiguousarray(self._files[name].get_tensor(name))
+    return self._types[name], data.reshape(-1).view(np.uint8)
+
+  def _add(self, path: pathlib.Path) -> None:
+    try:
+      opened = safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+      reason = str(error).splitlines()[0]
+      raise UserError(
+        f"{path} is not a whole safetensors file ({reason}); it was cut short or damaged: "
+        "get it again"
+      ) from None
+    for name in opened.keys():  # noqa: SIM118 (the file is no mapping)
+      if name in self._files:
+        raise UserError(
+          f"{path} holds the tensor {name} a second time; which one counts is unclear"
+        )
+      part = opened.get_slice(name)
+      self._files[name] = opened
+      self._types[name] = part.get_dtype()
+      self.shapes[name] = tuple(part.get_shape())
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a JSON file.
+
+  Raises:
+    UserError: no such file, or no JSON object in it.
+  """
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{path.parent} has no {path.name}; a model folder needs one") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"cannot read {path}: {error}".replace("\n", " ")) from None
+  if not isinstance(found, dict):
+    raise UserError(f"{path} does not hold a JSON object; get the file again")
+  return found
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+  """The settings with the nested ones as `outer.inner`."""
+  flat = {}
+  for key, value in settings.items():
+    if key in _NESTED and isinstance(value, dict):
+      flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of the model: as the index lists them, else those that there are."""
+  index = folder / "model.safetensors.index.json"
+  if index.is_file():
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+      raise UserError(f"{index} has no weight_map of file names; get the file again")
+    files = [folder / pathlib.PurePath(name).name for name in sorted(set(listed.values()))]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+      raise UserError(f"{folder} lacks {', '.join(absent)}, which its index lists; get them again")
+    return files
+  if (folder / "model.safetensors").is_file():
+    return [folder / "model.safetensors"]
+  files = sorted(folder.glob("*.safetensors"))
+  if not files:
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+      raise UserError(
+        f"{folder} holds its weights as {pickled[0]}, a pickle, which may run any code when it is "
+        "read; convert it with transformers: model.save_pretrained(folder) writes safetensors"
+      )
+    raise UserError(f"{folder} holds no .safetensors file; a model folder needs at least one")
+  return files

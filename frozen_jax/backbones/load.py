@@ -1,0 +1,116 @@
+"""`load_decoder`: a frozen decoder by name, wherever its weights lie."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from frozen_jax.backbones import assemble, fetch, fingerprint, hub
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.gguf_file import GGUFFile
+from frozen_jax.backbones.hf_folder import HFFolder
+from frozen_jax.core.errors import UserError
+from frozen_jax.text import tokenizer as tokenizers
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoder:
+  """A frozen decoder: what it is called, its sizes, its weights, its words, and who it is.
+
+  params: the tree of `decoder.param_shapes(config)`. tokenizer: a `PreTrainedTokenizerFast` with
+  chat template and bos, eos and pad ids, or None where the model came without one. fingerprint:
+  64 hex digits that name the stored weights (see `fingerprint`).
+  """
+
+  name: str
+  config: DecoderConfig
+  params: dict[str, Any]
+  tokenizer: Any | None
+  fingerprint: str
+
+
+def load_decoder(
+  name: str,
+  dtype: str = "float32",
+  mesh: Mesh | None = None,
+  quantize: str | None = None,
+  progress: bool = True,
+) -> Decoder:
+  """Loads a frozen decoder.
+
+  Args:
+    name: a built-in name (`fetch.BUILT_IN`), a folder with config.json and safetensors files, a
+      .gguf file, or `hf:owner/name[@revision]`.
+    dtype: the type of the weights in memory, "float32" or "bfloat16".
+    mesh: where the weights lie, by `sharding.rules`; None is the default device.
+    quantize: None; other values are not supported yet.
+    progress: whether what takes more than a moment shows a bar on standard error.
+
+  Raises:
+    UserError: no such model, or its files are incomplete, damaged or not understood.
+  """
+  if quantize is not None:
+    raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
+  kind = _dtype(dtype)
+  path = _find(str(name), progress)
+  stored: GGUFFile | HFFolder
+  if path.is_dir():
+    stored = HFFolder(path)
+    words = tokenizers.from_folder(path, stored.config.vocab_size)
+  else:
+    stored = GGUFFile(path)
+    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  leaves = assemble.plan(stored.config, stored.family, stored.form)
+  digests = _checked(leaves, stored, progress)
+  params = assemble.build(leaves, stored, kind, mesh, progress)
+  return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
+
+
+def _dtype(dtype: Any) -> np.dtype:
+  with contextlib.suppress(TypeError):
+    kind = jnp.dtype(dtype)
+    if kind.name in DTYPES:
+      return kind
+  raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
+
+
+def _checked(
+  leaves: list[assemble.Leaf], stored: GGUFFile | HFFolder, progress: bool
+) -> dict[str, str]:
+  """The digests of the tensors, once it is known that they are this model's and no other's."""
+  (head,) = [getattr(key, stored.form) for key in stored.family.keys if key.path == "head/kernel"]
+  (table,) = [getattr(key, stored.form) for key in stored.family.keys if key.path == "embed/tokens"]
+  # Some files of tied models store the table a second time, as the head.
+  twice = stored.config.tied and head in stored.shapes
+  spare = [re.escape(head)] if twice else []
+  assemble.check(leaves, stored, [*stored.family.derived, *spare])
+  digests = fingerprint.digests(stored, progress)
+  if twice and digests[head] != digests[table]:
+    raise UserError(
+      f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
+      "tie_word_embeddings to what the model was trained with"
+    )
+  return digests
+
+
+def _find(name: str, progress: bool) -> pathlib.Path:
+  if name in fetch.BUILT_IN:
+    return fetch.fetch(name, progress)
+  if name.startswith(hub.PREFIX):
+    return hub.fetch(name, progress)
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    return path
+  if path.is_file():
+    raise UserError(f"{path} is no .gguf file; give a .gguf file or the folder with the model")
+  raise UserError(
+    f"there is no model {name!r}: it is neither a built-in name ({', '.join(fetch.BUILT_IN)}), a "
+    "folder with config.json and safetensors files, a .gguf file, nor hf:owner/name"
+  )

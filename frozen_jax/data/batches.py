@@ -1,0 +1,202 @@
+"""From encoded examples to padded batches: order, epochs, sharding by host and exact resume.
+
+Grain decides the order: all examples in a random order that is another in each epoch, endlessly.
+It is an order of the whole job: each batch is first defined for all hosts together, then each host
+takes its rows, so any number of hosts trains on the same batches.
+
+Shapes. A batch of [B, T] and [B, M] is compiled for each pair (T, M) that occurs, so these are few:
+T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
+least 4) that holds its most targets, and never below what half of all batches need. Both are taken
+over the rows of all hosts, which need equal shapes; so each host tokenises the whole batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Batch
+from frozen_jax.data.rows import Rows
+from frozen_jax.data.sources import Example
+from frozen_jax.data.tasks import Encoded, Task
+
+_LEAST_TARGETS = 4
+_SAMPLED = 512  # examples looked at for the usual number of targets
+_AHEAD = 4  # batches made ahead, in a thread
+
+_Counts = dict[str, int]
+
+
+class TrainingBatches:
+  """An endless iterator of this host's rows of the batches; its position can be taken and set.
+
+  An example that is longer than the last of the task's lengths is skipped: the next one of the
+  source that fits takes its place. `counts` says how often that happened up to the last batch
+  given out ("skipped"), in the batches of all hosts.
+  """
+
+  def __init__(
+    self, source: Rows[Example], task: Task, batch_size: int, seed: int, shard: tuple[int, int]
+  ):
+    host, hosts = shard
+    if batch_size < 1 or batch_size % hosts:
+      raise UserError(
+        f"a batch of {batch_size} rows cannot be dealt to {hosts} hosts; choose a multiple of it"
+      )
+    self._task = task
+    self._items = task.prepare(source)
+    self._name = getattr(source, "name", "the data")
+    self._least = self._usual_targets(batch_size)
+    rows = batch_size // hosts
+    self._mine = slice(host * rows, (host + 1) * rows)
+    # Grain sees positions alone: a skipped example needs its neighbours.
+    order = grain.MapDataset.range(len(self._items)).seed(seed % 2**32).shuffle().repeat()
+    made = order.batch(batch_size, batch_fn=list).map(self._make)
+    self._iterator = iter(made.to_iter_dataset(grain.ReadOptions(1, _AHEAD)))
+    self.counts: _Counts = {"skipped": 0}
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    batch, skipped = next(self._iterator)
+    self.counts["skipped"] += skipped
+    return batch
+
+  def get_state(self) -> dict[str, Any]:
+    """The position as plain JSON values."""
+    return {
+      "order": self._iterator.get_state(),
+      "examples": len(self._items),
+      "counts": dict(self.counts),
+    }
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to a position; UserError if the data has since changed its size."""
+    if state["examples"] != len(self._items):
+      raise UserError(
+        f"{self._name} has {len(self._items)} examples now and had {state['examples']} when the run"
+        " was saved; give it the same data, or start in another workdir"
+      )
+    self._iterator.set_state(dict(state["order"]))
+    self.counts = dict(state["counts"])
+
+  def _make(self, positions: Sequence[int]) -> tuple[Batch, int]:
+    found = [self._fitting(int(position)) for position in positions]
+    batch = pad([encoded for encoded, _ in found], self._task.lengths, self._least)
+    return _rows(batch, self._mine), sum(skipped for _, skipped in found)
+
+  def _fitting(self, position: int) -> tuple[Encoded, int]:
+    """The example there, or the next one that fits, and how many were skipped."""
+    for skipped in range(len(self._items)):
+      encoded = self._task.encode(self._items[(position + skipped) % len(self._items)])
+      if len(encoded.tokens) <= self._task.lengths[-1]:
+        return encoded, skipped
+    raise UserError(
+      f"every example of {self._name} is longer than {self._task.lengths[-1]} tokens; raise"
+      " data.lengths"
+    )
+
+  def _usual_targets(self, batch_size: int) -> int:
+    """M that about half of all batches do not exceed, by a sample spread over the examples."""
+    step = max(1, len(self._items) // _SAMPLED)
+    sample = (self._task.encode(self._items[i]) for i in range(0, len(self._items), step))
+    limit = self._task.lengths[-1]
+    counts = [len(one.tokens) - one.target_start for one in sample if len(one.tokens) <= limit]
+    usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
+    return targets_bucket(int(usual))
+
+
+class ScoringBatches:
+  """A finite sequence of batches over the first examples of a source, to score them.
+
+  Rows are sorted by length, so that few are padded far; the last batch is filled up with empty rows
+  (mask and target_mask 0). Examples longer than the task's last length are left out and counted in
+  `counts["skipped"]`.
+  """
+
+  def __init__(
+    self, source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
+  ):
+    items = task.prepare(source)
+    size = len(items) if max_examples is None else min(max_examples, len(items))
+    rows = [task.encode(items[index]) for index in range(size)]
+    fitting = [row for row in rows if len(row.tokens) <= task.lengths[-1]]
+    if not fitting:
+      raise UserError(
+        f"none of {size} examples of {getattr(source, 'name', 'the data')} fits into"
+        f" {task.lengths[-1]} tokens; raise data.lengths"
+      )
+    self.counts: _Counts = {"skipped": size - len(fitting)}
+    self._rows = sorted(fitting, key=lambda row: len(row.tokens))
+    self._lengths, self._size = task.lengths, max(batch_size, 1)
+    most = max(len(row.tokens) - row.target_start for row in fitting)
+    self._least = min(targets_bucket(most), 16)
+
+  def __len__(self) -> int:
+    return -(-len(self._rows) // self._size)
+
+  def __iter__(self) -> Iterator[Batch]:
+    for start in range(0, len(self._rows), self._size):
+      chosen = self._rows[start : start + self._size]
+      yield pad(chosen, self._lengths, self._least, self._size)
+
+
+def training_batches(
+  source: Rows[Example],
+  task: Task,
+  batch_size: int,
+  seed: int = 0,
+  shard: tuple[int, int] = (0, 1),
+) -> TrainingBatches:
+  """Endless batches for training; `batch_size` counts the rows of all hosts, `shard` is (this
+  host's index, number of hosts). Equal arguments give equal batches.
+  """
+  return TrainingBatches(source, task, batch_size, seed, shard)
+
+
+def scoring_batches(
+  source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
+) -> ScoringBatches:
+  """Batches over the first `max_examples` examples (of text: windows), the same on every host."""
+  return ScoringBatches(source, task, batch_size, max_examples)
+
+
+def pad(
+  rows: Sequence[Encoded], lengths: Sequence[int], least_targets: int, size: int | None = None
+) -> Batch:
+  """Encoded rows as arrays of int32, padded on the right: tokens and mask [B, T], targets [B, M].
+
+  B is `size` (default: as many as rows); rows beyond the given ones are empty.
+  """
+  longest = max(len(row.tokens) for row in rows)
+  width = next(length for length in lengths if length >= longest)
+  most = max(len(row.tokens) - row.target_start for row in rows)
+  shape = (size or len(rows), max(targets_bucket(most), least_targets))
+  tokens, mask = (np.zeros((shape[0], width), np.int32) for _ in range(2))
+  positions, ids, target_mask = (np.zeros(shape, np.int32) for _ in range(3))
+  for row, (text, start) in enumerate(rows):
+    count = len(text) - start
+    tokens[row, : len(text)] = text
+    mask[row, : len(text)] = 1
+    positions[row, :count] = np.arange(start - 1, len(text) - 1)
+    ids[row, :count] = text[start:]
+    target_mask[row, :count] = 1
+  return {
+    "tokens": tokens,
+    "mask": mask,
+    "target_positions": positions,
+    "target_ids": ids,
+    "target_mask": target_mask,
+  }
+
+
+def targets_bucket(count: int) -> int:
+  """The smallest power of two, at least 4, that is not below `count`."""
+  return max(_LEAST_TARGETS, 1 << max(count - 1, 0).bit_length())
+
+
+def _rows(batch: Batch, chosen: slice) -> Batch:
+  return {name: value[chosen] for name, value in batch.items()}

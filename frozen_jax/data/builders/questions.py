@@ -1,0 +1,185 @@
+"""The questions asked about each country: relations, phrasings and accepted answers.
+
+One-hop relations ask for a fact of a named country, or for the country of a fact; two-hop ones name
+the country by its capital or its people. Every relation has phrasings that all splits share; some
+have one that only training sees (variety) and one that only the test sees (is the fact known, or
+the sentence?).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from frozen_jax.data.builders.countries import SPLITS, Country, countries, mentions
+
+Example = dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+  """What is asked: the phrasings of each kind and the field of Country that holds the answers.
+
+  Phrasings are str.format texts over `country`, `capital` and `demonym`.
+  """
+
+  name: str
+  answers: str
+  shared: tuple[str, ...]
+  train: tuple[str, ...] = ()
+  test: tuple[str, ...] = ()
+
+
+_OF_CAPITAL = "the country whose capital is {capital}"
+
+RELATIONS = (
+  Relation(
+    "capital",
+    "capitals",
+    shared=("What is the capital of {country}?", "Which city is the capital of {country}?"),
+    test=("Name the capital city of {country}.",),
+  ),
+  Relation(
+    "country_of_capital",
+    "names",
+    shared=(
+      "Which country has {capital} as its capital?",
+      "{capital} is the capital of which country?",
+    ),
+    test=("Of which country is {capital} the capital?",),
+  ),
+  Relation(
+    "continent",
+    "continents",
+    shared=("On which continent is {country}?", "Which continent is {country} part of?"),
+  ),
+  Relation(
+    "subregion",
+    "subregions",
+    shared=("In which part of the world is {country}?",),
+    train=("Which region of the world does {country} belong to?",),
+  ),
+  Relation(
+    "demonym",
+    "demonyms",
+    shared=("What do you call a person from {country}?",),
+    train=("What are the people of {country} called?",),
+    test=("Someone who comes from {country} is called what?",),
+  ),
+  Relation(
+    "country_of_demonym",
+    "names",
+    shared=("From which country does someone who is {demonym} come?",),
+    train=("Which country are {demonym} people from?",),
+  ),
+  Relation(
+    "currency",
+    "currencies",
+    shared=("What is the currency of {country}?", "Which currency is used in {country}?"),
+    test=("What money do people pay with in {country}?",),
+  ),
+  Relation(
+    "language",
+    "languages",
+    shared=(
+      "What is an official language of {country}?",
+      "Which language is spoken in {country}?",
+    ),
+  ),
+  Relation(
+    "capital_to_continent",
+    "continents",
+    shared=(f"On which continent is {_OF_CAPITAL}?",),
+    train=("On which continent is the city of {capital}?",),
+  ),
+  Relation(
+    "capital_to_subregion",
+    "subregions",
+    shared=(f"In which part of the world is {_OF_CAPITAL}?",),
+  ),
+  Relation(
+    "capital_to_currency",
+    "currencies",
+    shared=(f"What is the currency of {_OF_CAPITAL}?",),
+    train=(f"Which currency is used in {_OF_CAPITAL}?",),
+    test=("What money do people pay with in {capital}?",),
+  ),
+  Relation(
+    "capital_to_language",
+    "languages",
+    shared=(f"What is an official language of {_OF_CAPITAL}?",),
+    train=("Which language is spoken in {capital}?",),
+  ),
+  Relation(
+    "capital_to_demonym",
+    "demonyms",
+    shared=(f"What do you call a person from {_OF_CAPITAL}?",),
+  ),
+  Relation(
+    "demonym_to_capital",
+    "capitals",
+    shared=("What is the capital of the country whose people are called {demonym}?",),
+  ),
+)
+_FROM_CAPITAL = tuple(one.name for one in RELATIONS if one.name.startswith("capital_to_"))
+
+
+def questions(split: str) -> Iterator[Example]:
+  """The examples {"id", "question", "answers"} of train, validation or test, by country.
+
+  An id is "ISO code/relation/number of the phrasing". Questions are left out whose answer the
+  country lacks, that give the answer away, or whose first hop fits two countries; so are answers
+  that name a country of another split, and questions that then have none.
+  """
+  elsewhere = frozenset(
+    name for country in countries() if country.split != split for name in country.names
+  )
+  for country in countries():
+    if country.split != split:
+      continue
+    for relation in RELATIONS:
+      yield from _ask(country, relation, split, elsewhere)
+
+
+def _ask(
+  country: Country, relation: Relation, split: str, elsewhere: frozenset[str]
+) -> Iterator[Example]:
+  answers = _answers(country, relation)
+  answers = [answer for answer in answers if not mentions(answer, elsewhere)]
+  if not answers or not _is_telling(country, relation):
+    return
+  values = {
+    "country": country.spoken,
+    "capital": country.capitals[0],
+    "demonym": country.demonyms[0] if country.demonyms else "",
+  }
+  extra = {SPLITS[0]: relation.train, SPLITS[2]: relation.test}.get(split, ())
+  everything = relation.shared + relation.train + relation.test
+  for phrasing in relation.shared + extra:
+    question = phrasing.format(**values)
+    question = question[0].upper() + question[1:]
+    if not mentions(question, elsewhere):
+      yield {
+        "id": f"{country.code}/{relation.name}/{everything.index(phrasing)}",
+        "question": question,
+        "answers": answers,
+      }
+
+
+def _answers(country: Country, relation: Relation) -> list[str]:
+  if relation.name == "country_of_demonym":  # every country whose people are called so
+    same = [one for one in countries() if one.demonyms[:1] == country.demonyms[:1]]
+    return list(dict.fromkeys(name for one in same for name in one.names))
+  return list(getattr(country, relation.answers))
+
+
+def _is_telling(country: Country, relation: Relation) -> bool:
+  """Whether the question names one country, and does not give the answer away."""
+  if relation.name in ("country_of_capital", *_FROM_CAPITAL):
+    return country.capitals[0] not in country.names
+  if relation.name not in ("country_of_demonym", "demonym_to_capital"):
+    return True
+  same = [one.code for one in countries() if one.demonyms[:1] == country.demonyms[:1]]
+  if not country.demonyms or country.demonyms[0] in country.names:
+    return False
+  if relation.name == "demonym_to_capital":
+    return same == [country.code]
+  return same[0] == country.code  # asked once for all of them

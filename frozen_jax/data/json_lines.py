@@ -1,0 +1,91 @@
+"""JSON-lines files as random-access sequences; plain files are mapped, not read, into memory."""
+
+import gzip
+import json
+import mmap
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from frozen_jax.core.errors import UserError
+
+_CHECKED_AT_ONCE = 100_000  # lines
+
+
+class JsonLines:
+  """The objects of a .jsonl or .jsonl.gz file, by position; blank lines do not count.
+
+  One pass at the start notes where each line begins. A plain file stays on disk; a .gz file is
+  unpacked into memory, since it has no random access. The first 100,000 lines are parsed at once,
+  so that a mistake shows before anything runs; later ones when they are read. Raises UserError
+  for a missing, empty or damaged file and, with the line's number, for a line that is no JSON
+  object.
+  """
+
+  def __init__(self, path: str | pathlib.Path):
+    self.path = pathlib.Path(path)
+    self._bytes = _contents(self.path)
+    self._starts, self._numbers = _index(self._bytes)
+    if not len(self._starts):
+      raise UserError(f"{self.path} holds no examples; give a file with one JSON object a line")
+    for index in range(min(len(self), _CHECKED_AT_ONCE)):
+      self[index]
+
+  def __len__(self) -> int:
+    return len(self._starts)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    start = int(self._starts[index])
+    end = self._bytes.find(b"\n", start)
+    return parse_line(self._bytes[start : end if end >= 0 else None], self.where(index))
+
+  def where(self, index: int) -> str:
+    """The place of an example for messages: `FILE, line N`."""
+    return f"{self.path}, line {self._numbers[index]}"
+
+
+def parse_line(line: bytes | str, where: str) -> dict[str, Any]:
+  """One line's JSON object; UserError that names `where` if it is none."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8 text"
+    raise UserError(f"{where}: malformed JSON ({reason}); mend or remove that line") from error
+  if not isinstance(row, dict):
+    raise UserError(f"{where}: a JSON {type(row).__name__}, not an object; write {{...}} there")
+  return row
+
+
+def _contents(path: pathlib.Path) -> bytes | mmap.mmap:
+  try:
+    if path.name.endswith(".gz"):
+      with gzip.open(path) as packed:
+        return packed.read()
+    with path.open("rb") as file:
+      if not path.stat().st_size:
+        return b""
+      return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(f"there is no file {path}; check the path") from error
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise UserError(f"{path} is a damaged or truncated gzip file; fetch it anew") from error
+  except OSError as error:
+    raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
+
+
+def _index(contents: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
+  """Where the non-blank lines begin and their numbers (from 1)."""
+  starts, numbers = [], []
+  start, number, size = 0, 1, len(contents)
+  while start < size:
+    end = contents.find(b"\n", start)
+    end = size if end < 0 else end
+    if contents[start:end].strip():
+      starts.append(start)
+      numbers.append(number)
+    start, number = end + 1, number + 1
+  return np.array(starts, np.int64), np.array(numbers, np.int64)

@@ -1,0 +1,108 @@
+"""A trained adapter on its frozen LM: reading it from a workdir or an export, and using it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Method, Tree
+from frozen_jax.data.tasks import question_prompt
+from frozen_jax.evaluation.generation import Sampling, generate_ids
+from frozen_jax.export.adapter_folder import DESCRIPTION, read_adapter, write_adapter
+from frozen_jax.methods import METHODS
+from frozen_jax.run.frozen_lm import FrozenLM
+
+FOLDER = "adapter"  # within a workdir
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapter:
+  """A method with its trained numbers, on the frozen LM that it was trained on.
+
+  trained: the tree the last stage trained; fixed: small trees that it used and did not train (the
+  tuned prompt of a recursion's first pass); options: the experiment's, as resolved.
+  """
+
+  lm: FrozenLM
+  method: Method
+  trained: Tree
+  fixed: Tree
+  options: Mapping[str, Any]
+
+  @property
+  def frozen(self) -> Tree:
+    """What the method's functions take as `frozen`."""
+    return {"lm": self.lm.params, "fixed": self.fixed}
+
+  def generate(
+    self,
+    texts: Sequence[str],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    num_samples: int = 1,
+    seed: int = 0,
+  ) -> list[str] | list[list[str]]:
+    """Answers questions, each put into the template that the adapter was trained with.
+
+    Greedy at temperature 0. Returns a list of str, or with `num_samples` above 1 a list of lists.
+    Raises UserError for a question longer than the model's context.
+    """
+    if isinstance(texts, str):
+      raise UserError("generate takes a list of texts; put the one text into a list")
+    if num_samples < 1:
+      raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+    template = self.options["data"]["template"]
+    prompts = [question_prompt(self.lm.tokenizer, template, text) for text in texts]
+    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    batch_size = self.options["evaluate"]["batch_size"]
+    new = generate_ids(
+      self.method, self.trained, self.frozen, self.lm, repeated, sampling, batch_size
+    )
+    decoded = [self.lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
+    if num_samples == 1:
+      return decoded
+    return [decoded[i : i + num_samples] for i in range(0, len(decoded), num_samples)]
+
+  def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+    """Writes `adapter.json` and `adapter.safetensors`, which `load_adapter` reads."""
+    info = {
+      "method": self.options["method"],
+      "model": self.lm.name,
+      "frozen_fingerprint": self.lm.fingerprint,
+      "options": dict(self.options),
+    }
+    return write_adapter(folder, {"trained": self.trained, "fixed": self.fixed}, info)
+
+
+def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> Adapter:
+  """Reads a workdir whose run is complete, or an exported adapter, onto its frozen LM.
+
+  Raises UserError where there is none, where it is damaged, or for another frozen LM.
+  """
+  tree, info = read_stored(path)
+  if info["frozen_fingerprint"] != lm.fingerprint:
+    raise UserError(
+      f"the adapter in {path} belongs to another base model ({info['model']}, fingerprint"
+      f" {info['frozen_fingerprint'][:12]}); this one is {lm.name} ({lm.fingerprint[:12]}): load"
+      " the model it was trained on"
+    )
+  tree = jax.tree.map(jnp.asarray, tree)
+  options = info["options"]
+  method = METHODS[options["method"]](lm, options)
+  return Adapter(lm, method, tree.get("trained", {}), tree.get("fixed", {}), options)
+
+
+def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The stored tree and description of a workdir or an exported folder; UserError without one."""
+  path = pathlib.Path(path)
+  for folder in (path / FOLDER, path):
+    if (folder / DESCRIPTION).exists():
+      return read_adapter(folder)
+  if not path.exists():
+    raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
+  raise UserError(f"no adapter in {path}; let the training run there come to its end first")

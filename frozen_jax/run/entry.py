@@ -1,0 +1,232 @@
+"""The four entries of a run: train, evaluate, predict, export; each takes a config and a workdir."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
+from frozen_jax.data.sources import read_questions
+from frozen_jax.data.tasks import QuestionTask
+from frozen_jax.export.peft import write_peft_prompt
+from frozen_jax.run import options as experiment
+from frozen_jax.run import report, workdir
+from frozen_jax.run.adapter import FOLDER, Adapter, load_adapter, read_stored
+from frozen_jax.run.frozen_lm import FrozenLM, load_frozen
+from frozen_jax.run.interrupt import stoppable
+from frozen_jax.run.scores import answer, compared, prediction_rows, score
+from frozen_jax.run.stages import System, run_stage
+from frozen_jax.sharding.checksum import checksum
+from frozen_jax.sharding.hosts import barrier, is_first_host
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.training.metrics import MetricsWriter, read_metrics
+
+Results = dict[str, Any]
+
+
+def train(config: Any, folder: str | pathlib.Path) -> Results:
+  """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
+
+  Run again, it goes on where it was, or returns the results of the complete run. Raises UserError
+  for whatever the user can mend, Interrupted when SIGTERM came.
+  """
+  options, folder = experiment.resolve(config), pathlib.Path(folder)
+  mesh = make_mesh(**options["mesh"])
+  workdir.claim(folder, options)
+  if (folder / workdir.RESULTS).exists():
+    results = workdir.read_json(folder / workdir.RESULTS)
+    _say(f"The run in {folder} is complete.", results["table"])
+    return results
+  begun = time.monotonic()
+  writer = MetricsWriter(folder, options["tensorboard"])
+  with stoppable() as progress:
+    lm = _load(options, mesh)
+    before = checksum(lm.params)
+    initial = _initial(options["init_from"], lm)
+    systems: dict[str, System] = {}
+    for name in options["order"]:
+      if experiment.stage_options(options, name)["train"]["steps"] > 0:
+        systems[name] = run_stage(name, options, lm, systems, initial, folder, writer)
+        progress.step = systems[name].history.steps
+    if not systems:
+      raise UserError("every stage has 0 steps; give at least one stage of config.order some")
+    *_, last = systems.values()
+    if is_first_host():
+      Adapter(lm, last.method, last.trained, last.fixed, last.options).save(folder / FOLDER)
+    rows, predictions = compared(systems, options, lm)
+    unchanged = checksum(lm.params) == before
+  writer.close()
+  results = _results(options, lm, systems, rows, unchanged)
+  results["seconds"] = round(time.monotonic() - begun, 3)
+  if is_first_host():
+    report.write_lines(folder / workdir.PREDICTIONS, predictions)
+    report.draw(folder / workdir.PLOT, read_metrics(folder), rows)
+    report.write_json(folder / workdir.RESULTS, results)
+  barrier("results written")
+  _say(results["table"])
+  return results
+
+
+def evaluate(config: Any, folder: str | pathlib.Path) -> Results:
+  """Scores the adapter of a complete run (or an exported one) on the config's `data.test`.
+
+  Writes predictions.jsonl and the figures into results.json; returns what that holds.
+  """
+  folder = pathlib.Path(folder)
+  adapter, options = _open(config, folder)
+  system = System(adapter.method, adapter.trained, adapter.fixed, options)
+  before = checksum(adapter.lm.params)
+  figures, predictions = score(system, adapter.lm)
+  path = folder / workdir.RESULTS
+  results = workdir.read_json(path) if path.exists() else {"method": options["method"]}
+  results |= {
+    "model": options["model"]["name"],
+    "metrics": results.get("metrics", {}) | figures,
+    "frozen_fingerprint": adapter.lm.fingerprint,
+    "frozen_unchanged": checksum(adapter.lm.params) == before,
+  }
+  if is_first_host():
+    report.write_lines(folder / workdir.PREDICTIONS, predictions)
+    report.write_json(path, results)
+  _say(report.table({options["method"]: figures}))
+  return results
+
+
+def predict(config: Any, folder: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Answers the questions of `predict.input` (a file, or - for standard input).
+
+  A question is a line of plain text, or a JSON object as in a data file. The answers are printed
+  as JSON lines and written to predictions.jsonl; returns them.
+  """
+  folder = pathlib.Path(folder)
+  adapter, options = _open(config, folder)
+  examples = _questions(options["predict"]["input"])
+  task = QuestionTask(adapter.lm.tokenizer, options["data"]["template"])
+  system = System(adapter.method, adapter.trained, adapter.fixed, options)
+  rows = prediction_rows(task, examples, answer(system, adapter.lm, task, examples))
+  if is_first_host():
+    report.write_lines(folder / workdir.PREDICTIONS, rows)
+    for row in rows:
+      print(json.dumps(row, ensure_ascii=False), flush=True)
+  return rows
+
+
+def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
+  """Writes the adapter of a complete run to `export.folder` (default: WORKDIR/export).
+
+  `export.format`: `adapter` (adapter.json + adapter.safetensors, which `load_adapter` reads) or
+  `peft` (a tuned prompt, which `peft.PeftModel.from_pretrained` reads).
+  """
+  folder = pathlib.Path(folder)
+  adapter, options = _open(config, folder)
+  target = pathlib.Path(options["export"]["folder"] or folder / "export")
+  kind = options["export"]["format"]
+  if kind == "adapter":
+    adapter.save(target)
+  elif kind == "peft":
+    if set(adapter.trained) != {"prompt"}:
+      raise UserError(
+        f"PEFT has no form for what {options['method']} trains ({', '.join(adapter.trained)}); it"
+        " takes a tuned prompt alone: use --config.export.format=adapter"
+      )
+    sizes = adapter.lm.config
+    write_peft_prompt(
+      target,
+      adapter.trained["prompt"]["vectors"],
+      adapter.lm.name,
+      sizes.width,
+      sizes.layers,
+      sizes.heads,
+    )
+  else:
+    raise UserError(f"export.format is {kind!r}; there are: adapter, peft")
+  _say(f"The {kind} is in {target}.")
+  return {"folder": str(target), "format": kind}
+
+
+def _questions(name: str) -> list[dict[str, Any]]:
+  """The questions of a file (or - for standard input)."""
+  if name == "-":
+    return read_questions(sys.stdin, "standard input")
+  try:
+    with open(name, encoding="utf-8") as lines:
+      return read_questions(lines, name)
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"cannot read {name} ({error}); give predict.input a text file, or -") from None
+
+
+def _load(options: experiment.Options, mesh: Any) -> FrozenLM:
+  model = options["model"]
+  return load_frozen(model["name"], model["dtype"], mesh, model["quantize"] or None)
+
+
+def _open(config: Any, folder: pathlib.Path) -> tuple[Adapter, experiment.Options]:
+  """The adapter of a workdir, with the last stage's options as the command gives them."""
+  options = experiment.resolve(config)
+  stage = experiment.stage_options(options, options["order"][-1])
+  read_stored(folder)  # says what is missing before the model is loaded
+  adapter = load_adapter(folder, _load(options, make_mesh(**options["mesh"])))
+  trained_with = {
+    key: adapter.options[key] for key in ("method", "prompt", "recursion") if key in adapter.options
+  }
+  trained_with["data"] = stage["data"] | {"template": adapter.options["data"]["template"]}
+  return adapter, stage | trained_with
+
+
+def _initial(init_from: str, lm: FrozenLM) -> Tree:
+  """The small trees of `init_from`, by key; the trained ones go before the fixed."""
+  if not init_from:
+    return {}
+  adapter = load_adapter(init_from, lm)
+  return {**adapter.fixed, **adapter.trained}
+
+
+def _results(
+  options: experiment.Options,
+  lm: FrozenLM,
+  systems: dict[str, System],
+  rows: dict[str, dict[str, float]],
+  unchanged: bool,
+) -> Results:
+  """What results.json holds, but for `seconds`."""
+  name, last = list(systems.items())[-1]
+  baseline = options["baseline"] if options["baseline"] in rows else "zero_shot"
+  return {
+    "method": last.options["method"],
+    "model": lm.name,
+    "metrics": rows[name] | {"tokens_per_second": last.history.tokens_per_second},
+    "baseline": {"name": baseline} | rows[baseline],
+    "rows": rows,
+    "frozen_fingerprint": lm.fingerprint,
+    "frozen_unchanged": unchanged,
+    "trainable_parameters": _size(last.trained),
+    "frozen_parameters": _size(lm.params),
+    "steps": last.history.steps,
+    "stages": {
+      key: {
+        "steps": system.history.steps,
+        "best_step": system.history.best_step,
+        "validation_loss": system.history.best_figures.get("loss"),
+        "seconds": round(system.history.seconds, 3),
+        "tokens_per_second": system.history.tokens_per_second,
+        "trainable_parameters": _size(system.trained),
+        "checkpoint_bytes": system.history.checkpoint_bytes,
+        "examples": dict(system.counts),
+      }
+      for key, system in systems.items()
+    },
+    "table": report.table(rows),
+  }
+
+
+def _size(tree: Tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _say(*lines: str) -> None:
+  if is_first_host():
+    print(*lines, sep="\n", flush=True)

@@ -1,0 +1,59 @@
+"""What a run leaves for people: the table, results.json, predictions.jsonl and report.png."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from frozen_jax.export import atomic
+
+COLUMNS = ("exact_match", "f1", "accuracy", "loss", "perplexity")
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+  """One line a system, one column a figure that any of them has; right-aligned text."""
+  columns = [name for name in COLUMNS if any(name in figures for figures in rows.values())]
+  width = max(len(name) for name in rows) + 2
+  lines = [" " * width + "".join(f"{name:>13}" for name in columns)]
+  for name, figures in rows.items():
+    cells = (f"{figures[c]:13.3f}" if c in figures else f"{'-':>13}" for c in columns)
+    lines.append(f"{name:<{width}}" + "".join(cells))
+  return "\n".join(lines)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Indented JSON, atomically."""
+  atomic.write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_lines(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """JSON lines, atomically."""
+  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  atomic.write_bytes(path, text.encode())
+
+
+def draw(path: pathlib.Path, lines: Sequence[Mapping[str, Any]], rows: Mapping[str, Any]) -> None:
+  """report.png: the loss curves of each stage, and the scores of the table as bars."""
+  from matplotlib.figure import Figure  # slow to import, and needed here alone
+
+  stages = list(dict.fromkeys(line["stage"] for line in lines if line["split"] == "train"))
+  figure = Figure(figsize=(4.2 * (len(stages) + 1), 3.6), layout="constrained")
+  axes = figure.subplots(1, len(stages) + 1, squeeze=False)[0]
+  for axis, stage in zip(axes, stages, strict=False):
+    for split, style in (("train", "-"), ("validation", "o--")):
+      points = [
+        (line["step"], line["loss"])
+        for line in lines
+        if line["stage"] == stage and line["split"] == split and line.get("loss") is not None
+      ]
+      if points:
+        axis.plot(*zip(*points, strict=True), style, label=split, markersize=4)
+    axis.set(title=f"stage {stage}", xlabel="step", ylabel="loss (nats per target)")
+    axis.legend()
+  score = "exact_match" if any("exact_match" in figures for figures in rows.values()) else "loss"
+  scored = {name: figures[score] for name, figures in rows.items() if score in figures}
+  bars = axes[-1].bar(list(scored), list(scored.values()))
+  axes[-1].bar_label(bars, fmt="%.1f" if score == "exact_match" else "%.3f")
+  axes[-1].set(title=f"test: {score.replace('_', ' ')}")
+  axes[-1].tick_params(axis="x", rotation=20)
+  figure.savefig(path, dpi=100)

@@ -1,0 +1,170 @@
+"""One stage of a run: its method, its data, its training, and what it hands to later stages."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Method, Tree
+from frozen_jax.data.batches import scoring_batches, training_batches
+from frozen_jax.data.sources import open_source
+from frozen_jax.data.tasks import make_task
+from frozen_jax.evaluation.likelihood import make_scorer
+from frozen_jax.methods import METHODS
+from frozen_jax.run import options as experiment
+from frozen_jax.run.frozen_lm import FrozenLM
+from frozen_jax.sharding.hosts import host_shard
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.place import make_place
+from frozen_jax.training.loop import Fit, FitOptions, fit
+from frozen_jax.training.metrics import MetricsWriter
+from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+
+# What of a stage's options its checkpoint does not depend on.
+_FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+  """A method with its trained and its fixed small trees: what is evaluated and exported."""
+
+  method: Method
+  trained: Tree
+  fixed: Tree
+  options: experiment.Options
+  fit: Fit | None = None  # how it was trained, if it was
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # examples cut, skipped
+
+  @property
+  def history(self) -> Fit:
+    """How it was trained; only for what this run trained."""
+    if self.fit is None:
+      raise ValueError("this system was loaded, not trained")
+    return self.fit
+
+  def frozen(self, lm: FrozenLM) -> Tree:
+    """The `frozen` argument of the method's functions."""
+    return {"lm": lm.params, "fixed": self.fixed}
+
+
+def run_stage(
+  name: str,
+  options: experiment.Options,
+  lm: FrozenLM,
+  done: Mapping[str, System],
+  initial: Tree,
+  workdir: pathlib.Path,
+  writer: MetricsWriter,
+) -> System:
+  """Trains one stage, from its checkpoint where there is one.
+
+  done: the stages before it; initial: small trees of `init_from`, by key. A part of the trained
+  tree starts from the stage that `starts` names if that stage ran, else from `initial`, else fresh.
+  """
+  stage = experiment.stage_options(options, name)
+  train, mesh = stage["train"], make_mesh() if lm.mesh is None else lm.mesh
+  method = METHODS[stage["method"]](lm, stage)
+  init_key, key = jax.random.split(_stage_key(stage["seed"], name))
+  given = {**initial, **_taken(stage.get("starts", ()), done, initial, options)}
+  trained = _replaced(method.init(init_key), given, name)
+  fixed = _taken(stage.get("fixed", ()), done, initial, options)
+  missing = experiment.pairs(stage.get("fixed", ())).keys() - fixed.keys()
+  if missing:
+    raise UserError(
+      f"stage {name} holds {', '.join(missing)} fixed, but the stage that tunes it does not run and"
+      f" init_from has none; give one of them, or --config.stages.{name}.fixed='()'"
+    )
+  frozen = jax.device_put({"fixed": fixed}, jax.sharding.NamedSharding(mesh, jax.P()))
+  frozen["lm"] = lm.params
+
+  source = open_source(stage["data"]["train"], stage["data"]["fields"])
+  task = make_task(source, lm.tokenizer, stage["data"])
+  batches = training_batches(
+    source, task, train["batch_size"], seed=stage["seed"], shard=host_shard(mesh)
+  )
+  rates = {key: train["learning_rate"][key] for key in trained if key in train["learning_rate"]}
+  optimizer_options = OptimizerOptions(
+    learning_rate=rates,
+    **{key: train[key] for key in ("warmup_steps", "final_fraction", "weight_decay", "clip_norm")},
+  )
+  loop = FitOptions(
+    validate_first=True,
+    **{key: train[key] for key in ("steps", "accumulate", "log_every", "validate_every")},
+    checkpoint_every=train["checkpoint_every"],
+    patience=train["patience"],
+  )
+  result = fit(
+    method,
+    make_optimizer(optimizer_options, train["steps"]),
+    trained,
+    frozen,
+    batches,
+    stage=name,
+    options=loop,
+    key=key,
+    mesh=mesh,
+    workdir=workdir,
+    writer=writer,
+    config={key: value for key, value in stage.items() if key not in _FREE},
+    fingerprint=lm.fingerprint,
+    validate=_validator(method, frozen, lm, stage),
+  )
+  return System(method, result.best, fixed, stage, result, dict(batches.counts))
+
+
+def _validator(
+  method: Method, frozen: Tree, lm: FrozenLM, stage: experiment.Options
+) -> Callable[[Tree], Mapping[str, float]]:
+  data = stage["data"]
+  source = open_source(data["validation"], data["fields"])
+  task = make_task(source, lm.tokenizer, data)
+  score = make_scorer(method, make_place(lm.mesh))
+  rows, most = stage["evaluate"]["batch_size"], stage["train"]["validate_examples"]
+  batches = list(scoring_batches(source, task, min(rows, most), most))
+  return lambda trained: score(trained, frozen, batches)
+
+
+def _stage_key(seed: int, name: str) -> jax.Array:
+  """A random key of the stage's own, whatever stages run before it."""
+  key = jax.random.key(seed)
+  for byte in name.encode():
+    key = jax.random.fold_in(key, byte)
+  return key
+
+
+def _taken(
+  entries: Any, done: Mapping[str, System], initial: Tree, options: experiment.Options
+) -> Tree:
+  """("key=stage/part", ...) -> {key: that part of what the stage trained}.
+
+  Of a stage that does not run (0 steps, or not in the order) the part comes from `initial`, if
+  that has it.
+  """
+  parts = {}
+  for key, reference in experiment.pairs(entries).items():
+    stage, _, part = reference.partition("/")
+    if stage not in options["stages"]:
+      known = ", ".join(options["stages"])
+      raise UserError(f"{key}={reference} names no stage; config.stages has {known}")
+    source = done[stage].trained if stage in done else initial
+    if stage in done and part not in source:
+      raise UserError(f"{key}={reference}: stage {stage} trains {', '.join(source)}, not {part!r}")
+    found = key if stage not in done and key in source else part
+    if found in source:
+      parts[key] = source[found]
+  return parts
+
+
+def _replaced(fresh: Tree, given: Tree, name: str) -> Tree:
+  """The fresh tree with its given parts in place; UserError where shapes do not agree."""
+  trained = {**fresh, **{key: given[key] for key in fresh if key in given}}
+  shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (fresh, trained)]
+  if shapes[0] != shapes[1]:
+    raise UserError(
+      f"stage {name} cannot start from what is given: its sizes differ from the config's prompt and"
+      " recursion sizes; give it the config that trained it"
+    )
+  return trained

@@ -1,0 +1,1 @@
+"""Floor 1: tokenizers, question templates and the comparison of answers."""

@@ -1,0 +1,53 @@
+"""How a generated answer is compared with the accepted ones: the rules of SQuAD.
+
+Normalisation, exact match and F1 follow the official SQuAD evaluation (Rajpurkar et al., 2016),
+with two additions for text that is not ASCII: characters are first brought to Unicode's form NFKC
+(full-width letters, ligatures, accents typed as two characters), and all of Unicode's punctuation
+is removed, not ASCII's alone. Accents are kept: an answer without them is another string.
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ASCII_PUNCTUATION = frozenset(string.punctuation)
+
+
+def normalise(answer: str) -> str:
+  """Lower case, without punctuation and English articles, words separated by single spaces."""
+  text = unicodedata.normalize("NFKC", answer).lower()
+  text = "".join(character for character in text if not _is_punctuation(character))
+  return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+  """Whether the prediction equals one of the accepted answers once both are normalised."""
+  predicted = normalise(prediction)
+  return any(predicted == normalise(answer) for answer in answers)
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+  """The best word overlap with an accepted answer, harmonic mean of precision and recall, 0 to 1.
+
+  Words are those of the normalised texts, counted with multiplicity. Where either is empty, the
+  score is 1 if both are and 0 otherwise. Without any answer it is 0.
+  """
+  predicted = normalise(prediction).split()
+  return max((_overlap(predicted, normalise(answer).split()) for answer in answers), default=0.0)
+
+
+def _overlap(predicted: list[str], accepted: list[str]) -> float:
+  if not predicted or not accepted:
+    return float(predicted == accepted)
+  shared = sum((Counter(predicted) & Counter(accepted)).values())
+  if not shared:
+    return 0.0
+  precision, recall = shared / len(predicted), shared / len(accepted)
+  return 2 * precision * recall / (precision + recall)
+
+
+def _is_punctuation(character: str) -> bool:
+  return character in _ASCII_PUNCTUATION or unicodedata.category(character).startswith("P")

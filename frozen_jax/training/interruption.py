@@ -1,0 +1,81 @@
+"""SIGTERM: the request to stop, kept until the loop can save.
+
+With one process our own handler notes the signal. With several, JAX's preemption service does: it
+tells every host and lets them agree on the step at which all of them stop.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+
+
+class Stopped(BaseException):
+  """Raised out of work that may be dropped, such as a validation, when the signal comes.
+
+  No `Exception`, so that the work does not take it for a failure of its own.
+  """
+
+
+class StopRequest:
+  """Notes SIGTERM while it is entered as a context manager; the old handler comes back after it."""
+
+  def __init__(self) -> None:
+    self._noted = False
+    self._droppable = False
+    self._previous: Any = None
+    self._installed = False
+
+  def __enter__(self) -> "StopRequest":
+    alone = jax.process_count() == 1
+    if alone and threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGTERM, self._handle)
+      self._installed = True
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._installed:
+      signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+      self._installed = False
+
+  @property
+  def noted(self) -> bool:
+    """Whether this process has had the signal (with several processes: never by this way)."""
+    return self._noted
+
+  def reached(self, step: int) -> bool:
+    """Whether to stop at this step; every host must ask once at each step, and all agree."""
+    if jax.process_count() == 1:
+      return self._noted
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def drop_when_asked(self, work: Callable[[], Any]) -> Any:
+    """Runs work that can be done again later.
+
+    Raises:
+      Stopped: the signal came before or while it ran (one process only: hosts stay in step).
+    """
+    with self._dropping():
+      if self._noted:
+        raise Stopped
+      return work()
+
+  @contextlib.contextmanager
+  def _dropping(self) -> Iterator[None]:
+    self._droppable = True
+    try:
+      yield
+    finally:
+      self._droppable = False
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    self._noted = True
+    if self._droppable:
+      self._droppable = False
+      raise Stopped

@@ -1,0 +1,116 @@
+"""`metrics.jsonl`: one JSON object a line, each step once, also after a resume.
+
+A line holds `stage`, `step`, `split` and then figures. Numbers are written in full precision: the
+float32 of the device as a Python float, so equal lines mean equal bits. Only the first host
+writes.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.sharding.hosts import is_first_host
+
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+  """Appends to `workdir/metrics.jsonl`, and to TensorBoard event files where that is asked for."""
+
+  def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = False):
+    """Opens (and makes) the workdir; `tensorboard` needs the extra of that name.
+
+    Raises:
+      UserError: tensorboardX is asked for and not installed.
+    """
+    self.path = pathlib.Path(workdir) / FILE
+    self._first = is_first_host()
+    self._board: Any = None
+    if not self._first:
+      return
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if tensorboard:
+      self._board = _tensorboard(self.path.parent / "tensorboard")
+
+  def write(self, stage: str, step: int, split: str, **figures: Any) -> None:
+    """One line, flushed; a figure that is not finite becomes null, arrays of size 1 numbers."""
+    if not self._first:
+      return
+    line = {"stage": stage, "step": int(step), "split": split}
+    line |= {name: _plain(value) for name, value in figures.items()}
+    with self.path.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(line, allow_nan=False) + "\n")
+    if self._board is not None:
+      for name, value in figures.items():
+        if isinstance(value := _plain(value), int | float):
+          self._board.add_scalar(f"{stage}/{split}/{name}", value, int(step))
+
+  def truncate(self, stage: str, step: int, again: Iterable[str] = ()) -> None:
+    """Drops what a resumed stage will write again, atomically.
+
+    That is: its lines behind `step`, its lines at `step` of the splits in `again`, and a last line
+    that was cut off in the middle. A `step` of -1 drops the whole stage.
+    """
+    if not self._first or not self.path.exists():
+      return
+    again = set(again)
+    text = self.path.read_text(encoding="utf-8")
+    kept = []
+    for line in text.splitlines():
+      entry = _parse(line)
+      if entry is None:
+        continue
+      behind = entry.get("step", 0) > step
+      redone = entry.get("step") == step and entry.get("split") in again
+      if entry.get("stage") != stage or not (behind or redone):
+        kept.append(line + "\n")
+    if "".join(kept) == text:
+      return
+    part = self.path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, self.path)
+
+  def close(self) -> None:
+    """Closes TensorBoard's file, if there is one."""
+    if self._board is not None:
+      self._board.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """All whole lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return []
+  entries = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())
+  return [entry for entry in entries if entry is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+  try:
+    entry = json.loads(line)
+  except json.JSONDecodeError:
+    return None
+  return entry if isinstance(entry, dict) else None
+
+
+def _plain(value: Any) -> Any:
+  if hasattr(value, "item"):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _tensorboard(folder: pathlib.Path) -> Any:
+  try:
+    import tensorboardX
+  except ImportError as error:
+    raise UserError(
+      "TensorBoard output needs tensorboardX; run pip install 'frozen_jax[tensorboard]' or switch "
+      "it off"
+    ) from error
+  return tensorboardX.SummaryWriter(str(folder))

@@ -1,0 +1,167 @@
+"""Batches: padding, order, epochs, resume, hosts, and what is counted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.data.batches import pad, scoring_batches, targets_bucket, training_batches
+from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask
+
+
+def question(number, words=1, answer="red"):
+  return {"question": " ".join([str(number)] * words), "answers": [answer], "id": str(number)}
+
+
+def numbers(batch, words):
+  """The number each row's question is made of."""
+  return [int(words.decode([row[1]])) for row in batch["tokens"] if row.any()]
+
+
+def equal(one, other):
+  return one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+
+
+@pytest.fixture
+def task(words):
+  return QuestionTask(words, lengths=(8, 16))
+
+
+def test_padding():
+  rows = [Encoded([5, 6, 7, 8, 9], 3), Encoded([5, 6], 1)]
+  batch = pad(rows, (4, 8), 4, size=3)
+  assert all(value.dtype == np.int32 for value in batch.values())
+  assert batch["tokens"].tolist() == [[5, 6, 7, 8, 9, 0, 0, 0], [5, 6] + [0] * 6, [0] * 8]
+  assert batch["mask"].sum(1).tolist() == [5, 2, 0]
+  assert batch["target_positions"].tolist() == [[2, 3, 0, 0], [0] * 4, [0] * 4]
+  assert batch["target_ids"].tolist() == [[8, 9, 0, 0], [6, 0, 0, 0], [0] * 4]
+  assert batch["target_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
+  assert pad(rows[1:], (4, 8), 16)["target_ids"].shape == (1, 16)
+  assert pad(rows[1:], (4, 8), 4)["tokens"].shape == (1, 4)
+
+
+def test_buckets_of_targets():
+  assert [targets_bucket(count) for count in (1, 4, 5, 8, 9, 127)] == [4, 4, 8, 8, 16, 128]
+
+
+def test_target_is_what_follows_its_position(task, words):
+  batch = next(training_batches([question(n) for n in range(20)], task, 6))
+  for row in range(6):
+    for place in np.flatnonzero(batch["target_mask"][row]):
+      position = batch["target_positions"][row, place]
+      assert batch["tokens"][row, position + 1] == batch["target_ids"][row, place]
+  kept = batch["target_ids"][0][batch["target_mask"][0] == 1]
+  assert words.decode(kept) == "red <end>"
+
+
+def test_each_epoch_holds_each_example_once_in_another_order(task, words):
+  batches = training_batches([question(n) for n in range(12)], task, 4, seed=3)
+  epochs = [[n for _ in range(3) for n in numbers(next(batches), words)] for _ in range(3)]
+  assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2]
+  again = training_batches([question(n) for n in range(12)], task, 4, seed=3)
+  assert [n for _ in range(3) for n in numbers(next(again), words)] == epochs[0]
+  other = training_batches([question(n) for n in range(12)], task, 4, seed=4)
+  assert [n for _ in range(3) for n in numbers(next(other), words)] != epochs[0]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 7, 11])
+def test_resume_goes_on_as_if_never_stopped(task, stop):
+  """10 examples in batches of 4: batches straddle epochs; one example in five is skipped."""
+  source = [question(n, words=30 if n % 5 == 0 else 1 + n % 8) for n in range(10)]
+  whole = training_batches(source, task, 4, seed=1)
+  expected = [next(whole) for _ in range(stop + 9)]
+  first = training_batches(source, task, 4, seed=1)
+  for _ in range(stop):
+    next(first)
+  state = json.loads(json.dumps(first.get_state()))
+  next(first)  # what is made ahead or given out later must not leak into the state
+  second = training_batches(source, task, 4, seed=1)
+  next(second)
+  second.set_state(state)
+  assert second.counts == state["counts"]
+  for index in range(stop, stop + 9):
+    assert equal(next(second), expected[index])
+  assert second.counts == whole.counts and whole.counts["skipped"] > 0
+
+
+def test_resume_on_other_data_is_refused(task):
+  state = training_batches([question(n) for n in range(10)], task, 4).get_state()
+  with pytest.raises(UserError, match="11 examples now and had 10"):
+    training_batches([question(n) for n in range(11)], task, 4).set_state(state)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_batches_of_one(task, hosts):
+  source = [question(n, words=1 + n % 13) for n in range(30)]
+  single = training_batches(source, task, 8, seed=5)
+  shares = [training_batches(source, task, 8, seed=5, shard=(i, hosts)) for i in range(hosts)]
+  for _ in range(10):
+    whole, parts = next(single), [next(share) for share in shares]
+    assert {part["tokens"].shape for part in parts} == {(8 // hosts, whole["tokens"].shape[1])}
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in whole}
+    assert equal(joined, whole)
+  assert all(share.counts == single.counts for share in shares)
+
+
+def test_a_batch_must_divide_among_hosts(task):
+  with pytest.raises(UserError, match="10 rows cannot be dealt to 4 hosts"):
+    training_batches([question(1)], task, 10, shard=(0, 4))
+
+
+def test_few_shapes(task):
+  """Lengths from the given ones, and one number of targets although the answers differ."""
+  answers = ["red", "red green", "red green blue"]
+  source = [question(n, 1 + n % 10, answers[n % 3]) for n in range(60)]
+  batches = training_batches(source, task, 16)
+  shapes = {next(batches)["tokens"].shape + next(batches)["target_ids"].shape for _ in range(30)}
+  assert shapes == {(16, 16, 16, 4)}
+  short = [question(n) for n in range(60)]
+  assert next(training_batches(short, task, 16))["tokens"].shape == (16, 8)
+
+
+def test_skipped_examples_are_replaced_and_counted(task, words):
+  source = [question(n, words=40 if n in (3, 4) else 1) for n in range(8)]
+  batches = training_batches(source, task, 8)
+  batch = next(batches)
+  assert sorted(numbers(batch, words)) == [0, 1, 2, 5, 5, 5, 6, 7]
+  assert batches.counts == {"skipped": 3}  # 3 (then 4) and 4
+  next(batches)
+  assert batches.counts == {"skipped": 6}
+
+
+def test_nothing_fits(task):
+  source = [question(n, words=40) for n in range(8)]
+  with pytest.raises(UserError, match="every example of the data is longer than 16 tokens"):
+    next(training_batches(source, task, 2))
+  with pytest.raises(UserError, match="none of 8 examples"):
+    scoring_batches(source, task, 2)
+
+
+def test_scoring_batches(task, words):
+  source = [question(n, words=40 if n == 2 else 1 + n // 2) for n in range(11)]
+  batches = scoring_batches(source, task, 4, max_examples=10)
+  assert len(batches) == 3 and batches.counts == {"skipped": 1}
+  listed = list(batches)
+  assert sorted(n for batch in listed for n in numbers(batch, words)) == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+  assert all(len(batch["tokens"]) == 4 for batch in listed)
+  assert [batch["tokens"].shape[1] for batch in listed] == [8, 16, 16]
+  last = listed[-1]
+  assert last["mask"].any(1).tolist() == [True, False, False, False]
+  assert last["target_mask"].any(1).tolist() == [True, False, False, False]
+  assert all(equal(one, other) for one, other in zip(listed, batches, strict=True))  # once more
+  assert sum(len(numbers(batch, words)) for batch in scoring_batches(source, task, 4)) == 10
+
+
+def test_text_in_windows(words):
+  task = LanguageModelTask(words, (8,))
+  source = [{"text": " ".join(str(10 * n + k) for k in range(10))} for n in range(5)]
+  batches = training_batches(source, task, 7)  # 55 tokens: 7 windows
+  batch = next(batches)
+  assert batch["tokens"].shape == (7, 8) and batch["target_ids"].shape == (7, 8)
+  assert batch["mask"].sum() == 55
+  assert batch["target_mask"].sum() == 55 - 7
+  full = batch["mask"].all(1)
+  assert (batch["target_ids"][full, :7] == batch["tokens"][full, 1:]).all()
+  assert (batch["target_positions"][full, :7] == np.arange(7)).all()

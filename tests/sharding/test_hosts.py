@@ -1,0 +1,122 @@
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.sharding import hosts
+from frozen_jax.sharding.mesh import make_mesh
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from frozen_jax.sharding import hosts
+from frozen_jax.sharding.mesh import make_mesh
+assert hosts.start(wait=60)
+hosts.barrier("begin", timeout=60)
+me = jax.process_index()
+mesh = make_mesh(data=2)
+index, count = hosts.host_shard(mesh)
+rows = np.arange(8, dtype=np.int32).reshape(4, 2)[index * 2 : index * 2 + 2]
+whole = hosts.global_batch({"tokens": rows}, mesh)["tokens"]
+total = jax.jit(lambda x: (x * x).sum())(whole)
+said = hosts.gather_bytes(b"x" * (me + 1))
+print("rows", whole.shape, int(total), said, hosts.is_first_host(), (index, count), flush=True)
+hosts.barrier("end", timeout=60)
+if me == 0:
+  try:
+    hosts.barrier("nobody else", timeout=2)
+  except RuntimeError as error:
+    print("error", error, flush=True)
+else:
+  import time
+  time.sleep(4)
+"""
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+def test_two_processes_share_a_batch_and_wait_for_each_other():
+  port = free_port()
+  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  env |= {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+  env["PYTHONPATH"] = str(ROOT)
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM],
+      env=env | {"PROCESS_ID": str(i)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  answers = [p.communicate(timeout=120) for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], answers
+  squares = sum(i * i for i in range(8))
+  for i, (out, _) in enumerate(answers):
+    assert f"rows (4, 2) {squares} [b'x', b'xx'] {i == 0} ({i}, 2)" in out
+  assert "error process 0 of 2 waited 2 s at 'nobody else'" in answers[0][0]
+
+
+EXPLICIT = {"COORDINATOR_ADDRESS": "head:1234", "NUM_PROCESSES": "4", "PROCESS_ID": "3"}
+
+
+def test_what_the_environment_asks_for():
+  alone = [{}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "2"}]
+  alone += [EXPLICIT | {"NUM_PROCESSES": "1", "PROCESS_ID": "0"}, {"OMPI_COMM_WORLD_SIZE": "1"}]
+  assert [hosts.arguments_of(env) for env in alone] == [None] * len(alone)
+  automatic = [{"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, {"OMPI_COMM_WORLD_SIZE": "8"}]
+  automatic += [{"FROZEN_JAX_DISTRIBUTED": "auto"}]
+  assert [hosts.arguments_of(env) for env in automatic] == [{}] * len(automatic)
+  found = hosts.arguments_of(EXPLICIT | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"})
+  assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == (
+    "head:1234",
+    4,
+    3,
+  )
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"PROCESS_ID": ""}, "NUM_PROCESSES is set but not PROCESS_ID"),
+    ({"PROCESS_ID": "4"}, "do not fit"),
+    ({"NUM_PROCESSES": "two"}, "do not fit"),
+    ({"COORDINATOR_ADDRESS": "head"}, "is not host:port"),
+    ({"COORDINATOR_ADDRESS": "head:port"}, "is not host:port"),
+  ],
+)
+def test_a_malformed_environment_is_the_users_error(change, message):
+  with pytest.raises(UserError, match=message):
+    hosts.arguments_of(EXPLICIT | change)
+
+
+def test_one_process_is_the_first_host_and_waits_for_nobody():
+  assert hosts.start({}) is False
+  assert hosts.is_first_host()
+  hosts.barrier("alone", timeout=1)
+  assert hosts.gather_bytes(b"me") == [b"me"]
+  assert hosts.host_shard(make_mesh(data=4)) == (0, 1)
+
+
+def test_a_batch_is_split_over_the_mesh():
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  rows = np.arange(24, dtype=np.int32).reshape(8, 3)
+  placed = hosts.global_batch({"tokens": rows}, mesh)["tokens"]
+  np.testing.assert_array_equal(placed, rows)
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
+  assert isinstance(placed, jax.Array)
+  with pytest.raises(UserError, match="batch size 6 .* 4 or 8 would do"):
+    hosts.global_batch({"tokens": rows[:6]}, mesh)

@@ -1,0 +1,23 @@
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.text.templates import before_answer, make_template
+
+
+def test_named_templates():
+  assert make_template("plain").fill("Why?") == "Question: Why?\nAnswer:"
+  assert make_template("chat").chat and make_template("chat").fill("Why?") == "Why?"
+
+
+def test_own_template_keeps_braces_of_the_question():
+  assert make_template("Q: {question} {{x}}").fill("What is {y}?") == "Q: What is {y}? {x}"
+
+
+@pytest.mark.parametrize("name", ["plian", "{questions}", "{question} {answer}", "{question", "{}"])
+def test_other_templates_are_refused(name):
+  with pytest.raises(UserError, match="template"):
+    make_template(name)
+
+
+def test_no_second_space_before_an_answer():
+  assert [before_answer(text) for text in ("A:", "A:\n", "A: ", "")] == [" ", "", "", ""]
