@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypedDict
 
 import jax
+import numpy as np
 
 Tree = Any  # a pytree of arrays
 Metrics = Mapping[str, jax.Array]
+HostOrDevice = jax.Array | np.ndarray
 
 
 class Batch(TypedDict):
@@ -28,18 +30,20 @@ class Batch(TypedDict):
   target_mask       int32 [B, M]  1 for real targets
   """
 
-  tokens: jax.Array
-  mask: jax.Array
-  target_positions: jax.Array
-  target_ids: jax.Array
-  target_mask: jax.Array
+  tokens: HostOrDevice
+  mask: HostOrDevice
+  target_positions: HostOrDevice
+  target_ids: HostOrDevice
+  target_mask: HostOrDevice
 
 
 class Method(Protocol):
   """What floor 3 offers: it says what is trained, the loss and how to predict.
 
-  `frozen` is `{"lm": parameters of the giant, "fixed": small trees that this stage does not train}`;
-  nothing of it is ever differentiated. `prefill` and `decode` are the predict functions on which
+  `frozen` is `{"lm": parameters of the giant, "fixed": small trees this stage does not train}`;
+  nothing of it is ever differentiated. A method is a hashable value: two that compare equal compute
+  the same from the same trees (where a tree starts does not count), so they share what is
+  compiled. `prefill` and `decode` are the predict functions on which
   `decoding` builds every kind of generation; `state` is opaque to it.
   """
 

@@ -17,7 +17,6 @@ import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Batch
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.sources import Example
 from frozen_jax.data.tasks import Encoded, Task
@@ -26,6 +25,7 @@ _LEAST_TARGETS = 4
 _SAMPLED = 512  # examples looked at for the usual number of targets
 _AHEAD = 4  # batches made ahead, in a thread
 
+HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Batch
 _Counts = dict[str, int]
 
 
@@ -57,10 +57,10 @@ class TrainingBatches:
     self._iterator = iter(made.to_iter_dataset(grain.ReadOptions(1, _AHEAD)))
     self.counts: _Counts = {"skipped": 0}
 
-  def __iter__(self) -> Iterator[Batch]:
+  def __iter__(self) -> Iterator[HostBatch]:
     return self
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> HostBatch:
     batch, skipped = next(self._iterator)
     self.counts["skipped"] += skipped
     return batch
@@ -83,7 +83,7 @@ class TrainingBatches:
     self._iterator.set_state(dict(state["order"]))
     self.counts = dict(state["counts"])
 
-  def _make(self, positions: Sequence[int]) -> tuple[Batch, int]:
+  def _make(self, positions: Sequence[int]) -> tuple[HostBatch, int]:
     found = [self._fitting(int(position)) for position in positions]
     batch = pad([encoded for encoded, _ in found], self._task.lengths, self._least)
     return _rows(batch, self._mine), sum(skipped for _, skipped in found)
@@ -91,7 +91,7 @@ class TrainingBatches:
   def _fitting(self, position: int) -> tuple[Encoded, int]:
     """The example there, or the next one that fits, and how many were skipped."""
     for skipped in range(len(self._items)):
-      encoded = self._task.encode(self._items[(position + skipped) % len(self._items)])
+      encoded = self._items[(position + skipped) % len(self._items)]
       if len(encoded.tokens) <= self._task.lengths[-1]:
         return encoded, skipped
     raise UserError(
@@ -102,7 +102,7 @@ class TrainingBatches:
   def _usual_targets(self, batch_size: int) -> int:
     """M that about half of all batches do not exceed, by a sample spread over the examples."""
     step = max(1, len(self._items) // _SAMPLED)
-    sample = (self._task.encode(self._items[i]) for i in range(0, len(self._items), step))
+    sample = (self._items[i] for i in range(0, len(self._items), step))
     limit = self._task.lengths[-1]
     counts = [len(one.tokens) - one.target_start for one in sample if len(one.tokens) <= limit]
     usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
@@ -122,7 +122,7 @@ class ScoringBatches:
   ):
     items = task.prepare(source)
     size = len(items) if max_examples is None else min(max_examples, len(items))
-    rows = [task.encode(items[index]) for index in range(size)]
+    rows = [items[index] for index in range(size)]
     fitting = [row for row in rows if len(row.tokens) <= task.lengths[-1]]
     if not fitting:
       raise UserError(
@@ -138,7 +138,7 @@ class ScoringBatches:
   def __len__(self) -> int:
     return -(-len(self._rows) // self._size)
 
-  def __iter__(self) -> Iterator[Batch]:
+  def __iter__(self) -> Iterator[HostBatch]:
     for start in range(0, len(self._rows), self._size):
       chosen = self._rows[start : start + self._size]
       yield pad(chosen, self._lengths, self._least, self._size)
@@ -166,7 +166,7 @@ def scoring_batches(
 
 def pad(
   rows: Sequence[Encoded], lengths: Sequence[int], least_targets: int, size: int | None = None
-) -> Batch:
+) -> HostBatch:
   """Encoded rows as arrays of int32, padded on the right: tokens and mask [B, T], targets [B, M].
 
   B is `size` (default: as many as rows); rows beyond the given ones are empty.
@@ -198,5 +198,5 @@ def targets_bucket(count: int) -> int:
   return max(_LEAST_TARGETS, 1 << max(count - 1, 0).bit_length())
 
 
-def _rows(batch: Batch, chosen: slice) -> Batch:
+def _rows(batch: HostBatch, chosen: slice) -> HostBatch:
   return {name: value[chosen] for name, value in batch.items()}

@@ -1,7 +1,7 @@
 """From an example to token ids: what the model reads and which of it are targets.
 
-A task offers `prepare(source)` (the sequence of things it encodes), `encode(thing) -> Encoded` and
-`lengths` (to which of them texts are padded; what is longer than the last is not trained on).
+A task offers `prepare(source)` (rows encoded as they are asked for) and `lengths` (texts are padded
+to the first that holds them; what is longer than the last is not trained on).
 """
 
 import threading
@@ -25,7 +25,7 @@ _TOKENIZING = threading.RLock()
 class Encoded(NamedTuple):
   """Token ids of one row; those from `target_start` (at least 1) on are its targets."""
 
-  tokens: Sequence[int]
+  tokens: Sequence[int] | np.ndarray
   target_start: int
 
 
@@ -47,9 +47,9 @@ class QuestionTask:
     self.template = make_template(template) if isinstance(template, str) else template
     self.lengths = _checked(lengths)
 
-  def prepare(self, source: Rows[Example]) -> Rows[Example]:
-    """Questions are encoded one by one, as they stand in the source."""
-    return source
+  def prepare(self, source: Rows[Example]) -> "Encodings":
+    """Each example of the source, encoded when it is asked for."""
+    return Encodings(source, self)
 
   def question(self, example: Example) -> str:
     """The question, or the input, of an example."""
@@ -122,13 +122,22 @@ class LanguageModelTask:
       raise UserError(f"{getattr(source, 'name', 'the data')} holds no text to train on")
     return Windows(stream, self.lengths[-1])
 
-  def encode(self, window: np.ndarray) -> Encoded:
-    """A window of `prepare`, every token but the first a target."""
-    return Encoded(window, 1)
+
+class Encodings:
+  """The rows of a source, encoded by a task as they are asked for."""
+
+  def __init__(self, source: Rows[Example], task: QuestionTask):
+    self._source, self._task = source, task
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Encoded:
+    return self._task.encode(self._source[index])
 
 
 class Windows:
-  """A stream of token ids, int32 [N], cut into windows of `length` (the last one shorter)."""
+  """A stream of token ids, int32 [N], cut into rows of `length` (the last one shorter)."""
 
   def __init__(self, stream: np.ndarray, length: int):
     self._stream, self._length = stream, length
@@ -139,10 +148,10 @@ class Windows:
   def __len__(self) -> int:
     return self._count
 
-  def __getitem__(self, index: int) -> np.ndarray:
+  def __getitem__(self, index: int) -> Encoded:
     if not 0 <= index < self._count:
       raise IndexError(index)
-    return self._stream[index * self._length : (index + 1) * self._length]
+    return Encoded(self._stream[index * self._length : (index + 1) * self._length], 1)
 
 
 Task = QuestionTask | LanguageModelTask

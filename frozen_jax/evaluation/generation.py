@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Tree
-from frozen_jax.decoding.generate import cut_at_end, make_generate
+from frozen_jax.decoding.generate import cut_at_end, generate
 from frozen_jax.decoding.prompts import left_padded
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.place import make_place
@@ -50,21 +50,28 @@ def generate_ids(
   Each prompt has a random key of its own (seed and index), so its sample does not depend on the
   batch it falls into. Raises UserError for a prompt that leaves no room in the model's context.
   """
-  for prompt in prompts:
-    _check_length(len(prompt), sampling.max_new_tokens, lm.config.context)
+  for number, prompt in enumerate(prompts, start=1):
+    _check_length(number, len(prompt), sampling.max_new_tokens, lm.config.context)
   ends = _end_ids(lm.tokenizer)
   whole = None if lm.mesh is None else replicated(lm.mesh)
   place = make_place(lm.mesh)
-  generate = make_generate(method, ends, sampling.max_new_tokens, whole)
   keys = jax.random.split(jax.random.key(sampling.seed), max(len(prompts), 1))
   results: list[list[int]] = [[] for _ in prompts]
   hidden = len(prompts) <= 1 or not is_first_host()
   with tqdm(total=len(prompts), desc="generate", disable=hidden, delay=_QUIET, leave=False) as bar:
     for rows, tokens, mask in left_padded(prompts, batch_size):
       batch = place({"tokens": tokens, "mask": mask})
-      row_keys = keys[np.resize(rows, len(tokens))]
       ids = generate(
-        trainable, frozen, batch["tokens"], batch["mask"], row_keys, sampling.temperature
+        method,
+        trainable,
+        frozen,
+        batch["tokens"],
+        batch["mask"],
+        keys[np.resize(rows, len(tokens))],
+        sampling.temperature,
+        end_ids=ends,
+        new=sampling.max_new_tokens,
+        out_sharding=whole,
       )
       for row, new in zip(rows, np.asarray(ids), strict=False):
         results[row] = cut_at_end(new, ends)
@@ -97,13 +104,13 @@ def generate_texts(
   return [decoded[i : i + n] for i in range(0, len(decoded), n)]
 
 
-def _check_length(length: int, new: int, context: int) -> None:
+def _check_length(number: int, length: int, new: int, context: int) -> None:
   if length == 0:
-    raise UserError("an empty prompt has nothing to continue; give at least one token")
+    raise UserError(f"text {number} is empty and cannot be continued; give at least one token")
   if length + new > context:
     raise UserError(
-      f"a prompt of {length} tokens and {new} new ones do not fit the model's context of {context};"
-      " shorten it or lower max_new_tokens"
+      f"text {number} has {length} tokens, which with {new} new ones do not fit the model's context"
+      f" of {context}; shorten it or lower the number of new tokens"
     )
 
 

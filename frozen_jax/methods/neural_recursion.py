@@ -35,7 +35,7 @@ class _State(NamedTuple):
   connectors: tuple[ConnectorCache, ...]  # one a junction
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class NeuralRecursion:
   """Two or more passes through one frozen LM, joined by a trained Connector.
 
@@ -54,8 +54,8 @@ class NeuralRecursion:
   embedding_rms: float
   passes: int = 2
   input_skip: bool = True
-  initial_prompt: jax.Array | None = None
-  first_initial: jax.Array | None = None
+  initial_prompt: jax.Array | None = dataclasses.field(default=None, compare=False)
+  first_initial: jax.Array | None = dataclasses.field(default=None, compare=False)
   remat: bool = False
   name: str = "neural_recursion"
 

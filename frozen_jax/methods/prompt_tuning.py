@@ -18,7 +18,7 @@ from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.modules import soft_prompt
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class PromptTuning:
   """The single-pass LM behind a soft prompt.
 
@@ -27,7 +27,7 @@ class PromptTuning:
   """
 
   decoder: DecoderConfig
-  initial_prompt: jax.Array | None
+  initial_prompt: jax.Array | None = dataclasses.field(compare=False)
   remat: bool = False
   name: str = "prompt_tuning"
 

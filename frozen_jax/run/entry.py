@@ -1,8 +1,7 @@
-"""The four entries of a run: train, evaluate, predict, export; each takes a config and a workdir."""
+"""The four entries of a run: train, evaluate, predict, export, each of a config and a workdir."""
 
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
-from frozen_jax.data.sources import read_questions
+from frozen_jax.data.sources import open_questions
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.export.peft import write_peft_prompt
 from frozen_jax.run import options as experiment
@@ -104,7 +103,8 @@ def predict(config: Any, folder: str | pathlib.Path) -> list[dict[str, Any]]:
   """
   folder = pathlib.Path(folder)
   adapter, options = _open(config, folder)
-  examples = _questions(options["predict"]["input"])
+  questions = open_questions(options["predict"]["input"], options["data"]["fields"])
+  examples = [questions[index] for index in range(len(questions))]
   task = QuestionTask(adapter.lm.tokenizer, options["data"]["template"])
   system = System(adapter.method, adapter.trained, adapter.fixed, options)
   rows = prediction_rows(task, examples, answer(system, adapter.lm, task, examples))
@@ -146,17 +146,6 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     raise UserError(f"export.format is {kind!r}; there are: adapter, peft")
   _say(f"The {kind} is in {target}.")
   return {"folder": str(target), "format": kind}
-
-
-def _questions(name: str) -> list[dict[str, Any]]:
-  """The questions of a file (or - for standard input)."""
-  if name == "-":
-    return read_questions(sys.stdin, "standard input")
-  try:
-    with open(name, encoding="utf-8") as lines:
-      return read_questions(lines, name)
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"cannot read {name} ({error}); give predict.input a text file, or -") from None
 
 
 def _load(options: experiment.Options, mesh: Any) -> FrozenLM:

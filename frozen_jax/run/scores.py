@@ -11,7 +11,7 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import QuestionTask, make_task
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.generation import Sampling, generate_ids
-from frozen_jax.evaluation.likelihood import make_scorer
+from frozen_jax.evaluation.likelihood import score as teacher_forced
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -31,8 +31,8 @@ def score(system: System, lm: FrozenLM) -> tuple[dict[str, float], Rows]:
   source = open_source(data["test"], data["fields"])
   task = make_task(source, lm.tokenizer, data)
   batches = scoring_batches(source, task, evaluate["batch_size"], evaluate["max_examples"])
-  teacher_forced = make_scorer(system.method, make_place(lm.mesh))
-  figures = teacher_forced(system.trained, system.frozen(lm), batches)
+  place = make_place(lm.mesh)
+  figures = teacher_forced(system.method, system.trained, system.frozen(lm), batches, place)
   figures |= {name: count for name, count in batches.counts.items() if count}
   if not isinstance(task, QuestionTask):
     return figures, []
@@ -44,7 +44,7 @@ def score(system: System, lm: FrozenLM) -> tuple[dict[str, float], Rows]:
 
 
 def answer(
-  system: System, lm: FrozenLM, task: QuestionTask, examples: Sequence[Mapping[str, Any]]
+  system: System, lm: FrozenLM, task: QuestionTask, examples: Sequence[dict[str, Any]]
 ) -> list[str]:
   """Greedily decoded answers to examples."""
   evaluate = system.options["evaluate"]
@@ -57,7 +57,7 @@ def answer(
 
 
 def prediction_rows(
-  task: QuestionTask, examples: Sequence[Mapping[str, Any]], predictions: Sequence[str]
+  task: QuestionTask, examples: Sequence[dict[str, Any]], predictions: Sequence[str]
 ) -> Rows:
   """`{"id", "input", "prediction", "answers"?}` for each example."""
   rows = []

@@ -12,7 +12,7 @@ from frozen_jax.core.types import Method, Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import make_task
-from frozen_jax.evaluation.likelihood import make_scorer
+from frozen_jax.evaluation.likelihood import score
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -121,10 +121,10 @@ def _validator(
   data = stage["data"]
   source = open_source(data["validation"], data["fields"])
   task = make_task(source, lm.tokenizer, data)
-  score = make_scorer(method, make_place(lm.mesh))
+  place = make_place(lm.mesh)
   rows, most = stage["evaluate"]["batch_size"], stage["train"]["validate_examples"]
   batches = list(scoring_batches(source, task, min(rows, most), most))
-  return lambda trained: score(trained, frozen, batches)
+  return lambda trained: score(method, trained, frozen, batches, place)
 
 
 def _stage_key(seed: int, name: str) -> jax.Array:

@@ -85,10 +85,10 @@ def test_windows_hold_every_token_once(words):
   texts = [{"text": "1 2 3 4 5"}, {"text": ""}, {"text": "6 7"}, {"text": "8 9"}]
   task = LanguageModelTask(words, (4,))
   windows = task.prepare(texts)
-  stream = np.concatenate([windows[index] for index in range(len(windows))])
+  stream = np.concatenate([windows[index].tokens for index in range(len(windows))])
   assert words.decode(stream) == "1 2 3 4 5 <end> 6 7 <end> 8 9 <end>"
-  assert [len(windows[index]) for index in range(len(windows))] == [4, 4, 4]
-  row = task.encode(windows[1])
+  assert [len(windows[index].tokens) for index in range(len(windows))] == [4, 4, 4]
+  row = windows[1]
   assert row.target_start == 1 and words.decode(row.tokens) == "5 <end> 6 7"
   assert len(LanguageModelTask(words, (11,)).prepare(texts)) == 1  # one token alone is no window
   with pytest.raises(IndexError):

@@ -7,7 +7,7 @@ import pytest
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.decoding.generate import cut_at_end, make_generate
+from frozen_jax.decoding.generate import cut_at_end, generate
 from frozen_jax.decoding.prompts import left_padded
 from frozen_jax.methods.prompt_tuning import PromptTuning
 
@@ -24,6 +24,10 @@ def keys(rows, seed=0):
   return jax.random.split(jax.random.key(seed), rows)
 
 
+def continued(tokens, mask, row_keys, temperature, new):
+  return generate(METHOD, {}, FROZEN, tokens, mask, row_keys, temperature, end_ids=(), new=new)
+
+
 class Counter:
   """The next token is the last one plus 1, whatever the weights: generation's own logic alone."""
 
@@ -37,9 +41,9 @@ class Counter:
 
 
 def test_rows_end_at_the_end_token_and_keep_it():
-  generate = make_generate(Counter(), (9,), 6)
   tokens = jnp.asarray([[5], [1], [8], [20]])
-  ids = generate({}, {}, tokens, jnp.ones_like(tokens), keys(4), 0.0)
+  ones = jnp.ones_like(tokens)
+  ids = generate(Counter(), {}, {}, tokens, ones, keys(4), 0.0, end_ids=(9,), new=6)
   assert ids.tolist() == [
     [6, 7, 8, 9, 9, 9],
     [2, 3, 4, 5, 6, 7],
@@ -50,9 +54,8 @@ def test_rows_end_at_the_end_token_and_keep_it():
 
 
 def test_greedy_equals_a_loop_over_full_forward_passes():
-  generate = make_generate(METHOD, (), 6)
   for rows, tokens, mask in left_padded(PROMPTS, 4):
-    ids = generate({}, FROZEN, tokens, mask, keys(len(tokens)), 0.0)
+    ids = continued(tokens, mask, keys(len(tokens)), 0.0, 6)
     for row, index in enumerate(rows):
       text = list(PROMPTS[index])
       for _ in range(6):
@@ -64,7 +67,7 @@ def test_greedy_equals_a_loop_over_full_forward_passes():
 def test_sampled_frequencies_are_those_of_the_softmax():
   rows = 4000
   tokens = jnp.tile(jnp.asarray([PROMPTS[0]]), (rows, 1))
-  ids = make_generate(METHOD, (), 1)({}, FROZEN, tokens, jnp.ones_like(tokens), keys(rows), 0.7)
+  ids = continued(tokens, jnp.ones_like(tokens), keys(rows), 0.7, 1)
   logits, _ = METHOD.prefill({}, FROZEN, tokens[:1], jnp.ones_like(tokens[:1]), 1)
   expected = rows * np.asarray(jax.nn.softmax(logits[0] / 0.7))
   seen = np.bincount(np.asarray(ids[:, 0]), minlength=CONFIG.vocab_size)
@@ -75,10 +78,9 @@ def test_sampled_frequencies_are_those_of_the_softmax():
 
 
 def test_a_row_samples_the_same_in_any_batch():
-  generate = make_generate(METHOD, (), 5)
   tokens = jnp.asarray([[4, 9, 33], [4, 9, 33], [8, 8, 8]])
-  together = generate({}, FROZEN, tokens, jnp.ones_like(tokens), keys(3), 1.0)
-  alone = generate({}, FROZEN, tokens[1:2], jnp.ones_like(tokens[1:2]), keys(3)[1:2], 1.0)
+  together = continued(tokens, jnp.ones_like(tokens), keys(3), 1.0, 5)
+  alone = continued(tokens[1:2], jnp.ones((1, 3), jnp.int32), keys(3)[1:2], 1.0, 5)
   assert together[1].tolist() == alone[0].tolist()
   assert together[0].tolist() != together[1].tolist()  # another key, another sample
 
@@ -97,4 +99,4 @@ def test_left_padding_keeps_every_prompt_once(batch_size):
 
 def test_no_new_tokens_is_refused():
   with pytest.raises(ValueError, match="at least 1"):
-    make_generate(METHOD, (), 0)
+    continued(jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), jnp.int32), keys(1), 0.0, 0)
