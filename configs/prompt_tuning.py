@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.log_every = 1
     config.train.validate_every = config.train.checkpoint_every = 2
     config.train.validate_examples = 16
+    config.train.warmup_steps = 1
     config.evaluate.max_examples = 16
     config.evaluate.batch_size = 16
   elif variant:

@@ -7,12 +7,14 @@ The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM, aft
 the user gave is wrong, one `error:` line on standard error; 1 anything else.
 """
 
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from frozen_jax.core.errors import Interrupted, UserError
 
@@ -67,11 +69,25 @@ def _parse(argv: Sequence[str]) -> None:
     raise UserError(f"unexpected argument {rest[1]!r}; everything is given as --flag=value")
 
 
+class _AboveBars(logging.Handler):
+  """Writes a record on a line of its own, above whatever progress bar is being drawn."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_above_bars() -> None:
+  """Our own messages from INFO on; those of libraries from WARNING on."""
+  handler = _AboveBars()
+  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+  logging.getLogger("frozen_jax").setLevel(logging.INFO)
+
+
 def run(argv: Sequence[str]) -> None:
   """Parses `argv` (with the program's name first) and does what it says."""
   _parse(argv)
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
+  _log_above_bars()
   config = _CONFIG.value
   workdir = _WORKDIR.value or default_workdir(_config_argument(argv))
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
@@ -96,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except Interrupted as stop:
-    logging.info("%s", stop)
+    logging.getLogger("frozen_jax").info("%s", stop)
   return 0
 
 

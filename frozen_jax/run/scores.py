@@ -1,10 +1,9 @@
 """The table of a run: every system of the same test data, scored in the same way."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from absl import logging
 
 from frozen_jax.data.batches import scoring_batches
 from frozen_jax.data.sources import open_source
@@ -17,6 +16,8 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System
 from frozen_jax.sharding.place import make_place
+
+_LOG = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -91,5 +92,5 @@ def compared(
   for name, system in (rows | same).items():
     begun = time.monotonic()
     figures[name], predictions = score(system, lm)
-    logging.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
+    _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
   return figures, predictions

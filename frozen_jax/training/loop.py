@@ -6,6 +6,7 @@ so a resumed stage goes on bit by bit.
 """
 
 import dataclasses
+import logging
 import math
 import os
 import time
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -28,6 +28,8 @@ from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
+
+_LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Tree], Mapping[str, float]]
 
@@ -245,7 +247,7 @@ class _Loop:
     """Trains from the state's step until the stage is complete."""
     options, first = self.options, int(self.state.step)
     if first:
-      logging.info("stage %s goes on from step %d", self.stage, first)
+      _LOG.info("stage %s goes on from step %d", self.stage, first)
     self._bar = tqdm(
       total=options.steps, initial=first, desc=self.stage, unit="step", disable=not is_first_host()
     )
@@ -376,11 +378,11 @@ class _Loop:
     record = dataclasses.asdict(self.record)
     size = self.checkpoints.save(self.state, self.best, record, self.batches.get_state())
     if not self._saved:
-      logging.info("a checkpoint of stage %s takes %.1f MB", self.stage, size / 1e6)
+      _LOG.info("a checkpoint of stage %s takes %.1f MB", self.stage, size / 1e6)
     self._saved = True
 
   def _interrupted(self, step: int) -> None:
-    logging.info("interrupted at step %d of stage %s", step, self.stage)
+    _LOG.info("interrupted at step %d of stage %s", step, self.stage)
     raise Interrupted(step)
 
 

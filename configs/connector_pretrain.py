@@ -1,0 +1,47 @@
+"""Pretraining a Connector on plain text, alone: what a recursive LM may start from.
+
+    python -m frozen_jax.main --config=configs/connector_pretrain.py
+    python -m frozen_jax.main --config=configs/recursive.py --workdir=runs/from_pretrained \\
+      --config.init_from=runs/connector_pretrain --config.stages.pretrain.train.steps=0
+
+The recursive LM learns language modelling on text: 2 passes, no prompt, the Connector alone
+trained. Give your own text with --config.data.train=FILE.jsonl.gz ({"text": ...} a line).
+
+TO_MEASURE
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.run.defaults import defaults
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = defaults()
+  config.order = ("pretrain",)
+  config.stages.pretrain = ConfigDict({"method": "neural_recursion"})
+  config.data.train = "plain_english/train"
+  config.data.validation = config.data.test = "plain_english/validation"
+  config.data.lengths = (128,)
+  config.recursion = ConfigDict({
+    "passes": 2,
+    "input_skip": True,
+    "first_prompt": "none",
+    "last_prompt": "none",
+    "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+  })
+  config.train.steps = 300
+  config.train.batch_size = 8
+  config.train.validate_examples = 64
+  config.train.learning_rate.connector = 1e-3
+  if variant == "smoke":
+    config.data.lengths = (64,)
+    config.train.steps = 4
+    config.train.batch_size = 4
+    config.train.log_every = 1
+    config.train.validate_every = config.train.checkpoint_every = 2
+    config.train.validate_examples = 4
+    config.train.warmup_steps = 1
+    config.evaluate.max_examples = config.evaluate.batch_size = 4
+  elif variant:
+    raise ValueError(f"no variant {variant!r}; there are: smoke")
+  return config
