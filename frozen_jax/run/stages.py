@@ -16,9 +16,10 @@ from frozen_jax.evaluation.likelihood import score
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
-from frozen_jax.sharding.hosts import host_shard
+from frozen_jax.sharding.hosts import host_shard, put
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.sharding.place import make_place
+from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.loop import Fit, FitOptions, fit
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
@@ -77,8 +78,7 @@ def run_stage(
       f"stage {name} holds {', '.join(missing)} fixed, but the stage that tunes it does not run and"
       f" init_from has none; give one of them, or --config.stages.{name}.fixed='()'"
     )
-  frozen = jax.device_put({"fixed": fixed}, jax.sharding.NamedSharding(mesh, jax.P()))
-  frozen["lm"] = lm.params
+  frozen = {"lm": lm.params, "fixed": put(fixed, replicated(mesh))}
 
   source = open_source(stage["data"]["train"], stage["data"]["fields"])
   task = make_task(source, lm.tokenizer, stage["data"])

@@ -17,7 +17,9 @@ import logging
 import pathlib
 import re
 import shutil
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +37,7 @@ FOLDER = "checkpoints"
 NAME = re.compile(r"\d{8}(-\d+)?")
 HALF_WRITTEN = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+WAIT_FOR_THREADS, SETTLE = 5.0, 0.5  # seconds, after a save that failed
 DISK_WORDS = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
 
 
@@ -105,8 +108,7 @@ class Checkpoints:
     path = self.folder / (f"{step:08d}-{again}" if again else f"{step:08d}")
     barrier(f"{path} named")  # before anyone writes: all have looked at the same folder
     try:
-      with _quiet():
-        ocp.save_checkpointables(path, trees, custom_metadata=record)
+      _write(path, trees, record)
     except Exception as error:
       with contextlib.suppress(OSError):
         if is_first_host():
@@ -252,6 +254,22 @@ def _remove(path: pathlib.Path) -> None:
   shutil.rmtree(gone, ignore_errors=True)
 
 
+def _write(path: pathlib.Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
+  """Saves and, where that fails, waits for Orbax's other threads to give up too."""
+  context = ocp.Context()
+  context.asynchronous.create_directories_asynchronously = False
+  threads = set(threading.enumerate())
+  with _quiet(), context:
+    try:
+      ocp.save_checkpointables(path, trees, custom_metadata=record)
+    except Exception:
+      end = time.monotonic() + WAIT_FOR_THREADS
+      for thread in set(threading.enumerate()) - threads:
+        thread.join(max(end - time.monotonic(), 0))
+      time.sleep(SETTLE)  # writes that are under way in TensorStore's own threads
+      raise
+
+
 def _metadata(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """The shapes of the stored trees by name, and the record."""
   try:
@@ -325,11 +343,11 @@ def _is_disk_error(error: BaseException | None) -> bool:
 def _quiet() -> Iterator[None]:
   """Orbax prints tracebacks of its threads; the error itself reaches us as an exception."""
   logger = logging.getLogger("absl")
-  level, hook = logger.level, threading.excepthook
+  level, hooks = logger.level, (threading.excepthook, sys.unraisablehook)
   logger.setLevel(logging.CRITICAL)
-  threading.excepthook = lambda arguments: None
+  threading.excepthook = sys.unraisablehook = lambda _: None
   try:
     yield
   finally:
     logger.setLevel(level)
-    threading.excepthook = hook
+    threading.excepthook, sys.unraisablehook = hooks

@@ -5,6 +5,7 @@ tells every host and lets them agree on the step at which all of them stop.
 """
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,10 @@ from types import FrameType
 from typing import Any
 
 import jax
+
+# The hosts agree on a number of this count. It goes on from stage to stage: with the stages' own
+# step numbers a point agreed on at the end of a long stage might never come in a short one.
+_ASKED = itertools.count(1)
 
 
 class Stopped(BaseException):
@@ -47,13 +52,13 @@ class StopRequest:
     """Whether this process has had the signal (with several processes: never by this way)."""
     return self._noted
 
-  def reached(self, step: int) -> bool:
-    """Whether to stop at this step; every host must ask once at each step, and all agree."""
+  def reached(self) -> bool:
+    """Whether to stop here; every host must ask once behind each step, and all agree."""
     if jax.process_count() == 1:
       return self._noted
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(next(_ASKED))
 
   def drop_when_asked(self, work: Callable[[], Any]) -> Any:
     """Runs work that can be done again later.

@@ -263,7 +263,7 @@ class _Loop:
         if done:
           break
         self._dispatch(step)
-        stopping = self._stop.reached(step)
+        stopping = self._stop.reached()
         validating = self._is_validation_due(step)
         last = step == options.steps
         if not (stopping or validating or last or _due(step, options.checkpoint_every)):
