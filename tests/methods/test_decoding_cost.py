@@ -1,0 +1,43 @@
+"""What a generated token costs in the recursive LM: two single-token passes, long text or short."""
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.backbones import decoder as lm
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.methods.neural_recursion import NeuralRecursion
+from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.modules.connector import ConnectorOptions
+
+CONFIG = DecoderConfig(
+  vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=256, tied=True
+)
+CONNECTOR = ConnectorOptions(width=32, layers=2, heads=2)
+SHAPES = lm.param_shapes(CONFIG)
+
+
+def step_flops(method, length):
+  """Floating-point operations of one compiled decoding step behind a text of `length` tokens."""
+  trained = jax.eval_shape(method.init, jax.random.key(0))
+  frozen = {"lm": SHAPES, "fixed": {}}
+  text = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  prefill = lambda t, f, tokens, mask: method.prefill(t, f, tokens, mask, 1)
+  _, state = jax.eval_shape(prefill, trained, frozen, text, text)
+  token = jax.ShapeDtypeStruct((1,), jnp.int32)
+  compiled = jax.jit(method.decode).lower(trained, frozen, token, state).compile()
+  return compiled.cost_analysis()["flops"]
+
+
+def test_a_token_costs_two_single_token_passes_however_long_the_text():
+  once = PromptTuning(CONFIG, None)
+  twice = NeuralRecursion(CONFIG, CONNECTOR, embedding_rms=0.1)
+  short, long = 64, 1024
+  growth = step_flops(twice, long) - step_flops(twice, short)
+  # Attention's own: each further slot is read by the layers of both passes and of the Connector,
+  # two products of a head's width and a softmax of a few operations. XLA counts a scanned layer
+  # once.
+  per_slot = 2 * CONFIG.heads * (4 * CONFIG.head_dim + 12)
+  per_slot += CONNECTOR.layers * (4 * CONNECTOR.width + 12 * CONNECTOR.heads)
+  assert 0 < growth <= 1.25 * per_slot * (long - short)
+  # The passes share one head, so two of them cost less than twice one, but for the Connector.
+  assert step_flops(twice, short) < 2 * step_flops(once, short) + 4 * 32 * (128 + 12 * 32)
