@@ -22,18 +22,22 @@ def get_config(variant: str = "") -> ConfigDict:
   config.data.train = "plain_english/train"
   config.data.validation = config.data.test = "plain_english/validation"
   config.data.lengths = (128,)
-  config.recursion = ConfigDict({
-    "passes": 2,
-    "input_skip": True,
-    "first_prompt": "none",
-    "last_prompt": "none",
-    "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
-  })
+  config.recursion = ConfigDict(
+    {
+      "passes": 2,
+      "input_skip": True,
+      "first_prompt": "none",
+      "last_prompt": "none",
+      "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+    }
+  )
+  config.model.dtype = "bfloat16"
   config.train.steps = 300
   config.train.batch_size = 8
   config.train.validate_examples = 64
   config.train.learning_rate.connector = 1e-3
   if variant == "smoke":
+    config.model.dtype = "float32"
     config.data.lengths = (64,)
     config.train.steps = 4
     config.train.batch_size = 4

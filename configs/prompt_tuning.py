@@ -14,8 +14,10 @@ def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   config.order = ("prompt",)
   config.stages.prompt = ConfigDict({"method": "prompt_tuning"})
+  config.model.dtype = "bfloat16"
   config.train.steps = 150
   if variant == "smoke":
+    config.model.dtype = "float32"
     config.train.steps = 4
     config.train.batch_size = 8
     config.train.log_every = 1

@@ -33,10 +33,18 @@ def get_config(variant: str = "") -> ConfigDict:
       "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
     }
   )
-  config.train.steps = 90  # of `finetune` and of `baseline`
+  config.model.dtype = "bfloat16"
+  config.train.steps = 60  # of `finetune` and of `baseline`
+  config.train.learning_rate.update({"prompt": 0.01, "connector": 1e-4})
+  config.train.validate_every = config.train.checkpoint_every = 20
+  config.train.validate_examples = 200
+  config.evaluate.max_examples = 300
   config.stages = ConfigDict(
     {
-      "prompt": {"method": "prompt_tuning", "train": {"steps": 150}},
+      "prompt": {
+        "method": "prompt_tuning",
+        "train": {"steps": 80, "learning_rate": {"prompt": 0.02}},
+      },
       "baseline": {"method": "prompt_tuning", "starts": ("prompt=prompt/prompt",)},
       "pretrain": {
         "method": "neural_recursion",
@@ -48,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
           "lengths": (128,),
         },
         "train": {
-          "steps": 60,
+          "steps": 40,
           "batch_size": 8,
           "validate_examples": 32,
           "learning_rate": {"connector": 1e-3},
@@ -58,7 +66,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "method": "neural_recursion",
         "starts": ("prompt=prompt/prompt", "connector=pretrain/connector"),
         "fixed": ("first_prompt=prompt/prompt",),
-        "train": {"learning_rate": {"prompt": 0.01, "connector": 1e-4}},
       },
     }
   )
@@ -72,7 +79,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _shrink(config: ConfigDict) -> None:
-  """The same work in about a minute on two cores."""
+  """The same work in about a minute on two cores; float32, so that runs can be compared closely."""
+  config.model.dtype = "float32"
   config.train.steps = 3
   config.train.batch_size = 8
   config.train.log_every = 1

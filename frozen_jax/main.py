@@ -7,33 +7,66 @@ The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM, aft
 the user gave is wrong, one `error:` line on standard error; 1 anything else.
 """
 
+import dataclasses
+import difflib
 import logging
+import os
 import pathlib
+import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from frozen_jax.core.errors import Interrupted, UserError
+from frozen_jax.run import overrides
 
 MODES = ("train", "evaluate", "predict", "export")
+VALUED = ("--config", "--mode", "--workdir")
+HELP = """\
+Small trained networks around a frozen language model.
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="the experiment: configs/NAME.py[:variant]; see --config.key=value above."
-)
-_MODE = flags.DEFINE_enum(
-  "mode",
-  "train",
-  MODES,
-  "train: run the stages (a rerun resumes) and evaluate; evaluate: score the trained adapter on"
-  " data.test; predict: answer the questions of --config.predict.input (a file, or - for standard"
-  " input), one JSON object a line; export: write the adapter to --config.export.folder.",
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "where a run keeps everything; default runs/NAME[-variant]."
-)
+  python -m frozen_jax.main --config=configs/NAME.py[:variant] [--mode=MODE] [--workdir=DIR]
+    [--config.KEY=VALUE ...]
+
+  --config    the experiment, a file of ./configs; `:smoke` does the same work in about a minute
+  --mode      train     run the stages and score them on data.test; run again, it goes on where it
+                        was stopped (the default)
+              evaluate  score the trained adapter on data.test
+              predict   answer the questions of predict.input (a file, or - for standard input),
+                        one JSON object a line
+              export    write the adapter to export.folder, in the form export.format
+  --workdir   where a run keeps everything; default runs/NAME[-variant]
+  --config.KEY=VALUE  another value for a key of the experiment; lists are written a,b. One stage
+              alone: --config.stages.NAME.KEY=VALUE
+
+Examples:
+
+  python -m frozen_jax.main --config=configs/recursive.py
+  python -m frozen_jax.main --config=configs/prompt_tuning.py --workdir=runs/mine \\
+    --config.model.name=FOLDER_OR_GGUF --config.data.train=FILE.jsonl --config.train.steps=300
+  echo 'What is the capital of Peru?' | \\
+    python -m frozen_jax.main --config=configs/recursive.py --mode=predict
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command line as read: `argv` has the program's name in front, `config` the overrides in."""
+
+  argv: tuple[str, ...]
+  config: ConfigDict
+  mode: str
+  workdir: str
+
+  def again(self, mode: str) -> str:
+    """The same command in another mode, for a shell."""
+    kept = [a for a in self.argv[1:] if not a.lstrip("-").startswith(("mode=", "workdir="))]
+    arguments = ["python", "-m", "frozen_jax.main", *kept, f"--workdir={self.workdir}"]
+    return shlex.join([*arguments, f"--mode={mode}"])
 
 
 def default_workdir(config_argument: str) -> str:
@@ -43,30 +76,85 @@ def default_workdir(config_argument: str) -> str:
   return str(pathlib.PurePath("runs", f"{name}-{variant}" if variant else name))
 
 
-def _config_argument(argv: Sequence[str]) -> str:
-  for index, argument in enumerate(argv):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if name == "config":
-      return value if equals else (argv[index + 1] if index + 1 < len(argv) else "")
-  return ""
+def parse(argv: Sequence[str]) -> Command | None:
+  """Reads `argv` (with the program's name first); None where help was asked for, and printed.
+
+  Raises UserError for whatever the user got wrong in it.
+  """
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)
+  flags.DEFINE_string("config", "", "", flag_values=values)
+  flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
+  flags.DEFINE_string("workdir", "", "", flag_values=values)
+  flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=values)
+  argv = _joined(argv)
+  try:
+    rest = values(argv, known_only=True)[1:]
+  except (flags.Error, ValueError) as error:
+    raise UserError(f"{' '.join(str(error).split())}; --help says what there is") from None
+  if values.help and not values.config:
+    print(HELP)
+    return None
+  if not values.config:
+    raise UserError("no experiment given; add --config=configs/NAME.py (see ./configs)")
+  given = [_override(argument) for argument in rest]
+  config = load_config(values.config)
+  overrides.override(config, given)
+  if values.help:
+    print(f"{HELP}\nThe keys of {values.config}:\n")
+    for key, value in overrides.known_keys(config).items():
+      text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+      print(f"  --config.{key}={shlex.quote(text)}")
+    return None
+  workdir = values.workdir or default_workdir(values.config)
+  return Command(tuple(argv), config, values.mode, workdir)
 
 
-def _parse(argv: Sequence[str]) -> None:
-  """Reads the flags; whatever the user got wrong in them becomes a UserError."""
-  argument = _config_argument(argv)
-  if not argument and not any(a.startswith(("--help", "-h")) for a in argv):
-    raise UserError("no experiment given; add --config=configs/NAME.py (see configs/)")
-  path = argument.partition(":")[0]
-  if path and not pathlib.Path(path).is_file():
+def load_config(argument: str) -> ConfigDict:
+  """FILE[:variant] -> the config that the file's `get_config` gives; UserError where it cannot."""
+  path, colon, variant = argument.partition(":")
+  if not pathlib.Path(path).is_file():
     near = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py")))
     raise UserError(f"no such config: {path}; there are: {near or 'none in ./configs'}")
   try:
-    rest = flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    reason = " ".join(str(error).strip("'\"").split())
-    raise UserError(f"{reason}; --help and the config's file list what there is") from None
-  if len(rest) > 1:
-    raise UserError(f"unexpected argument {rest[1]!r}; everything is given as --flag=value")
+    get_config = runpy.run_path(path)["get_config"]
+    config = get_config(variant) if colon else get_config()
+  except KeyError as error:
+    raise UserError(f"{path} gives no config: it lacks {error}; see ./configs") from None
+  except Exception as error:  # the file is the user's: whatever it raises is to be mended there
+    reason = " ".join(str(error).split()) or type(error).__name__
+    kind = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+    raise UserError(f"{argument}: {reason}{kind}") from None
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config gives no ConfigDict; see ./configs")
+  return config.lock()
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+  """`--flag value` -> `--flag=value`."""
+  joined: list[str] = []
+  for argument in argv:
+    before = joined[-1] if joined else ""
+    takes_one = before in VALUED or (before.startswith("--config.") and "=" not in before)
+    if takes_one and not argument.startswith("--"):
+      joined[-1] = f"{before}={argument}"
+    else:
+      joined.append(argument)
+  return joined
+
+
+def _override(argument: str) -> tuple[str, str]:
+  """`--config.key=value` -> (key, value)."""
+  name, equals, value = argument.lstrip("-").partition("=")
+  if not argument.startswith("-"):
+    raise UserError(f"unexpected argument {argument!r}; everything is given as --flag=value")
+  if not name.startswith("config."):
+    near = difflib.get_close_matches(name, ("config", "mode", "workdir", "help"), n=1)
+    meant = f"did you mean --{near[0]}?" if near else "--help says what there is"
+    raise UserError(f"unknown flag --{name}; {meant}")
+  if not equals:
+    raise UserError(f"--{name} has no value; write --{name}=VALUE")
+  return name.removeprefix("config."), value
 
 
 class _AboveBars(logging.Handler):
@@ -84,37 +172,46 @@ def _log_above_bars() -> None:
   logging.getLogger("frozen_jax").setLevel(logging.INFO)
 
 
-def run(argv: Sequence[str]) -> None:
-  """Parses `argv` (with the program's name first) and does what it says."""
-  _parse(argv)
+def run(command: Command) -> None:
+  """Does what a command says."""
   _log_above_bars()
-  config = _CONFIG.value
-  workdir = _WORKDIR.value or default_workdir(_config_argument(argv))
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
   from frozen_jax import run as entry
 
-  getattr(entry, _MODE.value)(config, workdir)
-  if _MODE.value == "train" and hosts.is_first_host():
+  getattr(entry, command.mode)(command.config, command.workdir)
+  if command.mode == "train" and hosts.is_first_host():
     print(
-      f"The adapter is in {workdir}/adapter. Ask it: echo 'What is the capital of"
-      f" Peru?' | python -m frozen_jax.main --config={_config_argument(argv)} --workdir={workdir}"
-      " --mode=predict"
+      f"The adapter is in {command.workdir}/adapter. Ask it:"
+      f" echo 'What is the capital of Peru?' | {command.again('predict')}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """`run`, with its outcome as an exit status."""
+  """`parse` and `run`, with their outcome as an exit status."""
   try:
-    run(sys.argv if argv is None else argv)
+    command = parse(sys.argv if argv is None else argv)
+    if command is not None:
+      run(command)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   except Interrupted as stop:
     logging.getLogger("frozen_jax").info("%s", stop)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    return 1
   return 0
 
 
+def _own_standard_output() -> None:
+  """Keeps standard output for what we print: what native libraries write there goes to stderr."""
+  ours = os.dup(sys.stdout.fileno())
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+  sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+
+
 if __name__ == "__main__":
+  _own_standard_output()
   sys.exit(main())

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from frozen_jax.backbones import stack
+
 # Finite, so that a query with nothing to look at yields zeros, not NaN: its scores are NEGATIVE,
 # its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
 NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
@@ -67,12 +69,13 @@ def _attend(q, k, v, visible):
 
 def _forward(q, k, v, visible):
   mixed, log_total = _attend(q, k, v, visible)
-  mixed, log_total = checkpoint_name(mixed, "mixed"), checkpoint_name(log_total, "log_total")
-  return mixed, (q, k, v, visible, mixed, log_total)
+  kept = tuple(checkpoint_name(a, "attention") for a in stack.pack((q, k, v, mixed, log_total)))
+  return mixed, (kept, visible, jnp.zeros((0,), q.dtype))
 
 
 def _backward(residuals, cotangent):
-  q, k, v, visible, mixed, log_total = residuals
+  kept, visible, like = residuals
+  q, k, v, mixed, log_total = stack.unpack(kept, (like.dtype,) * 4 + (jnp.dtype("float32"),))
   b, t, h, c = q.shape
   s, heads = k.shape[1:3]
   split, merged = (b, heads, s, h // heads, t), (b, heads, s, -1)
@@ -93,8 +96,9 @@ def _backward(residuals, cotangent):
 
   d_v = _product(weights, cotangents, 3, 2)
   d_k = _product(d_scores, queries, 3, 2)
-  keys_across = k.transpose(0, 2, 3, 1) * jnp.asarray(c**-0.5, k.dtype)  # [B, K, C, S]
-  d_q = _product(keys_across, d_scores, 3, 2).reshape(b, heads, c, -1, t)
+  across = k.reshape(b, s, heads, 2, -1).transpose(0, 2, 3, 4, 1).reshape(b, heads, c, s)
+  d_q = _product(across * jnp.asarray(c**-0.5, k.dtype), d_scores, 3, 2)
+  d_q = d_q.reshape(b, heads, c, -1, t)
   return (
     d_q.transpose(0, 4, 1, 3, 2).reshape(q.shape).astype(q.dtype),
     d_k.transpose(0, 2, 1, 3).astype(k.dtype),
@@ -113,10 +117,15 @@ def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
 
 
 def _by_head(x: Array, heads: int | None = None, scale: float | None = None) -> Array:
-  """[B, T, H, C] -> [B, K, G*T, C] and scaled by C ** -0.5 when `heads` K is given (queries)."""
+  """[B, T, H, C] -> [B, K, G*T, C] and scaled by C ** -0.5 when `heads` K is given (queries).
+
+  Without `heads`, [B, S, K, C] -> [B, K, S, C]; the detour over halves of C ends in a reshape,
+  behind which XLA's CPU backend multiplies bfloat16 as such: behind a bare transpose it would widen
+  both operands to float32.
+  """
   b, t, h, c = x.shape
   if heads is None:
-    return x.transpose(0, 2, 1, 3)
+    return x.reshape(b, t, h, 2, -1).transpose(0, 2, 1, 3, 4).reshape(b, h, t, c)
   scaled = x * jnp.asarray(c**-0.5 if scale is None else scale, x.dtype)
   groups = scaled.reshape(b, t, heads, h // heads, c)
   return groups.transpose(0, 2, 3, 1, 4).reshape(b, heads, -1, c)

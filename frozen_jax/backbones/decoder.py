@@ -17,17 +17,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from frozen_jax.backbones import attention, cache
+from frozen_jax.backbones import attention, cache, stack
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.gated import ACTIVATIONS as ACTIVATIONS
+from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.linear import project
 from frozen_jax.core import paths
 
 Params = dict[str, Any]
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu}
+# What a layer keeps for its backward pass (see `checkpoint_name` here, in attention and in gated):
+# everything whose recomputation would need a product with a weight matrix.
+KEPT = ("attention", "gated", "middle")
 
 # Regular expressions on a parameter's whole path -> the logical name of each of its axes.
 PARAM_AXES: dict[str, tuple[str, ...]] = {
@@ -86,7 +91,7 @@ def random_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float3
 def embed(params: Params, config: DecoderConfig, tokens: Int[Array, "B T"]) -> Array:
   """Token ids [B, T] -> embeddings [B, T, D] in the dtype of the table."""
   del config  # families that scale their embeddings will read it
-  return jnp.take(params["embed"]["tokens"], tokens, axis=0)
+  return stack.take(params["embed"]["tokens"], tokens)
 
 
 def hidden(
@@ -100,8 +105,9 @@ def hidden(
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
 
   `mask` is 1 for real positions (None: all are); left and right padding give the same results at
-  real positions, and padded ones give finite numbers without meaning. With `remat` the backward
-  pass recomputes each layer from its input instead of keeping what is inside it.
+  real positions, and padded ones give finite numbers without meaning. The backward pass keeps of
+  each layer what would take a product with a weight matrix to recompute; with `remat` it keeps the
+  layer's input alone and recomputes the layer.
   """
   cos_sin = _rotation(config, x, mask)
   visible = attention.causal(mask, x.shape[1])
@@ -110,9 +116,8 @@ def hidden(
     look = lambda q, k, v: attention.attend(q, k, v, visible)
     return _layer(weights, config, stream, cos_sin, look)[0], None
 
-  if remat:
-    body = jax.checkpoint(body, prevent_cse=False)
-  stream, _ = jax.lax.scan(body, x.astype(jnp.float32), params["layers"])
+  keep = () if remat else KEPT
+  stream, _ = stack.scan(body, x.astype(jnp.float32), params["layers"], keep)
   return _final_norm(params, config, stream)
 
 
@@ -131,7 +136,7 @@ def prefill(
     look = lambda q, k, v: attention.attend(q, k, v, visible)
     return _layer(weights, config, stream, cos_sin, look)
 
-  stream, (k, v) = jax.lax.scan(body, x.astype(jnp.float32), params["layers"])
+  stream, (k, v) = stack.scan(body, x.astype(jnp.float32), params["layers"])
   return _final_norm(params, config, stream), cache.from_prefix(k, v, mask, new)
 
 
@@ -155,7 +160,7 @@ def step(
 
     return _layer(weights, config, stream, cos_sin, look)
 
-  stream, (k, v) = jax.lax.scan(body, x.astype(jnp.float32), (params["layers"], kept.k, kept.v))
+  stream, (k, v) = stack.scan(body, x.astype(jnp.float32), (params["layers"], kept.k, kept.v))
   return _final_norm(params, config, stream), cache.append(kept, k, v)
 
 
@@ -209,8 +214,9 @@ def _layer(
   v = v.astype(dtype)
   mixed = look(q, k, v)  # [B, T, H, C]
   x = x + project(mixed.reshape(*x.shape[:2], -1), attn["o"]["kernel"])
+  x = checkpoint_name(x, "middle")
 
   normed = _rms_norm(x, weights["mlp_norm"]["scale"], config.norm_eps)
   gate, up = (project(normed, mlp[name]["kernel"]) for name in ("gate", "up"))
-  inner = ACTIVATIONS[config.activation](gate) * up
+  inner = gated(gate, up, config.activation, dtype)
   return x + project(inner, mlp["down"]["kernel"]), (k, v)

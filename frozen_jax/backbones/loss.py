@@ -1,13 +1,41 @@
-"""How likely a decoder holds given targets: the vocabulary projection where there is a target."""
+"""How likely a decoder holds given targets: the vocabulary projection where there is a target.
+
+Goes through the vocabulary in blocks that stay in the processor's cache, with a running maximum
+and sum as FlashAttention's softmax has (Dao et al. 2022), so that the logits of all targets are
+never held at once. Their derivative needs no second look at the vocabulary: the log-likelihood of a
+target depends on its own hidden state alone, and its slope, head[target] - sum of softmax * head,
+is summed up beside the softmax. The backward pass only scales it.
+"""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import decoder
+from frozen_jax.backbones import decoder, stack
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.linear import project
+
+LOGITS_AT_ONCE = 2**20  # float32 numbers in one block: 4 MB
+LANES = 8  # a block takes equal parts of so many parts of the vocabulary: a sharded one stays put
 
 
+class _Sums(NamedTuple):
+  """What one or more blocks of the vocabulary say about the targets; each float32 [B, M, ...].
+
+  top: the largest logit. total: the sum of exp(logit - top). mean: that of exp(logit - top) times
+  the row of the head, [B, M, D], where slopes are wanted. wanted: the target's logit, if met.
+  """
+
+  top: jax.Array
+  total: jax.Array
+  mean: jax.Array | None
+  wanted: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def target_log_likelihood(
   params: decoder.Params,
   config: DecoderConfig,
@@ -16,10 +44,89 @@ def target_log_likelihood(
 ) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
   """Hidden states at M gathered positions and the token wanted at each -> what the model says.
 
-  Returns the log-likelihood of each target in nats, float32 [B, M], and whether the target is the
-  arg max, bool [B, M].
+  Returns the log-likelihood of each target in nats, float32 [B, M], and whether no token is
+  likelier, bool [B, M]. Gradients reach the states alone.
   """
-  scores = decoder.logits(params, config, states)
-  wanted = jnp.take_along_axis(scores, target_ids[..., None], axis=-1)[..., 0]
-  likelihood = wanted - jax.nn.logsumexp(scores, axis=-1)
-  return likelihood, jnp.argmax(scores, axis=-1) == target_ids
+  sums = _sums(params, config, states, target_ids, slopes=False)
+  return _likelihood(sums), sums.wanted >= sums.top
+
+
+def _forward(params, config, states, target_ids):
+  sums = _sums(params, config, states, target_ids, slopes=True)
+  kernel, axis = decoder.vocabulary(params, config)
+  ahead = stack.take(kernel, target_ids, axis=1 - axis)  # [B, M, D], or [D, B, M] untied
+  ahead = ahead if axis == 1 else jnp.moveaxis(ahead, 0, -1)
+  slope = ahead.astype(jnp.float32) - sums.mean / sums.total[..., None]
+  return (_likelihood(sums), sums.wanted >= sums.top), (slope, jnp.zeros((0,), states.dtype))
+
+
+def _backward(config, residuals, cotangents):
+  slope, like = residuals
+  return None, (slope * cotangents[0][..., None]).astype(like.dtype), None
+
+
+target_log_likelihood.defvjp(_forward, _backward)
+
+
+def _likelihood(sums: _Sums) -> jax.Array:
+  return sums.wanted - sums.top - jnp.log(sums.total)
+
+
+def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
+  kernel, axis = decoder.vocabulary(params, config)
+  lanes = LANES if config.vocab_size % LANES == 0 else 1
+  lane = config.vocab_size // lanes
+  width = min(lane, max(1, LOGITS_AT_ONCE // (target_ids.size * lanes)))  # of a block, in a lane
+  blocks, rest = divmod(lane, width)
+
+  def look(start, width, kernel):
+    part = _part(kernel, axis, lanes, start, width)
+    offset = target_ids % lane - start
+    column = target_ids // lane * width + offset
+    met = (offset >= 0) & (offset < width)
+    return _block(part, axis, states, jnp.where(met, column, 0), met, slopes)
+
+  if blocks == 1 and not rest:
+    return look(0, lane, kernel)
+  sums = look(0, rest or width, kernel)
+  starts = jnp.arange(0 if rest else 1, blocks) * width + rest
+
+  def body(sums, start):
+    # The barrier keeps XLA from laying out the whole kernel anew before the loop.
+    start, held = jax.lax.optimization_barrier((start, kernel))
+    return _join(sums, look(start, width, held)), None
+
+  return jax.lax.scan(body, sums, starts)[0]
+
+
+def _part(kernel, axis: int, lanes: int, start, width: int) -> jax.Array:
+  """Rows (or columns, axis 0) start : start + width of each of the kernel's equal lanes."""
+  packed = stack.pack(kernel)
+  if axis == 1:
+    lanewise = packed.reshape(lanes, -1, packed.shape[1])
+    part = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=1)
+    part = part.reshape(-1, packed.shape[1])
+  else:
+    lanewise = packed.reshape(packed.shape[0], lanes, -1)
+    part = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=2)
+    part = part.reshape(packed.shape[0], -1)
+  return stack.unpack(part, kernel.dtype)
+
+
+def _block(kernel, axis: int, states, column, met, slopes: bool) -> _Sums:
+  scores = project(states, kernel, axis)
+  top = scores.max(axis=-1)
+  weights = jnp.exp(scores - top[..., None])
+  wanted = jnp.take_along_axis(scores, column[..., None], axis=-1)[..., 0]
+  mean = project(weights, kernel, 1 - axis) if slopes else None
+  return _Sums(top, weights.sum(axis=-1), mean, jnp.where(met, wanted, -jnp.inf))
+
+
+def _join(a: _Sums, b: _Sums) -> _Sums:
+  top = jnp.maximum(a.top, b.top)
+  old, new = jnp.exp(a.top - top), jnp.exp(b.top - top)
+  mean = None
+  if a.mean is not None:
+    mean = a.mean * old[..., None] + b.mean * new[..., None]
+  total = a.total * old + b.total * new
+  return _Sums(top, total, mean, jnp.maximum(a.wanted, b.wanted))

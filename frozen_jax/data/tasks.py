@@ -68,10 +68,9 @@ class QuestionTask:
 
   def encode(self, example: Example) -> Encoded:
     """Prompt, first answer, end token. Raises UserError for an example without an answer."""
-    answers = self.answers(example)
+    prompt, answers = self._prompt(example), self.answers(example)
     if not answers:
       raise UserError(f"example {example.get('id', '')!r} has no answers; add them to train on it")
-    prompt = self._prompt(example)
     before = "" if self.template.chat else before_answer(prompt)
     with _TOKENIZING:
       ids = self.prompt_ids(example)
@@ -82,7 +81,14 @@ class QuestionTask:
 
   def _prompt(self, example: Example) -> str:
     """An input stands as it is, a question within the template."""
-    return self.template.fill(example["question"]) if "question" in example else example["input"]
+    if "question" in example:
+      return self.template.fill(example["question"])
+    if "input" in example:
+      return example["input"]
+    raise UserError(
+      f"example {example.get('id', '')!r} is plain text, among questions; keep texts in a file of"
+      " their own"
+    )
 
   def _answer_ids(self, prompt: str, answer: str, ids: list[int]) -> list[int]:
     """The answer as it is tokenised behind the prompt, where that leaves the prompt's ids alone.

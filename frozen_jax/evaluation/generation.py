@@ -1,7 +1,8 @@
 """Texts in, texts out: tokenising, batching and the decoding of a method's continuations."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Tree
 from frozen_jax.decoding.generate import cut_at_end, generate
 from frozen_jax.decoding.prompts import left_padded
+from frozen_jax.modules import soft_prompt
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.place import make_place
 from frozen_jax.sharding.rules import replicated
@@ -28,12 +30,22 @@ class Answerer(Base, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How to continue: at most `max_new_tokens`; greedy at temperature 0; `seed` drives sampling."""
+  """How to continue: at most `max_new_tokens`; greedy at temperature 0; `seed` drives sampling.
+
+  Raises UserError for values that make no sense.
+  """
 
   max_new_tokens: int
   temperature: float = 0.0
   num_samples: int = 1
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("max_new_tokens", "num_samples"):
+      if getattr(self, name) < 1:
+        raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+    if not 0 <= self.temperature < math.inf:
+      raise UserError(f"temperature is {self.temperature}; give 0 (greedy) or more")
 
 
 def generate_ids(
@@ -45,13 +57,14 @@ def generate_ids(
   sampling: Sampling,
   batch_size: int = 32,
 ) -> list[list[int]]:
-  """Continues prompts of token ids; returns the new ids of each, before the end token.
+  """Continues prompts of token ids once each; returns the new ids of each, before the end token.
 
   Each prompt has a random key of its own (seed and index), so its sample does not depend on the
   batch it falls into. Raises UserError for a prompt that leaves no room in the model's context.
   """
+  taken = soft_prompt.longest(trainable, frozen["fixed"])
   for number, prompt in enumerate(prompts, start=1):
-    _check_length(number, len(prompt), sampling.max_new_tokens, lm.config.context)
+    check_length(f"text {number}", len(prompt), sampling.max_new_tokens, taken, lm.config.context)
   ends = _end_ids(lm.tokenizer)
   whole = None if lm.mesh is None else replicated(lm.mesh)
   place = make_place(lm.mesh)
@@ -85,32 +98,35 @@ def generate_texts(
   frozen: Tree,
   lm: Answerer,
   texts: Sequence[str],
+  encode: Callable[[str], Sequence[int]],
   sampling: Sampling,
   batch_size: int = 32,
 ) -> list[Any]:
-  """Continues texts; a list of str, or of lists of str with `num_samples` above 1."""
+  """Continues texts; a list of str, or of lists of str with `num_samples` above 1.
+
+  encode: text -> token ids of its prompt. Raises UserError without a tokenizer, and as
+  `generate_ids`.
+  """
   if isinstance(texts, str):
     raise UserError("generate takes a list of texts; put the one text into a list")
   if lm.tokenizer is None:
     raise UserError("this model has no tokenizer: texts cannot be read; use token ids")
-  if sampling.num_samples < 1:
-    raise UserError(f"num_samples is {sampling.num_samples}; it must be at least 1")
-  prompts = [lm.tokenizer(text)["input_ids"] for text in texts for _ in range(sampling.num_samples)]
+  n = sampling.num_samples
+  prompts = [ids for text in texts for ids in [encode(text)] * n]
   new = generate_ids(method, trainable, frozen, lm, prompts, sampling, batch_size)
   decoded = [lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-  if sampling.num_samples == 1:
-    return decoded
-  n = sampling.num_samples
-  return [decoded[i : i + n] for i in range(0, len(decoded), n)]
+  return decoded if n == 1 else [decoded[i : i + n] for i in range(0, len(decoded), n)]
 
 
-def _check_length(number: int, length: int, new: int, context: int) -> None:
+def check_length(what: str, length: int, new: int, taken: int, context: int) -> None:
+  """UserError where `length` tokens, `new` ones and `taken` prompt vectors exceed the context."""
   if length == 0:
-    raise UserError(f"text {number} is empty and cannot be continued; give at least one token")
-  if length + new > context:
+    raise UserError(f"{what} is empty and cannot be continued; give at least one token")
+  if length + new + taken > context:
+    prompt = f" and the {taken} of the trained prompt" if taken else ""
     raise UserError(
-      f"text {number} has {length} tokens, which with {new} new ones do not fit the model's context"
-      f" of {context}; shorten it or lower the number of new tokens"
+      f"{what} has {length} tokens, which with {new} new ones{prompt} do not fit the model's"
+      f" context of {context}; shorten it or lower the number of new tokens"
     )
 
 

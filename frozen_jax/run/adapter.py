@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Tree
 from frozen_jax.data.tasks import question_prompt
-from frozen_jax.evaluation.generation import Sampling, generate_ids
+from frozen_jax.evaluation.generation import Sampling, generate_texts
 from frozen_jax.export.adapter_folder import DESCRIPTION, read_adapter, write_adapter
 from frozen_jax.methods import METHODS
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -51,22 +51,17 @@ class Adapter:
     Greedy at temperature 0. Returns a list of str, or with `num_samples` above 1 a list of lists.
     Raises UserError for a question longer than the model's context.
     """
-    if isinstance(texts, str):
-      raise UserError("generate takes a list of texts; put the one text into a list")
-    if num_samples < 1:
-      raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-    template = self.options["data"]["template"]
-    prompts = [question_prompt(self.lm.tokenizer, template, text) for text in texts]
-    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    batch_size = self.options["evaluate"]["batch_size"]
-    new = generate_ids(
-      self.method, self.trained, self.frozen, self.lm, repeated, sampling, batch_size
+    sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
+    rows = self.options["evaluate"]["batch_size"]
+    found = generate_texts(
+      self.method, self.trained, self.frozen, self.lm, texts, self._encode, sampling, rows
     )
-    decoded = [self.lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
     if num_samples == 1:
-      return decoded
-    return [decoded[i : i + num_samples] for i in range(0, len(decoded), num_samples)]
+      return [text.strip() for text in found]
+    return [[text.strip() for text in samples] for samples in found]
+
+  def _encode(self, question: str) -> list[int]:
+    return question_prompt(self.lm.tokenizer, self.options["data"]["template"], question)
 
   def save(self, folder: str | pathlib.Path) -> pathlib.Path:
     """Writes `adapter.json` and `adapter.safetensors`, which `load_adapter` reads."""

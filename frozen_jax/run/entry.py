@@ -17,8 +17,15 @@ from frozen_jax.run import report, workdir
 from frozen_jax.run.adapter import FOLDER, Adapter, load_adapter, read_stored
 from frozen_jax.run.frozen_lm import FrozenLM, load_frozen
 from frozen_jax.run.interrupt import stoppable
-from frozen_jax.run.scores import answer, compared, prediction_rows, score
-from frozen_jax.run.stages import System, run_stage
+from frozen_jax.run.scores import (
+  answer,
+  check,
+  check_questions,
+  compared,
+  prediction_rows,
+  score,
+)
+from frozen_jax.run.stages import System, open_task, run_stage
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.sharding.mesh import make_mesh
@@ -46,13 +53,11 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     lm = _load(options, mesh)
     before = checksum(lm.params)
     initial = _initial(options["init_from"], lm)
+    _check_data(options, lm)
     systems: dict[str, System] = {}
-    for name in options["order"]:
-      if experiment.stage_options(options, name)["train"]["steps"] > 0:
-        systems[name] = run_stage(name, options, lm, systems, initial, folder, writer)
-        progress.step = systems[name].history.steps
-    if not systems:
-      raise UserError("every stage has 0 steps; give at least one stage of config.order some")
+    for name in _running(options):
+      systems[name] = run_stage(name, options, lm, systems, initial, folder, writer)
+      progress.step = systems[name].history.steps
     *_, last = systems.values()
     if is_first_host():
       Adapter(lm, last.method, last.trained, last.fixed, last.options).save(folder / FOLDER)
@@ -106,6 +111,7 @@ def predict(config: Any, folder: str | pathlib.Path) -> list[dict[str, Any]]:
   questions = open_questions(options["predict"]["input"], options["data"]["fields"])
   examples = [questions[index] for index in range(len(questions))]
   task = QuestionTask(adapter.lm.tokenizer, options["data"]["template"])
+  check_questions(options, adapter.lm, task, examples, options["predict"]["input"])
   system = System(adapter.method, adapter.trained, adapter.fixed, options)
   rows = prediction_rows(task, examples, answer(system, adapter.lm, task, examples))
   if is_first_host():
@@ -146,6 +152,28 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     raise UserError(f"export.format is {kind!r}; there are: adapter, peft")
   _say(f"The {kind} is in {target}.")
   return {"folder": str(target), "format": kind}
+
+
+def _running(options: experiment.Options) -> list[str]:
+  """The stages that train at least one step."""
+  stages = options["order"]
+  running = [s for s in stages if experiment.stage_options(options, s)["train"]["steps"] > 0]
+  if not running:
+    raise UserError("every stage has 0 steps; give at least one stage of config.order some")
+  return running
+
+
+def _check_data(options: experiment.Options, lm: FrozenLM) -> None:
+  """Opens whatever the run will read, so that what is wrong with it shows before it trains."""
+  stage: experiment.Options = {}
+  opened = []
+  for name in _running(options):
+    stage = experiment.stage_options(options, name)
+    for split in ("train", "validation"):
+      if stage["data"] | {"split": split} not in opened:
+        opened.append(stage["data"] | {"split": split})
+        open_task(stage, split, lm)
+  check(stage, lm)
 
 
 def _load(options: experiment.Options, mesh: Any) -> FrozenLM:

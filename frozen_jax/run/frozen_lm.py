@@ -64,8 +64,11 @@ class FrozenLM:
     without a tokenizer, or for a text longer than the model's context.
     """
     sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
-    method = METHODS["zero_shot"](self, {})
-    return generate_texts(method, {}, {"lm": self.params, "fixed": {}}, self, texts, sampling)
+    method, frozen = METHODS["zero_shot"](self, {}), {"lm": self.params, "fixed": {}}
+    return generate_texts(method, {}, frozen, self, texts, self._encode, sampling)
+
+  def _encode(self, text: str) -> list[int]:
+    return self.tokenizer(text)["input_ids"]
 
 
 _embed = jax.jit(decoder.embed, static_argnums=1)

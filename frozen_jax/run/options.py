@@ -7,10 +7,9 @@ from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods import METHODS
+from frozen_jax.run.overrides import STAGE_KEYS
 
 Options = dict[str, Any]
-
-_STAGE_KEYS = ("method", "starts", "fixed")
 
 
 def resolve(config: Any) -> Options:
@@ -77,7 +76,7 @@ def _overlay(base: Options, over: Mapping[str, Any], where: str) -> Options:
   for key, value in over.items():
     if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
       base[key] = _overlay(dict(base[key]), value, f"{where}.{key}")
-    elif key in base or key in _STAGE_KEYS:
+    elif key in base or key in STAGE_KEYS:
       base[key] = value
     else:
       raise UserError(f"unknown config key {where}.{key}; there are: {', '.join(base)}")

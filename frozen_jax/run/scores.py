@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.data.batches import scoring_batches
-from frozen_jax.data.sources import open_source
-from frozen_jax.data.tasks import QuestionTask, make_task
+from frozen_jax.data.sources import Source
+from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation.answers import grade
-from frozen_jax.evaluation.generation import Sampling, generate_ids
+from frozen_jax.evaluation.generation import Sampling, check_length, generate_ids
 from frozen_jax.evaluation.likelihood import score as teacher_forced
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
-from frozen_jax.run.stages import System
+from frozen_jax.run.stages import System, open_task
 from frozen_jax.sharding.place import make_place
 
 _LOG = logging.getLogger(__name__)
@@ -28,20 +28,45 @@ def score(system: System, lm: FrozenLM) -> tuple[dict[str, float], Rows]:
   Figures: `loss`, `perplexity`, `accuracy` (teacher-forced) and, for questions, `exact_match` and
   `f1` of greedily decoded answers; `examples`; counts of what was cut or skipped.
   """
-  data, evaluate = system.options["data"], system.options["evaluate"]
-  source = open_source(data["test"], data["fields"])
-  task = make_task(source, lm.tokenizer, data)
+  evaluate = system.options["evaluate"]
+  source, task = open_task(system.options, "test", lm)
   batches = scoring_batches(source, task, evaluate["batch_size"], evaluate["max_examples"])
   place = make_place(lm.mesh)
   figures = teacher_forced(system.method, system.trained, system.frozen(lm), batches, place)
   figures |= {name: count for name, count in batches.counts.items() if count}
   if not isinstance(task, QuestionTask):
     return figures, []
-  examples = [source[i] for i in range(min(len(source), evaluate["max_examples"]))]
+  examples = _examples(source, system.options)
   predictions = answer(system, lm, task, examples)
   accepted = [task.answers(example) for example in examples]
   figures = grade(predictions, accepted) | figures | {"examples": len(examples)}
   return figures, prediction_rows(task, examples, predictions)
+
+
+def check(options: experiment.Options, lm: FrozenLM) -> None:
+  """UserError where a question that will be asked in `data.test` does not fit the context."""
+  source, task = open_task(options, "test", lm)
+  if isinstance(task, QuestionTask):
+    check_questions(options, lm, task, _examples(source, options), source.name)
+
+
+def check_questions(
+  options: experiment.Options,
+  lm: FrozenLM,
+  task: QuestionTask,
+  examples: Sequence[dict[str, Any]],
+  where: str,
+) -> None:
+  """UserError naming the first of the examples that is too long for the context."""
+  new, taken = options["evaluate"]["max_new_tokens"], options["prompt"]["length"]
+  for example in examples:
+    length = len(task.prompt_ids(example))
+    what = f"the question with id {example['id']} of {where}"
+    check_length(what, length, new, taken, lm.config.context)
+
+
+def _examples(source: Source, options: experiment.Options) -> Rows:
+  return [source[i] for i in range(min(len(source), options["evaluate"]["max_examples"]))]
 
 
 def answer(

@@ -10,8 +10,8 @@ import jax
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
-from frozen_jax.data.sources import open_source
-from frozen_jax.data.tasks import make_task
+from frozen_jax.data.sources import Source, open_source
+from frozen_jax.data.tasks import Task, make_task
 from frozen_jax.evaluation.likelihood import score
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
@@ -80,8 +80,7 @@ def run_stage(
     )
   frozen = {"lm": lm.params, "fixed": put(fixed, replicated(mesh))}
 
-  source = open_source(stage["data"]["train"], stage["data"]["fields"])
-  task = make_task(source, lm.tokenizer, stage["data"])
+  source, task = open_task(stage, "train", lm)
   batches = training_batches(
     source, task, train["batch_size"], seed=stage["seed"], shard=host_shard(mesh)
   )
@@ -115,12 +114,23 @@ def run_stage(
   return System(method, result.best, fixed, stage, result, dict(batches.counts))
 
 
+def open_task(stage: experiment.Options, split: str, lm: FrozenLM) -> tuple[Source, Task]:
+  """The examples of `data.SPLIT` and their task, with texts no longer than the context has room."""
+  data, taken = stage["data"], stage["prompt"]["length"]
+  room = lm.config.context - taken
+  if room < 2:
+    raise UserError(
+      f"prompt.length {taken} fills the model's context of {lm.config.context}; lower it"
+    )
+  source = open_source(data[split], data["fields"])
+  lengths = list(dict.fromkeys(min(length, room) for length in data["lengths"]))
+  return source, make_task(source, lm.tokenizer, data | {"lengths": lengths})
+
+
 def _validator(
   method: Method, frozen: Tree, lm: FrozenLM, stage: experiment.Options
 ) -> Callable[[Tree], Mapping[str, float]]:
-  data = stage["data"]
-  source = open_source(data["validation"], data["fields"])
-  task = make_task(source, lm.tokenizer, data)
+  source, task = open_task(stage, "validation", lm)
   place = make_place(lm.mesh)
   rows, most = stage["evaluate"]["batch_size"], stage["train"]["validate_examples"]
   batches = list(scoring_batches(source, task, min(rows, most), most))

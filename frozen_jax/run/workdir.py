@@ -8,6 +8,8 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.run import options as experiment
 from frozen_jax.run.report import write_json
 from frozen_jax.sharding.hosts import barrier, is_first_host
+from frozen_jax.training.checkpoints import FOLDER
+from frozen_jax.training.metrics import FILE
 
 CONFIG, RESULTS = "config.json", "results.json"
 PREDICTIONS, PLOT = "predictions.jsonl", "report.png"
@@ -23,7 +25,7 @@ def claim(workdir: pathlib.Path, options: experiment.Options) -> None:
   """
   path = workdir / CONFIG
   barrier("config.json looked at")
-  if path.exists():
+  if path.exists() and _has_begun(workdir):
     changed = experiment.differences(read_json(path), options, _FREE)
     if changed:
       raise UserError(
@@ -33,6 +35,11 @@ def claim(workdir: pathlib.Path, options: experiment.Options) -> None:
   elif is_first_host():
     write_json(path, options)
   barrier("config.json written")
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+  """Whether anything of a run is there beside its config: a first try may have failed at once."""
+  return any((workdir / name).exists() for name in (RESULTS, FILE, FOLDER))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""Our side of `training_step`: `python -m benchmarks.ours DTYPE all|answers`."""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import work, worker
+from frozen_jax.backbones.load import load_decoder
+from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+from frozen_jax.training.state import create_state
+from frozen_jax.training.step import make_train_step
+
+
+def main() -> None:
+  dtype, targets = sys.argv[1:]
+  lm = load_decoder(work.MODEL, dtype, progress=False)
+  todo = work.make(lm.config.vocab_size, lm.config.width, targets == "answers")
+  positions = np.arange(work.TEXT - 1 - todo.targets, work.TEXT - 1)
+  ids = todo.tokens[:, positions + 1]
+  batch = {
+    "tokens": todo.tokens,
+    "mask": np.ones_like(todo.tokens),
+    "target_positions": np.tile(positions, (work.ROWS, 1)),
+    "target_ids": ids,
+    "target_mask": np.ones_like(ids),
+  }
+  batch = {name: jnp.asarray(a, jnp.int32) for name, a in batch.items()}
+
+  method = PromptTuning(lm.config, jnp.asarray(todo.prompt))
+  options = OptimizerOptions(work.LEARNING_RATE, final_fraction=1.0, clip_norm=None)
+  optimizer = make_optimizer(options, steps=1000)
+  key = jax.random.key(0)
+  state = create_state(method.init(key), optimizer, key, make_mesh())
+  train_step = make_train_step(method, optimizer)
+  frozen = {"lm": lm.params, "fixed": {}}
+
+  def step() -> float:
+    nonlocal state
+    state, metrics = train_step(state, frozen, batch)
+    jax.block_until_ready(state)
+    return float(metrics["loss"])
+
+  def product(a, b):
+    return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
+
+  def matrix_seconds(width: int) -> float:
+    a = jnp.ones((width, width), dtype)
+    multiply = jax.jit(product)
+    multiply(a, a).block_until_ready()
+    start = time.perf_counter()
+    multiply(a, a).block_until_ready()
+    return time.perf_counter() - start
+
+  worker.serve(step, matrix_seconds)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,54 @@
+"""PEFT's side of `training_step`: `python -m benchmarks.peer DTYPE all|answers FOLDER`.
+
+As its documentation tells a user to do it: a `PeftModelForCausalLM` with `PromptTuningConfig`,
+labels of -100 where there is no target, the model's own loss, torch's Adam over what is trained.
+"""
+
+import sys
+import time
+
+import peft
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks import work, worker
+
+
+def main() -> None:
+  name, targets, folder = sys.argv[1:]
+  dtype = getattr(torch, name)
+  base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+  todo = work.make(base.config.vocab_size, base.config.hidden_size, targets == "answers")
+  settings = peft.PromptTuningConfig(
+    task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=work.PROMPT
+  )
+  model = peft.get_peft_model(base, settings)
+  model.train()
+  trained = [p for p in model.parameters() if p.requires_grad]
+  with torch.no_grad():
+    trained[0].copy_(torch.tensor(todo.prompt))
+  optimizer = torch.optim.Adam(trained, lr=work.LEARNING_RATE)
+
+  tokens = torch.tensor(todo.tokens)
+  mask = torch.ones_like(tokens)
+  labels = tokens.clone()
+  labels[:, : work.TEXT - todo.targets] = -100
+
+  def step() -> float:
+    loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+  def matrix_seconds(width: int) -> float:
+    a = torch.ones((width, width), dtype=dtype)
+    start = time.perf_counter()
+    torch.matmul(a, a)
+    return time.perf_counter() - start
+
+  worker.serve(step, matrix_seconds)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,67 @@
+"""Running a decoder's stacked layers: one scan, with 16-bit floats carried as integers.
+
+XLA's CPU backend has no slice or update of bfloat16 arrays; it widens the whole stack to float32
+first, which for the weights costs a copy of the model in every pass. As 16-bit integers the same
+bytes are sliced as they are; on other backends the round trip is free.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def scan(
+  body: Callable[[Any, Tree], tuple[Any, Tree]],
+  carry: Any,
+  stacked: Tree,
+  keep: Sequence[str] | None = None,
+) -> tuple[Any, Tree]:
+  """`lax.scan` of body(carry, slices) -> (carry, outputs) over trees of [L, ...] arrays.
+
+  Gradients flow through the carry alone: what is stacked is frozen, or a cache. For the backward
+  pass each turn keeps its carry and the values named in `keep` (see `checkpoint_name`) and
+  recomputes the rest; None keeps everything.
+  """
+
+  def turn(carry, at):
+    index, held = jax.lax.optimization_barrier((at, stacked))
+    slices = jax.tree.map(
+      lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(held)
+    )
+    carry, outputs = body(carry, unpack(slices, dtypes))
+    formats.append(jax.tree.map(lambda a: a.dtype, outputs))
+    return carry, pack(outputs)
+
+  dtypes, formats = jax.tree.map(lambda a: a.dtype, stacked), []
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  if keep is not None:
+    policy = jax.checkpoint_policies.save_only_these_names(*keep)
+    turn = jax.checkpoint(turn, prevent_cse=False, policy=policy)
+  carry, outputs = jax.lax.scan(turn, carry, jnp.arange(count))
+  return carry, unpack(outputs, formats[-1])
+
+
+def take(table: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+  """`jnp.take` of a frozen table, without widening it (see above)."""
+  rows, held = jax.lax.optimization_barrier((rows, table))  # or the packed table is made once
+  return unpack(jnp.take(pack(held), rows, axis=axis), table.dtype)
+
+
+def pack(tree: Tree) -> Tree:
+  """Every 2-byte float array as uint16 of the same bits; others as they are. Not differentiable."""
+  narrow = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize == 2
+  bits = lambda a: jax.lax.bitcast_convert_type(a, jnp.uint16)
+  return jax.tree.map(lambda a: bits(a) if narrow(a) else a, tree)
+
+
+def unpack(tree: Tree, dtypes: Tree) -> Tree:
+  """The inverse of `pack`; `dtypes` are those before it."""
+
+  def restore(a, dtype):
+    return a if a.dtype == dtype else jax.lax.bitcast_convert_type(a, dtype)
+
+  return jax.tree.map(restore, tree, dtypes)

@@ -1,0 +1,67 @@
+"""The chunked vocabulary loss against the plain one, values and slopes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_jax.backbones import decoder, loss
+from frozen_jax.backbones.config import DecoderConfig
+
+
+def config(vocab, tied):
+  return DecoderConfig(
+    vocab_size=vocab, width=12, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8, tied=tied
+  )
+
+
+def plain(params, config, states, ids):
+  scores = decoder.logits(params, config, states)
+  likelihood = jnp.take_along_axis(jax.nn.log_softmax(scores), ids[..., None], axis=-1)[..., 0]
+  return likelihood, jnp.argmax(scores, axis=-1) == ids
+
+
+@pytest.mark.parametrize("at_once", [10, 150, 2**20])
+@pytest.mark.parametrize("vocab,tied", [(96, True), (96, False), (101, True), (120, False)])
+def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, at_once):
+  monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+  size = config(vocab, tied)
+  params = decoder.random_params(size, jax.random.key(0))
+  states = 5 * jax.random.normal(jax.random.key(1), (2, 3, size.width))
+  best = jnp.argmax(decoder.logits(params, size, states), axis=-1)
+  ids = jnp.where(jnp.arange(3) == 1, best, jax.random.randint(jax.random.key(2), (2, 3), 0, vocab))
+  weight = jax.random.normal(jax.random.key(3), ids.shape)
+
+  def run(function):
+    total = lambda states: (function(params, size, states, ids)[0] * weight).sum()
+    return *jax.jit(lambda s: function(params, size, s, ids))(states), jax.jit(jax.grad(total))(
+      states
+    )
+
+  for ours, theirs in zip(run(loss.target_log_likelihood), run(plain), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_extreme_logits_stay_finite(monkeypatch):
+  monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 48)
+  size = config(96, True)
+  params = decoder.random_params(size, jax.random.key(0))
+  states = 1e4 * jax.random.normal(jax.random.key(1), (1, 2, size.width))
+  value, slope = jax.value_and_grad(
+    lambda s: loss.target_log_likelihood(params, size, s, jnp.zeros((1, 2), jnp.int32))[0].sum()
+  )(states)
+  assert np.isfinite(value) and np.isfinite(slope).all()
+
+
+def test_bfloat16_is_close_to_float32():
+  size = config(96, False)
+  narrow = decoder.random_params(size, jax.random.key(0), jnp.bfloat16)
+  wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
+  states = jax.random.normal(jax.random.key(1), (2, 3, size.width)).astype(jnp.bfloat16)
+  ids = jax.random.randint(jax.random.key(2), (2, 3), 0, 96)
+  run = lambda params, states: jax.grad(
+    lambda s: loss.target_log_likelihood(params, size, s, ids)[0].sum()
+  )(states)
+  slope, slope_narrow = run(wide, states.astype(jnp.float32)), run(narrow, states)
+  assert slope_narrow.dtype == jnp.bfloat16
+  assert jnp.linalg.norm(slope - slope_narrow) < 0.02 * jnp.linalg.norm(slope)

@@ -1,0 +1,192 @@
+"""What a complete run leaves in its workdir: the files and keys that other programs rely on."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from frozen_jax.core import paths
+from frozen_jax.export.adapter_folder import read_adapter
+from frozen_jax.training.checkpoints import load_best
+from frozen_jax.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = {
+  "method",
+  "model",
+  "metrics",
+  "baseline",
+  "frozen_fingerprint",
+  "frozen_unchanged",
+  "trainable_parameters",
+  "frozen_parameters",
+  "steps",
+  "seconds",
+}
+STEPS = {
+  "prompt_run": {"prompt": 4},
+  "recursive_run": {"prompt": 3, "baseline": 3, "pretrain": 2, "finetune": 3},
+}
+
+
+@pytest.fixture(params=STEPS)
+def run(request):
+  found = request.getfixturevalue(request.param)
+  found.steps = STEPS[request.param]
+  return found
+
+
+def results(run):
+  return json.loads((run.workdir / "results.json").read_text())
+
+
+def test_the_files(run):
+  names = {path.name for path in run.workdir.iterdir()}
+  assert names == {
+    "adapter",
+    "checkpoints",
+    "config.json",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "report.png",
+    "results.json",
+  }
+
+
+def test_the_config_is_as_resolved(run, tiny):
+  config = json.loads((run.workdir / "config.json").read_text())
+  assert config["model"]["name"] == str(tiny)
+  assert config["prompt"]["length"] == 4
+  assert config["order"] == list(run.steps)
+  assert set(config["stages"]) == set(run.steps)
+
+
+def test_results(run, tiny, lm):
+  found = results(run)
+  assert set(found) >= RESULTS
+  *_, last = run.steps
+  assert found["method"] == ("prompt_tuning" if last == "prompt" else "neural_recursion")
+  assert found["model"] == str(tiny)
+  assert found["frozen_unchanged"] is True
+  assert found["frozen_fingerprint"] == lm.fingerprint
+  assert found["frozen_parameters"] == sum(a.size for a in paths.flatten(lm.params).values())
+  assert found["steps"] == run.steps[last]
+  assert found["seconds"] > 0
+  assert {n: s["steps"] for n, s in found["stages"].items()} == run.steps
+  for name in ("exact_match", "f1", "accuracy"):
+    assert 0 <= found["metrics"][name] <= 100
+  assert found["metrics"]["perplexity"] == pytest.approx(np.exp(found["metrics"]["loss"]))
+  assert found["metrics"]["tokens_per_second"] > 0
+  rival = {"prompt": "zero_shot", "finetune": "baseline"}[last]
+  assert found["baseline"] == {"name": rival} | found["rows"][rival]
+  assert found["table"] in run.out
+
+
+def test_trained_parameters_are_counted(run):
+  tree, _ = read_adapter(run.workdir / "adapter")
+  count = sum(a.size for a in paths.flatten(tree["trained"]).values())
+  assert results(run)["trainable_parameters"] == count
+  assert tree["trained"]["prompt"]["vectors"].shape == (4, 32)
+
+
+def test_metrics_hold_each_step_once(run):
+  lines = read_metrics(run.workdir)
+  assert len(lines) == len((run.workdir / "metrics.jsonl").read_text().splitlines())
+  train = [(line["stage"], line["step"]) for line in lines if line["split"] == "train"]
+  assert train == [(stage, s) for stage, n in run.steps.items() for s in range(1, n + 1)]
+  for line in lines:
+    assert list(line)[:3] == ["stage", "step", "split"]
+    assert np.isfinite(line["loss"])
+    if line["split"] == "train":
+      assert float(np.float32(line["loss"])) == line["loss"], "the bits of the device's float32"
+  for stage, steps in run.steps.items():
+    here = [
+      line["step"] for line in lines if (line["stage"], line["split"]) == (stage, "validation")
+    ]
+    assert here == sorted({0, 2, steps})
+
+
+def test_predictions(run):
+  rows = [json.loads(line) for line in (run.workdir / "predictions.jsonl").open()]
+  assert len(rows) == results(run)["metrics"]["examples"] > 0
+  assert len({row["id"] for row in rows}) == len(rows)
+  for row in rows:
+    assert set(row) == {"id", "input", "prediction", "answers"}
+    assert isinstance(row["prediction"], str) and row["input"].endswith("?")
+    assert row["answers"] and all(isinstance(answer, str) for answer in row["answers"])
+
+
+def test_the_report_is_a_picture_with_something_on_it(run):
+  image = PIL.Image.open(run.workdir / "report.png")
+  assert image.format == "PNG"
+  width, height = image.size
+  assert 600 <= width <= 4000 and 200 <= height <= 2000
+  assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_checkpoint_holds_no_frozen_leaf(run, lm):
+  frozen = {a.shape for a in paths.flatten(lm.params).values() if a.size > 100}
+  frozen_bytes = sum(a.nbytes for a in paths.flatten(lm.params).values())
+  for stage in run.steps:
+    (folder,) = (run.workdir / "checkpoints" / stage).iterdir()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert results(run)["stages"][stage]["checkpoint_bytes"] == size
+    tree, record = load_best(run.workdir, stage)
+    leaves = paths.flatten(tree)
+    assert {path.split("/")[0] for path in leaves} <= {"prompt", "connector"}
+    assert not frozen & {leaf.shape for leaf in leaves.values()}
+    assert record["frozen_fingerprint"] == lm.fingerprint
+    trained = sum(leaf.nbytes for leaf in leaves.values())
+    # The trained tree, the best one and Adam's two moments, with a little for the files; a prompt
+    # is so small here that the frozen tree would show at once.
+    assert size < 4 * trained + 60_000 < 4 * trained + frozen_bytes
+
+
+def test_the_best_tree_is_the_adapter(run):
+  *_, last = run.steps
+  best = paths.flatten(load_best(run.workdir, last)[0])
+  kept = paths.flatten(read_adapter(run.workdir / "adapter")[0]["trained"])
+  assert best.keys() == kept.keys()
+  for path, leaf in best.items():
+    np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
+
+
+def test_it_says_what_comes_next(run):
+  *table, closing = run.out.strip().splitlines()
+  assert table[0].split()[:2] == ["exact_match", "f1"]
+  assert closing.startswith(f"The adapter is in {run.workdir}/adapter")
+  assert closing.endswith("--mode=predict") and "--config.model.name=" in closing
+
+
+def test_the_progress_is_tidy(run):
+  """A bar for each stage, our own lines, and nothing of any library's."""
+  screens = [line.strip() for line in run.err.replace("\r", "\n").splitlines() if line.strip()]
+  for stage, steps in run.steps.items():
+    assert any(s.startswith(f"{stage}: 100%") and f"{steps}/{steps}" in s for s in screens)
+  bars = ("prepare", "generate", "load", "read", "hash", *run.steps)
+  others = [s for s in screens if not any(s.startswith(f"{bar}:") for bar in bars)]
+  assert all(s[:9].replace(":", "").strip().isdigit() for s in others), others
+
+
+def snapshot(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_run_again_it_says_that_it_is_complete(program, prompt_run):
+  before = snapshot(prompt_run.workdir)
+  out, err = program.finish(program.train("prompt_tuning.py:smoke", prompt_run.workdir))
+  assert out.startswith(f"The run in {prompt_run.workdir} is complete.\n")
+  assert results(prompt_run)["table"] in out
+  assert snapshot(prompt_run.workdir) == before
+
+
+def test_the_default_workdir(program, prompt_run, tmp_path):
+  """runs/NAME-variant below the current folder: the complete run is found there."""
+  shutil.copytree(ROOT / "configs", tmp_path / "configs")
+  shutil.copytree(prompt_run.workdir, tmp_path / "runs" / "prompt_tuning-smoke")
+  process = program.start(*program.command("prompt_tuning.py:smoke"), cwd=tmp_path)
+  out, _ = program.finish(process)
+  assert out.startswith("The run in runs/prompt_tuning-smoke is complete.\n")

@@ -1,0 +1,148 @@
+"""Whole programs that are killed, asked to stop, spread over devices, or two on one run."""
+
+import json
+import random
+import re
+import signal
+import socket
+import time
+
+import pytest
+
+from frozen_jax.training.metrics import read_metrics
+
+TOLERANCE = 1e-5
+EIGHT = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+FIGURES = ("stage", "step", "split", "loss", "grad_norm", "perplexity", "accuracy")
+
+
+def lines(workdir, stages=None):
+  """The figures of metrics.jsonl, of some stages or of all."""
+  return [
+    {name: entry[name] for name in FIGURES if name in entry}
+    for entry in read_metrics(workdir)
+    if stages is None or entry["stage"] in stages
+  ]
+
+
+def agree(ours, theirs, tolerance):
+  assert [list(a.items())[:3] for a in ours] == [list(b.items())[:3] for b in theirs]
+  for a, b in zip(ours, theirs, strict=True):
+    assert a["loss"] == pytest.approx(b["loss"], rel=tolerance), a
+
+
+def wait_for_lines(workdir, count, process):
+  """Until metrics.jsonl has so many lines, or the process has ended."""
+  end = time.monotonic() + 240
+  while len(read_metrics(workdir)) < count and process.poll() is None:
+    assert time.monotonic() < end
+    time.sleep(0.005)
+
+
+def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursive_run, tmp_path):
+  """SIGKILL, then SIGTERM, each at a random step of a random stage; one device."""
+  seed = random.randrange(10**6)
+  draw = random.Random(seed)
+  whole = lines(recursive_run.workdir)
+  first, second = sorted(draw.sample(range(1, len(whole)), 2))
+
+  process = program.train("recursive.py:smoke", tmp_path)
+  wait_for_lines(tmp_path, first, process)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, f"seed {seed}"
+  assert not (tmp_path / "results.json").exists()
+
+  process = program.train("recursive.py:smoke", tmp_path)
+  wait_for_lines(tmp_path, second, process)
+  process.send_signal(signal.SIGTERM)
+  _, err = program.finish(process)
+  assert re.search(r"interrupted at step \d+", err), f"seed {seed}\n{err}"
+  assert not (tmp_path / "results.json").exists()
+
+  out, _ = program.finish(program.train("recursive.py:smoke", tmp_path))
+  assert lines(tmp_path) == whole, f"seed {seed}"
+  again = json.loads((tmp_path / "results.json").read_text())
+  assert again["rows"] == json.loads((recursive_run.workdir / "results.json").read_text())["rows"]
+  assert again["table"] in out
+  for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
+    assert (tmp_path / name).read_bytes() == (recursive_run.workdir / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def on_eight(program, tmp_path_factory):
+  """Stages `prompt` and `pretrain` on data=2 x fsdp=2 x tensor=2: (workdir, command to repeat)."""
+
+  def train(workdir):
+    return program.train(
+      "recursive.py:smoke", workdir, *EIGHT, "--config.order=prompt,pretrain", devices=8
+    )
+
+  workdir = tmp_path_factory.mktemp("eight")
+  program.finish(train(workdir))
+  return workdir, train
+
+
+def test_eight_devices_train_to_the_losses_of_one(on_eight, recursive_run):
+  workdir, _ = on_eight
+  agree(lines(workdir), lines(recursive_run.workdir, ("prompt", "pretrain")), TOLERANCE)
+  results = json.loads((workdir / "results.json").read_text())
+  one = json.loads((recursive_run.workdir / "results.json").read_text())
+  assert results["frozen_unchanged"] is True
+  assert results["frozen_fingerprint"] == one["frozen_fingerprint"]
+
+
+def test_killed_on_eight_devices_the_remaining_losses_are_the_same_bits(
+  program, on_eight, tmp_path
+):
+  workdir, train = on_eight
+  seed = random.randrange(10**6)
+  whole = lines(workdir)
+  process = train(tmp_path)
+  wait_for_lines(tmp_path, random.Random(seed).randrange(1, len(whole)), process)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, f"seed {seed}"
+  program.finish(train(tmp_path))
+  assert lines(tmp_path) == whole, f"seed {seed}"
+
+
+def test_eight_devices_answer_like_one(program, recursive_run, tmp_path):
+  import shutil
+
+  workdir = shutil.copytree(recursive_run.workdir, tmp_path / "run")
+  arguments = (f"--workdir={workdir}", "--mode=evaluate", *EIGHT)
+  program.run("recursive.py:smoke", *arguments, devices=8)
+  ours, theirs = (
+    json.loads((path / "results.json").read_text())["metrics"]
+    for path in (workdir, recursive_run.workdir)
+  )
+  assert ours == pytest.approx(theirs, rel=TOLERANCE)
+  name = "predictions.jsonl"
+  assert (workdir / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
+
+
+def start_two(program, config, workdir):
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  shared = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2"}
+  return [
+    program.train(config, workdir, "--config.mesh.data=2", **shared, PROCESS_ID=str(index))
+    for index in range(2)
+  ]
+
+
+def test_two_processes_are_one_run(program, prompt_run, tmp_path):
+  """Against one process with the same mesh, and against one device."""
+  both = start_two(program, "prompt_tuning.py:smoke", tmp_path / "two")
+  (out, _), (silent, _) = [program.finish(process) for process in both]
+  program.finish(
+    program.train("prompt_tuning.py:smoke", tmp_path / "one", "--config.mesh.data=2", devices=2)
+  )
+  assert lines(tmp_path / "two") == lines(tmp_path / "one")
+  agree(lines(tmp_path / "two"), lines(prompt_run.workdir), TOLERANCE)
+  assert json.loads((tmp_path / "two" / "results.json").read_text())["table"] in out
+  assert silent.strip() == "", "the first process alone speaks"
+  answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two")]
+  assert answers[0] == answers[1]
