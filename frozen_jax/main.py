@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   except Interrupted as stop:
-    logging.getLogger("frozen_jax").info("%s", stop)
+    logging.getLogger("frozen_jax").info("%s; the same command goes on from there", stop)
   except KeyboardInterrupt:
     print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
     return 1

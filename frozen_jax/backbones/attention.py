@@ -6,6 +6,8 @@ weights; and it forms them transposed in the backward pass, so that no product t
 transpose a [T, S] matrix, which costs more than the product.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -16,6 +18,7 @@ from frozen_jax.backbones import stack
 # Finite, so that a query with nothing to look at yields zeros, not NaN: its scores are NEGATIVE,
 # its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
 NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
+BLOCK, MOST_BLOCKS = 128, 8  # of ordered attention; fewer, larger blocks are quicker to compile
 
 
 def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Array, Array]:
@@ -38,23 +41,42 @@ def causal(mask: Int[Array, "B T"] | None, length: int) -> Bool[Array, "B T T"]:
   return order if mask is None else order & (mask[:, None, :] > 0)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
   q: Float[Array, "B T H C"],
   k: Float[Array, "B S K C"],
   v: Float[Array, "B S K C"],
   visible: Bool[Array, "B T S"],
+  ordered: bool = False,
 ) -> Float[Array, "B T H C"]:
   """Softmax attention; query head h reads key/value head h // (H / K).
 
   A query that sees no key gives zeros. Products multiply in the operands' dtype and accumulate in
-  float32; the result has the dtype of q.
+  float32; the result has the dtype of q. `ordered` says that no query sees a key behind its own
+  place (T = S, as `causal` has it): long texts then go in blocks that leave out what no query sees.
   """
-  return _attend(q, k, v, visible)[0]
+  return _attend(q, k, v, visible, ordered)[0]
 
 
-def _attend(q, k, v, visible):
+def _attend(q, k, v, visible, ordered):
   """Result [B, T, H, C] and the logarithm of each softmax's sum, float32 [B, K, G, T]."""
+  if not ordered:
+    return _look(q, k, v, visible)
+  parts = []
+  for start, end in _blocks(q.shape[1]):
+    parts.append(_look(q[:, start:end], k[:, :end], v[:, :end], visible[:, start:end, :end]))
+  mixed, log_total = zip(*parts, strict=True)
+  return jnp.concatenate(mixed, axis=1), jnp.concatenate(log_total, axis=3)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+  """Starts and ends of at most MOST_BLOCKS equal parts, none below BLOCK long but the last."""
+  width = max(BLOCK, -(-length // MOST_BLOCKS))
+  return [(start, min(start + width, length)) for start in range(0, length, width)]
+
+
+def _look(q, k, v, visible):
+  """`_attend` of queries that may look at any of these keys."""
   b, t, _, _ = q.shape
   queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
   scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
@@ -67,15 +89,37 @@ def _attend(q, k, v, visible):
   return _by_position(mixed).astype(q.dtype), top + jnp.log(total)
 
 
-def _forward(q, k, v, visible):
-  mixed, log_total = _attend(q, k, v, visible)
-  kept = tuple(checkpoint_name(a, "attention") for a in stack.pack((q, k, v, mixed, log_total)))
+def _forward(q, k, v, visible, ordered):
+  mixed, log_total = _attend(q, k, v, visible, ordered)
+  # Stacks of equal shape start from one array of zeros that XLA then copies: no two are equal.
+  kept = (q, k, v[:, :, None], mixed[:, :, None], log_total)
+  kept = tuple(checkpoint_name(a, "attention") for a in stack.pack(kept))
   return mixed, (kept, visible, jnp.zeros((0,), q.dtype))
 
 
-def _backward(residuals, cotangent):
+def _backward(ordered, residuals, cotangent):
   kept, visible, like = residuals
   q, k, v, mixed, log_total = stack.unpack(kept, (like.dtype,) * 4 + (jnp.dtype("float32"),))
+  v, mixed = v[:, :, 0], mixed[:, :, 0]
+  inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)  # [B, T, H]
+  length = q.shape[1]
+  d_q, d_k, d_v = jnp.zeros(q.shape, jnp.float32), [], []
+  for start, end in _blocks(length) if ordered else [(0, k.shape[1])]:
+    first = start if ordered else 0  # no query before it sees these keys
+    part_q, part_k, part_v = _look_back(
+      (q[:, first:], k[:, start:end], v[:, start:end], visible[:, first:, start:end]),
+      (cotangent[:, first:], inner[:, first:], log_total[..., first:]),
+    )
+    d_q += jnp.pad(part_q, ((0, 0), (first, 0), (0, 0), (0, 0)))
+    d_k.append(part_k)
+    d_v.append(part_v)
+  d_k, d_v = jnp.concatenate(d_k, axis=1), jnp.concatenate(d_v, axis=1)
+  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+def _look_back(inputs, outputs):
+  """Cotangents, float32, of the q, k, v of `_look`, from that of its result and what it summed."""
+  (q, k, v, visible), (cotangent, inner, log_total) = inputs, outputs
   b, t, h, c = q.shape
   s, heads = k.shape[1:3]
   split, merged = (b, heads, s, h // heads, t), (b, heads, s, -1)
@@ -83,8 +127,7 @@ def _backward(residuals, cotangent):
 
   queries, keys, values = _by_head(q, heads), _by_head(k), _by_head(v)
   cotangents = _by_head(cotangent, heads, 1.0)
-  inner = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
-  inner = grouped(inner.sum(axis=-1).transpose(0, 2, 1))
+  inner = grouped(inner.transpose(0, 2, 1))
 
   # All of these are [B, K, S, G, T].
   scores = _product(keys, queries, 3, 3).reshape(split)
@@ -98,13 +141,8 @@ def _backward(residuals, cotangent):
   d_k = _product(d_scores, queries, 3, 2)
   across = k.reshape(b, s, heads, 2, -1).transpose(0, 2, 3, 4, 1).reshape(b, heads, c, s)
   d_q = _product(across * jnp.asarray(c**-0.5, k.dtype), d_scores, 3, 2)
-  d_q = d_q.reshape(b, heads, c, -1, t)
-  return (
-    d_q.transpose(0, 4, 1, 3, 2).reshape(q.shape).astype(q.dtype),
-    d_k.transpose(0, 2, 1, 3).astype(k.dtype),
-    d_v.transpose(0, 2, 1, 3).astype(v.dtype),
-    None,
-  )
+  d_q = d_q.reshape(b, heads, c, -1, t).transpose(0, 4, 1, 3, 2).reshape(q.shape)
+  return d_q, d_k.transpose(0, 2, 1, 3), d_v.transpose(0, 2, 1, 3)
 
 
 attend.defvjp(_forward, _backward)

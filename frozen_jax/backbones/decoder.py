@@ -113,7 +113,7 @@ def hidden(
   visible = attention.causal(mask, x.shape[1])
 
   def body(stream, weights):
-    look = lambda q, k, v: attention.attend(q, k, v, visible)
+    look = lambda q, k, v: attention.attend(q, k, v, visible, True)
     return _layer(weights, config, stream, cos_sin, look)[0], None
 
   keep = () if remat else KEPT
@@ -133,7 +133,7 @@ def prefill(
   visible = attention.causal(mask, x.shape[1])
 
   def body(stream, weights):
-    look = lambda q, k, v: attention.attend(q, k, v, visible)
+    look = lambda q, k, v: attention.attend(q, k, v, visible, True)
     return _layer(weights, config, stream, cos_sin, look)
 
   stream, (k, v) = stack.scan(body, x.astype(jnp.float32), params["layers"])
@@ -214,7 +214,8 @@ def _layer(
   v = v.astype(dtype)
   mixed = look(q, k, v)  # [B, T, H, C]
   x = x + project(mixed.reshape(*x.shape[:2], -1), attn["o"]["kernel"])
-  x = checkpoint_name(x, "middle")
+  # Kept in another shape than the layer's input: XLA starts equal stacks as copies of one another.
+  x = checkpoint_name(x[:, None], "middle")[:, 0]
 
   normed = _rms_norm(x, weights["mlp_norm"]["scale"], config.norm_eps)
   gate, up = (project(normed, mlp[name]["kernel"]) for name in ("gate", "up"))

@@ -29,13 +29,14 @@ def gated(
 
 
 def _forward(gate, up, activation, dtype):
-  kept = stack.pack((gate.astype(dtype), up.astype(dtype)))
+  # Not two stacks of one shape: XLA would start the one as a copy of the other.
+  kept = stack.pack((gate.astype(dtype), up.astype(dtype)[..., None, :]))
   return gated(gate, up, activation, dtype), tuple(checkpoint_name(a, "gated") for a in kept)
 
 
 def _backward(activation, dtype, kept, cotangent):
   gate, up = stack.unpack(kept, (jnp.dtype(dtype),) * 2)
-  gate, up, cotangent = (a.astype(jnp.float32) for a in (gate, up, cotangent))
+  gate, up, cotangent = (a.astype(jnp.float32) for a in (gate, up[..., 0, :], cotangent))
   activated, pull = jax.vjp(ACTIVATIONS[activation], gate)
   return pull(cotangent * up)[0], cotangent * activated
 

@@ -19,6 +19,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.linear import project
 
 LOGITS_AT_ONCE = 2**20  # float32 numbers in one block: 4 MB
+FEW = 4  # up to so many blocks' worth are not worth taking the vocabulary apart for
 LANES = 8  # a block takes equal parts of so many parts of the vocabulary: a sharded one stays put
 
 
@@ -77,6 +78,8 @@ def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
   lanes = LANES if config.vocab_size % LANES == 0 else 1
   lane = config.vocab_size // lanes
   width = min(lane, max(1, LOGITS_AT_ONCE // (target_ids.size * lanes)))  # of a block, in a lane
+  if target_ids.size * config.vocab_size <= FEW * LOGITS_AT_ONCE:
+    width = lane
   blocks, rest = divmod(lane, width)
 
   def look(start, width, kernel):
@@ -86,7 +89,7 @@ def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
     met = (offset >= 0) & (offset < width)
     return _block(part, axis, states, jnp.where(met, column, 0), met, slopes)
 
-  if blocks == 1 and not rest:
+  if width == lane:
     return look(0, lane, kernel)
   sums = look(0, rest or width, kernel)
   starts = jnp.arange(0 if rest else 1, blocks) * width + rest

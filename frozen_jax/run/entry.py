@@ -1,6 +1,7 @@
 """The four entries of a run: train, evaluate, predict, export, each of a config and a workdir."""
 
 import json
+import logging
 import pathlib
 import time
 from typing import Any
@@ -31,6 +32,8 @@ from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.metrics import MetricsWriter, read_metrics
 
+_LOG = logging.getLogger(__name__)
+
 Results = dict[str, Any]
 
 
@@ -51,6 +54,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
   writer = MetricsWriter(folder, options["tensorboard"])
   with stoppable() as progress:
     lm = _load(options, mesh)
+    _LOG.info("%s: %.1f M frozen parameters", lm.name, _size(lm.params) / 1e6)
     before = checksum(lm.params)
     initial = _initial(options["init_from"], lm)
     _check_data(options, lm)
@@ -150,7 +154,8 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     )
   else:
     raise UserError(f"export.format is {kind!r}; there are: adapter, peft")
-  _say(f"The {kind} is in {target}.")
+  reader = {"adapter": "frozen_jax.load_adapter", "peft": "peft.PeftModel.from_pretrained"}[kind]
+  _say(f"The adapter is in {target}, for {reader}.")
   return {"folder": str(target), "format": kind}
 
 

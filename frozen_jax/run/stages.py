@@ -1,6 +1,7 @@
 """One stage of a run: its method, its data, its training, and what it hands to later stages."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.loop import Fit, FitOptions, fit
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+
+_LOG = logging.getLogger(__name__)
 
 # What of a stage's options its checkpoint does not depend on.
 _FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline")
@@ -71,6 +74,13 @@ def run_stage(
   init_key, key = jax.random.split(_stage_key(stage["seed"], name))
   given = {**initial, **_taken(stage.get("starts", ()), done, initial, options)}
   trained = _replaced(method.init(init_key), given, name)
+  _LOG.info(
+    "stage %s: %s, %s trained parameters, %d steps",
+    name,
+    stage["method"],
+    f"{sum(leaf.size for leaf in jax.tree.leaves(trained)):,}",
+    train["steps"],
+  )
   fixed = _taken(stage.get("fixed", ()), done, initial, options)
   missing = experiment.pairs(stage.get("fixed", ())).keys() - fixed.keys()
   if missing:

@@ -246,3 +246,25 @@ def test_param_tree_matches_its_axes_and_shapes():
 def test_sizes_that_do_not_fit_are_refused(change):
   with pytest.raises(ValueError):
     DecoderConfig(**{**vars(TINY), **change})
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_attention_in_blocks_equals_attention_at_once(monkeypatch, padding):
+  from frozen_jax.backbones import attention
+
+  params = decoder.random_params(TINY, jax.random.key(0))
+  tokens, mask = inputs(TINY, padding=padding)
+  x = decoder.embed(params, TINY, tokens)
+  weight = jax.random.normal(jax.random.key(2), x.shape) * mask[..., None]
+
+  def run():
+    return jax.jit(
+      jax.value_and_grad(lambda x: (decoder.hidden(params, TINY, x, mask) * weight).sum())
+    )(x)
+
+  value, gradient = run()
+  monkeypatch.setattr(attention, "BLOCK", 4)
+  assert attention._blocks(tokens.shape[1]) == [(0, 4), (4, 8), (8, 11)]
+  value_blocks, gradient_blocks = run()
+  np.testing.assert_allclose(value, value_blocks, rtol=1e-5)
+  np.testing.assert_allclose(gradient, gradient_blocks, atol=1e-5)
