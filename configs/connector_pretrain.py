@@ -12,7 +12,7 @@ TO_MEASURE
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults
+from frozen_jax.run.defaults import defaults, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -37,15 +37,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_examples = 64
   config.train.learning_rate.connector = 1e-3
   if variant == "smoke":
-    config.model.dtype = "float32"
+    shrink(config)
     config.data.lengths = (64,)
-    config.train.steps = 4
-    config.train.batch_size = 4
-    config.train.log_every = 1
-    config.train.validate_every = config.train.checkpoint_every = 2
-    config.train.validate_examples = 4
-    config.train.warmup_steps = 1
-    config.evaluate.max_examples = config.evaluate.batch_size = 4
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke")
   return config

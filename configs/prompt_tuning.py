@@ -7,7 +7,7 @@ TO_MEASURE
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults
+from frozen_jax.run.defaults import defaults, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -17,15 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.model.dtype = "bfloat16"
   config.train.steps = 150
   if variant == "smoke":
-    config.model.dtype = "float32"
-    config.train.steps = 4
-    config.train.batch_size = 8
-    config.train.log_every = 1
-    config.train.validate_every = config.train.checkpoint_every = 2
-    config.train.validate_examples = 16
-    config.train.warmup_steps = 1
-    config.evaluate.max_examples = 16
-    config.evaluate.batch_size = 16
+    shrink(config)
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke")
   return config

@@ -17,7 +17,7 @@ Variants: `:smoke` the same in about a minute; `:nq` Natural Questions, closed b
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults
+from frozen_jax.run.defaults import defaults, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -70,28 +70,15 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   if variant == "smoke":
-    _shrink(config)
+    shrink(config)
+    config.stages.prompt.train.steps = 3
+    config.stages.pretrain.data.lengths = (64,)
+    config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
   elif variant == "nq":
     _natural_questions(config)
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
   return config
-
-
-def _shrink(config: ConfigDict) -> None:
-  """The same work in about a minute on two cores; float32, so that runs can be compared closely."""
-  config.model.dtype = "float32"
-  config.train.steps = 3
-  config.train.batch_size = 8
-  config.train.log_every = 1
-  config.train.validate_every = config.train.checkpoint_every = 2
-  config.train.validate_examples = 8
-  config.train.warmup_steps = 1
-  config.evaluate.max_examples = 8
-  config.evaluate.batch_size = 8
-  config.stages.prompt.train.steps = 3
-  config.stages.pretrain.data.lengths = (64,)
-  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
 
 
 def _natural_questions(config: ConfigDict) -> None:

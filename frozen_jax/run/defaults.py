@@ -69,3 +69,23 @@ def defaults() -> ConfigDict:
   config.stages = ConfigDict()
   config.baseline = "zero_shot"  # the row of the table that results.json calls the baseline
   return config
+
+
+def shrink(config: ConfigDict) -> None:
+  """Makes a config its `:smoke` variant: the same work in about a minute on two cores.
+
+  float32, so that runs can be compared closely.
+  """
+  config.model.dtype = "float32"
+  config.train.update(
+    {
+      "steps": 3,
+      "batch_size": 8,
+      "log_every": 1,
+      "validate_every": 2,
+      "validate_examples": 8,
+      "checkpoint_every": 2,
+      "warmup_steps": 1,
+    }
+  )
+  config.evaluate.update({"max_examples": 8, "batch_size": 8})
