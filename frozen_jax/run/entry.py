@@ -4,6 +4,7 @@ import json
 import logging
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
   results["seconds"] = round(time.monotonic() - begun, 3)
   if is_first_host():
     report.write_lines(folder / workdir.PREDICTIONS, predictions)
-    report.draw(folder / workdir.PLOT, read_metrics(folder), rows)
+    report.draw(folder / workdir.PLOT, read_metrics(folder), _titled(rows, systems))
     report.write_json(folder / workdir.RESULTS, results)
   barrier("results written")
   _say(results["table"])
@@ -241,8 +242,14 @@ def _results(
       }
       for key, system in systems.items()
     },
-    "table": report.table(rows),
+    "table": report.table(_titled(rows, systems)),
   }
+
+
+def _titled(rows: Mapping[str, Any], systems: Mapping[str, System]) -> dict[str, Any]:
+  """The rows under names that say which method a stage trained."""
+  methods = {name: system.method.name for name, system in systems.items()}
+  return {f"{n}: {methods[n]}" if n in methods else n: figures for n, figures in rows.items()}
 
 
 def _size(tree: Tree) -> int:

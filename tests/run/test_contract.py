@@ -27,7 +27,7 @@ RESULTS = {
   "seconds",
 }
 STEPS = {
-  "prompt_run": {"prompt": 4},
+  "prompt_run": {"prompt": 3},
   "recursive_run": {"prompt": 3, "baseline": 3, "pretrain": 2, "finetune": 3},
 }
 
