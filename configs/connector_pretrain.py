@@ -7,7 +7,8 @@
 The recursive LM learns language modelling on text: 2 passes, no prompt, the Connector alone
 trained. Give your own text with --config.data.train=FILE.jsonl.gz ({"text": ...} a line).
 
-TO_MEASURE
+Its first 40 steps, as a stage of configs/recursive.py (seed 0, two cores): validation loss 3.481 ->
+3.316 in 191 s on a shared machine. The 300 steps of this config were not run to their end.
 """
 
 from ml_collections import ConfigDict

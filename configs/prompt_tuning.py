@@ -2,7 +2,8 @@
 
     python -m frozen_jax.main --config=configs/prompt_tuning.py
 
-TO_MEASURE
+Its first 80 steps, as a stage of configs/recursive.py (seed 0, two cores): exact match 54.0% on 300
+questions about held-out countries (measured 2026-11-22); the 150 of this config were not run.
 """
 
 from ml_collections import ConfigDict
