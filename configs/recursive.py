@@ -7,8 +7,8 @@ Stages: `prompt` tunes a single-pass prompt; `baseline` trains it on for as many
 the Connector and the second pass's prompt on the questions, behind the tuned first prompt.
 
 Measured 2026-11-22 on two cores (Intel Xeon, AMX bfloat16), seed 0, 300 test questions, exact
-match / loss: as it comes 0.0% / 5.279, `prompt` 54.0% / 1.221, `baseline` 55.3% / 1.167, `finetune` 57.7% /
-1.095. About 20 minutes of processor time, on both cores.
+match / loss: as it comes 0.0% / 5.279, `prompt` 54.0% / 1.221, `baseline` 55.3% / 1.167,
+`finetune` 57.7% / 1.095. About 20 minutes of processor time, on both cores.
 
 Variants: `:smoke` the same in about a minute; `:nq` Natural Questions, closed book, from files:
 
