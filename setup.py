@@ -22,6 +22,7 @@ INSTALL = [
   "huggingface_hub>=1.0",
   "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not ask for it
   "jax>=0.10.2",
+  "jinja2>=3.1",  # transformers renders chat templates with it and does not ask for it
   "jaxtyping>=0.3",
   "matplotlib>=3.9",
   "ml-collections>=1.1",
