@@ -93,7 +93,7 @@ def test_rows_of_a_batch_are_split_over_data_and_fsdp():
 
 @pytest.mark.parametrize("rows, accumulate", [(4, 1), (8, 2), (40, 5)])
 def test_batch_sizes_that_split_evenly(rows, accumulate):
-  rules.check_batch_size(rows, make_mesh(data=2, fsdp=2), accumulate)
+  assert rules.check_batch_size(rows, make_mesh(data=2, fsdp=2), accumulate) is None
 
 
 @pytest.mark.parametrize(
