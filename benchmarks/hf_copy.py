@@ -35,7 +35,7 @@ def write(lm: Decoder, folder: pathlib.Path) -> None:
     "num_key_value_heads": size.kv_heads,
     "head_dim": size.head_dim,
     "rms_norm_eps": size.norm_eps,
-    "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
+    "rope_parameters": {"rope_type": "default", "rope_theta": size.rope.theta},
     "max_position_embeddings": size.context,
     "tie_word_embeddings": size.tied,
   }

@@ -5,6 +5,7 @@ is put together in its final dtype, one leaf at a time, so that no second copy o
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,9 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from frozen_jax.backbones import decoder, families
-from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families import Family, Format
+from frozen_jax.backbones.families.table import Family, Format, Source
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import rules
@@ -47,29 +46,69 @@ class Stored(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One array of the tree: the tensors it is made of (one, or one a layer) and how."""
+  """One array of the tree: the tensors that it is made of, and how.
+
+  stack: the axes that count tensors, (L,) or (L, E) or (); names: one for each, row-major. shape:
+  of the whole array. source: how a tensor becomes its part of the array. piece: where a tensor
+  holds more than this array, its groups, the width of a group, and the start and width of the
+  piece in each group.
+  """
 
   path: str
   names: tuple[str, ...]
+  stack: tuple[int, ...]
   shape: tuple[int, ...]
-  stacked: bool
-  transpose: bool
+  source: Source
+  piece: tuple[int, int, int, int] | None
+
+  @property
+  def own_shape(self) -> tuple[int, ...]:
+    """The shape of what one tensor contributes."""
+    return self.shape[len(self.stack) :]
+
+  @property
+  def out_axis(self) -> int:
+    """The axis of the stored tensor that holds a product's outputs."""
+    return 0 if self.source.transpose else len(self.own_shape) - 1
 
   @property
   def stored_shape(self) -> tuple[int, ...]:
-    own = self.shape[1:] if self.stacked else self.shape
-    return own[::-1] if self.transpose else own
+    """The shape that each of the stored tensors must have."""
+    shape = list(self.own_shape[::-1] if self.source.transpose else self.own_shape)
+    if self.piece:
+      shape[self.out_axis] = self.piece[0] * self.piece[1]
+    return tuple(shape)
 
 
-def plan(config: DecoderConfig, family: Family, form: Format) -> list[Leaf]:
-  """The leaves of the tree and the names of the tensors that make them."""
-  made = []
-  for path, (key, shape, stacked) in families.leaves(config, family).items():
-    pattern = getattr(key, form)
-    count = range(config.layers) if stacked else range(1)
-    names = tuple(pattern.format(layer=layer) for layer in count)
-    made.append(Leaf(path, names, shape, stacked, key.transpose))
-  return made
+def plan(config: Any, family: Family, form: Format) -> list[Leaf]:
+  """The arrays of the tree and the names of the tensors that make them.
+
+  Raises:
+    UserError: the format has no name for an array that the config asks for.
+  """
+  keys = {key.path: key for key in family.keys}
+  shapes = paths.flatten(family.network.param_shapes(config))
+  nameless = [p for p in shapes if p not in keys or getattr(keys[p], form) is None]
+  if nameless:
+    raise UserError(
+      f"a model of type {family.hf_name!r} with {_some(nameless)} has no names for these in "
+      f"{form} files; its settings do not fit its family"
+    )
+  return [
+    _leaf(path, leaf.shape, getattr(keys[path], form), config) for path, leaf in shapes.items()
+  ]
+
+
+def _leaf(path: str, shape: tuple[int, ...], source: Source, config: Any) -> Leaf:
+  counts = [word for word in ("layer", "expert") if f"{{{word}}}" in source.name]
+  stack = shape[: len(counts)]
+  places = itertools.product(*(range(count) for count in stack))
+  names = tuple(source.name.format(**dict(zip(counts, at, strict=True))) for at in places)
+  piece = None
+  if source.part:
+    groups, sizes = source.part.layout(config)
+    piece = (groups, sum(sizes), sum(sizes[: source.part.index]), sizes[source.part.index])
+  return Leaf(path, names, stack, shape, source, piece)
 
 
 def check(leaves: Sequence[Leaf], stored: Stored, derived: Sequence[str]) -> None:
@@ -100,11 +139,19 @@ def check(leaves: Sequence[Leaf], stored: Stored, derived: Sequence[str]) -> Non
 
 
 def build(
-  leaves: Sequence[Leaf], stored: Stored, dtype: np.dtype, mesh: Mesh | None, progress: bool
+  leaves: Sequence[Leaf],
+  stored: Stored,
+  dtype: np.dtype,
+  axes: Mapping[str, tuple[str | None, ...]],
+  mesh: Mesh | None,
+  progress: bool,
 ) -> dict[str, Any]:
-  """Reads every leaf in `dtype` onto the default device (mesh None) or onto its shards."""
+  """Reads every leaf in `dtype` onto the default device (mesh None) or onto its shards.
+
+  `axes` names the logical axes of each parameter (see `sharding.rules`).
+  """
   shapes = paths.unflatten({leaf.path: jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf in leaves})
-  placed = mesh and paths.flatten(rules.shardings(shapes, decoder.PARAM_AXES, mesh))
+  placed = mesh and paths.flatten(rules.shardings(shapes, axes, mesh))
   tree = {}
   total = sum(len(leaf.names) for leaf in leaves)
   # The bar shows itself only when loading takes longer than a moment.
@@ -146,13 +193,30 @@ def _read(
   bounds = [i.indices(n) for i, n in zip((*index, *whole), leaf.shape, strict=True)]
   part = np.empty([stop - start for start, stop, _ in bounds], dtype)
   spans = [slice(start, stop) for start, stop, _ in bounds]
-  first = spans[0].start if leaf.stacked else 0
-  inner = tuple(spans[1:] if leaf.stacked else spans)
-  for row, target in enumerate(part if leaf.stacked else [part]):
-    tensor = stored.read(leaf.names[first + row], inner[::-1] if leaf.transpose else inner)
-    target[...] = tensor.T if leaf.transpose else tensor
+  depth = len(leaf.stack)
+  names = np.asarray(leaf.names, object).reshape(leaf.stack)[(*spans[:depth], ...)]
+  for place, name in zip(np.ndindex(names.shape), names.flat, strict=True):
+    part[place] = read_tensor(leaf, stored, name, tuple(spans[depth:]))
     tick(1)
   return part
+
+
+def read_tensor(leaf: Leaf, stored: Stored, name: str, index: Index) -> np.ndarray:
+  """What one stored tensor contributes to a leaf: the part `index` of its own shape."""
+  bounds = list(index[::-1] if leaf.source.transpose else index)
+  pick = None
+  if leaf.piece:
+    groups, width, start, size = leaf.piece
+    rows = np.arange(*bounds[leaf.out_axis].indices(groups * size))
+    rows = rows // size * width + start + rows % size  # where the piece's rows lie in the tensor
+    bounds[leaf.out_axis] = slice(rows[0], rows[-1] + 1)
+    pick = rows - rows[0]
+  tensor = stored.read(name, tuple(bounds))
+  if pick is not None and len(pick) < tensor.shape[leaf.out_axis]:
+    tensor = tensor.take(pick, axis=leaf.out_axis)
+  if leaf.source.offset:
+    tensor = tensor.astype(np.float32) + np.float32(leaf.source.offset)
+  return tensor.T if leaf.source.transpose else tensor
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

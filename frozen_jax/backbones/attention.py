@@ -1,4 +1,4 @@
-"""Rotary positions and grouped-query attention; all softmaxes and rotations are float32.
+"""Grouped-query attention and what it is shaped by: rotations, masks, biases; float32 softmaxes.
 
 The attention carries its own derivative. It keeps queries, keys, values and one float a query (the
 logarithm of the softmax's sum, as FlashAttention does, Dao et al. 2022) and recomputes the
@@ -7,9 +7,11 @@ transpose a [T, S] matrix, which costs more than the product.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -21,18 +23,33 @@ NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
 BLOCK, MOST_BLOCKS = 128, 8  # of ordered attention; fewer, larger blocks are quicker to compile
 
 
-def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Array, Array]:
-  """Positions [B, T] -> float32 cos and sin, each [B, T, C/2]."""
-  wavelengths = theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angles = positions[..., None].astype(jnp.float32) / wavelengths
-  return jnp.cos(angles), jnp.sin(angles)
+def rotate(
+  x: Float[Array, "B T H C"], cos_sin: tuple[Array, Array], interleaved: bool = False
+) -> Float[Array, "B T H C"]:
+  """Rotates the first numbers of each head by cos and sin [B, T, R/2]; those after R stay.
 
-
-def rotate(x: Float[Array, "B T H C"], cos_sin: tuple[Array, Array]) -> Float[Array, "B T H C"]:
-  """Half-rotation rotary embedding (Su et al. 2021, in the layout of GPT-NeoX and Llama)."""
+  A pair is (i, i + R/2), as in GPT-NeoX and Llama, or `interleaved` (2i, 2i + 1), as in GPT-J.
+  """
   cos, sin = (a[:, :, None, :] for a in cos_sin)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  x = x.astype(jnp.float32)
+  turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+  if interleaved:
+    first, second = turned[..., ::2], turned[..., 1::2]
+  else:
+    first, second = jnp.split(turned, 2, axis=-1)
+  first, second = first * cos - second * sin, second * cos + first * sin
+  if interleaved:
+    turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)
+  else:
+    turned = jnp.concatenate([first, second], axis=-1)
+  return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def slopes(heads: int) -> np.ndarray:
+  """ALiBi's slope of each head, float32 [H] (Press et al. 2022)."""
+  whole = 2 ** math.floor(math.log2(heads))
+  of = lambda count: 2.0 ** (-8.0 / count * np.arange(1, count + 1))
+  return np.concatenate([of(whole), of(2 * whole)[::2][: heads - whole]]).astype(np.float32)
 
 
 def causal(mask: Int[Array, "B T"] | None, length: int) -> Bool[Array, "B T T"]:
@@ -41,32 +58,52 @@ def causal(mask: Int[Array, "B T"] | None, length: int) -> Bool[Array, "B T T"]:
   return order if mask is None else order & (mask[:, None, :] > 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def within(
+  queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int
+) -> Bool[Array, "B T S"]:
+  """Which keys are among the last `window` positions of each query, itself included."""
+  return queries[:, :, None] - keys[:, None, :] < window
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend(
   q: Float[Array, "B T H C"],
   k: Float[Array, "B S K C"],
   v: Float[Array, "B S K C"],
   visible: Bool[Array, "B T S"],
+  bias: Float[Array, "#B H #T S"] | None = None,
   ordered: bool = False,
+  cap: float | None = None,
 ) -> Float[Array, "B T H C"]:
   """Softmax attention; query head h reads key/value head h // (H / K).
 
-  A query that sees no key gives zeros. Products multiply in the operands' dtype and accumulate in
-  float32; the result has the dtype of q. `ordered` says that no query sees a key behind its own
-  place (T = S, as `causal` has it): long texts then go in blocks that leave out what no query sees.
+  Scores are q·k / sqrt(C), then `cap` * tanh(score / cap) where a cap is given (Gemma 2), plus the
+  bias (float32; no gradient reaches it). A query that sees no key gives zeros. Products multiply in
+  the operands' dtype and accumulate in float32; the result has the dtype of q. `ordered` says that
+  no query sees a key behind its own place (T = S, as `causal` has it): long texts then go in blocks
+  that leave out what no query sees.
   """
-  return _attend(q, k, v, visible, ordered)[0]
+  return _attend(q, k, v, visible, bias, ordered, cap)[0]
 
 
-def _attend(q, k, v, visible, ordered):
+def _attend(q, k, v, visible, bias, ordered, cap):
   """Result [B, T, H, C] and the logarithm of each softmax's sum, float32 [B, K, G, T]."""
   if not ordered:
-    return _look(q, k, v, visible)
+    return _look(q, k, v, visible, bias, cap)
   parts = []
   for start, end in _blocks(q.shape[1]):
-    parts.append(_look(q[:, start:end], k[:, :end], v[:, :end], visible[:, start:end, :end]))
+    part = (q[:, start:end], k[:, :end], v[:, :end], visible[:, start:end, :end])
+    parts.append(_look(*part, _part(bias, start, end, 0, end), cap))
   mixed, log_total = zip(*parts, strict=True)
   return jnp.concatenate(mixed, axis=1), jnp.concatenate(log_total, axis=3)
+
+
+def _part(bias, start, end, first, last):
+  """The bias of queries start : end and keys first : last."""
+  if bias is None:
+    return None
+  rows = slice(None) if bias.shape[2] == 1 else slice(start, end)
+  return bias[:, :, rows, first:last]
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -75,11 +112,15 @@ def _blocks(length: int) -> list[tuple[int, int]]:
   return [(start, min(start + width, length)) for start in range(0, length, width)]
 
 
-def _look(q, k, v, visible):
+def _look(q, k, v, visible, bias, cap):
   """`_attend` of queries that may look at any of these keys."""
   b, t, _, _ = q.shape
   queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
   scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
+  if cap is not None:
+    scores = cap * jnp.tanh(scores / cap)
+  if bias is not None:
+    scores += bias.reshape(bias.shape[0], k.shape[2], -1, *bias.shape[2:])
   scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
   top = jnp.maximum(scores.max(axis=-1), FLOOR)
   weights = jnp.exp(scores - top[..., None])
@@ -89,16 +130,16 @@ def _look(q, k, v, visible):
   return _by_position(mixed).astype(q.dtype), top + jnp.log(total)
 
 
-def _forward(q, k, v, visible, ordered):
-  mixed, log_total = _attend(q, k, v, visible, ordered)
+def _forward(q, k, v, visible, bias, ordered, cap):
+  mixed, log_total = _attend(q, k, v, visible, bias, ordered, cap)
   # Stacks of equal shape start from one array of zeros that XLA then copies: no two are equal.
   kept = (q, k, v[:, :, None], mixed[:, :, None], log_total)
   kept = tuple(checkpoint_name(a, "attention") for a in stack.pack(kept))
-  return mixed, (kept, visible, jnp.zeros((0,), q.dtype))
+  return mixed, (kept, visible, bias, jnp.zeros((0,), q.dtype))
 
 
-def _backward(ordered, residuals, cotangent):
-  kept, visible, like = residuals
+def _backward(ordered, cap, residuals, cotangent):
+  kept, visible, bias, like = residuals
   q, k, v, mixed, log_total = stack.unpack(kept, (like.dtype,) * 4 + (jnp.dtype("float32"),))
   v, mixed = v[:, :, 0], mixed[:, :, 0]
   inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)  # [B, T, H]
@@ -109,15 +150,17 @@ def _backward(ordered, residuals, cotangent):
     part_q, part_k, part_v = _look_back(
       (q[:, first:], k[:, start:end], v[:, start:end], visible[:, first:, start:end]),
       (cotangent[:, first:], inner[:, first:], log_total[..., first:]),
+      _part(bias, first, length, start, end),
+      cap,
     )
     d_q += jnp.pad(part_q, ((0, 0), (first, 0), (0, 0), (0, 0)))
     d_k.append(part_k)
     d_v.append(part_v)
   d_k, d_v = jnp.concatenate(d_k, axis=1), jnp.concatenate(d_v, axis=1)
-  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
-def _look_back(inputs, outputs):
+def _look_back(inputs, outputs, bias, cap):
   """Cotangents, float32, of the q, k, v of `_look`, from that of its result and what it summed."""
   (q, k, v, visible), (cotangent, inner, log_total) = inputs, outputs
   b, t, h, c = q.shape
@@ -131,10 +174,19 @@ def _look_back(inputs, outputs):
 
   # All of these are [B, K, S, G, T].
   scores = _product(keys, queries, 3, 3).reshape(split)
+  if cap is not None:
+    bent = jnp.tanh(scores / cap)
+    scores = cap * bent
+  if bias is not None:
+    grouped_bias = bias.reshape(bias.shape[0], heads, -1, *bias.shape[2:])  # [#B, K, G, #T, S]
+    scores += grouped_bias.transpose(0, 1, 4, 2, 3)
   seen = visible.transpose(0, 2, 1)[:, None, :, None, :]
   weights = jnp.exp(jnp.where(seen, scores, NEGATIVE) - grouped(log_total))
   d_weights = _product(values, cotangents, 3, 3).reshape(split)
-  d_scores = (weights * (d_weights - inner)).astype(q.dtype).reshape(merged)
+  d_scores = weights * (d_weights - inner)
+  if cap is not None:
+    d_scores *= 1 - jnp.square(bent)
+  d_scores = d_scores.astype(q.dtype).reshape(merged)
   weights = weights.astype(q.dtype).reshape(merged)
 
   d_v = _product(weights, cotangents, 3, 2)

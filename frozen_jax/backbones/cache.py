@@ -12,7 +12,8 @@ class KVCache(NamedTuple):
 
   k, v      [L, B, S, K, C]  rotated keys, values
   mask      int32 [B, S]     1 where a slot holds a real token
-  position  int32 [B]        the rotary position that a row's next token takes
+  position  int32 [B]        the position that a row's next token takes
+  reach     int32 [B]        how many real tokens a row may come to have
   used      int32 []         how many slots are filled, the same for all rows
   """
 
@@ -20,17 +21,20 @@ class KVCache(NamedTuple):
   v: Float[Array, "L B S K C"]
   mask: Int[Array, "B S"]
   position: Int[Array, "B"]
+  reach: Int[Array, "B"]
   used: Int[Array, ""]
 
 
 def from_prefix(k: jax.Array, v: jax.Array, mask: jax.Array, new: int) -> KVCache:
   """Keys and values [L, B, T, K, C] and mask [B, T] of a prefix -> a cache with T + new slots."""
   room = ((0, 0), (0, 0), (0, new), (0, 0), (0, 0))
+  real = mask.astype(jnp.int32).sum(axis=1)
   return KVCache(
     k=jnp.pad(k, room),
     v=jnp.pad(v, room),
     mask=jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, new))),
-    position=mask.astype(jnp.int32).sum(axis=1),
+    position=real,
+    reach=real + new,
     used=jnp.asarray(k.shape[2], jnp.int32),
   )
 
@@ -52,5 +56,6 @@ def append(cache: KVCache, k: jax.Array, v: jax.Array) -> KVCache:
     put(cache.v, v, cache.used),
     slot,
     cache.position + 1,
+    cache.reach,
     cache.used + 1,
   )

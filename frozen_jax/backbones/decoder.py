@@ -3,95 +3,55 @@
 Embeddings go in and hidden states come out; gradients flow through it to its input and never to
 its weights. Matrices multiply in the dtype in which they are stored; the residual stream, norms,
 rotary positions and softmaxes are float32. The code that computes a layer is written once
-(`_layer`) and serves the full pass, the prefill and the single-token step.
-
-Paths of the tree: embed/tokens [V, D]; layers/attn_norm/scale [L, D]; layers/attn/q/kernel
-[L, D, H*C]; layers/attn/{k,v}/kernel [L, D, K*C]; layers/attn/o/kernel [L, H*C, D];
-layers/mlp_norm/scale [L, D]; layers/mlp/{gate,up}/kernel [L, D, F]; layers/mlp/down/kernel
-[L, F, D]; final_norm/scale [D]; head/kernel [D, V] only where the head is not tied.
+(`_layer`) and serves the full pass, the prefill and the single-token step. The parameters are
+described in `decoder_params`; what one family does otherwise than another is in its config.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, cache, stack
+from frozen_jax.backbones import attention, cache, norms, rope, stack
+from frozen_jax.backbones.activations import ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.gated import ACTIVATIONS as ACTIVATIONS
+from frozen_jax.backbones.decoder_params import PARAM_AXES as PARAM_AXES
+from frozen_jax.backbones.decoder_params import Params
+from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
+from frozen_jax.backbones.decoder_params import random_params as random_params
+from frozen_jax.backbones.experts import mixture
 from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.linear import project
-from frozen_jax.core import paths
 
-Params = dict[str, Any]
+Config = DecoderConfig
 
 # What a layer keeps for its backward pass (see `checkpoint_name` here, in attention and in gated):
 # everything whose recomputation would need a product with a weight matrix.
 KEPT = ("attention", "gated", "middle")
 
-# Regular expressions on a parameter's whole path -> the logical name of each of its axes.
-PARAM_AXES: dict[str, tuple[str, ...]] = {
-  r"embed/tokens": ("vocab", "embed"),
-  r"layers/(attn|mlp)_norm/scale": ("layers", "embed"),
-  r"layers/attn/q/kernel": ("layers", "embed", "heads"),
-  r"layers/attn/[kv]/kernel": ("layers", "embed", "kv"),
-  r"layers/attn/o/kernel": ("layers", "heads", "embed"),
-  r"layers/mlp/(gate|up)/kernel": ("layers", "embed", "mlp"),
-  r"layers/mlp/down/kernel": ("layers", "mlp", "embed"),
-  r"final_norm/scale": ("embed",),
-  r"head/kernel": ("embed", "vocab"),
-}
 
+class Sight(NamedTuple):
+  """What the attention of a layer sees.
 
-def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
-  """The tree of `jax.ShapeDtypeStruct` that a decoder of this config must have."""
-  layers, width, mlp = config.layers, config.width, config.mlp_width
-  queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-  shapes = {
-    "embed/tokens": (config.vocab_size, width),
-    "layers/attn_norm/scale": (layers, width),
-    "layers/attn/q/kernel": (layers, width, queries),
-    "layers/attn/k/kernel": (layers, width, keys),
-    "layers/attn/v/kernel": (layers, width, keys),
-    "layers/attn/o/kernel": (layers, queries, width),
-    "layers/mlp_norm/scale": (layers, width),
-    "layers/mlp/gate/kernel": (layers, width, mlp),
-    "layers/mlp/up/kernel": (layers, width, mlp),
-    "layers/mlp/down/kernel": (layers, mlp, width),
-    "final_norm/scale": (width,),
-  }
-  if not config.tied:
-    shapes["head/kernel"] = (width, config.vocab_size)
-  return paths.unflatten({p: jax.ShapeDtypeStruct(s, dtype) for p, s in shapes.items()})
+  turns: cos and sin by which its queries and keys are rotated, [B, T, R/2], or None. visible: which
+  keys each query may look at. bias: what is added to the scores, or None.
+  """
 
-
-def random_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-  """Random weights of sane scale, for tests and for checks of size and speed."""
-  shapes = paths.flatten(param_shapes(config, dtype))
-  leaves = {}
-  for leaf_key, (path, leaf) in zip(
-    jax.random.split(key, len(shapes)), shapes.items(), strict=True
-  ):
-    noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
-    if path.endswith("scale"):
-      value = 1.0 + 0.1 * noise
-    elif path == "embed/tokens":
-      value = 0.1 * noise
-    else:
-      value = noise / math.sqrt(leaf.shape[-2])
-    leaves[path] = value.astype(dtype)
-  return paths.unflatten(leaves)
+  turns: tuple[Array, Array] | None
+  visible: Bool[Array, "B T S"]
+  bias: Float[Array, "B H 1 S"] | None
 
 
 def embed(params: Params, config: DecoderConfig, tokens: Int[Array, "B T"]) -> Array:
   """Token ids [B, T] -> embeddings [B, T, D] in the dtype of the table."""
-  del config  # families that scale their embeddings will read it
-  return stack.take(params["embed"]["tokens"], tokens)
+  found = stack.take(params["embed"]["tokens"], tokens)
+  if config.embed_scale == 1.0:
+    return found
+  return (found.astype(jnp.float32) * config.embed_scale).astype(found.dtype)
 
 
 def hidden(
@@ -109,16 +69,8 @@ def hidden(
   each layer what would take a product with a weight matrix to recompute; with `remat` it keeps the
   layer's input alone and recomputes the layer.
   """
-  cos_sin = _rotation(config, x, mask)
-  visible = attention.causal(mask, x.shape[1])
-
-  def body(stream, weights):
-    look = lambda q, k, v: attention.attend(q, k, v, visible, True)
-    return _layer(weights, config, stream, cos_sin, look)[0], None
-
-  keep = () if remat else KEPT
-  stream, _ = stack.scan(body, x.astype(jnp.float32), params["layers"], keep)
-  return _final_norm(params, config, stream)
+  stream, _ = _whole(params, config, x, mask, 0, keep=() if remat else KEPT, caching=False)
+  return stream
 
 
 def prefill(
@@ -129,15 +81,8 @@ def prefill(
   new: int,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """`hidden`, and a cache of its keys and values with room for `new` further tokens."""
-  cos_sin = _rotation(config, x, mask)
-  visible = attention.causal(mask, x.shape[1])
-
-  def body(stream, weights):
-    look = lambda q, k, v: attention.attend(q, k, v, visible, True)
-    return _layer(weights, config, stream, cos_sin, look)
-
-  stream, (k, v) = stack.scan(body, x.astype(jnp.float32), params["layers"])
-  return _final_norm(params, config, stream), cache.from_prefix(k, v, mask, new)
+  stream, (k, v) = _whole(params, config, x, mask, new, keep=None, caching=True)
+  return stream, cache.from_prefix(k, v, mask, new)
 
 
 def step(
@@ -147,26 +92,42 @@ def step(
 
   The caller sees to it that a slot is free: past the last one the newest slot is overwritten.
   """
-  cos_sin = attention.rotation(kept.position[:, None], config.head_dim, config.rope_theta)
   slots = jnp.arange(kept.mask.shape[1])
-  visible = ((kept.mask > 0) | (slots == kept.used))[:, None, :]
+  seen = (kept.mask > 0) | (slots == kept.used)
+  sights = _sights(
+    config,
+    queries=kept.position[:, None],
+    keys=_positions(seen),
+    visible=seen[:, None, :],
+    reach=kept.reach,
+  )
 
   def body(stream, scanned):
-    weights, k_slots, v_slots = scanned
+    weights, k_slots, v_slots, kind = scanned
 
-    def look(q, k, v):
+    def look(q, k, v, sight):
       k, v = cache.put(k_slots, k, kept.used), cache.put(v_slots, v, kept.used)
-      return attention.attend(q, k, v, visible)
+      return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
 
-    return _layer(weights, config, stream, cos_sin, look)
+    return _layer(weights, config, stream, _pick(sights, kind), look)
 
-  stream, (k, v) = stack.scan(body, x.astype(jnp.float32), (params["layers"], kept.k, kept.v))
-  return _final_norm(params, config, stream), cache.append(kept, k, v)
+  stream = _enter(params, config, x, kept.position[:, None])
+  scanned = (params["layers"], kept.k, kept.v, _kind_indices(config))
+  stream, (k, v) = stack.scan(body, stream, scanned)
+  return _leave(params, config, stream), cache.append(kept, k, v)
 
 
 def logits(params: Params, config: DecoderConfig, states: Float[Array, "... D"]) -> Array:
   """Hidden states (after the final norm) [..., D] -> float32 logits [..., V]."""
-  return project(states, *vocabulary(params, config))
+  scores = project(states, *vocabulary(params, config))
+  if config.head_bias:
+    scores = scores + params["head"]["bias"].astype(jnp.float32)
+  return capped(scores, config.logit_cap)
+
+
+def capped(scores: Array, cap: float | None) -> Array:
+  """Scores held between -cap and cap by tanh (Gemma 2); as they are without a cap."""
+  return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def vocabulary(params: Params, config: DecoderConfig) -> tuple[Array, int]:
@@ -174,50 +135,151 @@ def vocabulary(params: Params, config: DecoderConfig) -> tuple[Array, int]:
   return (params["embed"]["tokens"], 1) if config.tied else (params["head"]["kernel"], 0)
 
 
-def _rotation(config: DecoderConfig, x: Array, mask: Array | None) -> tuple[Array, Array]:
+def _whole(params, config, x, mask, new, *, keep, caching):
+  """The pass over a whole text: hidden states, and its keys and values where `caching`."""
   if mask is None:
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    length = jnp.full((x.shape[0],), x.shape[1], jnp.int32)
   else:
-    positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-  return attention.rotation(positions, config.head_dim, config.rope_theta)
+    positions, length = _positions(mask), mask.astype(jnp.int32).sum(axis=1)
+  visible = attention.causal(mask, x.shape[1])
+  sights = _sights(config, positions, positions, visible, length + new)
+
+  def look(q, k, v, sight):
+    return attention.attend(q, k, v, sight.visible, sight.bias, True, config.score_cap)
+
+  def body(stream, scanned):
+    weights, kind = scanned
+    stream, kept = _layer(weights, config, stream, _pick(sights, kind), look)
+    return stream, (kept if caching else None)
+
+  stream = _enter(params, config, x, positions)
+  stream, kept = stack.scan(body, stream, (params["layers"], _kind_indices(config)), keep)
+  return _leave(params, config, stream), kept
 
 
-def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
-  """float32 x [..., D] divided by its root mean square, times a frozen scale [D]."""
-  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-  return x * inverse * scale.astype(jnp.float32)
+def _positions(mask: Array) -> Array:
+  """The position of each real token among the real ones of its row; 0 where none came yet."""
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def _final_norm(params: Params, config: DecoderConfig, stream: Array) -> Array:
-  scale = params["final_norm"]["scale"]
-  return _rms_norm(stream, scale, config.norm_eps).astype(scale.dtype)
+def _sights(config: DecoderConfig, queries, keys, visible, reach) -> tuple[Sight, ...]:
+  """What each kind of layer sees, in the order of `_kinds`; positions [B, T] and [B, S]."""
+  bias = None
+  if config.positions == "alibi":
+    slope = attention.slopes(config.heads)[:, None, None]
+    bias = slope * keys[:, None, None, :].astype(jnp.float32)
+
+  def of(kind: str) -> Sight:
+    near = visible
+    if kind == "sliding":
+      near = visible & attention.within(queries, keys, config.window)
+    if config.positions != "rotary":
+      return Sight(None, near, bias)
+    turns = config.rope if kind != "sliding" else config.local_rope or config.rope
+    cos, sin = rope.rotation(turns, config.rotated, queries, reach)
+    if kind == "unrotated":
+      cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
+    return Sight((cos, sin), near, bias)
+
+  return tuple(of(kind) for kind in _kinds(config))
+
+
+def _kinds(config: DecoderConfig) -> tuple[str, ...]:
+  return tuple(dict.fromkeys(config.layer_kinds))
+
+
+def _kind_indices(config: DecoderConfig) -> Array:
+  """For each layer, which of the model's kinds of attention it has: int32 [L]."""
+  kinds = _kinds(config)
+  return jnp.asarray([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
+
+
+def _pick(sights: tuple[Sight, ...], kind: Array) -> Sight:
+  if len(sights) == 1:
+    return sights[0]
+  return jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *sights)
+
+
+def _norm(weights: Params, config: DecoderConfig, x: Array) -> Array:
+  if config.norm == "layer":
+    return norms.layer_norm(x, weights["scale"], weights["bias"], config.norm_eps)
+  return norms.rms_norm(x, weights["scale"], config.norm_eps, config.norm_offset)
+
+
+def _enter(params: Params, config: DecoderConfig, x: Array, positions: Array) -> Array:
+  """Input embeddings -> the residual stream, float32 [B, T, D]."""
+  x = x.astype(jnp.float32)
+  if config.embed_norm:
+    x = _norm(params["embed_norm"], config, x)
+  if config.positions == "learned":
+    rows = positions + config.position_offset
+    x = x + stack.take(params["embed"]["positions"], rows).astype(jnp.float32)
+  return x
+
+
+def _leave(params: Params, config: DecoderConfig, stream: Array) -> Array:
+  weights = params["final_norm"]
+  return _norm(weights, config, stream).astype(weights["scale"].dtype)
 
 
 def _layer(
   weights: Params,
   config: DecoderConfig,
   x: Array,
-  cos_sin: tuple[Array, Array],
-  look: Callable[[Array, Array, Array], Array],
+  sight: Sight,
+  look: Callable[[Array, Array, Array, Sight], Array],
 ) -> tuple[Array, tuple[Array, Array]]:
   """One layer of the residual stream x float32 [B, T, D] -> x, and its rotated keys and values.
 
-  `look(q, k, v)` is the attention: it decides which keys and values beside the new ones count.
+  `look(q, k, v, sight)` is the attention: it decides which keys and values beside the new ones
+  count.
   """
-  attn, mlp = weights["attn"], weights["mlp"]
-  split = (*x.shape[:2], -1, config.head_dim)
-
-  normed = _rms_norm(x, weights["attn_norm"]["scale"], config.norm_eps)
-  q, k, v = (project(normed, attn[name]["kernel"]).reshape(split) for name in "qkv")
-  dtype = attn["q"]["kernel"].dtype
-  q, k = (attention.rotate(a, cos_sin).astype(dtype) for a in (q, k))
-  v = v.astype(dtype)
-  mixed = look(q, k, v)  # [B, T, H, C]
-  x = x + project(mixed.reshape(*x.shape[:2], -1), attn["o"]["kernel"])
+  attn_input = _norm(weights["attn_norm"], config, x)
+  given, kept = _attention(weights, config, attn_input, sight, look)
+  if config.parallel:
+    mlp_input = attn_input if config.shared_norm else _norm(weights["mlp_norm"], config, x)
+    return x + given + _mlp(weights, config, mlp_input), kept
+  x = x + given
   # Kept in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   x = checkpoint_name(x[:, None], "middle")[:, 0]
+  return x + _mlp(weights, config, _norm(weights["mlp_norm"], config, x)), kept
 
-  normed = _rms_norm(x, weights["mlp_norm"]["scale"], config.norm_eps)
-  gate, up = (project(normed, mlp[name]["kernel"]) for name in ("gate", "up"))
-  inner = gated(gate, up, config.activation, dtype)
-  return x + project(inner, mlp["down"]["kernel"]), (k, v)
+
+def _attention(weights, config: DecoderConfig, x, sight: Sight, look):
+  """Normed x float32 [B, T, D] -> what attention adds, and the layer's keys and values."""
+  attn, dtype = weights["attn"], weights["attn_norm"]["scale"].dtype
+  split = (*x.shape[:2], -1, config.head_dim)
+  q, k, v = (_linear(x, attn[name]).reshape(split) for name in "qkv")
+  if config.qk_norm:
+    q, k = (_norm(attn[f"{name}_norm"], config, a) for name, a in (("q", q), ("k", k)))
+  if sight.turns is not None:
+    q, k = (attention.rotate(a, sight.turns, config.interleaved) for a in (q, k))
+  if config.query_scale is not None:  # attention divides by the root of C
+    q = q * (config.query_scale * config.head_dim**0.5)
+  q, k, v = (a.astype(dtype) for a in (q, k, v))
+  mixed = look(q, k, v, sight)  # [B, T, H, C]
+  given = _linear(mixed.reshape(*x.shape[:2], -1), attn["o"])
+  return (_norm(weights["attn_after"], config, given) if config.norm_after else given), (k, v)
+
+
+def _mlp(weights, config: DecoderConfig, x):
+  """Normed x float32 [B, T, D] -> what the MLP adds."""
+  mlp, dtype = weights["mlp"], weights["attn_norm"]["scale"].dtype
+  if config.experts:
+    given = mixture(mlp["router"]["kernel"], weights["experts"], config, x, dtype)
+  else:
+    up = _linear(x, mlp["up"])
+    if config.gated:
+      inner = gated(_linear(x, mlp["gate"]), up, config.activation, dtype)
+    else:
+      kept = checkpoint_name(up.astype(dtype), "gated")
+      inner = ACTIVATIONS[config.activation](kept.astype(jnp.float32)).astype(dtype)
+    given = _linear(inner, mlp["down"])
+  return _norm(weights["mlp_after"], config, given) if config.norm_after else given
+
+
+def _linear(x: Array, weights: Params) -> Array:
+  """float32 x times a frozen kernel, plus its bias where there is one."""
+  given = project(x, weights["kernel"])
+  return given + weights["bias"].astype(jnp.float32) if "bias" in weights else given

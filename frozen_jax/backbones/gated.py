@@ -5,7 +5,6 @@ from them in one pass over memory.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from frozen_jax.backbones import stack
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu}
+from frozen_jax.backbones.activations import ACTIVATIONS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

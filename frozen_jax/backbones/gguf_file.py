@@ -7,7 +7,6 @@ interleaved; here that is undone, since our rotation works on halves (as transfo
 
 import pathlib
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 import gguf
@@ -15,8 +14,7 @@ import numpy as np
 
 from frozen_jax.backbones import families
 from frozen_jax.backbones.assemble import Index
-from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families import Family
+from frozen_jax.backbones.families.table import Family
 from frozen_jax.core.errors import UserError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -47,7 +45,7 @@ class GGUFFile:
         "`llama-gguf-split --merge` and load the result"
       )
     self.family: Family = families.family_of(self.value("general.architecture"), "gguf", self.where)
-    self.config: DecoderConfig = self._read_config()
+    self.config = self._read_config()
     self._heads = self._heads_by_name()
 
   def value(self, key: str, default: Any = None) -> Any:
@@ -73,31 +71,29 @@ class GGUFFile:
     tensor = self._tensors[name]
     return tensor.tensor_type.name, np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
 
-  def _read_config(self) -> DecoderConfig:
+  def _read_config(self) -> Any:
     prefix = f"{self.family.gguf_name}."
     stored = {
       key.removeprefix(prefix): self.value(key) for key in self.metadata if key.startswith(prefix)
     }
-    extra: Mapping[str, Any] = {
-      "tied": _HEAD not in self.shapes,
-      "rows of token_embd.weight": self.shapes.get(_EMBEDDING, (0,))[0],
-    }
-    return families.read_config(self.family.gguf, stored, self.where, extra)
+    stored["tied"] = _HEAD not in self.shapes
+    stored.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
+    return families.read_config(self.family, "gguf", stored, self.where)
 
   def _heads_by_name(self) -> dict[str, int]:
     return {
-      key.gguf.format(layer=layer): getattr(self.config, key.permuted)
+      key.gguf.name.format(layer=layer): getattr(self.config, key.gguf.permuted)
       for key in self.family.keys
-      if key.permuted
+      if key.gguf and key.gguf.permuted
       for layer in range(self.config.layers)
     }
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's order of the rows of Q or K [heads * C, D]: pairs back to halves."""
-  rows, width = values.shape
-  pairs = values.reshape(heads, rows // heads // 2, 2, width)
-  return pairs.swapaxes(1, 2).reshape(rows, width)
+  """Undoes llama.cpp's order of the rows of Q or K [heads * C, ...]: pairs back to halves."""
+  rows, *rest = values.shape
+  pairs = values.reshape(heads, rows // heads // 2, 2, *rest)
+  return pairs.swapaxes(1, 2).reshape(rows, *rest)
 
 
 def _open(path: pathlib.Path) -> gguf.GGUFReader:

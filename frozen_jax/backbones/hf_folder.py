@@ -7,6 +7,7 @@ refused: reading a pickle runs whatever code is in it.
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from frozen_jax.backbones.assemble import Index
 from frozen_jax.core.errors import UserError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_NESTED = ("rope_parameters", "rope_scaling")  # settings that are themselves objects
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -36,14 +36,13 @@ class HFFolder:
     self.where = str(folder)
     settings = read_json(folder / "config.json")
     self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
-    self.config = families.read_config(
-      self.family.hf, _flat(settings), f"{folder}/config.json", extra={}
-    )
-    self._files: dict[str, Any] = {}  # tensor name -> the opened file that holds it
+    self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
+    self._files: dict[str, tuple[Any, str]] = {}  # the opened file, and the name of it in there
     self._types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder):
       self._add(path)
+    self._name_whole()
     odd = sorted(name for name, kind in self._types.items() if kind not in _FLOATS)
     if odd:
       raise UserError(
@@ -53,11 +52,26 @@ class HFFolder:
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored type."""
-    return self._files[name].get_slice(name)[index]
+    opened, own = self._files[name]
+    return opened.get_slice(own)[index]
 
   def identity(self, name: str) -> tuple[str, np.ndarray]:
-    data = np.ascontiguousarray(self._files[name].get_tensor(name))
+    opened, own = self._files[name]
+    data = np.ascontiguousarray(opened.get_tensor(own))
     return self._types[name], data.reshape(-1).view(np.uint8)
+
+  def _name_whole(self) -> None:
+    """Gives the tensors of a bare model the names that they have in the whole one."""
+    prefix = self.family.prefix
+    sources = [key.hf.name for key in self.family.keys if key.hf]
+    bare = [name.removeprefix(prefix) for name in sources if name.startswith(prefix)]
+    patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name)) for name in bare]
+    if not prefix or any(name.startswith(prefix) for name in self.shapes):
+      return
+    for name in list(self.shapes):
+      if any(re.fullmatch(pattern, name) for pattern in patterns):
+        for held in (self._files, self._types, self.shapes):
+          held[prefix + name] = held.pop(name)
 
   def _add(self, path: pathlib.Path) -> None:
     try:
@@ -74,7 +88,7 @@ class HFFolder:
           f"{path} holds the tensor {name} a second time; which one counts is unclear"
         )
       part = opened.get_slice(name)
-      self._files[name] = opened
+      self._files[name] = opened, name
       self._types[name] = part.get_dtype()
       self.shapes[name] = tuple(part.get_shape())
 
@@ -94,17 +108,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise UserError(f"{path} does not hold a JSON object; get the file again")
   return found
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-  """The settings with the nested ones as `outer.inner`."""
-  flat = {}
-  for key, value in settings.items():
-    if key in _NESTED and isinstance(value, dict):
-      flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
-    else:
-      flat[key] = value
-  return flat
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def _contract(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
@@ -43,3 +43,28 @@ def _backward(axis, residuals, cotangent):
 
 
 project.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def project_groups(
+  x: Float[Array, "N I"], kernels: Float[Array, "E I O"], sizes: Int[Array, "E"]
+) -> Float[Array, "N O"]:
+  """Rows of x, sorted by group, each times its group's frozen kernel -> float32 [N, O].
+
+  `sizes` says how many rows each of the E groups has; they sum to N. The gradient reaches x alone.
+  """
+  return jax.lax.ragged_dot(
+    x.astype(kernels.dtype), kernels, sizes, preferred_element_type=jnp.float32
+  )
+
+
+def _groups_forward(x, kernels, sizes):
+  return project_groups(x, kernels, sizes), (kernels, sizes, jnp.zeros((0,), x.dtype))
+
+
+def _groups_backward(residuals, cotangent):
+  kernels, sizes, like = residuals
+  return project_groups(cotangent, kernels.swapaxes(1, 2), sizes).astype(like.dtype), None, None
+
+
+project_groups.defvjp(_groups_forward, _groups_backward)

@@ -69,7 +69,8 @@ def load_decoder(
     words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
   leaves = assemble.plan(stored.config, stored.family, stored.form)
   digests = _checked(leaves, stored, progress)
-  params = assemble.build(leaves, stored, kind, mesh, progress)
+  axes = stored.family.network.PARAM_AXES
+  params = assemble.build(leaves, stored, kind, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
@@ -85,8 +86,8 @@ def _checked(
   leaves: list[assemble.Leaf], stored: GGUFFile | HFFolder, progress: bool
 ) -> dict[str, str]:
   """The digests of the tensors, once it is known that they are this model's and no other's."""
-  (head,) = [getattr(key, stored.form) for key in stored.family.keys if key.path == "head/kernel"]
-  (table,) = [getattr(key, stored.form) for key in stored.family.keys if key.path == "embed/tokens"]
+  names = {key.path: getattr(key, stored.form) for key in stored.family.keys}
+  head, table = names["head/kernel"].name, names["embed/tokens"].name
   # Some files of tied models store the table a second time, as the head.
   twice = stored.config.tied and head in stored.shapes
   spare = [re.escape(head)] if twice else []

@@ -27,7 +27,7 @@ class _Sums(NamedTuple):
   """What one or more blocks of the vocabulary say about the targets; each float32 [B, M, ...].
 
   top: the largest logit. total: the sum of exp(logit - top). mean: that of exp(logit - top) times
-  the row of the head, [B, M, D], where slopes are wanted. wanted: the target's logit, if met.
+  the slope of the logit, [B, M, D], where slopes are wanted. wanted: the target's logit, if met.
   """
 
   top: jax.Array
@@ -57,7 +57,8 @@ def _forward(params, config, states, target_ids):
   kernel, axis = decoder.vocabulary(params, config)
   ahead = stack.take(kernel, target_ids, axis=1 - axis)  # [B, M, D], or [D, B, M] untied
   ahead = ahead if axis == 1 else jnp.moveaxis(ahead, 0, -1)
-  slope = ahead.astype(jnp.float32) - sums.mean / sums.total[..., None]
+  ahead = _bent(ahead.astype(jnp.float32), sums.wanted[..., None], config)
+  slope = ahead - sums.mean / sums.total[..., None]
   return (_likelihood(sums), sums.wanted >= sums.top), (slope, jnp.zeros((0,), states.dtype))
 
 
@@ -75,6 +76,7 @@ def _likelihood(sums: _Sums) -> jax.Array:
 
 def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
   kernel, axis = decoder.vocabulary(params, config)
+  bias = params["head"]["bias"][None] if config.head_bias else None
   lanes = LANES if config.vocab_size % LANES == 0 else 1
   lane = config.vocab_size // lanes
   width = min(lane, max(1, LOGITS_AT_ONCE // (target_ids.size * lanes)))  # of a block, in a lane
@@ -84,10 +86,11 @@ def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
 
   def look(start, width, kernel):
     part = _part(kernel, axis, lanes, start, width)
+    shift = None if bias is None else _part(bias, 0, lanes, start, width)[0]
     offset = target_ids % lane - start
     column = target_ids // lane * width + offset
     met = (offset >= 0) & (offset < width)
-    return _block(part, axis, states, jnp.where(met, column, 0), met, slopes)
+    return _block(config, (part, axis, shift), states, jnp.where(met, column, 0), met, slopes)
 
   if width == lane:
     return look(0, lane, kernel)
@@ -116,13 +119,22 @@ def _part(kernel, axis: int, lanes: int, start, width: int) -> jax.Array:
   return stack.unpack(part, kernel.dtype)
 
 
-def _block(kernel, axis: int, states, column, met, slopes: bool) -> _Sums:
+def _block(config, part, states, column, met, slopes: bool) -> _Sums:
+  kernel, axis, shift = part
   scores = project(states, kernel, axis)
+  if shift is not None:
+    scores = scores + shift.astype(jnp.float32)
+  scores = decoder.capped(scores, config.logit_cap)
   top = scores.max(axis=-1)
   weights = jnp.exp(scores - top[..., None])
   wanted = jnp.take_along_axis(scores, column[..., None], axis=-1)[..., 0]
-  mean = project(weights, kernel, 1 - axis) if slopes else None
+  mean = project(_bent(weights, scores, config), kernel, 1 - axis) if slopes else None
   return _Sums(top, weights.sum(axis=-1), mean, jnp.where(met, wanted, -jnp.inf))
+
+
+def _bent(x: jax.Array, scores: jax.Array, config: DecoderConfig) -> jax.Array:
+  """x times the derivative of `decoder.capped` where it gave these scores."""
+  return x if config.logit_cap is None else x * (1 - jnp.square(scores / config.logit_cap))
 
 
 def _join(a: _Sums, b: _Sums) -> _Sums:

@@ -25,6 +25,7 @@ MESH_AXES_OF: dict[str, MeshAxes] = {
   "mlp": "tensor",
   "vocab": "tensor",
   "layers": None,
+  "experts": None,
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frozen_jax.backbones import decoder
-from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.config import DecoderConfig, Rope
 from frozen_jax.core import paths
 
 TINY = DecoderConfig(
@@ -19,7 +19,6 @@ TINY = DecoderConfig(
   kv_heads=2,
   head_dim=8,
   mlp_width=80,
-  rope_theta=1e4,
   tied=True,
 )
 VARIANTS = {
@@ -28,7 +27,7 @@ VARIANTS = {
   "every_head_its_own": {"kv_heads": 6},
   "one_key_head": {"kv_heads": 1},
   "wide_heads": {"head_dim": 16, "tied": False},
-  "long_wavelengths": {"rope_theta": 1e5, "norm_eps": 1e-3},
+  "long_wavelengths": {"rope": Rope(1e5), "norm_eps": 1e-3},
 }
 
 
@@ -48,7 +47,7 @@ def torch_twin(config, params):
       num_key_value_heads=config.kv_heads,
       head_dim=config.head_dim,
       rms_norm_eps=config.norm_eps,
-      rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+      rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
       tie_word_embeddings=config.tied,
       attn_implementation="eager",
     )

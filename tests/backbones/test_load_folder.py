@@ -39,7 +39,7 @@ def test_logits_equal_transformers(llama, folder, torch_logits, our_logits, tied
   assert (path / "model.safetensors.index.json").is_file() == (shards == "many")
   loaded = load_decoder(str(path), progress=False)
   assert loaded.config.tied == tied and loaded.tokenizer is None
-  assert loaded.config.rope_theta == 5000.0 and loaded.config.head_dim == 32
+  assert loaded.config.rope.theta == 5000.0 and loaded.config.head_dim == 32
   expected = torch_logits(model, TOKENS)
   assert np.ptp(expected) > 3  # weights that matter: a swapped tensor would show
   np.testing.assert_allclose(our_logits(loaded, TOKENS), expected, atol=2e-5)
@@ -96,13 +96,15 @@ def test_older_spellings_of_the_config_are_read(llama, folder, torch_logits, our
   "changes, named",
   [
     (
-      {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-      "rope_scaling.rope_type = 'llama3'",
+      {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},  # and rope_parameters: default
+      "rope_scaling = {'rope_type': 'linear', 'factor': 8.0}",
     ),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.rope_type"),
-    ({"attention_bias": True}, "attention_bias = True"),
+    ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters.rope_type = 'spiral'"),
+    ({"rope_parameters": {"rope_type": "default", "turns": 2}}, "rope_parameters.turns = 2"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.low_freq_factor"),
+    ({"attention_bias": "yes"}, "attention_bias = 'yes', where true or false is needed"),
     ({"sliding_window": 4096}, "sliding_window = 4096"),
-    ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+    ({"hidden_act": "mish"}, "hidden_act = 'mish'"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"new_setting": 1, "another": 2}, "another = 2; new_setting = 1"),
     ({"hidden_size": "drop"}, "hidden_size"),

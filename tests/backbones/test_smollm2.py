@@ -84,5 +84,5 @@ def test_the_config_is_the_published_one(smollm2):
   config = smollm2.config
   assert (config.layers, config.width, config.heads, config.kv_heads) == (30, 576, 9, 3)
   assert (config.head_dim, config.mlp_width, config.vocab_size) == (64, 1536, 49152)
-  assert (config.tied, config.rope_theta, config.context) == (True, 1e5, 8192)
+  assert (config.tied, config.rope.theta, config.context) == (True, 1e5, 8192)
   assert sum(leaf.size for leaf in jax.tree.leaves(smollm2.params)) == 134_515_008

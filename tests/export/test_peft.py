@@ -32,7 +32,7 @@ def tiny_llama():
     intermediate_size=SIZES.mlp_width,
     max_position_embeddings=SIZES.context,
     rms_norm_eps=SIZES.norm_eps,
-    rope_parameters={"rope_type": "default", "rope_theta": SIZES.rope_theta},
+    rope_parameters={"rope_type": "default", "rope_theta": SIZES.rope.theta},
     initializer_range=0.2,
     tie_word_embeddings=False,
   )

@@ -1,0 +1,121 @@
+"""The parameter tree of the frozen decoder: which arrays a config asks for, and how they shard.
+
+Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`, experts on the second.
+A norm is scale [D], and bias [D] where norms are of the kind "layer".
+
+  embed/tokens [V, D]            embed/positions [N, D]           embed_norm
+  layers/attn_norm               layers/attn/{q,k,v,o}/{kernel,bias}
+  layers/attn/{q,k}_norm/scale   layers/attn_after                (norms of heads, of the result)
+  layers/mlp_norm                layers/mlp/{gate,up,down}/{kernel,bias}
+  layers/mlp/router/kernel       layers/experts/{gate,up,down}/kernel
+  layers/mlp_after               (norm of the result)
+  final_norm                     head/{kernel,bias}
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core import paths
+
+Params = dict[str, Any]
+
+# Regular expressions on a parameter's whole path -> the logical name of each of its axes.
+PARAM_AXES: dict[str, tuple[str | None, ...]] = {
+  r"embed/tokens": ("vocab", "embed"),
+  r"embed/positions": (None, "embed"),
+  r"(embed|final)_norm/(scale|bias)": ("embed",),
+  r"layers/(attn|mlp)_(norm|after)/(scale|bias)": ("layers", "embed"),
+  r"layers/attn/[qk]_norm/scale": ("layers", None),
+  r"layers/attn/q/kernel": ("layers", "embed", "heads"),
+  r"layers/attn/q/bias": ("layers", "heads"),
+  r"layers/attn/[kv]/kernel": ("layers", "embed", "kv"),
+  r"layers/attn/[kv]/bias": ("layers", "kv"),
+  r"layers/attn/o/kernel": ("layers", "heads", "embed"),
+  r"layers/attn/o/bias": ("layers", "embed"),
+  r"layers/mlp/(gate|up)/kernel": ("layers", "embed", "mlp"),
+  r"layers/mlp/(gate|up)/bias": ("layers", "mlp"),
+  r"layers/mlp/down/kernel": ("layers", "mlp", "embed"),
+  r"layers/mlp/down/bias": ("layers", "embed"),
+  r"layers/mlp/router/kernel": ("layers", "embed", None),
+  r"layers/experts/(gate|up)/kernel": ("layers", "experts", "embed", "mlp"),
+  r"layers/experts/down/kernel": ("layers", "experts", "mlp", "embed"),
+  r"head/kernel": ("embed", "vocab"),
+  r"head/bias": ("vocab",),
+}
+
+
+def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
+  """The tree of `jax.ShapeDtypeStruct` that a decoder of this config must have."""
+  shapes = {"embed/tokens": (config.vocab_size, config.width)}
+  if config.positions == "learned":
+    shapes["embed/positions"] = (config.context + config.position_offset, config.width)
+  if config.embed_norm:
+    shapes |= _norm(config, "embed_norm")
+  for path, shape in (_attention(config) | _mlp(config)).items():
+    shapes[f"layers/{path}"] = (config.layers, *shape)
+  shapes |= _norm(config, "final_norm")
+  if not config.tied:
+    shapes["head/kernel"] = (config.width, config.vocab_size)
+  if config.head_bias:
+    shapes["head/bias"] = (config.vocab_size,)
+  return paths.unflatten({p: jax.ShapeDtypeStruct(s, dtype) for p, s in shapes.items()})
+
+
+def random_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+  """Random weights of sane scale, for tests and for checks of size and speed."""
+  shapes = paths.flatten(param_shapes(config, dtype))
+  leaves = {}
+  for leaf_key, (path, leaf) in zip(
+    jax.random.split(key, len(shapes)), shapes.items(), strict=True
+  ):
+    noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
+    if path.endswith("scale"):
+      value = 1.0 - config.norm_offset + 0.1 * noise
+    elif path.endswith("bias") or path.startswith("embed/"):
+      value = 0.1 * noise
+    else:
+      value = noise / math.sqrt(leaf.shape[-2])
+    leaves[path] = value.astype(dtype)
+  return paths.unflatten(leaves)
+
+
+def _norm(config: DecoderConfig, path: str) -> dict[str, tuple[int, ...]]:
+  parts = ("scale", "bias") if config.norm == "layer" else ("scale",)
+  return {f"{path}/{part}": (config.width,) for part in parts}
+
+
+def _product(path: str, inputs: int, outputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
+  shapes: dict[str, tuple[int, ...]] = {f"{path}/kernel": (inputs, outputs)}
+  if bias:
+    shapes[f"{path}/bias"] = (outputs,)
+  return shapes
+
+
+def _attention(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+  width, dim = config.width, config.head_dim
+  shapes = _norm(config, "attn_norm")
+  for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
+    shapes |= _product(f"attn/{name}", width, heads * dim, config.qkv_bias)
+  if config.qk_norm:
+    shapes |= {f"attn/{name}_norm/scale": (dim,) for name in "qk"}
+  shapes |= _product("attn/o", config.heads * dim, width, config.out_bias)
+  return shapes | (_norm(config, "attn_after") if config.norm_after else {})
+
+
+def _mlp(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+  width, inner = config.width, config.mlp_width
+  shapes = {} if config.shared_norm else _norm(config, "mlp_norm")
+  wide = ("gate", "up") if config.gated else ("up",)
+  if config.experts:
+    shapes["mlp/router/kernel"] = (width, config.experts)
+    shapes |= {f"experts/{name}/kernel": (config.experts, width, inner) for name in wide}
+    shapes["experts/down/kernel"] = (config.experts, inner, width)
+  else:
+    for name in wide:
+      shapes |= _product(f"mlp/{name}", width, inner, config.mlp_bias)
+    shapes |= _product("mlp/down", inner, width, config.mlp_bias)
+  return shapes | (_norm(config, "mlp_after") if config.norm_after else {})

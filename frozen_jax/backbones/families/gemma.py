@@ -1,0 +1,139 @@
+"""Gemma 1, 2 and 3 (text).
+
+RMS norms that add 1 to their scale, embeddings times the root of the width, tanh GELU. Gemma 2
+and 3 also norm what attention and MLP give and alternate local with global attention; Gemma 2 caps
+scores and logits, Gemma 3 norms queries and keys and turns local layers by their own wavelengths.
+"""
+
+from typing import Any
+
+from frozen_jax.backbones import decoder
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.families.llama import sizes
+from frozen_jax.backbones.families.rope_settings import read_rope, scaled
+from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.shared import kinds
+from frozen_jax.backbones.families.table import Family, Key, linear, norm, table
+
+
+def _fields(s: Settings, head_dim: int) -> dict[str, Any]:
+  head_dim = s.whole("head_dim", default=head_dim)
+  fields = sizes(s, context=8192, tied=True)
+  s.only(attention_bias=False)
+  activation = s.word(
+    "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", among=decoder.ACTIVATIONS
+  )
+  return fields | {
+    "head_dim": head_dim,
+    "embed_scale": fields["width"] ** 0.5,
+    "norm_offset": 1.0,
+    "activation": activation,
+  }
+
+
+def gemma(s: Settings) -> DecoderConfig:
+  fields = _fields(s, head_dim=256)
+  if fields["activation"] == "gelu":  # so say old files; the weights are trained with the tanh form
+    fields["activation"] = "gelu_pytorch_tanh"
+  rope, fraction = read_rope(s, fields["context"])
+  return DecoderConfig(**fields, rope=rope, rotary_dim=int(fields["head_dim"] * fraction))
+
+
+def _later(s: Settings, period: int) -> dict[str, Any]:
+  """The fields that Gemma 2 and 3 share: every `period`-th layer sees the whole text."""
+  fields = _fields(s, head_dim=256)
+  layers = fields["layers"]
+  alternate = tuple("full" if (i + 1) % period == 0 else "sliding" for i in range(layers))
+  window = s.whole("sliding_window", default=4096)
+  stated = kinds(s, layers, None) if "layer_types" in s else alternate
+  return fields | {
+    "norm_after": True,
+    "window": window,
+    "kinds": stated,
+    "query_scale": s.number("query_pre_attn_scalar", default=256.0) ** -0.5,
+  }
+
+
+def gemma2(s: Settings) -> DecoderConfig:
+  fields = _later(s, period=2)
+  rope, fraction = read_rope(s, fields["context"])
+  return DecoderConfig(
+    **fields,
+    rope=rope,
+    rotary_dim=int(fields["head_dim"] * fraction),
+    logit_cap=s.number("final_logit_softcapping", default=30.0, nullable=True),
+    score_cap=s.number("attn_logit_softcapping", default=50.0, nullable=True),
+  )
+
+
+def gemma3(s: Settings) -> DecoderConfig:
+  period = s.whole("sliding_window_pattern", "_sliding_window_pattern", default=6)
+  fields = _later(s, period)
+  near = s.number("rope_local_base_freq", default=10_000.0)
+  both = s.inner("rope_parameters")
+  if "full_attention" in both:
+    far, local = both.inner("full_attention"), both.inner("sliding_attention")
+    rope = scaled(far, far.number("rope_theta", default=1_000_000.0), fields["context"])
+    near_rope = scaled(local, local.number("rope_theta", default=near), fields["context"])
+  else:
+    rope, _ = read_rope(s, fields["context"], theta=1_000_000.0)
+    near_rope = scaled(Settings({}, s.where), near, fields["context"])
+  return DecoderConfig(
+    **fields,
+    rope=rope,
+    local_rope=near_rope,
+    qk_norm=True,
+    logit_cap=s.number("final_logit_softcapping", default=None),
+    score_cap=s.number("attn_logit_softcapping", default=None),
+  )
+
+
+_HF, _GGUF = "model.layers.{layer}", "blk.{layer}"
+
+
+def _products(kind: str, names: dict[str, tuple[str, str]]) -> tuple[Key, ...]:
+  folder = {"attn": "self_attn", "mlp": "mlp"}[kind]
+  return tuple(
+    key
+    for ours, (hf, gguf) in names.items()
+    for key in linear(f"layers/{kind}/{ours}", f"{_HF}.{folder}.{hf}", f"{_GGUF}.{gguf}")
+  )
+
+
+_PRODUCTS = (
+  *table("embed/tokens", "model.embed_tokens", "token_embd"),
+  *norm("layers/attn_norm", f"{_HF}.input_layernorm", f"{_GGUF}.attn_norm", gguf_offset=-1.0),
+  *_products(
+    "attn",
+    {
+      **{name: (f"{name}_proj", f"attn_{name}") for name in "qkv"},
+      "o": ("o_proj", "attn_output"),
+    },
+  ),
+  *_products("mlp", {n: (f"{n}_proj", f"ffn_{n}") for n in ("gate", "up", "down")}),
+  *norm("final_norm", "model.norm", "output_norm", gguf_offset=-1.0),
+  *linear("head", "lm_head", "output"),
+)
+_FIRST = (
+  *_PRODUCTS,
+  *norm("layers/mlp_norm", f"{_HF}.post_attention_layernorm", f"{_GGUF}.ffn_norm", -1.0),
+)
+_LATER = (
+  *_PRODUCTS,
+  *norm("layers/attn/q_norm", f"{_HF}.self_attn.q_norm", f"{_GGUF}.attn_q_norm", -1.0),
+  *norm("layers/attn/k_norm", f"{_HF}.self_attn.k_norm", f"{_GGUF}.attn_k_norm", -1.0),
+  *norm(
+    "layers/attn_after",
+    f"{_HF}.post_attention_layernorm",
+    f"{_GGUF}.post_attention_norm",
+    -1.0,
+  ),
+  *norm("layers/mlp_norm", f"{_HF}.pre_feedforward_layernorm", f"{_GGUF}.ffn_norm", -1.0),
+  *norm("layers/mlp_after", f"{_HF}.post_feedforward_layernorm", f"{_GGUF}.post_ffw_norm", -1.0),
+)
+
+FAMILIES = (
+  Family("gemma", decoder, _FIRST, gemma, prefix="model."),
+  Family("gemma2", decoder, _LATER, gemma2, prefix="model."),
+  Family("gemma3_text", decoder, _LATER, gemma3, prefix="model."),
+)

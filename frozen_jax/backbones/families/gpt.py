@@ -1,0 +1,225 @@
+"""The GPT type: GPT-2, GPT-NeoX (Pythia), GPT-J, OPT and BLOOM.
+
+Layer norms with biases, plain MLPs. Positions are learned (GPT-2, OPT, whose table starts two rows
+late), rotary on a part of each head (GPT-NeoX; GPT-J, which pairs neighbours), or ALiBi (BLOOM).
+GPT-NeoX and GPT-J run attention and MLP side by side.
+"""
+
+from typing import Any
+
+from frozen_jax.backbones import decoder
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.families.rope_settings import read_rope
+from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.shared import headwise_qkv, hf_common, stacked_qkv
+from frozen_jax.backbones.families.table import Family, Key, Part, linear, norm, table
+
+
+def _fields(
+  s: Settings, heads: int, width: int, mlp_width: int | None, **more: Any
+) -> dict[str, Any]:
+  hf_common(s)
+  return {
+    "vocab_size": s.whole("vocab_size"),
+    "width": width,
+    "heads": heads,
+    "kv_heads": heads,
+    "head_dim": width // max(heads, 1),
+    "mlp_width": mlp_width or 4 * width,
+    "norm": "layer",
+    "gated": False,
+    **more,
+  }
+
+
+def _biases(on: bool = True) -> dict[str, bool]:
+  return {"qkv_bias": on, "out_bias": on, "mlp_bias": on}
+
+
+def gpt2(s: Settings) -> DecoderConfig:
+  width = s.whole("n_embd", "hidden_size", default=768)
+  s.only(
+    scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
+  )
+  s.silent("n_ctx")
+  return DecoderConfig(
+    **_fields(s, s.whole("n_head", default=12), width, s.whole("n_inner", default=None)),
+    **_biases(),
+    layers=s.whole("n_layer", default=12),
+    context=s.whole("n_positions", default=1024),
+    positions="learned",
+    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
+    tied=s.flag("tie_word_embeddings", default=True),
+    activation=s.word("activation_function", default="gelu_new", among=decoder.ACTIVATIONS),
+  )
+
+
+def gpt_neox(s: Settings) -> DecoderConfig:
+  width, heads = s.whole("hidden_size"), s.whole("num_attention_heads")
+  context = s.whole("max_position_embeddings", default=2048)
+  theta, share = s.number("rotary_emb_base", default=1e4), s.number("rotary_pct", default=0.25)
+  rope, fraction = read_rope(s, context, theta, share)
+  bias = s.flag("attention_bias", default=True)
+  return DecoderConfig(
+    **_fields(s, heads, width, s.whole("intermediate_size")),
+    qkv_bias=bias,
+    out_bias=bias,
+    mlp_bias=True,
+    layers=s.whole("num_hidden_layers"),
+    context=context,
+    rope=rope,
+    rotary_dim=int(width // max(heads, 1) * fraction),
+    parallel=s.flag("use_parallel_residual", default=True),
+    norm_eps=s.number("layer_norm_eps", default=1e-5),
+    tied=s.flag("tie_word_embeddings", default=False),
+    activation=s.word("hidden_act", default="gelu", among=decoder.ACTIVATIONS),
+  )
+
+
+def gptj(s: Settings) -> DecoderConfig:
+  width, heads = s.whole("n_embd", default=4096), s.whole("n_head", default=16)
+  s.only(rotary=True, scale_attn_weights=True)
+  s.silent("n_ctx")
+  return DecoderConfig(
+    **_fields(s, heads, width, s.whole("n_inner", default=None)),
+    mlp_bias=True,
+    head_bias=True,
+    layers=s.whole("n_layer", default=28),
+    context=s.whole("n_positions", default=2048),
+    rotary_dim=s.whole("rotary_dim", default=width // max(heads, 1)),
+    interleaved=True,
+    parallel=True,
+    shared_norm=True,
+    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
+    tied=s.flag("tie_word_embeddings", default=False),
+    activation=s.word("activation_function", default="gelu_new", among=decoder.ACTIVATIONS),
+  )
+
+
+def opt(s: Settings) -> DecoderConfig:
+  width = s.whole("hidden_size")
+  s.only(
+    do_layer_norm_before=True,
+    _remove_final_layer_norm=False,
+    word_embed_proj_dim=width,
+    layer_norm_elementwise_affine=True,
+  )
+  s.silent("activation_dropout")
+  return DecoderConfig(
+    **_fields(s, s.whole("num_attention_heads"), width, s.whole("ffn_dim")),
+    **_biases(s.flag("enable_bias", default=True)),
+    layers=s.whole("num_hidden_layers"),
+    context=s.whole("max_position_embeddings", default=2048),
+    positions="learned",
+    position_offset=2,
+    tied=s.flag("tie_word_embeddings", default=True),
+    activation=s.word("activation_function", default="relu", among=decoder.ACTIVATIONS),
+  )
+
+
+def bloom(s: Settings) -> DecoderConfig:
+  s.only(apply_residual_connection_post_layernorm=False, slow_but_exact=(False, True))
+  s.silent("bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_*")
+  s.silent("attention_softmax_in_fp32", "unk_token_id", "n_inner")
+  heads = s.whole("n_head", "num_attention_heads", default=8)
+  return DecoderConfig(
+    **_fields(s, heads, s.whole("hidden_size", "n_embed"), None),
+    **_biases(),
+    layers=s.whole("n_layer", "num_hidden_layers", default=2),
+    positions="alibi",
+    embed_norm=True,
+    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
+    tied=s.flag("tie_word_embeddings", default=True),
+    activation="gelu_new",
+  )
+
+
+def _fused(name: str, gguf: str | None, layout: Any, **how: Any) -> tuple[Key, ...]:
+  """Queries, keys and values in one tensor; llama.cpp's converter stacks them (stacked_qkv)."""
+  return tuple(
+    key
+    for index, letter in enumerate("qkv")
+    for key in linear(
+      f"layers/attn/{letter}",
+      name,
+      gguf,
+      hf_part=Part(layout, index),
+      gguf_part=Part(stacked_qkv, index),
+      **how,
+    )
+  )
+
+
+_BLK = "blk.{layer}"
+_H = "transformer.h.{layer}"
+_GPT2 = (
+  *table("embed/tokens", "transformer.wte", "token_embd"),
+  *table("embed/positions", "transformer.wpe", "position_embd"),
+  *norm("layers/attn_norm", f"{_H}.ln_1", f"{_BLK}.attn_norm"),
+  *_fused(f"{_H}.attn.c_attn", f"{_BLK}.attn_qkv", stacked_qkv, stored_in_out=True),
+  *linear("layers/attn/o", f"{_H}.attn.c_proj", f"{_BLK}.attn_output", stored_in_out=True),
+  *norm("layers/mlp_norm", f"{_H}.ln_2", f"{_BLK}.ffn_norm"),
+  *linear("layers/mlp/up", f"{_H}.mlp.c_fc", f"{_BLK}.ffn_up", stored_in_out=True),
+  *linear("layers/mlp/down", f"{_H}.mlp.c_proj", f"{_BLK}.ffn_down", stored_in_out=True),
+  *norm("final_norm", "transformer.ln_f", "output_norm"),
+  *linear("head", "lm_head", "output"),
+)
+_N = "gpt_neox.layers.{layer}"
+_NEOX = (
+  *table("embed/tokens", "gpt_neox.embed_in", "token_embd"),
+  *norm("layers/attn_norm", f"{_N}.input_layernorm", f"{_BLK}.attn_norm"),
+  *_fused(f"{_N}.attention.query_key_value", f"{_BLK}.attn_qkv", headwise_qkv),
+  *linear("layers/attn/o", f"{_N}.attention.dense", f"{_BLK}.attn_output"),
+  *norm("layers/mlp_norm", f"{_N}.post_attention_layernorm", f"{_BLK}.ffn_norm"),
+  *linear("layers/mlp/up", f"{_N}.mlp.dense_h_to_4h", f"{_BLK}.ffn_up"),
+  *linear("layers/mlp/down", f"{_N}.mlp.dense_4h_to_h", f"{_BLK}.ffn_down"),
+  *norm("final_norm", "gpt_neox.final_layer_norm", "output_norm"),
+  *linear("head", "embed_out", "output"),
+)
+_GPTJ = (
+  *table("embed/tokens", "transformer.wte"),
+  *norm("layers/attn_norm", f"{_H}.ln_1"),
+  *(key for n in "qkv" for key in linear(f"layers/attn/{n}", f"{_H}.attn.{n}_proj")),
+  *linear("layers/attn/o", f"{_H}.attn.out_proj"),
+  *linear("layers/mlp/up", f"{_H}.mlp.fc_in"),
+  *linear("layers/mlp/down", f"{_H}.mlp.fc_out"),
+  *norm("final_norm", "transformer.ln_f"),
+  *linear("head", "lm_head"),
+)
+_O = "model.decoder.layers.{layer}"
+_OPT = (
+  *table("embed/tokens", "model.decoder.embed_tokens"),
+  *table("embed/positions", "model.decoder.embed_positions"),
+  *norm("layers/attn_norm", f"{_O}.self_attn_layer_norm"),
+  *(key for n in "qkv" for key in linear(f"layers/attn/{n}", f"{_O}.self_attn.{n}_proj")),
+  *linear("layers/attn/o", f"{_O}.self_attn.out_proj"),
+  *norm("layers/mlp_norm", f"{_O}.final_layer_norm"),
+  *linear("layers/mlp/up", f"{_O}.fc1"),
+  *linear("layers/mlp/down", f"{_O}.fc2"),
+  *norm("final_norm", "model.decoder.final_layer_norm"),
+  *linear("head", "lm_head"),
+)
+_BLOOM = (
+  *table("embed/tokens", "transformer.word_embeddings", "token_embd"),
+  *norm("embed_norm", "transformer.word_embeddings_layernorm", "token_embd_norm"),
+  *norm("layers/attn_norm", f"{_H}.input_layernorm", f"{_BLK}.attn_norm"),
+  *_fused(f"{_H}.self_attention.query_key_value", f"{_BLK}.attn_qkv", headwise_qkv),
+  *linear("layers/attn/o", f"{_H}.self_attention.dense", f"{_BLK}.attn_output"),
+  *norm("layers/mlp_norm", f"{_H}.post_attention_layernorm", f"{_BLK}.ffn_norm"),
+  *linear("layers/mlp/up", f"{_H}.mlp.dense_h_to_4h", f"{_BLK}.ffn_up"),
+  *linear("layers/mlp/down", f"{_H}.mlp.dense_4h_to_h", f"{_BLK}.ffn_down"),
+  *norm("final_norm", "transformer.ln_f", "output_norm"),
+  *linear("head", "lm_head", "output"),
+)
+
+# Masks, constants and frequencies that old checkpoints hold beside the weights.
+_GPT_DERIVED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
+_NEOX_DERIVED = (r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+
+FAMILIES = (
+  Family("gpt2", decoder, _GPT2, gpt2, prefix="transformer.", derived=_GPT_DERIVED),
+  Family("gpt_neox", decoder, _NEOX, gpt_neox, prefix="gpt_neox.", derived=_NEOX_DERIVED),
+  Family("gptj", decoder, _GPTJ, gptj, prefix="transformer.", derived=_GPT_DERIVED),
+  Family("opt", decoder, _OPT, opt, prefix="model."),
+  Family("bloom", decoder, _BLOOM, bloom, prefix="transformer."),
+)

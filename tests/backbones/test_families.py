@@ -1,0 +1,158 @@
+"""Every decoder family against transformers on tiny random models, read from their own folders.
+
+For each: logits and the gradient to the input embeddings with both paddings, cached decoding, 8
+devices against one.
+"""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from frozen_jax.backbones import decoder
+from frozen_jax.backbones.load import load_decoder
+from frozen_jax.core.errors import UserError
+from frozen_jax.sharding.mesh import make_mesh
+from tests.backbones.decoder_cases import CASES, torch_model
+
+LENGTH = 13
+
+
+def inputs(padding, vocab_size=99):
+  tokens = np.random.default_rng(3).integers(3, vocab_size, (3, LENGTH))
+  mask = np.ones_like(tokens)
+  for row, missing in enumerate((0, 3, 6)):
+    if padding == "right":
+      mask[row, LENGTH - missing :] = 0
+    if padding == "left":
+      mask[row, :missing] = 0
+  return tokens * mask, mask
+
+
+def theirs(model, tokens, mask, weights):
+  """Logits, and the gradient of their weighted sum to the input embeddings, row by row.
+
+  Each row goes alone, without its padding and through a fresh copy: dynamic scalings of
+  transformers look at the whole batch and remember the longest text that they saw.
+  """
+  logits = np.zeros((*tokens.shape, weights.shape[-1]), np.float32)
+  gradient = None
+  for row in range(len(tokens)):
+    real, fresh = mask[row] > 0, copy.deepcopy(model)
+    embeds = fresh.get_input_embeddings()(torch.from_numpy(tokens[row : row + 1, real])).detach()
+    embeds.requires_grad_(True)
+    given = fresh(inputs_embeds=embeds).logits
+    (given[0] * torch.from_numpy(weights[row, real])).sum().backward()
+    if gradient is None:
+      gradient = np.zeros((*tokens.shape, embeds.shape[-1]), np.float32)
+    logits[row, real] = given[0].detach().numpy()
+    gradient[row, real] = embeds.grad[0].numpy()
+  return logits, gradient
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+  """`models(case)` -> the torch model and what we read from its folder; made once a case."""
+  made = {}
+
+  def get(case):
+    if case not in made:
+      model = torch_model(case)
+      folder = tmp_path_factory.mktemp(case)
+      model.save_pretrained(folder)
+      made.clear()  # tests come case by case
+      made[case] = model, load_decoder(str(folder), progress=False)
+    return made[case]
+
+  return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_gradient_and_decoding(case, models):
+  model, loaded = models(case)
+  config = loaded.config
+  weights = np.random.default_rng(4).normal(size=(3, LENGTH, 99)).astype(np.float32) / 10
+
+  @jax.jit
+  def ours(params, tokens, mask):
+    def weighted(x):
+      logits = decoder.logits(params, config, decoder.hidden(params, config, x, mask))
+      return (logits * weights * mask[..., None]).sum(), logits
+
+    x = decoder.embed(params, config, tokens)
+    gradient, logits = jax.grad(weighted, has_aux=True)(x)
+    return logits, gradient
+
+  for padding in ("none", "right", "left"):
+    tokens, mask = inputs(padding)
+    want = theirs(model, tokens, mask, weights)
+    for got, wanted in zip(ours(loaded.params, tokens, mask), want, strict=True):
+      real = mask > 0
+      largest = np.abs(wanted).max()
+      assert largest > 0.05, "the model does nothing that could be compared"
+      difference = np.abs(np.asarray(got)[real] - wanted[real]).max()
+      assert difference < 1e-4, (padding, difference, largest)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cached_decoding_equals_the_full_pass(case, models):
+  _, loaded = models(case)
+  config, params = loaded.config, loaded.params
+  tokens, mask = inputs("left")
+  ahead = 5
+  embedded = decoder.embed(params, config, jnp.asarray(tokens))
+  mask = jnp.asarray(mask)
+
+  full = jax.jit(decoder.hidden, static_argnums=1)(params, config, embedded, mask)
+  first, kept = jax.jit(decoder.prefill, static_argnums=(1, 4))(
+    params, config, embedded[:, :-ahead], mask[:, :-ahead], ahead
+  )
+  step = jax.jit(decoder.step, static_argnums=1)
+  states = [first]
+  for place in range(LENGTH - ahead, LENGTH):
+    state, kept = step(params, config, embedded[:, place : place + 1], kept)
+    states.append(state)
+  real = np.asarray(mask) > 0
+  cached = np.asarray(jnp.concatenate(states, axis=1))
+  np.testing.assert_allclose(cached[real], np.asarray(full)[real], atol=2e-5)
+
+
+EACH_FAMILY = {kind: case for case, (kind, _) in reversed(CASES.items())}.values()
+
+
+@pytest.mark.parametrize("case", sorted(EACH_FAMILY))
+def test_eight_devices_equal_one(case, tmp_path):
+  torch_model(case).save_pretrained(tmp_path)
+  alone = load_decoder(str(tmp_path), progress=False)
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  spread = load_decoder(str(tmp_path), mesh=mesh, progress=False)
+  assert alone.fingerprint == spread.fingerprint
+  sharded = [a for a in jax.tree.leaves(spread.params) if not a.sharding.is_fully_replicated]
+  assert sharded
+
+  @jax.jit
+  def logits(params, tokens, mask):
+    states = decoder.hidden(params, alone.config, decoder.embed(params, alone.config, tokens), mask)
+    return decoder.logits(params, alone.config, states)
+
+  tokens, mask = inputs("left")
+  real = mask > 0
+  one, eight = (np.asarray(logits(held.params, tokens, mask))[real] for held in (alone, spread))
+  np.testing.assert_allclose(eight, one, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_the_checkpoint_of_a_bare_model_is_read(case, tmp_path):
+  model = torch_model(case)
+  model.save_pretrained(tmp_path / "whole")
+  tied = model.config.tie_word_embeddings
+  model.base_model.save_pretrained(tmp_path / "bare")
+  if not tied:
+    with pytest.raises(UserError, match="missing"):
+      load_decoder(str(tmp_path / "bare"), progress=False)
+    return
+  whole, bare = (load_decoder(str(tmp_path / n), progress=False) for n in ("whole", "bare"))
+  assert jax.tree.all(jax.tree.map(np.array_equal, whole.params, bare.params))
