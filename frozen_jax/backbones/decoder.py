@@ -54,6 +54,20 @@ def embed(params: Params, config: DecoderConfig, tokens: Int[Array, "B T"]) -> A
   return (found.astype(jnp.float32) * config.embed_scale).astype(found.dtype)
 
 
+def embedding_rms(params: Params, config: DecoderConfig, at_once: int = 4096) -> Array:
+  """The root mean square of all token embeddings, float32; taken in blocks of tokens."""
+  blocks = -(-config.vocab_size // at_once)
+
+  def block(total, first):
+    tokens = first * at_once + jnp.arange(at_once)
+    rows = embed(params, config, jnp.minimum(tokens, config.vocab_size - 1)).astype(jnp.float32)
+    real = (tokens < config.vocab_size)[:, None]
+    return total + jnp.where(real, jnp.square(rows), 0.0).sum(), None
+
+  total, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(blocks))
+  return jnp.sqrt(total / (config.vocab_size * config.width))
+
+
 def hidden(
   params: Params,
   config: DecoderConfig,

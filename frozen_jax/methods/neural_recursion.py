@@ -166,11 +166,11 @@ def build(base: Base, options: Mapping[str, Any]) -> NeuralRecursion:
   start = None
   if "trained" in (recursion["first_prompt"], recursion["last_prompt"]):
     start = initial_prompt(base, options)
-  table = base.params["embed"]["tokens"]
+  size = jax.jit(lm.embedding_rms, static_argnums=1)(base.params, base.config)
   return NeuralRecursion(
     base.config,
     connector,
-    embedding_rms=float(jnp.sqrt(jnp.mean(jnp.square(table), dtype=jnp.float32))),
+    embedding_rms=float(size),
     passes=recursion["passes"],
     input_skip=recursion["input_skip"],
     initial_prompt=start if recursion["last_prompt"] == "trained" else None,

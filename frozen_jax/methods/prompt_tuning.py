@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
@@ -91,12 +92,16 @@ def initial_prompt(base: Base, options: Mapping[str, Any]) -> jax.Array:
   length, text = options["prompt"]["length"], options["prompt"]["text"]
   if length < 1:
     raise UserError(f"prompt.length is {length}; a prompt needs at least 1 vector")
-  table = base.params["embed"]["tokens"]
   if not text:
-    return soft_prompt.from_vocabulary(jax.random.key(options["seed"]), table, length)
+    ids = soft_prompt.random_ids(jax.random.key(options["seed"]), base.config.vocab_size, length)
+    return _embedded(base, ids)
   if base.tokenizer is None:
     raise UserError(
       "prompt.text needs a tokenizer and this model has none; set --config.prompt.text=''"
     )
   ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-  return soft_prompt.from_text(ids, table, length)
+  return _embedded(base, soft_prompt.repeated(ids, length))
+
+
+def _embedded(base: Base, ids: jax.Array) -> jax.Array:
+  return lm.embed(base.params, base.config, ids[None])[0].astype(jnp.float32)

@@ -18,16 +18,14 @@ class SoftPrompt(nnx.Module):
     self.vectors = nnx.Param(jnp.asarray(initial, jnp.float32))
 
 
-def from_text(token_ids: Sequence[int], embeddings: jax.Array, length: int) -> jax.Array:
-  """The embeddings of a text, repeated or cut to `length`: [P, D]; a good place to start from."""
-  ids = jnp.resize(jnp.asarray(token_ids, jnp.int32), (length,))
-  return embeddings[ids].astype(jnp.float32)
+def repeated(token_ids: Sequence[int], length: int) -> jax.Array:
+  """The tokens of a text, repeated or cut to `length`: [P]; a good place to start from."""
+  return jnp.resize(jnp.asarray(token_ids, jnp.int32), (length,))
 
 
-def from_vocabulary(key: jax.Array, embeddings: jax.Array, length: int) -> jax.Array:
-  """Embeddings of `length` tokens drawn from the vocabulary without replacement: [P, D]."""
-  ids = jax.random.choice(key, embeddings.shape[0], (length,), replace=False)
-  return embeddings[ids].astype(jnp.float32)
+def random_ids(key: jax.Array, vocab_size: int, length: int) -> jax.Array:
+  """`length` tokens drawn from the vocabulary without replacement: [P]."""
+  return jax.random.choice(key, vocab_size, (length,), replace=False)
 
 
 def prepend(

@@ -267,3 +267,11 @@ def test_attention_in_blocks_equals_attention_at_once(monkeypatch, padding):
   value_blocks, gradient_blocks = run()
   np.testing.assert_allclose(value, value_blocks, rtol=1e-5)
   np.testing.assert_allclose(gradient, gradient_blocks, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [10, 97, 4096])
+def test_the_size_of_embeddings_is_taken_over_all_tokens(at_once):
+  config = DecoderConfig(**{**vars(TINY), "embed_scale": 3.0})
+  params = decoder.random_params(config, jax.random.key(0))
+  want = 3.0 * np.sqrt(np.square(np.asarray(params["embed"]["tokens"])).mean())
+  np.testing.assert_allclose(decoder.embedding_rms(params, config, at_once), want, rtol=1e-6)

@@ -9,10 +9,9 @@ from frozen_jax.backbones import decoder, loss
 from frozen_jax.backbones.config import DecoderConfig
 
 
-def config(vocab, tied):
-  return DecoderConfig(
-    vocab_size=vocab, width=12, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8, tied=tied
-  )
+def config(vocab, tied, **more):
+  sizes = {"width": 12, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 4, "mlp_width": 8}
+  return DecoderConfig(vocab_size=vocab, tied=tied, **sizes, **more)
 
 
 def plain(params, config, states, ids):
@@ -22,10 +21,20 @@ def plain(params, config, states, ids):
 
 
 @pytest.mark.parametrize("at_once", [10, 150, 2**20])
-@pytest.mark.parametrize("vocab,tied", [(96, True), (96, False), (101, True), (120, False)])
-def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, at_once):
+@pytest.mark.parametrize(
+  "vocab,tied,more",
+  [
+    (96, True, {}),
+    (96, False, {}),
+    (101, True, {}),
+    (120, False, {"head_bias": True}),
+    (96, True, {"logit_cap": 3.0}),
+    (101, False, {"head_bias": True, "logit_cap": 2.0}),
+  ],
+)
+def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, more, at_once):
   monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
-  size = config(vocab, tied)
+  size = config(vocab, tied, **more)
   params = decoder.random_params(size, jax.random.key(0))
   states = 5 * jax.random.normal(jax.random.key(1), (2, 3, size.width))
   best = jnp.argmax(decoder.logits(params, size, states), axis=-1)

@@ -6,18 +6,15 @@ import numpy as np
 
 from frozen_jax.modules import soft_prompt
 
-TABLE = jnp.arange(20.0).reshape(10, 2).astype(jnp.bfloat16)
-
 
 def test_a_text_is_repeated_or_cut_to_the_length():
-  assert soft_prompt.from_text([3, 1], TABLE, 5)[:, 0].tolist() == [6, 2, 6, 2, 6]
-  assert soft_prompt.from_text([3, 1, 4], TABLE, 2)[:, 0].tolist() == [6, 2]
-  assert soft_prompt.from_text([3], TABLE, 1).dtype == jnp.float32
+  assert soft_prompt.repeated([3, 1], 5).tolist() == [3, 1, 3, 1, 3]
+  assert soft_prompt.repeated([3, 1, 4], 2).tolist() == [3, 1]
 
 
-def test_vocabulary_start_takes_distinct_tokens():
-  start = soft_prompt.from_vocabulary(jax.random.key(0), TABLE, 10)
-  assert sorted(start[:, 0].tolist()) == TABLE[:, 0].tolist()
+def test_random_tokens_are_distinct():
+  ids = soft_prompt.random_ids(jax.random.key(0), 10, 10)
+  assert sorted(ids.tolist()) == list(range(10)) != ids.tolist()
 
 
 def test_the_prompt_stands_before_the_text_in_the_text_s_dtype():
