@@ -14,6 +14,7 @@ import os
 import pathlib
 import runpy
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -175,6 +176,8 @@ def _log_above_bars() -> None:
 def run(command: Command) -> None:
   """Does what a command says."""
   _log_above_bars()
+  if command.mode == "train":  # until the run has its own way to stop
+    signal.signal(signal.SIGTERM, _stopped_at_the_start)
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
@@ -186,6 +189,10 @@ def run(command: Command) -> None:
       f"The adapter is in {command.workdir}/adapter. Ask it:"
       f" echo 'What is the capital of Peru?' | {command.again('predict')}"
     )
+
+
+def _stopped_at_the_start(number: int, frame: object) -> None:
+  raise Interrupted(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from frozen_jax.backbones import decoder
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
 from frozen_jax.data.sources import open_questions
@@ -55,7 +56,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
   writer = MetricsWriter(folder, options["tensorboard"])
   with stoppable() as progress:
     lm = _load(options, mesh)
-    _LOG.info("%s: %.1f M frozen parameters", lm.name, _size(lm.params) / 1e6)
+    _LOG.info("%s: %.1f M frozen parameters", lm.name, _size(decoder.param_shapes(lm.config)) / 1e6)
     before = checksum(lm.params)
     initial = _initial(options["init_from"], lm)
     _check_data(options, lm)
@@ -227,7 +228,7 @@ def _results(
     "frozen_fingerprint": lm.fingerprint,
     "frozen_unchanged": unchanged,
     "trainable_parameters": _size(last.trained),
-    "frozen_parameters": _size(lm.params),
+    "frozen_parameters": _size(decoder.param_shapes(lm.config)),
     "steps": last.history.steps,
     "stages": {
       key: {

@@ -276,7 +276,7 @@ class _Loop:
         if done or stopping or _due(step, options.checkpoint_every):
           self._save()
         if stopping:
-          self._interrupted(step)
+          raise Interrupted(step)
     if self._stop.noted:
       raise Interrupted(int(self.state.step))
 
@@ -350,7 +350,7 @@ class _Loop:
       found = self._stop.drop_when_asked(lambda: validate(tree))
     except Stopped:
       self._save()
-      self._interrupted(step)
+      raise Interrupted(step) from None
     figures = {name: _number(value) for name, value in found.items()}
     self.writer.write(self.stage, step, "validation", **figures)
     entry = {"step": step, **figures}
@@ -378,16 +378,16 @@ class _Loop:
     record = dataclasses.asdict(self.record)
     size = self.checkpoints.save(self.state, self.best, record, self.batches.get_state())
     if not self._saved:
-      _LOG.info("a checkpoint of stage %s takes %.1f MB", self.stage, size / 1e6)
+      _LOG.info("a checkpoint of stage %s takes %s", self.stage, _bytes(size))
     self._saved = True
-
-  def _interrupted(self, step: int) -> None:
-    _LOG.info("interrupted at step %d of stage %s", step, self.stage)
-    raise Interrupted(step)
 
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
+
+
+def _bytes(size: int) -> str:
+  return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _number(value: Any) -> float | None:

@@ -1,6 +1,7 @@
 """Whole programs that are killed, asked to stop, spread over devices, or two on one run."""
 
 import json
+import pathlib
 import random
 import re
 import signal
@@ -69,6 +70,17 @@ def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursiv
   assert again["table"] in out
   for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
     assert (tmp_path / name).read_bytes() == (recursive_run.workdir / name).read_bytes(), name
+
+
+def test_stopped_while_it_still_starts_it_ends_well(program, tmp_path):
+  process = program.train("recursive.py:smoke", tmp_path)
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  caught = lambda: int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+  while not caught() >> (signal.SIGTERM - 1) & 1:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGTERM)
+  _, err = program.finish(process)
+  assert "interrupted at step 0" in err
 
 
 @pytest.fixture(scope="module")
