@@ -78,7 +78,7 @@ def attend(
   """Softmax attention; query head h reads key/value head h // (H / K).
 
   Scores are q·k / sqrt(C), then `cap` * tanh(score / cap) where a cap is given (Gemma 2), plus the
-  bias (float32; no gradient reaches it). A query that sees no key gives zeros. Products multiply in
+  bias (float32). A query that sees no key gives zeros. Products multiply in
   the operands' dtype and accumulate in float32; the result has the dtype of q. `ordered` says that
   no query sees a key behind its own place (T = S, as `causal` has it): long texts then go in blocks
   that leave out what no query sees.
@@ -144,10 +144,10 @@ def _backward(ordered, cap, residuals, cotangent):
   v, mixed = v[:, :, 0], mixed[:, :, 0]
   inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)  # [B, T, H]
   length = q.shape[1]
-  d_q, d_k, d_v = jnp.zeros(q.shape, jnp.float32), [], []
+  d_q, d_k, d_v, d_bias = jnp.zeros(q.shape, jnp.float32), [], [], []
   for start, end in _blocks(length) if ordered else [(0, k.shape[1])]:
     first = start if ordered else 0  # no query before it sees these keys
-    part_q, part_k, part_v = _look_back(
+    part_q, part_k, part_v, part_bias = _look_back(
       (q[:, first:], k[:, start:end], v[:, start:end], visible[:, first:, start:end]),
       (cotangent[:, first:], inner[:, first:], log_total[..., first:]),
       _part(bias, first, length, start, end),
@@ -156,12 +156,16 @@ def _backward(ordered, cap, residuals, cotangent):
     d_q += jnp.pad(part_q, ((0, 0), (first, 0), (0, 0), (0, 0)))
     d_k.append(part_k)
     d_v.append(part_v)
+    if bias is not None:  # of no cost where nobody asks for it: XLA drops what is not used
+      rows = first if bias.shape[2] > 1 else 0
+      d_bias.append(jnp.pad(part_bias, ((0, 0), (0, 0), (rows, 0), (0, 0))))
   d_k, d_v = jnp.concatenate(d_k, axis=1), jnp.concatenate(d_v, axis=1)
-  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+  d_bias = None if bias is None else jnp.concatenate(d_bias, axis=3)
+  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_bias
 
 
 def _look_back(inputs, outputs, bias, cap):
-  """Cotangents, float32, of the q, k, v of `_look`, from that of its result and what it summed."""
+  """Cotangents, float32, of what `_look` was given, from that of its result and what it summed."""
   (q, k, v, visible), (cotangent, inner, log_total) = inputs, outputs
   b, t, h, c = q.shape
   s, heads = k.shape[1:3]
@@ -184,6 +188,7 @@ def _look_back(inputs, outputs, bias, cap):
   weights = jnp.exp(jnp.where(seen, scores, NEGATIVE) - grouped(log_total))
   d_weights = _product(values, cotangents, 3, 3).reshape(split)
   d_scores = weights * (d_weights - inner)
+  d_bias = None if bias is None else _sum_to(d_scores.transpose(0, 1, 3, 4, 2), bias.shape)
   if cap is not None:
     d_scores *= 1 - jnp.square(bent)
   d_scores = d_scores.astype(q.dtype).reshape(merged)
@@ -194,10 +199,16 @@ def _look_back(inputs, outputs, bias, cap):
   across = k.reshape(b, s, heads, 2, -1).transpose(0, 2, 3, 4, 1).reshape(b, heads, c, s)
   d_q = _product(across * jnp.asarray(c**-0.5, k.dtype), d_scores, 3, 2)
   d_q = d_q.reshape(b, heads, c, -1, t).transpose(0, 4, 1, 3, 2).reshape(q.shape)
-  return d_q, d_k.transpose(0, 2, 1, 3), d_v.transpose(0, 2, 1, 3)
+  return d_q, d_k.transpose(0, 2, 1, 3), d_v.transpose(0, 2, 1, 3), d_bias
 
 
 attend.defvjp(_forward, _backward)
+
+
+def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+  """[B, K, G, T, S] as [B, H, T, S], summed over what is broadcast in a bias of this shape."""
+  x = x.reshape(x.shape[0], -1, *x.shape[3:])
+  return x.sum(axis=[i for i in range(4) if shape[i] == 1 != x.shape[i]], keepdims=True)
 
 
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
