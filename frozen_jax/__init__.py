@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from frozen_jax.run.adapter import Adapter as Adapter
   from frozen_jax.run.adapter import load_adapter as load_adapter
+  from frozen_jax.run.frozen_encoder import FrozenEncoder as FrozenEncoder
+  from frozen_jax.run.frozen_encoder import load_encoder as load_encoder
   from frozen_jax.run.frozen_lm import FrozenLM as FrozenLM
   from frozen_jax.run.frozen_lm import load_frozen as load_frozen
 
 _HOMES = {
   "load_frozen": "frozen_jax.run.frozen_lm",
   "FrozenLM": "frozen_jax.run.frozen_lm",
+  "load_encoder": "frozen_jax.run.frozen_encoder",
+  "FrozenEncoder": "frozen_jax.run.frozen_encoder",
   "load_adapter": "frozen_jax.run.adapter",
   "Adapter": "frozen_jax.run.adapter",
 }

@@ -102,7 +102,7 @@ def plan(config: Any, family: Family, form: Format) -> list[Leaf]:
 def _leaf(path: str, shape: tuple[int, ...], source: Source, config: Any) -> Leaf:
   counts = [word for word in ("layer", "expert") if f"{{{word}}}" in source.name]
   stack = shape[: len(counts)]
-  places = itertools.product(*(range(count) for count in stack))
+  places = itertools.product(*(range(source.first, source.first + count) for count in stack))
   names = tuple(source.name.format(**dict(zip(counts, at, strict=True))) for at in places)
   piece = None
   if source.part:

@@ -7,14 +7,20 @@ the dtype, mesh or quantisation they are loaded into, nor on how they are split 
 import concurrent.futures
 import hashlib
 import os
+from collections.abc import Collection
 
 from tqdm import tqdm
 
 from frozen_jax.backbones.assemble import Stored
 
 
-def digests(stored: Stored, progress: bool = True) -> dict[str, str]:
-  """Tensor name -> SHA-256 (hex) over its stored type, shape and bytes, sorted by name."""
+def digests(
+  stored: Stored, progress: bool = True, only: Collection[str] | None = None
+) -> dict[str, str]:
+  """Tensor name -> SHA-256 (hex) over its stored type, shape and bytes, sorted by name.
+
+  `only`: the tensors that count (None: all), for a model of which a part is read.
+  """
 
   def of(name: str) -> tuple[str, int]:
     kind, data = stored.identity(name)
@@ -22,7 +28,7 @@ def digests(stored: Stored, progress: bool = True) -> dict[str, str]:
     digest.update(data)
     return digest.hexdigest(), data.nbytes
 
-  names = sorted(stored.shapes)
+  names = sorted(stored.shapes if only is None else only)
   found = {}
   # hashlib lets go of the interpreter's lock, so that threads hash in parallel; few of them, for
   # each may hold a tensor in memory.

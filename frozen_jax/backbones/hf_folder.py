@@ -42,8 +42,11 @@ class HFFolder:
     self.shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder):
       self._add(path)
+    self._name_usually()
     self._name_whole()
-    odd = sorted(name for name, kind in self._types.items() if kind not in _FLOATS)
+    known = lambda name: any(re.fullmatch(d, name) for d in self.family.derived)
+    kinds = self._types.items()
+    odd = sorted(name for name, kind in kinds if kind not in _FLOATS and not known(name))
     if odd:
       raise UserError(
         f"{folder}: {len(odd)} tensors are not floating point numbers ({odd[0]} is stored as "
@@ -60,6 +63,18 @@ class HFFolder:
     data = np.ascontiguousarray(opened.get_tensor(own))
     return self._types[name], data.reshape(-1).view(np.uint8)
 
+  def _name_usually(self) -> None:
+    """Gives the tensors the names of the family's table, where they have others that it knows."""
+    for pattern, usual in self.family.aliases:
+      for name in [name for name in self.shapes if re.fullmatch(pattern, name)]:
+        other = re.sub(pattern, usual, name)
+        if other not in self.shapes:  # else both are there, and `check` says what is too many
+          self._rename(name, other)
+
+  def _rename(self, name: str, other: str) -> None:
+    for held in (self._files, self._types, self.shapes):
+      held[other] = held.pop(name)
+
   def _name_whole(self) -> None:
     """Gives the tensors of a bare model the names that they have in the whole one."""
     prefix = self.family.prefix
@@ -70,8 +85,7 @@ class HFFolder:
       return
     for name in list(self.shapes):
       if any(re.fullmatch(pattern, name) for pattern in patterns):
-        for held in (self._files, self._types, self.shapes):
-          held[prefix + name] = held.pop(name)
+        self._rename(name, prefix + name)
 
   def _add(self, path: pathlib.Path) -> None:
     try:
@@ -93,11 +107,11 @@ class HFFolder:
       self.shapes[name] = tuple(part.get_shape())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a JSON file.
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+  """What a JSON file holds: an object, or with `kind` list a list.
 
   Raises:
-    UserError: no such file, or no JSON object in it.
+    UserError: no such file, or nothing of that kind in it.
   """
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -105,8 +119,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"{path.parent} has no {path.name}; a model folder needs one") from None
   except (OSError, ValueError) as error:
     raise UserError(f"cannot read {path}: {error}".replace("\n", " ")) from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path} does not hold a JSON object; get the file again")
+  if not isinstance(found, kind):
+    what = "object" if kind is dict else kind.__name__
+    raise UserError(f"{path} does not hold a JSON {what}; get the file again")
   return found
 
 

@@ -13,8 +13,10 @@ _WANTED = [
   *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
   *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
   *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+  *("modules.json", "1_Pooling/config.json"),  # how sentence-transformers pools
 ]
-_UNWANTED = ["*/*", "consolidated*.safetensors"]  # subfolders; the same weights by other names
+# Subfolders but for that one; the same weights by other names.
+_UNWANTED = ["[!1]*/*", "1_*/*.safetensors", "consolidated*.safetensors"]
 
 
 def parse(name: str) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble, fetch, fingerprint, hub
+from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hub
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
@@ -58,8 +58,8 @@ def load_decoder(
   """
   if quantize is not None:
     raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
-  kind = _dtype(dtype)
-  path = _find(str(name), progress)
+  kind = dtype_of(dtype)
+  path = find(str(name), progress)
   stored: GGUFFile | HFFolder
   if path.is_dir():
     stored = HFFolder(path)
@@ -67,6 +67,8 @@ def load_decoder(
   else:
     stored = GGUFFile(path)
     words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  if stored.family.network is not decoder:
+    raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
   leaves = assemble.plan(stored.config, stored.family, stored.form)
   digests = _checked(leaves, stored, progress)
   axes = stored.family.network.PARAM_AXES
@@ -74,7 +76,8 @@ def load_decoder(
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
-def _dtype(dtype: Any) -> np.dtype:
+def dtype_of(dtype: Any) -> np.dtype:
+  """The type of the weights by its name; UserError for one that is not in DTYPES."""
   with contextlib.suppress(TypeError):
     kind = jnp.dtype(dtype)
     if kind.name in DTYPES:
@@ -101,7 +104,8 @@ def _checked(
   return digests
 
 
-def _find(name: str, progress: bool) -> pathlib.Path:
+def find(name: str, progress: bool) -> pathlib.Path:
+  """The folder or .gguf file of a model, fetched where it must be; UserError if there is none."""
   if name in fetch.BUILT_IN:
     return fetch.fetch(name, progress)
   if name.startswith(hub.PREFIX):

@@ -1,5 +1,7 @@
 """Tiny random models in the formats that real ones come in."""
 
+import functools
+
 import gguf
 import numpy as np
 import pytest
@@ -155,3 +157,18 @@ def our_logits():
     return np.asarray(forward(loaded.params, tokens, mask))
 
   return run
+
+
+@pytest.fixture(scope="session")
+def encoder_pair(tmp_path_factory):
+  """`encoder_pair(name)`: a torch encoder of encoder_cases, and what is loaded from its folder."""
+  from frozen_jax.backbones.load_encoder import load_encoder
+  from tests.backbones.encoder_cases import make
+
+  @functools.cache
+  def of(name):
+    model, folder = make(name), tmp_path_factory.mktemp(name)
+    model.save_pretrained(folder)
+    return model, load_encoder(str(folder), progress=False)
+
+  return of

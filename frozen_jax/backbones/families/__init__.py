@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from frozen_jax.backbones.families import gemma, gpt, llama
+from frozen_jax.backbones.families import encoders, gemma, gpt, llama
 from frozen_jax.backbones.families.settings import Settings
 from frozen_jax.backbones.families.table import Family as Family
 from frozen_jax.backbones.families.table import Format as Format
 from frozen_jax.core.errors import UserError
 
-FAMILIES = (*llama.FAMILIES, *gemma.FAMILIES, *gpt.FAMILIES)
+FAMILIES = (*llama.FAMILIES, *gemma.FAMILIES, *gpt.FAMILIES, *encoders.FAMILIES)
 
 
 def family_of(name: Any, form: Format, where: str) -> Family:

@@ -41,6 +41,7 @@ class Source:
   name: `{layer}` and `{expert}` make the array a stack. transpose: stored [out, in], kept
   [in, out]. part: it is a piece of the tensor. permuted: the config field with the number of heads
   in whose rows llama.cpp interleaves the two rotary halves. offset: added to what is stored.
+  first: the first layer that has it; the stack then counts from there.
   """
 
   name: str
@@ -48,6 +49,7 @@ class Source:
   part: Part | None = None
   permuted: str | None = None
   offset: float = 0.0
+  first: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Family:
   hf_name, gguf_name: what it calls itself in either format ("" where it has none). network: the
   module that computes it. read_hf, read_gguf: its settings -> the network's config. prefix: what
   the names of a bare model's checkpoint lack. derived: stored tensors (regular expressions) that
-  are computed from the config anyway, or that belong to other tasks than ours.
+  are computed from the config anyway, or that belong to other tasks than ours. aliases: other names
+  that HF files have for a tensor, as a regular expression and what replaces it.
   """
 
   hf_name: str
@@ -77,6 +80,7 @@ class Family:
   read_gguf: Reader | None = None
   prefix: str = ""
   derived: tuple[str, ...] = ()
+  aliases: tuple[tuple[str, str], ...] = ()
 
 
 def linear(

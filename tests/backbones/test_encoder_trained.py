@@ -1,0 +1,164 @@
+"""The encoder's gradients where it is trained, its poolers, its memory and its narrow weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from frozen_jax.backbones import attention, encoder
+from frozen_jax.backbones.load_encoder import load_encoder
+from frozen_jax.core import paths
+from tests.backbones.encoder_cases import KINDS, LENGTH, inputs, make, run
+
+POOLED = [name for name in KINDS if name.startswith(("bert", "roberta"))]
+
+
+def slopes_of_torch(model, name, total, folder):
+  """torch's gradients of `total`, by our paths: they go through a folder, whose names map them."""
+  model.zero_grad()
+  total.backward()
+  slopes = make(name)
+  with torch.no_grad():
+    for own, other in zip(slopes.parameters(), model.parameters(), strict=True):
+      own.copy_(torch.zeros_like(own) if other.grad is None else other.grad)
+  slopes.save_pretrained(folder)
+  return paths.flatten(load_encoder(str(folder), progress=False).params)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jax.grad)
+def slopes(params, config, trained, remat, tokens, mask, types, weight):
+  x = encoder.embed(params, config, tokens, trained=trained)
+  states = encoder.hidden(params, config, x, mask, types, trained=trained, remat=remat)
+  total = (states * weight).sum()
+  if config.pooling == "pooler":
+    total += (encoder.pool(params, config, states, mask, trained=trained) * weight[:, 0]).sum()
+  return total
+
+
+@pytest.mark.parametrize(
+  "name, remat",
+  [
+    ("bert", False),
+    ("bert_many_types", True),
+    ("electra", False),
+    ("t5_gated", False),
+    ("t5", True),
+    ("modernbert_biased", False),
+  ],
+)
+def test_parameter_gradients_of_a_trained_encoder_equal_torch(encoder_pair, name, remat, tmp_path):
+  model, loaded = encoder_pair(name)
+  config = loaded.config
+  tokens, mask, types = inputs(config, "right")
+  weight = np.random.default_rng(1).normal(size=(3, LENGTH, config.width)).astype(np.float32)
+  weight *= mask[..., None]
+  x = model.get_input_embeddings()(torch.tensor(tokens))
+  out = run(model, config, x, mask, types)
+  total = (out.last_hidden_state * torch.tensor(weight)).sum()
+  if config.pooling == "pooler":
+    total = total + (out.pooler_output * torch.tensor(weight[:, 0])).sum()
+  theirs = slopes_of_torch(model, name, total, tmp_path)
+  ours = paths.flatten(slopes(loaded.params, config, True, remat, tokens, mask, types, weight))
+  assert ours.keys() == theirs.keys()
+  for path, slope in ours.items():
+    scale = np.abs(theirs[path]).max()
+    # A key's bias shifts all scores of a query alike, so that it changes nothing.
+    assert scale > 1e-2 or path == "layers/attn/k/bias", path
+    np.testing.assert_allclose(slope, theirs[path], atol=1e-4 * max(1, scale), err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_gated"])
+def test_a_frozen_encoder_has_no_parameter_gradients(encoder_pair, name):
+  _, loaded = encoder_pair(name)
+  tokens, mask, types = inputs(loaded.config, "right")
+  given = (loaded.params, loaded.config, False, False, tokens, mask, types, 1.0 * mask[..., None])
+  found = paths.flatten(slopes(*given))
+  found.pop("embed/tokens")  # `embed` is not frozen: its result is an input, which has a gradient
+  assert found and all(np.abs(slope).max() == 0 for slope in found.values())
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 10, 10), (2, 4, 1, 10)])
+def test_the_gradient_to_a_bias_of_the_scores(ordered, shape, monkeypatch):
+  monkeypatch.setattr(attention, "BLOCK", 4)
+  rng = np.random.default_rng(0)
+  q, weight = rng.normal(size=(2, 2, 10, 4, 6)).astype(np.float32)
+  k, v = rng.normal(size=(2, 2, 10, 2, 6)).astype(np.float32)
+  bias = rng.normal(size=shape).astype(np.float32)
+  visible = np.broadcast_to(np.tril(np.ones((10, 10), bool)) | (not ordered), (2, 10, 10))
+
+  def plain(bias):
+    keys, values = (jnp.repeat(a, 2, axis=2) for a in (k, v))
+    scores = jnp.einsum("bthc,bshc->bhts", q, keys) / 6**0.5 + bias
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
+    return (jnp.einsum("bhts,bshc->bthc", weights, values) * weight).sum()
+
+  ours = jax.grad(lambda bias: (attention.attend(q, k, v, visible, bias, ordered) * weight).sum())
+  np.testing.assert_allclose(ours(bias), jax.grad(plain)(bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("name", POOLED)
+def test_the_pooler_equals_transformers(encoder_pair, name, padding):
+  model, loaded = encoder_pair(name)
+  config = loaded.config
+  assert config.pooling == "pooler"
+  tokens, mask, types = inputs(config, padding)
+  states = np.random.default_rng(2).normal(size=(3, LENGTH, config.width)).astype(np.float32)
+  first = mask.argmax(axis=1)
+  theirs = model.pooler(torch.tensor(states[np.arange(3), first][:, None])).detach().numpy()
+  np.testing.assert_allclose(encoder.pool(loaded.params, config, states, mask), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_gated", "modernbert"])
+def test_rematerialisation_changes_nothing(encoder_pair, name):
+  _, loaded = encoder_pair(name)
+  tokens, mask, _ = inputs(loaded.config, "right")
+  x = encoder.embed(loaded.params, loaded.config, tokens)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(x, remat):
+    states = lambda x: encoder.hidden(loaded.params, loaded.config, x, mask, remat=remat)
+    return jax.grad(lambda x: (states(x) ** 3).sum())(x)
+
+  one, other = gradient(x, False), gradient(x, True)
+  np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_gated", "modernbert"])
+def test_bfloat16_is_close_to_float32(encoder_pair, name):
+  _, loaded = encoder_pair(name)
+  config = loaded.config
+  tokens, mask, _ = inputs(config, "right")
+  narrow = jax.tree.map(lambda a: a.astype("bfloat16"), loaded.params)
+  wide = jax.tree.map(lambda a: a.astype("float32"), narrow)
+  weight = np.random.default_rng(1).normal(size=(3, LENGTH, config.width)) * mask[..., None]
+
+  @jax.jit
+  def both(params):
+    def total(x):
+      states = encoder.hidden(params, config, x, mask)
+      assert states.dtype == x.dtype
+      return (states * weight).sum(), states
+
+    x = encoder.embed(params, config, tokens)
+    gradient, states = jax.grad(total, has_aux=True)(x)
+    return gradient.astype("float32"), states.astype("float32")[mask > 0]
+
+  (gradient, states), (gradient_narrow, states_narrow) = both(wide), both(narrow)
+  assert np.abs(states - states_narrow).mean() < 0.02 * np.abs(states).mean()
+  assert np.linalg.norm(gradient - gradient_narrow) < 0.05 * np.linalg.norm(gradient)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_gated"])
+def test_the_compiled_gradient_holds_no_weight_cotangent(encoder_pair, name):
+  _, loaded = encoder_pair(name)
+  tokens, mask, _ = inputs(loaded.config, "none")
+  x = encoder.embed(loaded.params, loaded.config, tokens)
+  total = lambda x, params: encoder.hidden(params, loaded.config, x, mask).sum()
+  flops = lambda run: jax.jit(run).lower(x, loaded.params).compile().cost_analysis()["flops"]
+  assert flops(jax.grad(total)) < 2.6 * flops(total)  # 3 and more with the weights' cotangents
