@@ -5,8 +5,13 @@ its weights. Matrices multiply in the dtype in which they are stored; the residu
 rotary positions and softmaxes are float32. The code that computes a layer is written once
 (`_layer`) and serves the full pass, the prefill and the single-token step. The parameters are
 described in `decoder_params`; what one family does otherwise than another is in its config.
+
+Small trained parts may stand within the layers (`inner`, see `inner_parts`): their gradients flow.
+Only the rival of all frozen methods, full fine-tuning, asks for gradients of the parameters
+themselves (`trained=True`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, cache, norms, rope, stack
+from frozen_jax.backbones import attention, cache, inner_parts, norms, rope, stack
 from frozen_jax.backbones.activations import ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
@@ -25,7 +30,7 @@ from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.decoder_params import random_params as random_params
 from frozen_jax.backbones.experts import mixture
 from frozen_jax.backbones.gated import gated
-from frozen_jax.backbones.linear import project
+from frozen_jax.backbones.linear import product, project
 
 Config = DecoderConfig
 
@@ -46,9 +51,12 @@ class Sight(NamedTuple):
   bias: Float[Array, "B H 1 S"] | None
 
 
-def embed(params: Params, config: DecoderConfig, tokens: Int[Array, "B T"]) -> Array:
-  """Token ids [B, T] -> embeddings [B, T, D] in the dtype of the table."""
-  found = stack.take(params["embed"]["tokens"], tokens)
+def embed(
+  params: Params, config: DecoderConfig, tokens: Int[Array, "B T"], *, trained: bool = False
+) -> Array:
+  """Token ids -> embeddings [B, T, D] in the dtype of the table; `trained`: see `hidden`."""
+  table = params["embed"]["tokens"]
+  found = jnp.take(table, tokens, axis=0) if trained else stack.take(table, tokens)
   if config.embed_scale == 1.0:
     return found
   return (found.astype(jnp.float32) * config.embed_scale).astype(found.dtype)
@@ -74,6 +82,8 @@ def hidden(
   x: Float[Array, "B T D"],
   mask: Int[Array, "B T"] | None = None,
   *,
+  inner: Params | None = None,
+  trained: bool = False,
   remat: bool = False,
 ) -> Float[Array, "B T D"]:
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
@@ -81,10 +91,11 @@ def hidden(
   `mask` is 1 for real positions (None: all are); left and right padding give the same results at
   real positions, and padded ones give finite numbers without meaning. The backward pass keeps of
   each layer what would take a product with a weight matrix to recompute; with `remat` it keeps the
-  layer's input alone and recomputes the layer.
+  layer's input alone and recomputes the layer. `inner` holds trained parts of the layers; with
+  `trained` the parameters get a gradient, too.
   """
-  stream, _ = _whole(params, config, x, mask, 0, keep=() if remat else KEPT, caching=False)
-  return stream
+  how = _How(inner, trained, keep=() if remat else KEPT, caching=False)
+  return _whole(params, config, x, mask, 0, how)[0]
 
 
 def prefill(
@@ -93,16 +104,27 @@ def prefill(
   x: Float[Array, "B T D"],
   mask: Int[Array, "B T"],
   new: int,
+  *,
+  inner: Params | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-  """`hidden`, and a cache of its keys and values with room for `new` further tokens."""
-  stream, (k, v) = _whole(params, config, x, mask, new, keep=None, caching=True)
-  return stream, cache.from_prefix(k, v, mask, new)
+  """`hidden`, and a cache of its keys and values with room for `new` further tokens.
+
+  A trained prefix among the inner parts takes the first slots of the cache.
+  """
+  how = _How(inner, trained=False, keep=None, caching=True)
+  stream, (k, v) = _whole(params, config, x, mask, new, how)
+  return stream, cache.from_prefix(k, v, inner_parts.lengthened(mask, inner), new)
 
 
 def step(
-  params: Params, config: DecoderConfig, x: Float[Array, "B 1 D"], kept: KVCache
+  params: Params,
+  config: DecoderConfig,
+  x: Float[Array, "B 1 D"],
+  kept: KVCache,
+  *,
+  inner: Params | None = None,
 ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-  """One more token a row: its hidden state and the longer cache.
+  """One more token a row: its hidden state and the longer cache; `inner` as in `prefill`.
 
   The caller sees to it that a slot is free: past the last one the newest slot is overwritten.
   """
@@ -117,23 +139,27 @@ def step(
   )
 
   def body(stream, scanned):
-    weights, k_slots, v_slots, kind = scanned
+    (weights, k_slots, v_slots, kind), small = scanned
 
     def look(q, k, v, sight):
       k, v = cache.put(k_slots, k, kept.used), cache.put(v_slots, v, kept.used)
       return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
 
-    return _layer(weights, config, stream, _pick(sights, kind), look)
+    layer = _Layer(weights, small, project)
+    return _layer(layer, config, stream, _pick(sights, kind), look)
 
   stream = _enter(params, config, x, kept.position[:, None])
   scanned = (params["layers"], kept.k, kept.v, _kind_indices(config))
-  stream, (k, v) = stack.scan(body, stream, scanned)
+  within = inner_parts.within_layers(inner)
+  stream, (k, v) = stack.scan(body, stream, scanned, trained=within)
   return _leave(params, config, stream), cache.append(kept, k, v)
 
 
-def logits(params: Params, config: DecoderConfig, states: Float[Array, "... D"]) -> Array:
+def logits(
+  params: Params, config: DecoderConfig, states: Float[Array, "... D"], *, trained: bool = False
+) -> Array:
   """Hidden states (after the final norm) [..., D] -> float32 logits [..., V]."""
-  scores = project(states, *vocabulary(params, config))
+  scores = (product if trained else project)(states, *vocabulary(params, config))
   if config.head_bias:
     scores = scores + params["head"]["bias"].astype(jnp.float32)
   return capped(scores, config.logit_cap)
@@ -149,27 +175,67 @@ def vocabulary(params: Params, config: DecoderConfig) -> tuple[Array, int]:
   return (params["embed"]["tokens"], 1) if config.tied else (params["head"]["kernel"], 0)
 
 
-def _whole(params, config, x, mask, new, *, keep, caching):
-  """The pass over a whole text: hidden states, and its keys and values where `caching`."""
-  if mask is None:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    length = jnp.full((x.shape[0],), x.shape[1], jnp.int32)
-  else:
-    positions, length = _positions(mask), mask.astype(jnp.int32).sum(axis=1)
-  visible = attention.causal(mask, x.shape[1])
-  sights = _sights(config, positions, positions, visible, length + new)
+class _How(NamedTuple):
+  """How `_whole` goes through the layers."""
 
-  def look(q, k, v, sight):
-    return attention.attend(q, k, v, sight.visible, sight.bias, True, config.score_cap)
+  inner: Params | None
+  trained: bool
+  keep: tuple[str, ...] | None
+  caching: bool
+
+
+def _whole(params, config, x, mask, new, how: _How):
+  """The pass over a whole text: hidden states, and its keys and values where `how.caching`."""
+  before = inner_parts.prefix_length(how.inner)
+  if mask is None:
+    positions = before + jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    length = jnp.full((x.shape[0],), before + x.shape[1], jnp.int32)
+  else:
+    positions, length = before + _positions(mask), before + mask.astype(jnp.int32).sum(axis=1)
+  visible = attention.causal(mask, x.shape[1])
+  keys = positions
+  if before:
+    keys = jnp.pad(positions, ((0, 0), (before, 0)))
+    keys = keys.at[:, :before].set(jnp.arange(before, dtype=jnp.int32))
+    visible = jnp.pad(visible, ((0, 0), (0, 0), (before, 0)), constant_values=True)
+    visible = jnp.broadcast_to(visible, (x.shape[0], *visible.shape[1:]))
+  sights = _sights(config, positions, keys, visible, length + new)
 
   def body(stream, scanned):
-    weights, kind = scanned
-    stream, kept = _layer(weights, config, stream, _pick(sights, kind), look)
-    return stream, (kept if caching else None)
+    (weights, kind), small = scanned
+    if before:
+      look = functools.partial(_look_with_prefix, small["prefix"], config)
+    else:
+      look = lambda q, k, v, sight: attention.attend(
+        q, k, v, sight.visible, sight.bias, True, config.score_cap
+      )
+    layer = _Layer(weights, small, product if how.trained else project)
+    stream, (k, v) = _layer(layer, config, stream, _pick(sights, kind), look)
+    if not how.caching:
+      return stream, None
+    return stream, inner_parts.behind_prefix(k, v, small)
 
   stream = _enter(params, config, x, positions)
-  stream, kept = stack.scan(body, stream, (params["layers"], _kind_indices(config)), keep)
+  scanned, small = (params["layers"], _kind_indices(config)), how.inner or {}
+  if how.trained:
+    stream, kept = _scan_trained(body, stream, scanned, how.keep)
+  else:
+    stream, kept = stack.scan(body, stream, scanned, how.keep, trained=small)
   return _leave(params, config, stream), kept
+
+
+def _look_with_prefix(prefix, config, q, k, v, sight):
+  k, v = inner_parts.behind_prefix(k, v, {"prefix": prefix})
+  return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
+
+
+def _scan_trained(body, stream, scanned, keep):
+  """The scan over layers whose own weights are trained."""
+  turn = lambda carry, at: body(carry, (at, {}))
+  if keep is not None:
+    policy = jax.checkpoint_policies.save_only_these_names(*keep)
+    turn = jax.checkpoint(turn, prevent_cse=False, policy=policy)
+  return jax.lax.scan(turn, stream, scanned)
 
 
 def _positions(mask: Array) -> Array:
@@ -184,6 +250,10 @@ def _sights(config: DecoderConfig, queries, keys, visible, reach) -> tuple[Sight
     slope = attention.slopes(config.heads)[:, None, None]
     bias = slope * keys[:, None, None, :].astype(jnp.float32)
 
+  kinds = _kinds(config)
+  if len(kinds) > 1:  # so that all of them have the same shape
+    visible = jnp.broadcast_to(visible, (len(queries), *visible.shape[1:]))
+
   def of(kind: str) -> Sight:
     near = visible
     if kind == "sliding":
@@ -196,7 +266,7 @@ def _sights(config: DecoderConfig, queries, keys, visible, reach) -> tuple[Sight
       cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
     return Sight((cos, sin), near, bias)
 
-  return tuple(of(kind) for kind in _kinds(config))
+  return tuple(of(kind) for kind in kinds)
 
 
 def _kinds(config: DecoderConfig) -> tuple[str, ...]:
@@ -237,8 +307,25 @@ def _leave(params: Params, config: DecoderConfig, stream: Array) -> Array:
   return _norm(weights, config, stream).astype(weights["scale"].dtype)
 
 
+class _Layer(NamedTuple):
+  """A layer's frozen weights, its trained inner parts, and the product with its matrices."""
+
+  weights: Params
+  small: Params
+  product: Callable[[Array, Array], Array]
+
+  def linear(self, path: str, x: Array) -> Array:
+    """x through the linear map at "attn/q" or the like: kernel, bias, and what is trained there."""
+    block, name = path.split("/")
+    weights = self.weights[block][name]
+    given = self.product(x, weights["kernel"])
+    if "bias" in weights:
+      given = given + weights["bias"].astype(jnp.float32)
+    return inner_parts.added(given, x, self.small, block, name)
+
+
 def _layer(
-  weights: Params,
+  layer: _Layer,
   config: DecoderConfig,
   x: Array,
   sight: Sight,
@@ -249,51 +336,49 @@ def _layer(
   `look(q, k, v, sight)` is the attention: it decides which keys and values beside the new ones
   count.
   """
+  weights = layer.weights
   attn_input = _norm(weights["attn_norm"], config, x)
-  given, kept = _attention(weights, config, attn_input, sight, look)
+  given, kept = _attention(layer, config, attn_input, sight, look)
   if config.parallel:
     mlp_input = attn_input if config.shared_norm else _norm(weights["mlp_norm"], config, x)
-    return x + given + _mlp(weights, config, mlp_input), kept
+    return x + given + _mlp(layer, config, mlp_input), kept
   x = x + given
   # Kept in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   x = checkpoint_name(x[:, None], "middle")[:, 0]
-  return x + _mlp(weights, config, _norm(weights["mlp_norm"], config, x)), kept
+  return x + _mlp(layer, config, _norm(weights["mlp_norm"], config, x)), kept
 
 
-def _attention(weights, config: DecoderConfig, x, sight: Sight, look):
+def _attention(layer: _Layer, config: DecoderConfig, x, sight: Sight, look):
   """Normed x float32 [B, T, D] -> what attention adds, and the layer's keys and values."""
-  attn, dtype = weights["attn"], weights["attn_norm"]["scale"].dtype
+  weights, dtype = layer.weights, layer.weights["attn_norm"]["scale"].dtype
   split = (*x.shape[:2], -1, config.head_dim)
-  q, k, v = (_linear(x, attn[name]).reshape(split) for name in "qkv")
+  q, k, v = (layer.linear(f"attn/{name}", x).reshape(split) for name in "qkv")
   if config.qk_norm:
-    q, k = (_norm(attn[f"{name}_norm"], config, a) for name, a in (("q", q), ("k", k)))
+    normed = (("q", q), ("k", k))
+    q, k = (_norm(weights["attn"][f"{name}_norm"], config, a) for name, a in normed)
   if sight.turns is not None:
     q, k = (attention.rotate(a, sight.turns, config.interleaved) for a in (q, k))
   if config.query_scale is not None:  # attention divides by the root of C
     q = q * (config.query_scale * config.head_dim**0.5)
   q, k, v = (a.astype(dtype) for a in (q, k, v))
   mixed = look(q, k, v, sight)  # [B, T, H, C]
-  given = _linear(mixed.reshape(*x.shape[:2], -1), attn["o"])
+  given = layer.linear("attn/o", mixed.reshape(*x.shape[:2], -1))
+  given = inner_parts.adapted(given, layer.small, "attn")
   return (_norm(weights["attn_after"], config, given) if config.norm_after else given), (k, v)
 
 
-def _mlp(weights, config: DecoderConfig, x):
+def _mlp(layer: _Layer, config: DecoderConfig, x):
   """Normed x float32 [B, T, D] -> what the MLP adds."""
-  mlp, dtype = weights["mlp"], weights["attn_norm"]["scale"].dtype
+  weights, dtype = layer.weights, layer.weights["attn_norm"]["scale"].dtype
   if config.experts:
-    given = mixture(mlp["router"]["kernel"], weights["experts"], config, x, dtype)
+    given = mixture(weights["mlp"]["router"]["kernel"], weights["experts"], config, x, dtype)
   else:
-    up = _linear(x, mlp["up"])
+    up = layer.linear("mlp/up", x)
     if config.gated:
-      inner = gated(_linear(x, mlp["gate"]), up, config.activation, dtype)
+      inner = gated(layer.linear("mlp/gate", x), up, config.activation, dtype)
     else:
       kept = checkpoint_name(up.astype(dtype), "gated")
       inner = ACTIVATIONS[config.activation](kept.astype(jnp.float32)).astype(dtype)
-    given = _linear(inner, mlp["down"])
+    given = layer.linear("mlp/down", inner)
+  given = inner_parts.adapted(given, layer.small, "mlp")
   return _norm(weights["mlp_after"], config, given) if config.norm_after else given
-
-
-def _linear(x: Array, weights: Params) -> Array:
-  """float32 x times a frozen kernel, plus its bias where there is one."""
-  given = project(x, weights["kernel"])
-  return given + weights["bias"].astype(jnp.float32) if "bias" in weights else given

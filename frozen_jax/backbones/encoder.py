@@ -32,6 +32,7 @@ from frozen_jax.backbones.encoder_params import Params
 from frozen_jax.backbones.encoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.encoder_params import random_params as random_params
 from frozen_jax.backbones.gated import gated
+from frozen_jax.backbones.linear import product as product_of_trained
 from frozen_jax.backbones.linear import project
 from frozen_jax.backbones.norms import layer_norm, rms_norm
 from frozen_jax.core.errors import UserError
@@ -82,7 +83,7 @@ def hidden(
     UserError: the text is longer than a learned table of positions.
   """
   if trained:
-    product, scan = _plain_product, jax.lax.scan
+    product, scan = product_of_trained, jax.lax.scan
   else:
     params = jax.lax.stop_gradient(params)
     product, scan = project, functools.partial(stack.scan, keep=() if remat else KEPT)
@@ -135,7 +136,7 @@ def pool(
     vector = jnp.take_along_axis(states, first, axis=1)[:, 0]
   if config.pooling == "pooler":
     weights = params["pooler"] if trained else jax.lax.stop_gradient(params["pooler"])
-    vector = jnp.tanh(_linear(vector, weights, _plain_product if trained else project))
+    vector = jnp.tanh(_linear(vector, weights, product_of_trained if trained else project))
   if config.normalise:
     square = jnp.square(vector).sum(axis=-1, keepdims=True)
     vector = vector * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -302,11 +303,6 @@ def _linear(x: Array, weights: Params, product: Product) -> Array:
 def _dtype(weights: Params) -> Any:
   """The floating type of the layers' weights; kernels may be quantised, norms never are."""
   return weights["mlp_norm"]["scale"].dtype
-
-
-def _plain_product(x: Array, kernel: Array) -> Array:
-  """`project` whose gradient reaches the kernel too."""
-  return jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 def _norm(weights: Params, config: EncoderConfig, x: Array) -> Array:

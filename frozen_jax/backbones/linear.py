@@ -1,6 +1,6 @@
-"""The product with a frozen matrix, forwards and backwards.
+"""The product with a frozen matrix, forwards and backwards; and that with a trained one.
 
-Two things set it apart from `x @ kernel`. The kernel is frozen, so its cotangent is never
+Two things set the first apart from `x @ kernel`. The kernel is frozen, so its cotangent is never
 computed. And bfloat16 operands accumulate in float32 in *both* directions: the backward product
 narrows the cotangent to the kernel's type first, where differentiating a plain product would widen
 the kernel instead and lose the fast path of the hardware (AMX, tensor cores, MXU).
@@ -29,6 +29,11 @@ def project(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0
   (an embedding table used as vocabulary projection). x is narrowed to the kernel's dtype, sums are
   float32. The gradient reaches x alone.
   """
+  return _contract(x, kernel, axis)
+
+
+def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0) -> jax.Array:
+  """`project` for a kernel that is itself trained: the gradient reaches it too."""
   return _contract(x, kernel, axis)
 
 

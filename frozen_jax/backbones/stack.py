@@ -19,20 +19,24 @@ def scan(
   carry: Any,
   stacked: Tree,
   keep: Sequence[str] | None = None,
+  trained: Tree = None,
 ) -> tuple[Any, Tree]:
   """`lax.scan` of body(carry, slices) -> (carry, outputs) over trees of [L, ...] arrays.
 
-  Gradients flow through the carry alone: what is stacked is frozen, or a cache. For the backward
-  pass each turn keeps its carry and the values named in `keep` (see `checkpoint_name`) and
+  No gradient flows to what is stacked: it is frozen, or a cache. Where there is a `trained` tree
+  (float32, [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the
+  backward pass each turn keeps its carry and the values named in `keep` (see `checkpoint_name`) and
   recomputes the rest; None keeps everything.
   """
 
   def turn(carry, at):
+    at, small = at
     index, held = jax.lax.optimization_barrier((at, stacked))
     slices = jax.tree.map(
       lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(held)
     )
-    carry, outputs = body(carry, unpack(slices, dtypes))
+    slices = unpack(slices, dtypes)
+    carry, outputs = body(carry, slices if trained is None else (slices, small))
     formats.append(jax.tree.map(lambda a: a.dtype, outputs))
     return carry, pack(outputs)
 
@@ -41,7 +45,7 @@ def scan(
   if keep is not None:
     policy = jax.checkpoint_policies.save_only_these_names(*keep)
     turn = jax.checkpoint(turn, prevent_cse=False, policy=policy)
-  carry, outputs = jax.lax.scan(turn, carry, jnp.arange(count))
+  carry, outputs = jax.lax.scan(turn, carry, (jnp.arange(count), trained))
   return carry, unpack(outputs, formats[-1])
 
 
