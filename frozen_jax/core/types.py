@@ -63,6 +63,10 @@ class Method(Protocol):
     """
     ...
 
+  def taken(self, trainable: Tree, frozen: Tree) -> int:
+    """How many positions of the context the method's own vectors take before the text."""
+    ...
+
   def prefill(
     self, trainable: Tree, frozen: Tree, tokens: jax.Array, mask: jax.Array, new: int
   ) -> tuple[jax.Array, Tree]:

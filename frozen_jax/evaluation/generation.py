@@ -13,7 +13,6 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Tree
 from frozen_jax.decoding.generate import cut_at_end, generate
 from frozen_jax.decoding.prompts import left_padded
-from frozen_jax.modules import soft_prompt
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.place import make_place
 from frozen_jax.sharding.rules import replicated
@@ -62,7 +61,7 @@ def generate_ids(
   Each prompt has a random key of its own (seed and index), so its sample does not depend on the
   batch it falls into. Raises UserError for a prompt that leaves no room in the model's context.
   """
-  taken = soft_prompt.longest(trainable, frozen["fixed"])
+  taken = method.taken(trainable, frozen)
   for number, prompt in enumerate(prompts, start=1):
     check_length(f"text {number}", len(prompt), sampling.max_new_tokens, taken, lm.config.context)
   ends = _end_ids(lm.tokenizer)

@@ -7,10 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from frozen_jax.core.types import Base, Method
-from frozen_jax.methods import neural_recursion, prompt_tuning
+from frozen_jax.methods import (
+  adapters,
+  fine_tuning,
+  lora,
+  neural_recursion,
+  prefix_tuning,
+  prompt_tuning,
+)
 
 METHODS: dict[str, Callable[[Base, Mapping[str, Any]], Method]] = {
   "zero_shot": prompt_tuning.build_zero_shot,
   "prompt_tuning": prompt_tuning.build,
+  "prefix_tuning": prefix_tuning.build,
+  "lora": lora.build,
+  "adapters": adapters.build,
+  "fine_tuning": fine_tuning.build,
   "neural_recursion": neural_recursion.build,
 }

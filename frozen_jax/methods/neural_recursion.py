@@ -83,6 +83,11 @@ class NeuralRecursion:
       hidden = self._pass(params, self._prompt(trainable, frozen, index), x, batch["mask"])
     return loss_at_targets(params, self.decoder, hidden, batch)
 
+  def taken(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.taken`."""
+    prompts = (self._prompt(trainable, frozen, index) for index in range(self.passes))
+    return max((len(prompt) for prompt in prompts if prompt is not None), default=0)
+
   def prefill(
     self, trainable: Tree, frozen: Tree, tokens: jax.Array, mask: jax.Array, new: int
   ) -> tuple[jax.Array, Tree]:

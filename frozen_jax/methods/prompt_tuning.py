@@ -12,24 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder as lm
-from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Base, Batch, Metrics, Tree
-from frozen_jax.methods.targets import last_real, loss_at_targets
+from frozen_jax.core.types import Base, Tree
+from frozen_jax.methods.single_pass import Parts, SinglePass
 from frozen_jax.modules import soft_prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTuning:
+class PromptTuning(SinglePass):
   """The single-pass LM behind a soft prompt.
 
-  `initial_prompt`: [P, D], where the prompt starts; None for no prompt. `remat` recomputes each
-  layer in the backward pass.
+  `initial_prompt`: [P, D], where the prompt starts; None for no prompt.
   """
 
-  decoder: DecoderConfig
   initial_prompt: jax.Array | None = dataclasses.field(compare=False)
-  remat: bool = False
   name: str = "prompt_tuning"
 
   def init(self, key: jax.Array) -> Tree:
@@ -39,43 +35,14 @@ class PromptTuning:
       return {}
     return {"prompt": soft_prompt.pure(soft_prompt.SoftPrompt(self.initial_prompt))}
 
-  def loss(
-    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
-  ) -> tuple[jax.Array, Metrics]:
-    """See `core.types.Method.loss`."""
-    del key
-    params = frozen["lm"]
-    prompt = soft_prompt.vectors(trainable, "prompt")
-    text = lm.embed(params, self.decoder, batch["tokens"])
-    x, mask = soft_prompt.prepend(prompt, text, batch["mask"])
-    hidden = lm.hidden(params, self.decoder, x, mask, remat=self.remat)
-    hidden = hidden[:, x.shape[1] - text.shape[1] :]
-    return loss_at_targets(params, self.decoder, hidden, batch)
-
-  def prefill(
-    self, trainable: Tree, frozen: Tree, tokens: jax.Array, mask: jax.Array, new: int
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.prefill`."""
-    params = frozen["lm"]
-    text = lm.embed(params, self.decoder, tokens)
-    x, x_mask = soft_prompt.prepend(soft_prompt.vectors(trainable, "prompt"), text, mask)
-    hidden, cache = lm.prefill(params, self.decoder, x, x_mask, new)
-    last = last_real(hidden, x_mask)
-    return lm.logits(params, self.decoder, last)[:, 0], cache
-
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.decode`."""
-    params = frozen["lm"]
-    x = lm.embed(params, self.decoder, tokens[:, None])
-    hidden, cache = lm.step(params, self.decoder, x, state)
-    return lm.logits(params, self.decoder, hidden)[:, 0], cache
+  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
+    """See `SinglePass.parts`."""
+    return Parts(frozen["lm"], soft_prompt.vectors(trainable, "prompt"))
 
 
 def build(base: Base, options: Mapping[str, Any]) -> PromptTuning:
   """Prompt tuning as the experiment's `prompt` options say."""
-  return PromptTuning(base.config, initial_prompt(base, options), options["model"]["remat"])
+  return PromptTuning(base.config, initial_prompt(base, options), remat=options["model"]["remat"])
 
 
 def build_zero_shot(base: Base, options: Mapping[str, Any]) -> PromptTuning:

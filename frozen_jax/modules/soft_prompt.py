@@ -52,9 +52,3 @@ def pure(prompt: SoftPrompt) -> dict[str, jax.Array]:
 def vectors(tree: dict, name: str) -> jax.Array | None:
   """The prompt [P, D] that a tree holds under `name`, or None where it holds none."""
   return tree[name]["vectors"] if name in tree else None
-
-
-def longest(*trees: dict) -> int:
-  """P of the longest prompt that the trees hold at their top, 0 without one."""
-  parts = [part for tree in trees for part in tree.values() if isinstance(part, dict)]
-  return max((part["vectors"].shape[-2] for part in parts if "vectors" in part), default=0)

@@ -1,6 +1,7 @@
 """Both methods on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,12 @@ import pytest
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core import paths
+from frozen_jax.methods.adapters import Adapters
+from frozen_jax.methods.fine_tuning import FineTuning
+from frozen_jax.methods.lora import Lora
 from frozen_jax.methods.neural_recursion import NeuralRecursion
+from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.connector import ConnectorOptions
 
@@ -48,7 +54,12 @@ def recursion(**options):
   return NeuralRecursion(CONFIG, connector, embedding_rms=0.1, **given)
 
 
+PREFIX = {name: jnp.stack([PROMPT[:, :16].reshape(5, 2, 8)] * 3) for name in "kv"}
 METHODS = {
+  "prefix_tuning": PrefixTuning(CONFIG, PREFIX),
+  "lora": Lora(CONFIG, ("attn/q", "attn/o", "mlp/down"), rank=2, alpha=4.0),
+  "adapters": Adapters(CONFIG, bottleneck=5),
+  "fine_tuning": FineTuning(CONFIG, PARAMS),
   "prompt_tuning": PromptTuning(CONFIG, PROMPT),
   "zero_shot": PromptTuning(CONFIG, None),
   "recursion": recursion(),
@@ -83,11 +94,16 @@ def method(request):
   return METHODS[request.param]
 
 
+def _behind_zero(path):
+  """LoRA's a and the way down of an adapter, whose gradient is 0 until the other half moves."""
+  return path.endswith("/a") or re.match("adapters/.*/down/", path)
+
+
 def test_gradients_reach_every_trained_leaf(method):
   trained = trained_tree(method)
   grads = jax.jit(jax.grad(lambda t: method.loss(t, frozen(method), batch(), None)[0]))(trained)
-  norms = jax.tree.map(lambda g: float(jnp.abs(g).max()), grads)
-  assert all(0 < norm < np.inf for norm in jax.tree.leaves(norms)), norms
+  norms = {path: float(jnp.abs(leaf).max()) for path, leaf in paths.flatten(grads).items()}
+  assert all(0 < norm < np.inf or _behind_zero(path) for path, norm in norms.items()), norms
 
 
 def test_padding_changes_nothing(method):
@@ -176,3 +192,20 @@ def test_the_first_pass_has_no_backward_pass():
   once, twice, both = (METHODS[n] for n in ("prompt_tuning", "recursion", "both_prompts_trained"))
   one_forward = flops(twice, False) - flops(once, False)
   assert flops(both, True) - flops(twice, True) > 0.5 * one_forward
+
+
+@pytest.mark.parametrize("name", ["lora", "adapters", "fine_tuning"])
+def test_training_starts_from_the_lm_as_it_comes(name):
+  as_it_comes = loss_of(METHODS["zero_shot"], {}, batch())[0]
+  start = loss_of(METHODS[name], trained_tree(METHODS[name]), batch())[0]
+  np.testing.assert_allclose(start, as_it_comes, rtol=1e-6)
+
+
+def test_a_prefix_starts_as_the_text_that_it_is_taken_from():
+  """Keys and values of a text before another are what that other sees of it."""
+  _, cache = lm.prefill(PARAMS, CONFIG, PROMPT[None], jnp.ones((1, 5), jnp.int32), 0)
+  prefix = PrefixTuning(CONFIG, {"k": cache.k[:, 0], "v": cache.v[:, 0]})
+  prompt = METHODS["prompt_tuning"]
+  losses = [loss_of(method, trained_tree(method), batch())[0] for method in (prefix, prompt)]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+  assert prefix.taken(trained_tree(prefix), frozen(prefix)) == 5

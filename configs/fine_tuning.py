@@ -1,0 +1,25 @@
+"""Full fine-tuning on closed-book questions: the rival of all frozen methods.
+
+    python -m frozen_jax.main --config=configs/fine_tuning.py
+
+Trained: a float32 copy of every weight; the frozen tree stays as it is. A checkpoint holds the
+whole model three times (weights and Adam's two moments).
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.run.defaults import defaults, shrink
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = defaults()
+  config.order = ("tune",)
+  config.stages.tune = ConfigDict({"method": "fine_tuning"})
+  config.model.dtype = "bfloat16"
+  config.train.steps = 150
+  config.train.learning_rate.lm = 2e-5
+  if variant == "smoke":
+    shrink(config)
+  elif variant:
+    raise ValueError(f"no variant {variant!r}; there are: smoke")
+  return config

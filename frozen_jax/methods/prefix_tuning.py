@@ -1,0 +1,44 @@
+"""Prefix tuning (Li and Liang, 2021): trained keys and values in each layer; a baseline.
+
+Frozen: the LM. Trained: `prefix/{k, v}` [L, P, K, C]. They start as the keys and values that the LM
+itself has for a text, which Li and Liang found better than random ones, and are trained directly:
+with a start like this the network that they generate prefixes with is not needed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.backbones import decoder as lm
+from frozen_jax.core.types import Base, Tree
+from frozen_jax.methods.prompt_tuning import initial_prompt
+from frozen_jax.methods.single_pass import Parts, SinglePass
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixTuning(SinglePass):
+  """The LM behind a prefix; `initial`: where it starts, {"k", "v"} each [L, P, K, C]."""
+
+  initial: Tree = dataclasses.field(compare=False)
+  name: str = "prefix_tuning"
+
+  def init(self, key: jax.Array) -> Tree:
+    """The key is not used, the start is given."""
+    del key
+    return {"prefix": dict(self.initial)}
+
+  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
+    """See `SinglePass.parts`."""
+    return Parts(frozen["lm"], inner={"prefix": trainable["prefix"]})
+
+
+def build(base: Base, options: Mapping[str, Any]) -> PrefixTuning:
+  """Prefix tuning; the `prompt` options (length, text) say how long it is and how it starts."""
+  vectors = initial_prompt(base, options)[None]
+  mask = jnp.ones(vectors.shape[:2], jnp.int32)
+  _, cache = jax.jit(lm.prefill, static_argnums=(1, 4))(base.params, base.config, vectors, mask, 0)
+  initial = {"k": cache.k[:, 0].astype(jnp.float32), "v": cache.v[:, 0].astype(jnp.float32)}
+  return PrefixTuning(base.config, initial, remat=options["model"]["remat"])

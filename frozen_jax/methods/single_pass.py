@@ -1,0 +1,83 @@
+"""What all methods of one pass through the LM share: the loss, reading a prompt, decoding.
+
+A method of one pass says what it adds to the LM: vectors before the text, trained parts within the
+layers, or weights of its own in place of the frozen ones.
+"""
+
+import abc
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from frozen_jax.backbones import decoder as lm
+from frozen_jax.backbones import inner_parts
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core.types import Batch, Metrics, Tree
+from frozen_jax.methods.targets import last_real, loss_at_targets
+from frozen_jax.modules import soft_prompt
+
+
+class Parts(NamedTuple):
+  """What one pass runs on.
+
+  params: the LM's weights, the frozen ones but in full fine-tuning (`trained`). prompt: [P, D]
+  before the text, or None. inner: trained parts within the layers (`backbones.inner_parts`).
+  """
+
+  params: Tree
+  prompt: jax.Array | None = None
+  inner: Tree | None = None
+  trained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SinglePass(abc.ABC):
+  """One pass; `remat` recomputes each layer in the backward pass. See `core.types.Method`."""
+
+  decoder: DecoderConfig
+  remat: bool = dataclasses.field(default=False, kw_only=True)
+
+  @abc.abstractmethod
+  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
+    """What the pass runs on, given the trained and the frozen tree."""
+
+  def taken(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.taken`."""
+    parts = self.parts(trainable, frozen)
+    prompt = 0 if parts.prompt is None else parts.prompt.shape[-2]
+    return prompt + inner_parts.prefix_length(parts.inner)
+
+  def loss(
+    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
+  ) -> tuple[jax.Array, Metrics]:
+    """See `core.types.Method.loss`."""
+    del key
+    params, prompt, inner, trained = self.parts(trainable, frozen)
+    text = lm.embed(params, self.decoder, batch["tokens"], trained=trained)
+    x, mask = soft_prompt.prepend(prompt, text, batch["mask"])
+    hidden = lm.hidden(
+      params, self.decoder, x, mask, inner=inner, trained=trained, remat=self.remat
+    )
+    hidden = hidden[:, x.shape[1] - text.shape[1] :]
+    return loss_at_targets(params, self.decoder, hidden, batch, trained=trained)
+
+  def prefill(
+    self, trainable: Tree, frozen: Tree, tokens: jax.Array, mask: jax.Array, new: int
+  ) -> tuple[jax.Array, Tree]:
+    """See `core.types.Method.prefill`."""
+    params, prompt, inner, _ = self.parts(trainable, frozen)
+    text = lm.embed(params, self.decoder, tokens)
+    x, x_mask = soft_prompt.prepend(prompt, text, mask)
+    hidden, cache = lm.prefill(params, self.decoder, x, x_mask, new, inner=inner)
+    last = last_real(hidden, x_mask)
+    return lm.logits(params, self.decoder, last)[:, 0], cache
+
+  def decode(
+    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
+  ) -> tuple[jax.Array, Tree]:
+    """See `core.types.Method.decode`."""
+    params, _, inner, _ = self.parts(trainable, frozen)
+    x = lm.embed(params, self.decoder, tokens[:, None])
+    hidden, cache = lm.step(params, self.decoder, x, state, inner=inner)
+    return lm.logits(params, self.decoder, hidden)[:, 0], cache
