@@ -72,7 +72,8 @@ def load_decoder(
   leaves = assemble.plan(stored.config, stored.family, stored.form)
   digests = _checked(leaves, stored, progress)
   axes = stored.family.network.PARAM_AXES
-  params = assemble.build(leaves, stored, kind, axes, mesh, progress)
+  cast = assemble.Cast(kind)
+  params = assemble.build(leaves, stored, lambda path: cast, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
