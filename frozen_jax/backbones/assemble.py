@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -57,20 +57,25 @@ class Stored(Protocol):
   """The tensors of a model as its file holds them.
 
   where: the file or folder, for messages. form: which names it uses. sliced: reading a part
-  touches only the bytes of that part. shapes: name -> shape, row-major.
+  touches only the bytes of that part. shapes: name -> shape, row-major. types: name -> stored
+  type. floats: the stored types that are read as floating point numbers. twice: name -> where else
+  the same tensor is stored.
   """
 
   where: str
   form: Format
   sliced: bool
   shapes: Mapping[str, tuple[int, ...]]
+  types: Mapping[str, str]
+  floats: Collection[str]
+  twice: Mapping[str, str]
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor as floating point numbers."""
     ...
 
-  def identity(self, name: str) -> tuple[str, np.ndarray]:
-    """The name of the stored type, and the stored bytes (for the fingerprint)."""
+  def content(self, name: str) -> np.ndarray:
+    """The stored bytes, uint8 [N] (for the fingerprint)."""
     ...
 
 
@@ -154,21 +159,31 @@ def check(leaves: Sequence[Leaf], stored: Stored, derived: Sequence[str]) -> Non
   """Compares the stored tensors with the plan.
 
   Raises:
-    UserError: tensors are missing, left over or of another shape; one message lists them all.
+    UserError: tensors are missing, left over, of another shape, stored twice or no floating point
+      numbers; one message lists them all.
   """
   expected = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
   missing = [name for name in expected if name not in stored.shapes]
-  extra = [
-    name
-    for name in stored.shapes
-    if name not in expected and not any(re.fullmatch(d, name) for d in derived)
-  ]
+  known = lambda name: any(re.fullmatch(d, name) for d in derived)
+  extra = [n for n in stored.shapes if n not in expected and n not in stored.twice and not known(n)]
   wrong = [
     f"{name} {list(stored.shapes[name])} instead of {list(shape)}"
     for name, shape in expected.items()
     if name in stored.shapes and tuple(stored.shapes[name]) != shape
   ]
-  kinds = (("missing", missing), ("not known", extra), ("of another shape", wrong))
+  twice = [f"{name} ({where})" for name, where in stored.twice.items() if not known(name)]
+  odd = [
+    f"{name} (stored as {stored.types[name]})"
+    for name in expected
+    if name in stored.types and stored.types[name] not in stored.floats
+  ]
+  kinds = (
+    ("missing", missing),
+    ("not known", extra),
+    ("of another shape", wrong),
+    ("stored twice", twice),
+    ("not floating point numbers, as quantised models have them", odd),
+  )
   faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
   if faults:
     raise UserError(

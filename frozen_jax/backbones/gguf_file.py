@@ -6,7 +6,9 @@ interleaved; here that is undone, since our rotation works on halves (as transfo
 """
 
 import pathlib
+import re
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import gguf
@@ -30,6 +32,8 @@ class GGUFFile:
 
   form: families.Format = "gguf"
   sliced = False  # blocks are dequantised whole
+  floats = frozenset(t.name for t in gguf.GGMLQuantizationType if not re.fullmatch(r"I\d+", t.name))
+  twice: Mapping[str, str] = {}  # the reader refuses such a file
 
   def __init__(self, path: pathlib.Path):
     self.where = str(path)
@@ -39,6 +43,7 @@ class GGUFFile:
     self.shapes = {
       name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()
     }
+    self.types = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
     if int(self.value("split.count", 1)) > 1:
       raise UserError(
         f"{path} is one part of a model that was split; join the parts with llama.cpp's "
@@ -67,9 +72,8 @@ class GGUFFile:
       values = unpermute(values, self._heads[name])
     return values[index]
 
-  def identity(self, name: str) -> tuple[str, np.ndarray]:
-    tensor = self._tensors[name]
-    return tensor.tensor_type.name, np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
+  def content(self, name: str) -> np.ndarray:
+    return np.ascontiguousarray(self._tensors[name].data).reshape(-1).view(np.uint8)
 
   def _read_config(self) -> Any:
     prefix = f"{self.family.gguf_name}."

@@ -17,7 +17,6 @@ from frozen_jax.backbones import families
 from frozen_jax.backbones.assemble import Index
 from frozen_jax.core.errors import UserError
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -26,11 +25,12 @@ class HFFolder:
 
   Raises:
     UserError: no config.json, no safetensors file, a file that is listed and not there or cut
-      short, a setting that is not understood, tensors that are not floating point.
+      short, a setting that is not understood.
   """
 
   form: families.Format = "hf"
   sliced = True
+  floats = frozenset({"F64", "F32", "F16", "BF16"})
 
   def __init__(self, folder: pathlib.Path):
     self.where = str(folder)
@@ -38,41 +38,35 @@ class HFFolder:
     self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
     self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
     self._files: dict[str, tuple[Any, str]] = {}  # the opened file, and the name of it in there
-    self._types: dict[str, str] = {}
+    self.types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
+    self.twice: dict[str, str] = {}
     for path in _weight_files(folder):
       self._add(path)
     self._name_usually()
     self._name_whole()
-    known = lambda name: any(re.fullmatch(d, name) for d in self.family.derived)
-    kinds = self._types.items()
-    odd = sorted(name for name, kind in kinds if kind not in _FLOATS and not known(name))
-    if odd:
-      raise UserError(
-        f"{folder}: {len(odd)} tensors are not floating point numbers ({odd[0]} is stored as "
-        f"{self._types[odd[0]]}); save the model without quantisation"
-      )
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored type."""
     opened, own = self._files[name]
     return opened.get_slice(own)[index]
 
-  def identity(self, name: str) -> tuple[str, np.ndarray]:
+  def content(self, name: str) -> np.ndarray:
     opened, own = self._files[name]
-    data = np.ascontiguousarray(opened.get_tensor(own))
-    return self._types[name], data.reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(opened.get_tensor(own)).reshape(-1).view(np.uint8)
 
   def _name_usually(self) -> None:
     """Gives the tensors the names of the family's table, where they have others that it knows."""
     for pattern, usual in self.family.aliases:
       for name in [name for name in self.shapes if re.fullmatch(pattern, name)]:
         other = re.sub(pattern, usual, name)
-        if other not in self.shapes:  # else both are there, and `check` says what is too many
+        if other in self.shapes:
+          self.twice[name] = f"also as {other}"
+        else:
           self._rename(name, other)
 
   def _rename(self, name: str, other: str) -> None:
-    for held in (self._files, self._types, self.shapes):
+    for held in (self._files, self.types, self.shapes):
       held[other] = held.pop(name)
 
   def _name_whole(self) -> None:
@@ -81,10 +75,13 @@ class HFFolder:
     sources = [key.hf.name for key in self.family.keys if key.hf]
     bare = [name.removeprefix(prefix) for name in sources if name.startswith(prefix)]
     patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name)) for name in bare]
-    if not prefix or any(name.startswith(prefix) for name in self.shapes):
+    if not prefix:
       return
-    for name in list(self.shapes):
-      if any(re.fullmatch(pattern, name) for pattern in patterns):
+    named_whole = any(name.startswith(prefix) for name in self.shapes)
+    for name in [n for n in self.shapes if any(re.fullmatch(p, n) for p in patterns)]:
+      if prefix + name in self.shapes:
+        self.twice[name] = f"also as {prefix}{name}"
+      elif not named_whole:
         self._rename(name, prefix + name)
 
   def _add(self, path: pathlib.Path) -> None:
@@ -98,12 +95,11 @@ class HFFolder:
       ) from None
     for name in opened.keys():  # noqa: SIM118 (the file is no mapping)
       if name in self._files:
-        raise UserError(
-          f"{path} holds the tensor {name} a second time; which one counts is unclear"
-        )
+        self.twice[name] = f"again in {path.name}"
+        continue
       part = opened.get_slice(name)
       self._files[name] = opened, name
-      self._types[name] = part.get_dtype()
+      self.types[name] = part.get_dtype()
       self.shapes[name] = tuple(part.get_shape())
 
 

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hub
@@ -56,9 +56,7 @@ def load_decoder(
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
   """
-  if quantize is not None:
-    raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
-  kind = dtype_of(dtype)
+  convert = conversion(dtype, quantize)
   path = find(str(name), progress)
   stored: GGUFFile | HFFolder
   if path.is_dir():
@@ -72,17 +70,23 @@ def load_decoder(
   leaves = assemble.plan(stored.config, stored.family, stored.form)
   digests = _checked(leaves, stored, progress)
   axes = stored.family.network.PARAM_AXES
-  cast = assemble.Cast(kind)
-  params = assemble.build(leaves, stored, lambda path: cast, axes, mesh, progress)
+  params = assemble.build(leaves, stored, convert, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
-def dtype_of(dtype: Any) -> np.dtype:
-  """The type of the weights by its name; UserError for one that is not in DTYPES."""
+def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
+  """What becomes of a tensor at reading, by the path of its leaf.
+
+  Raises:
+    UserError: no such type of weights (DTYPES) or quantisation.
+  """
+  if quantize is not None:
+    raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
   with contextlib.suppress(TypeError):
     kind = jnp.dtype(dtype)
     if kind.name in DTYPES:
-      return kind
+      cast = assemble.Cast(kind)
+      return lambda path: cast
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import assemble, encoder, fingerprint
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.hf_folder import HFFolder, read_json
-from frozen_jax.backbones.load import dtype_of, find
+from frozen_jax.backbones.load import conversion, find
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
 
@@ -53,7 +53,7 @@ def load_encoder(
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
   """
-  kind = dtype_of(dtype)
+  convert = conversion(dtype)
   path = find(str(name), progress)
   if not path.is_dir():
     raise UserError(f"{path} is no encoder's folder; encoders are read from folders alone")
@@ -66,7 +66,7 @@ def load_encoder(
   assemble.check(leaves, stored, stored.family.derived)
   own = {tensor for leaf in leaves for tensor in leaf.names}
   digests = fingerprint.digests(stored, progress, own)
-  params = assemble.build(leaves, stored, kind, encoder.PARAM_AXES, mesh, progress)
+  params = assemble.build(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
   return Encoder(str(name), config, params, words, fingerprint.combine(digests))
 
 
