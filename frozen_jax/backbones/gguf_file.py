@@ -37,6 +37,7 @@ class GGUFFile:
 
   def __init__(self, path: pathlib.Path):
     self.where = str(path)
+    self.files = [path]
     reader = _open(path)
     self.metadata = dict(reader.fields)
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}

@@ -41,7 +41,8 @@ class HFFolder:
     self.types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
     self.twice: dict[str, str] = {}
-    for path in _weight_files(folder):
+    self.files = _weight_files(folder)
+    for path in self.files:
       self._add(path)
     self._name_usually()
     self._name_whole()

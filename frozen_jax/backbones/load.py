@@ -58,17 +58,15 @@ def load_decoder(
   """
   convert = conversion(dtype, quantize)
   path = find(str(name), progress)
-  stored: GGUFFile | HFFolder
-  if path.is_dir():
-    stored = HFFolder(path)
-    words = tokenizers.from_folder(path, stored.config.vocab_size)
-  else:
-    stored = GGUFFile(path)
-    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  stored = open_model(path)
   if stored.family.network is not decoder:
     raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
-  leaves = assemble.plan(stored.config, stored.family, stored.form)
-  digests = _checked(leaves, stored, progress)
+  if isinstance(stored, GGUFFile):
+    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  else:
+    words = tokenizers.from_folder(path, stored.config.vocab_size)
+  leaves = plan(stored)
+  digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
   params = assemble.build(leaves, stored, convert, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
@@ -90,23 +88,40 @@ def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assem
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
 
 
-def _checked(
-  leaves: list[assemble.Leaf], stored: GGUFFile | HFFolder, progress: bool
-) -> dict[str, str]:
-  """The digests of the tensors, once it is known that they are this model's and no other's."""
+def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:
+  """What `find` found, with its config and the shapes of its tensors, of which none is read."""
+  return HFFolder(path) if path.is_dir() else GGUFFile(path)
+
+
+def plan(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
+  """The arrays of a decoder.
+
+  Raises:
+    UserError: the stored tensors are not this model's.
+  """
+  leaves = assemble.plan(stored.config, stored.family, stored.form)
+  spare = [re.escape(head) for head, _ in _second_tables(stored)]
+  assemble.check(leaves, stored, [*stored.family.derived, *spare])
+  return leaves
+
+
+def _digests(stored: GGUFFile | HFFolder, progress: bool) -> dict[str, str]:
+  """The digests of all tensors; UserError when a tied model stores two different tables."""
+  digests = fingerprint.digests(stored, progress)
+  for head, table in _second_tables(stored):
+    if digests[head] != digests[table]:
+      raise UserError(
+        f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
+        "tie_word_embeddings to what the model was trained with"
+      )
+  return digests
+
+
+def _second_tables(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
+  """The names of head and table of a tied model, where its file stores the table as both."""
   names = {key.path: getattr(key, stored.form) for key in stored.family.keys}
   head, table = names["head/kernel"].name, names["embed/tokens"].name
-  # Some files of tied models store the table a second time, as the head.
-  twice = stored.config.tied and head in stored.shapes
-  spare = [re.escape(head)] if twice else []
-  assemble.check(leaves, stored, [*stored.family.derived, *spare])
-  digests = fingerprint.digests(stored, progress)
-  if twice and digests[head] != digests[table]:
-    raise UserError(
-      f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
-      "tie_word_embeddings to what the model was trained with"
-    )
-  return digests
+  return [(head, table)] if stored.config.tied and head in stored.shapes else []
 
 
 def find(name: str, progress: bool) -> pathlib.Path:

@@ -60,14 +60,24 @@ def load_encoder(
   stored = HFFolder(path)
   if stored.family.network is not encoder:
     raise UserError(f"{name} is a decoder ({stored.family.hf_name}); load it with load_frozen")
-  config = dataclasses.replace(stored.config, **_pooling(path, stored))
+  config, leaves = plan(path, stored)
   words = tokenizers.from_folder(path, config.vocab_size)
-  leaves = assemble.plan(config, stored.family, "hf")
-  assemble.check(leaves, stored, stored.family.derived)
   own = {tensor for leaf in leaves for tensor in leaf.names}
   digests = fingerprint.digests(stored, progress, own)
   params = assemble.build(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
   return Encoder(str(name), config, params, words, fingerprint.combine(digests))
+
+
+def plan(folder: pathlib.Path, stored: HFFolder) -> tuple[EncoderConfig, list[assemble.Leaf]]:
+  """The config with the folder's way of pooling, and the arrays of the encoder.
+
+  Raises:
+    UserError: the pooling is not understood, or the stored tensors are not this model's.
+  """
+  config = dataclasses.replace(stored.config, **_pooling(folder, stored))
+  leaves = assemble.plan(config, stored.family, "hf")
+  assemble.check(leaves, stored, stored.family.derived)
+  return config, leaves
 
 
 def _pooling(folder: pathlib.Path, stored: HFFolder) -> dict[str, Any]:
