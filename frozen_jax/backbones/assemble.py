@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -57,14 +56,13 @@ class Cast:
 class Stored(Protocol):
   """The tensors of a model as its file holds them.
 
-  where: the file or folder, for messages. files: those that hold the tensors. form: which names
-  it uses. sliced: reading a part touches only the bytes of that part. shapes: name -> shape,
-  row-major. types: name -> stored type. floats: the stored types that are read as floating point
-  numbers. twice: name -> where else the same tensor is stored.
+  where: the file or folder, for messages. form: which names it uses. sliced: reading a part
+  touches only the bytes of that part. shapes: name -> shape, row-major. types: name -> stored
+  type. floats: the stored types that are read as floating point numbers. twice: name -> where else
+  the same tensor is stored.
   """
 
   where: str
-  files: Sequence[pathlib.Path]
   form: Format
   sliced: bool
   shapes: Mapping[str, tuple[int, ...]]
@@ -74,6 +72,10 @@ class Stored(Protocol):
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor as floating point numbers."""
+    ...
+
+  def size(self, name: str) -> int:
+    """How many bytes a tensor takes as stored."""
     ...
 
   def content(self, name: str) -> np.ndarray:

@@ -37,7 +37,6 @@ class GGUFFile:
 
   def __init__(self, path: pathlib.Path):
     self.where = str(path)
-    self.files = [path]
     reader = _open(path)
     self.metadata = dict(reader.fields)
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -72,6 +71,9 @@ class GGUFFile:
     if name in self._heads:
       values = unpermute(values, self._heads[name])
     return values[index]
+
+  def size(self, name: str) -> int:
+    return int(self._tensors[name].n_bytes)
 
   def content(self, name: str) -> np.ndarray:
     return np.ascontiguousarray(self._tensors[name].data).reshape(-1).view(np.uint8)

@@ -6,8 +6,10 @@ refused: reading a pickle runs whatever code is in it.
 """
 
 import json
+import math
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,14 @@ from frozen_jax.core.errors import UserError
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+# File -> tensor -> stored type and shape.
+Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
+
+
 class HFFolder:
   """An opened folder: `family`, `config`, and its tensors as `assemble.Stored`.
+
+  headers: those of its weights where these lie elsewhere, so that none can be read.
 
   Raises:
     UserError: no config.json, no safetensors file, a file that is listed and not there or cut
@@ -32,29 +40,35 @@ class HFFolder:
   sliced = True
   floats = frozenset({"F64", "F32", "F16", "BF16"})
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, headers: Headers | None = None):
     self.where = str(folder)
     settings = read_json(folder / "config.json")
     self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
     self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
-    self._files: dict[str, tuple[Any, str]] = {}  # the opened file, and the name of it in there
+    self._opened: dict[str, Any] = {}
+    self._places: dict[str, tuple[str, str]] = {}  # the file of a tensor, and its name in there
     self.types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
     self.twice: dict[str, str] = {}
-    self.files = _weight_files(folder)
-    for path in self.files:
-      self._add(path)
+    if headers is None:
+      headers = {path.name: self._open(path) for path in _weight_files(folder)}
+    for file, tensors in headers.items():
+      self._add(file, tensors)
     self._name_usually()
     self._name_whole()
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored type."""
-    opened, own = self._files[name]
-    return opened.get_slice(own)[index]
+    file, own = self._places[name]
+    return self._opened[file].get_slice(own)[index]
+
+  def size(self, name: str) -> int:
+    digits = re.search(r"\d+", self.types[name])  # F32, BF16, F8_E4M3; BOOL takes a byte
+    return math.prod(self.shapes[name]) * int(digits[0] if digits else 8) // 8
 
   def content(self, name: str) -> np.ndarray:
-    opened, own = self._files[name]
-    return np.ascontiguousarray(opened.get_tensor(own)).reshape(-1).view(np.uint8)
+    file, own = self._places[name]
+    return np.ascontiguousarray(self._opened[file].get_tensor(own)).reshape(-1).view(np.uint8)
 
   def _name_usually(self) -> None:
     """Gives the tensors the names of the family's table, where they have others that it knows."""
@@ -67,7 +81,7 @@ class HFFolder:
           self._rename(name, other)
 
   def _rename(self, name: str, other: str) -> None:
-    for held in (self._files, self.types, self.shapes):
+    for held in (self._places, self.types, self.shapes):
       held[other] = held.pop(name)
 
   def _name_whole(self) -> None:
@@ -85,7 +99,7 @@ class HFFolder:
       elif not named_whole:
         self._rename(name, prefix + name)
 
-  def _add(self, path: pathlib.Path) -> None:
+  def _open(self, path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     try:
       opened = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
@@ -94,14 +108,16 @@ class HFFolder:
         f"{path} is not a whole safetensors file ({reason}); it was cut short or damaged: "
         "get it again"
       ) from None
-    for name in opened.keys():  # noqa: SIM118 (the file is no mapping)
-      if name in self._files:
-        self.twice[name] = f"again in {path.name}"
-        continue
-      part = opened.get_slice(name)
-      self._files[name] = opened, name
-      self.types[name] = part.get_dtype()
-      self.shapes[name] = tuple(part.get_shape())
+    self._opened[path.name] = opened
+    parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+  def _add(self, file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    for name, (kind, shape) in tensors.items():
+      if name in self._places:
+        self.twice[name] = f"again in {file}"
+      else:
+        self._places[name], self.types[name], self.shapes[name] = (file, name), kind, shape
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
@@ -120,6 +136,14 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
     what = "object" if kind is dict else kind.__name__
     raise UserError(f"{path} does not hold a JSON {what}; get the file again")
   return found
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+  """Whether all weights that the folder should have are there."""
+  try:
+    return bool(_weight_files(folder))
+  except UserError:
+    return False
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hub
+from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hf_folder, hub
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
@@ -91,6 +91,17 @@ def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assem
 def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:
   """What `find` found, with its config and the shapes of its tensors, of which none is read."""
   return HFFolder(path) if path.is_dir() else GGUFFile(path)
+
+
+def open_headers(name: str) -> tuple[pathlib.Path, GGUFFile | HFFolder]:
+  """A model's path, and it opened; of one of the hub no weights are fetched (nor can be read)."""
+  if name.startswith(hub.PREFIX):
+    path = hub.fetch(name, weights=False)
+    if not hf_folder.has_weights(path):
+      return path, HFFolder(path, hub.headers(name, revision=path.name))
+  else:
+    path = find(name, progress=True)
+  return path, open_model(path)
 
 
 def plan(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:

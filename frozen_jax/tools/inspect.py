@@ -111,8 +111,7 @@ def inspect(options: argparse.Namespace) -> str:
     UserError: no such model, or its files do not make one.
   """
   convert = load.conversion(options.dtype, options.quantize)
-  path = load.find(options.name, progress=True)
-  stored = load.open_model(path)
+  path, stored = load.open_headers(options.name)
   if stored.family.network is encoder:
     config, leaves = load_encoder.plan(path, stored)
   else:
@@ -172,14 +171,13 @@ def _facts(stored: Any, config: Any, leaves: Sequence[assemble.Leaf]) -> list[st
   ]
   kind = "encoder" if stored.family.network is encoder else "decoder"
   numbers = Counter({leaf.path: math.prod(leaf.shape) for leaf in leaves})
-  on_disk = sum(file.stat().st_size for file in stored.files)
-  files = f"{len(stored.files)} file" + "s" * (len(stored.files) > 1)
+  on_disk = sum(stored.size(name) for name in stored.shapes)
   return [
     f"family      {stored.family.hf_name}, {kind}, read from {FORMATS[stored.form]}",
     f"sizes       {', '.join(sizes)}",
     f"also        {', '.join(more) or 'nothing unusual'}",
     f"parameters  {numbers.total():,} in {len(leaves)} arrays",
-    f"on disk     {_gigabytes(on_disk)} in {files}, {len(stored.shapes)} tensors",
+    f"stored      {_gigabytes(on_disk)} in {len(stored.shapes)} tensors",
   ]
 
 
