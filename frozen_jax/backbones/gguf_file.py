@@ -14,9 +14,10 @@ from typing import Any
 import gguf
 import numpy as np
 
-from frozen_jax.backbones import families
+from frozen_jax.backbones import families, gguf_blocks
 from frozen_jax.backbones.assemble import Index
 from frozen_jax.backbones.families.table import Family
+from frozen_jax.backbones.gguf_blocks import Blocks
 from frozen_jax.core.errors import UserError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -67,10 +68,13 @@ class GGUFFile:
         f"{self.where}: the tensor {name} is stored as {tensor.tensor_type.name}, which the gguf "
         "package cannot dequantise; use a file in another quantisation"
       ) from None
-    values = values.reshape(self.shapes[name])
-    if name in self._heads:
-      values = unpermute(values, self._heads[name])
-    return values[index]
+    return self._ordered(name, values.reshape(self.shapes[name]))[index]
+
+  def blocks(self, name: str) -> Blocks:
+    """The blocks of a tensor as they are stored, its rows in transformers' order."""
+    tensor = self._tensors[name]
+    blocks = gguf_blocks.unpack(tensor.data, tensor.tensor_type.name, self.shapes[name])
+    return Blocks(*(None if a is None else self._ordered(name, a) for a in blocks))
 
   def size(self, name: str) -> int:
     return int(self._tensors[name].n_bytes)
@@ -86,6 +90,9 @@ class GGUFFile:
     stored["tied"] = _HEAD not in self.shapes
     stored.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
     return families.read_config(self.family, "gguf", stored, self.where)
+
+  def _ordered(self, name: str, rows: np.ndarray) -> np.ndarray:
+    return unpermute(rows, self._heads[name]) if name in self._heads else rows
 
   def _heads_by_name(self) -> dict[str, int]:
     return {

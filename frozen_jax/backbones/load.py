@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -10,7 +11,16 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hf_folder, hub
+from frozen_jax.backbones import (
+  assemble,
+  decoder,
+  fetch,
+  fingerprint,
+  hf_folder,
+  hub,
+  quantized,
+  quantized_reading,
+)
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
@@ -50,7 +60,8 @@ def load_decoder(
       .gguf file, or `hf:owner/name[@revision]`.
     dtype: the type of the weights in memory, "float32" or "bfloat16".
     mesh: where the weights lie, by `sharding.rules`; None is the default device.
-    quantize: None; other values are not supported yet.
+    quantize: "int8", "int4" or "nf4" keeps the matrices at so many bits (see `quantized`); None
+      keeps all numbers in `dtype`.
     progress: whether what takes more than a moment shows a bar on standard error.
 
   Raises:
@@ -68,7 +79,11 @@ def load_decoder(
   leaves = plan(stored)
   digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
-  params = assemble.build(leaves, stored, convert, axes, mesh, progress)
+  if quantize is None:
+    params = assemble.build(leaves, stored, convert, axes, mesh, progress)
+  else:
+    how = (quantize, jnp.dtype(dtype))
+    params = quantized_reading.build(leaves, stored, *how, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
@@ -79,12 +94,11 @@ def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assem
     UserError: no such type of weights (DTYPES) or quantisation.
   """
   if quantize is not None:
-    raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
+    quantized.check(quantize)
   with contextlib.suppress(TypeError):
     kind = jnp.dtype(dtype)
     if kind.name in DTYPES:
-      cast = assemble.Cast(kind)
-      return lambda path: cast
+      return functools.partial(quantized_reading.convert, kind, quantize)
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
 
 

@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     default="float32",
     help=f"type of the weights in memory: {' or '.join(load.DTYPES)} (default: %(default)s)",
   )
-  parser.add_argument("--quantize", help="quantisation of the weights (default: none)")
+  parser.add_argument("--quantize", help="int8, int4 or nf4: quantisation of the weights")
   return parser.parse_args(argv)
 
 

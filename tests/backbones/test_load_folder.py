@@ -209,7 +209,7 @@ def test_config_json_is_absent_or_broken(llama, folder):
     ({"name": "smollm3"}, "built-in name .smollm2-135m-instruct"),
     ({"name": "hf:no-owner"}, "hf:owner/name"),
     ({"name": "smollm2-135m-instruct", "dtype": "int8"}, "float32 or bfloat16"),
-    ({"name": "smollm2-135m-instruct", "quantize": "int8"}, "not supported yet"),
+    ({"name": "smollm2-135m-instruct", "quantize": "int3"}, "choose int8, int4, nf4"),
     ({"name": __file__}, "no .gguf file"),
   ],
 )

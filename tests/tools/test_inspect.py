@@ -106,7 +106,7 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
     (["x", "--mesh=fsdp=0"], "--mesh=fsdp=0 is no mesh"),
     (["x", "--mesh=fsdp=2,fsdp=2"], "gives the size of an axis twice"),
     (["x", "--dtype=int8"], "choose float32 or bfloat16"),
-    (["x", "--quantize=int1"], "quantize='int1'"),
+    (["x", "--quantize=int1"], "quantize 'int1'"),
     (["x", "--colour"], "unrecognized arguments: --colour; --help"),
   ],
 )
