@@ -29,6 +29,7 @@ INSTALL = [
   "numpy>=2.0",
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.8",
+  "qwix>=0.1.8",
   "safetensors>=0.8",
   "tensorflow-datasets>=4.9.10",
   "tokenizers>=0.23",

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from frozen_jax.core.errors import Interrupted, UserError
+from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.run import overrides
 
 MODES = ("train", "evaluate", "predict", "export")
@@ -197,13 +197,14 @@ def _stopped_at_the_start(number: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`parse` and `run`, with their outcome as an exit status."""
-  try:
+
+  def act() -> None:
     command = parse(sys.argv if argv is None else argv)
     if command is not None:
       run(command)
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+
+  try:
+    return exit_status(act)
   except Interrupted as stop:
     logging.getLogger("frozen_jax").info("%s; the same command goes on from there", stop)
   except KeyboardInterrupt:

@@ -6,15 +6,18 @@ interleaved; here that is undone, since our rotation works on halves (as transfo
 """
 
 import pathlib
+import re
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import gguf
 import numpy as np
 
-from frozen_jax.backbones import families
+from frozen_jax.backbones import families, gguf_blocks
 from frozen_jax.backbones.assemble import Index
 from frozen_jax.backbones.families.table import Family
+from frozen_jax.backbones.gguf_blocks import Blocks
 from frozen_jax.core.errors import UserError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -30,6 +33,8 @@ class GGUFFile:
 
   form: families.Format = "gguf"
   sliced = False  # blocks are dequantised whole
+  floats = frozenset(t.name for t in gguf.GGMLQuantizationType if not re.fullmatch(r"I\d+", t.name))
+  twice: Mapping[str, str] = {}  # the reader refuses such a file
 
   def __init__(self, path: pathlib.Path):
     self.where = str(path)
@@ -39,6 +44,7 @@ class GGUFFile:
     self.shapes = {
       name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()
     }
+    self.types = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
     if int(self.value("split.count", 1)) > 1:
       raise UserError(
         f"{path} is one part of a model that was split; join the parts with llama.cpp's "
@@ -62,14 +68,19 @@ class GGUFFile:
         f"{self.where}: the tensor {name} is stored as {tensor.tensor_type.name}, which the gguf "
         "package cannot dequantise; use a file in another quantisation"
       ) from None
-    values = values.reshape(self.shapes[name])
-    if name in self._heads:
-      values = unpermute(values, self._heads[name])
-    return values[index]
+    return self._ordered(name, values.reshape(self.shapes[name]))[index]
 
-  def identity(self, name: str) -> tuple[str, np.ndarray]:
+  def blocks(self, name: str) -> Blocks:
+    """The blocks of a tensor as they are stored, its rows in transformers' order."""
     tensor = self._tensors[name]
-    return tensor.tensor_type.name, np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
+    blocks = gguf_blocks.unpack(tensor.data, tensor.tensor_type.name, self.shapes[name])
+    return Blocks(*(None if a is None else self._ordered(name, a) for a in blocks))
+
+  def size(self, name: str) -> int:
+    return int(self._tensors[name].n_bytes)
+
+  def content(self, name: str) -> np.ndarray:
+    return np.ascontiguousarray(self._tensors[name].data).reshape(-1).view(np.uint8)
 
   def _read_config(self) -> Any:
     prefix = f"{self.family.gguf_name}."
@@ -79,6 +90,9 @@ class GGUFFile:
     stored["tied"] = _HEAD not in self.shapes
     stored.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
     return families.read_config(self.family, "gguf", stored, self.where)
+
+  def _ordered(self, name: str, rows: np.ndarray) -> np.ndarray:
+    return unpermute(rows, self._heads[name]) if name in self._heads else rows
 
   def _heads_by_name(self) -> dict[str, int]:
     return {

@@ -6,8 +6,10 @@ refused: reading a pickle runs whatever code is in it.
 """
 
 import json
+import math
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,62 +19,69 @@ from frozen_jax.backbones import families
 from frozen_jax.backbones.assemble import Index
 from frozen_jax.core.errors import UserError
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+# File -> tensor -> stored type and shape.
+Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
 
 
 class HFFolder:
   """An opened folder: `family`, `config`, and its tensors as `assemble.Stored`.
 
+  headers: those of its weights where these lie elsewhere, so that none can be read.
+
   Raises:
     UserError: no config.json, no safetensors file, a file that is listed and not there or cut
-      short, a setting that is not understood, tensors that are not floating point.
+      short, a setting that is not understood.
   """
 
   form: families.Format = "hf"
   sliced = True
+  floats = frozenset({"F64", "F32", "F16", "BF16"})
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, headers: Headers | None = None):
     self.where = str(folder)
     settings = read_json(folder / "config.json")
     self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
     self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
-    self._files: dict[str, tuple[Any, str]] = {}  # the opened file, and the name of it in there
-    self._types: dict[str, str] = {}
+    self._opened: dict[str, Any] = {}
+    self._places: dict[str, tuple[str, str]] = {}  # the file of a tensor, and its name in there
+    self.types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
-      self._add(path)
+    self.twice: dict[str, str] = {}
+    if headers is None:
+      headers = {path.name: self._open(path) for path in _weight_files(folder)}
+    for file, tensors in headers.items():
+      self._add(file, tensors)
     self._name_usually()
     self._name_whole()
-    known = lambda name: any(re.fullmatch(d, name) for d in self.family.derived)
-    kinds = self._types.items()
-    odd = sorted(name for name, kind in kinds if kind not in _FLOATS and not known(name))
-    if odd:
-      raise UserError(
-        f"{folder}: {len(odd)} tensors are not floating point numbers ({odd[0]} is stored as "
-        f"{self._types[odd[0]]}); save the model without quantisation"
-      )
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored type."""
-    opened, own = self._files[name]
-    return opened.get_slice(own)[index]
+    file, own = self._places[name]
+    return self._opened[file].get_slice(own)[index]
 
-  def identity(self, name: str) -> tuple[str, np.ndarray]:
-    opened, own = self._files[name]
-    data = np.ascontiguousarray(opened.get_tensor(own))
-    return self._types[name], data.reshape(-1).view(np.uint8)
+  def size(self, name: str) -> int:
+    digits = re.search(r"\d+", self.types[name])  # F32, BF16, F8_E4M3; BOOL takes a byte
+    return math.prod(self.shapes[name]) * int(digits[0] if digits else 8) // 8
+
+  def content(self, name: str) -> np.ndarray:
+    file, own = self._places[name]
+    return np.ascontiguousarray(self._opened[file].get_tensor(own)).reshape(-1).view(np.uint8)
 
   def _name_usually(self) -> None:
     """Gives the tensors the names of the family's table, where they have others that it knows."""
     for pattern, usual in self.family.aliases:
       for name in [name for name in self.shapes if re.fullmatch(pattern, name)]:
         other = re.sub(pattern, usual, name)
-        if other not in self.shapes:  # else both are there, and `check` says what is too many
+        if other in self.shapes:
+          self.twice[name] = f"also as {other}"
+        else:
           self._rename(name, other)
 
   def _rename(self, name: str, other: str) -> None:
-    for held in (self._files, self._types, self.shapes):
+    for held in (self._places, self.types, self.shapes):
       held[other] = held.pop(name)
 
   def _name_whole(self) -> None:
@@ -81,13 +90,16 @@ class HFFolder:
     sources = [key.hf.name for key in self.family.keys if key.hf]
     bare = [name.removeprefix(prefix) for name in sources if name.startswith(prefix)]
     patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name)) for name in bare]
-    if not prefix or any(name.startswith(prefix) for name in self.shapes):
+    if not prefix:
       return
-    for name in list(self.shapes):
-      if any(re.fullmatch(pattern, name) for pattern in patterns):
+    named_whole = any(name.startswith(prefix) for name in self.shapes)
+    for name in [n for n in self.shapes if any(re.fullmatch(p, n) for p in patterns)]:
+      if prefix + name in self.shapes:
+        self.twice[name] = f"also as {prefix}{name}"
+      elif not named_whole:
         self._rename(name, prefix + name)
 
-  def _add(self, path: pathlib.Path) -> None:
+  def _open(self, path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     try:
       opened = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
@@ -96,15 +108,16 @@ class HFFolder:
         f"{path} is not a whole safetensors file ({reason}); it was cut short or damaged: "
         "get it again"
       ) from None
-    for name in opened.keys():  # noqa: SIM118 (the file is no mapping)
-      if name in self._files:
-        raise UserError(
-          f"{path} holds the tensor {name} a second time; which one counts is unclear"
-        )
-      part = opened.get_slice(name)
-      self._files[name] = opened, name
-      self._types[name] = part.get_dtype()
-      self.shapes[name] = tuple(part.get_shape())
+    self._opened[path.name] = opened
+    parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+  def _add(self, file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    for name, (kind, shape) in tensors.items():
+      if name in self._places:
+        self.twice[name] = f"again in {file}"
+      else:
+        self._places[name], self.types[name], self.shapes[name] = (file, name), kind, shape
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
@@ -123,6 +136,14 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
     what = "object" if kind is dict else kind.__name__
     raise UserError(f"{path} does not hold a JSON {what}; get the file again")
   return found
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+  """Whether all weights that the folder should have are there."""
+  try:
+    return bool(_weight_files(folder))
+  except UserError:
+    return False
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,9 +3,12 @@
 Only safetensors, JSON and tokenizer files are fetched, into the hub's own cache.
 """
 
+import contextlib
 import pathlib
 import re
+from collections.abc import Iterator
 
+from frozen_jax.backbones.hf_folder import Headers
 from frozen_jax.core.errors import UserError
 
 PREFIX = "hf:"
@@ -34,8 +37,16 @@ def parse(name: str) -> tuple[str, str | None]:
   return match[1], match[2]
 
 
-def fetch(name: str, progress: bool = True) -> pathlib.Path:
+def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Path:
   """The folder with the model's files, downloaded or found in the hub's cache.
+
+  HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and tokens (HF_TOKEN, `hf auth login`) are the client's. It
+  gives an older copy from its cache where the hub cannot be reached.
+
+  Args:
+    name: `hf:owner/name[@revision]`.
+    progress: whether downloads show bars.
+    weights: whether the safetensors files are fetched, too.
 
   Raises:
     UserError: the hub cannot be reached and the cache has no copy, or there is no such model or
@@ -46,14 +57,52 @@ def fetch(name: str, progress: bool = True) -> pathlib.Path:
 
   repository, revision = parse(name)
   (enable_progress_bars if progress else disable_progress_bars)()
-  try:
+  unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
+  with _told(name):
     folder = huggingface_hub.snapshot_download(
-      repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+      repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=unwanted
     )
+  return pathlib.Path(folder)
+
+
+def headers(name: str, revision: str) -> Headers:
+  """The headers of a model's safetensors files, without what they hold.
+
+  Raises:
+    UserError: as `fetch`; or the model has no safetensors files.
+  """
+  import huggingface_hub
+
+  with _told(name):
+    found = huggingface_hub.get_safetensors_metadata(parse(name)[0], revision=revision)
+  return {
+    file: {tensor: (info.dtype, tuple(info.shape)) for tensor, info in header.tensors.items()}
+    for file, header in sorted(found.files_metadata.items())
+  }
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+  try:
+    yield
   except Exception as error:  # its own, and those of whichever HTTP client its version uses
     reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError(
-      f"cannot get {name} from the hub ({reason[:200]}); check the name, connect this machine to "
-      "the hub (`hf auth login` for a model behind a licence), or give a local folder instead"
+      f"cannot get {name} from the hub: {_advice(error)}, or give a local folder instead "
+      f"({reason[:200]})"
     ) from None
-  return pathlib.Path(folder)
+
+
+def _advice(error: Exception) -> str:
+  from huggingface_hub import constants, errors
+
+  if isinstance(error, errors.GatedRepoError):
+    return "it is behind a licence; accept it on the model's page, then `hf auth login`"
+  if isinstance(error, errors.RevisionNotFoundError):
+    return "there is no such revision; check what stands behind the @"
+  if isinstance(error, errors.RepositoryNotFoundError):
+    return "there is no such model; check the name, or `hf auth login` if it is a private one"
+  if constants.HF_HUB_OFFLINE:
+    cache = constants.HF_HUB_CACHE
+    return f"HF_HUB_OFFLINE is set and {cache} has no copy; unset it where there is a network"
+  return "check the name and connect this machine to the hub"

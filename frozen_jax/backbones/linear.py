@@ -3,7 +3,8 @@
 Two things set the first apart from `x @ kernel`. The kernel is frozen, so its cotangent is never
 computed. And bfloat16 operands accumulate in float32 in *both* directions: the backward product
 narrows the cotangent to the kernel's type first, where differentiating a plain product would widen
-the kernel instead and lose the fast path of the hardware (AMX, tensor cores, MXU).
+the kernel instead and lose the fast path of the hardware (AMX, tensor cores, MXU). A quantised
+kernel is made whole for each product, and again for the backward one: the residual is the codes.
 """
 
 import functools
@@ -11,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from frozen_jax.backbones.quantized import Quantized, dense
 
 
 def _contract(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
@@ -22,14 +25,16 @@ def _contract(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0) -> jax.Array:
+def project(
+  x: Float[Array, "... I"], kernel: Float[Array, "I O"] | Quantized, axis: int = 0
+) -> jax.Array:
   """x [..., I] times a frozen kernel -> float32 [..., O].
 
   `axis` is the kernel's axis that is summed over: 0 for a kernel [I, O], 1 for one stored [O, I]
   (an embedding table used as vocabulary projection). x is narrowed to the kernel's dtype, sums are
   float32. The gradient reaches x alone.
   """
-  return _contract(x, kernel, axis)
+  return _contract(x, dense(kernel), axis)
 
 
 def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0) -> jax.Array:
@@ -39,12 +44,12 @@ def product(x: Float[Array, "... I"], kernel: Float[Array, "I O"], axis: int = 0
 
 def _forward(x, kernel, axis):
   # An empty array carries x's dtype to the backward pass; x itself is not needed there.
-  return _contract(x, kernel, axis), (kernel, jnp.zeros((0,), x.dtype))
+  return _contract(x, dense(kernel), axis), (kernel, jnp.zeros((0,), x.dtype))
 
 
 def _backward(axis, residuals, cotangent):
   kernel, like = residuals
-  return _contract(cotangent, kernel, 1 - axis).astype(like.dtype), None
+  return _contract(cotangent, dense(kernel), 1 - axis).astype(like.dtype), None
 
 
 project.defvjp(_forward, _backward)
@@ -52,24 +57,29 @@ project.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def project_groups(
-  x: Float[Array, "N I"], kernels: Float[Array, "E I O"], sizes: Int[Array, "E"]
+  x: Float[Array, "N I"], kernels: Float[Array, "E I O"] | Quantized, sizes: Int[Array, "E"]
 ) -> Float[Array, "N O"]:
   """Rows of x, sorted by group, each times its group's frozen kernel -> float32 [N, O].
 
   `sizes` says how many rows each of the E groups has; they sum to N. The gradient reaches x alone.
   """
+  return _contract_groups(x, dense(kernels), sizes)
+
+
+def _contract_groups(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
   return jax.lax.ragged_dot(
     x.astype(kernels.dtype), kernels, sizes, preferred_element_type=jnp.float32
   )
 
 
 def _groups_forward(x, kernels, sizes):
-  return project_groups(x, kernels, sizes), (kernels, sizes, jnp.zeros((0,), x.dtype))
+  return _contract_groups(x, dense(kernels), sizes), (kernels, sizes, jnp.zeros((0,), x.dtype))
 
 
 def _groups_backward(residuals, cotangent):
   kernels, sizes, like = residuals
-  return project_groups(cotangent, kernels.swapaxes(1, 2), sizes).astype(like.dtype), None, None
+  back = dense(kernels).swapaxes(1, 2)
+  return _contract_groups(cotangent, back, sizes).astype(like.dtype), None, None
 
 
 project_groups.defvjp(_groups_forward, _groups_backward)

@@ -2,15 +2,25 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble, decoder, fetch, fingerprint, hub
+from frozen_jax.backbones import (
+  assemble,
+  decoder,
+  fetch,
+  fingerprint,
+  hf_folder,
+  hub,
+  quantized,
+  quantized_reading,
+)
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
@@ -50,58 +60,93 @@ def load_decoder(
       .gguf file, or `hf:owner/name[@revision]`.
     dtype: the type of the weights in memory, "float32" or "bfloat16".
     mesh: where the weights lie, by `sharding.rules`; None is the default device.
-    quantize: None; other values are not supported yet.
+    quantize: "int8", "int4" or "nf4" keeps the matrices at so many bits (see `quantized`); None
+      keeps all numbers in `dtype`.
     progress: whether what takes more than a moment shows a bar on standard error.
 
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
   """
-  if quantize is not None:
-    raise UserError(f"quantize={quantize!r} is not supported yet; leave it at None")
-  kind = dtype_of(dtype)
+  convert = conversion(dtype, quantize)
   path = find(str(name), progress)
-  stored: GGUFFile | HFFolder
-  if path.is_dir():
-    stored = HFFolder(path)
-    words = tokenizers.from_folder(path, stored.config.vocab_size)
-  else:
-    stored = GGUFFile(path)
-    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  stored = open_model(path)
   if stored.family.network is not decoder:
     raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
-  leaves = assemble.plan(stored.config, stored.family, stored.form)
-  digests = _checked(leaves, stored, progress)
+  if isinstance(stored, GGUFFile):
+    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+  else:
+    words = tokenizers.from_folder(path, stored.config.vocab_size)
+  leaves = plan(stored)
+  digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
-  params = assemble.build(leaves, stored, kind, axes, mesh, progress)
+  if quantize is None:
+    params = assemble.build(leaves, stored, convert, axes, mesh, progress)
+  else:
+    how = (quantize, jnp.dtype(dtype))
+    params = quantized_reading.build(leaves, stored, *how, axes, mesh, progress)
   return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
 
 
-def dtype_of(dtype: Any) -> np.dtype:
-  """The type of the weights by its name; UserError for one that is not in DTYPES."""
+def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
+  """What becomes of a tensor at reading, by the path of its leaf.
+
+  Raises:
+    UserError: no such type of weights (DTYPES) or quantisation.
+  """
+  if quantize is not None:
+    quantized.check(quantize)
   with contextlib.suppress(TypeError):
     kind = jnp.dtype(dtype)
     if kind.name in DTYPES:
-      return kind
+      return functools.partial(quantized_reading.convert, kind, quantize)
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
 
 
-def _checked(
-  leaves: list[assemble.Leaf], stored: GGUFFile | HFFolder, progress: bool
-) -> dict[str, str]:
-  """The digests of the tensors, once it is known that they are this model's and no other's."""
+def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:
+  """What `find` found, with its config and the shapes of its tensors, of which none is read."""
+  return HFFolder(path) if path.is_dir() else GGUFFile(path)
+
+
+def open_headers(name: str) -> tuple[pathlib.Path, GGUFFile | HFFolder]:
+  """A model's path, and it opened; of one of the hub no weights are fetched (nor can be read)."""
+  if name.startswith(hub.PREFIX):
+    path = hub.fetch(name, weights=False)
+    if not hf_folder.has_weights(path):
+      return path, HFFolder(path, hub.headers(name, revision=path.name))
+  else:
+    path = find(name, progress=True)
+  return path, open_model(path)
+
+
+def plan(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
+  """The arrays of a decoder.
+
+  Raises:
+    UserError: the stored tensors are not this model's.
+  """
+  leaves = assemble.plan(stored.config, stored.family, stored.form)
+  spare = [re.escape(head) for head, _ in _second_tables(stored)]
+  assemble.check(leaves, stored, [*stored.family.derived, *spare])
+  return leaves
+
+
+def _digests(stored: GGUFFile | HFFolder, progress: bool) -> dict[str, str]:
+  """The digests of all tensors; UserError when a tied model stores two different tables."""
+  digests = fingerprint.digests(stored, progress)
+  for head, table in _second_tables(stored):
+    if digests[head] != digests[table]:
+      raise UserError(
+        f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
+        "tie_word_embeddings to what the model was trained with"
+      )
+  return digests
+
+
+def _second_tables(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
+  """The names of head and table of a tied model, where its file stores the table as both."""
   names = {key.path: getattr(key, stored.form) for key in stored.family.keys}
   head, table = names["head/kernel"].name, names["embed/tokens"].name
-  # Some files of tied models store the table a second time, as the head.
-  twice = stored.config.tied and head in stored.shapes
-  spare = [re.escape(head)] if twice else []
-  assemble.check(leaves, stored, [*stored.family.derived, *spare])
-  digests = fingerprint.digests(stored, progress)
-  if twice and digests[head] != digests[table]:
-    raise UserError(
-      f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
-      "tie_word_embeddings to what the model was trained with"
-    )
-  return digests
+  return [(head, table)] if stored.config.tied and head in stored.shapes else []
 
 
 def find(name: str, progress: bool) -> pathlib.Path:

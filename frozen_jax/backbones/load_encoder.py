@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import assemble, encoder, fingerprint
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.hf_folder import HFFolder, read_json
-from frozen_jax.backbones.load import dtype_of, find
+from frozen_jax.backbones.load import conversion, find
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
 
@@ -53,21 +53,31 @@ def load_encoder(
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
   """
-  kind = dtype_of(dtype)
+  convert = conversion(dtype)
   path = find(str(name), progress)
   if not path.is_dir():
     raise UserError(f"{path} is no encoder's folder; encoders are read from folders alone")
   stored = HFFolder(path)
   if stored.family.network is not encoder:
     raise UserError(f"{name} is a decoder ({stored.family.hf_name}); load it with load_frozen")
-  config = dataclasses.replace(stored.config, **_pooling(path, stored))
+  config, leaves = plan(path, stored)
   words = tokenizers.from_folder(path, config.vocab_size)
-  leaves = assemble.plan(config, stored.family, "hf")
-  assemble.check(leaves, stored, stored.family.derived)
   own = {tensor for leaf in leaves for tensor in leaf.names}
   digests = fingerprint.digests(stored, progress, own)
-  params = assemble.build(leaves, stored, kind, encoder.PARAM_AXES, mesh, progress)
+  params = assemble.build(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
   return Encoder(str(name), config, params, words, fingerprint.combine(digests))
+
+
+def plan(folder: pathlib.Path, stored: HFFolder) -> tuple[EncoderConfig, list[assemble.Leaf]]:
+  """The config with the folder's way of pooling, and the arrays of the encoder.
+
+  Raises:
+    UserError: the pooling is not understood, or the stored tensors are not this model's.
+  """
+  config = dataclasses.replace(stored.config, **_pooling(folder, stored))
+  leaves = assemble.plan(config, stored.family, "hf")
+  assemble.check(leaves, stored, stored.family.derived)
+  return config, leaves
 
 
 def _pooling(folder: pathlib.Path, stored: HFFolder) -> dict[str, Any]:

@@ -105,18 +105,19 @@ def _sums(params, config, states, target_ids, slopes: bool) -> _Sums:
   return jax.lax.scan(body, sums, starts)[0]
 
 
-def _part(kernel, axis: int, lanes: int, start, width: int) -> jax.Array:
+def _part(kernel, axis: int, lanes: int, start, width: int):
   """Rows (or columns, axis 0) start : start + width of each of the kernel's equal lanes."""
-  packed = stack.pack(kernel)
-  if axis == 1:
-    lanewise = packed.reshape(lanes, -1, packed.shape[1])
-    part = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=1)
-    part = part.reshape(-1, packed.shape[1])
-  else:
-    lanewise = packed.reshape(packed.shape[0], lanes, -1)
+
+  def cut(a):
+    if axis == 1:
+      lanewise = a.reshape(lanes, -1, a.shape[1])
+      part = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=1)
+      return part.reshape(-1, a.shape[1])
+    lanewise = a.reshape(a.shape[0], lanes, -1)
     part = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=2)
-    part = part.reshape(packed.shape[0], -1)
-  return stack.unpack(part, kernel.dtype)
+    return part.reshape(a.shape[0], -1)
+
+  return stack.each(cut, kernel)  # codes, scales and offsets have as many rows (columns)
 
 
 def _block(config, part, states, column, met, slopes: bool) -> _Sums:

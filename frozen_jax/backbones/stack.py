@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from frozen_jax.backbones.quantized import Quantized, dense
+
 Tree = Any
 
 
@@ -49,10 +51,17 @@ def scan(
   return carry, unpack(outputs, formats[-1])
 
 
-def take(table: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
-  """`jnp.take` of a frozen table, without widening it (see above)."""
+def take(table: jax.Array | Quantized, rows: jax.Array, axis: int = 0) -> jax.Array:
+  """`jnp.take` of a frozen table, without widening it (see above); only what is taken is made whole
+  of one that is quantised."""
   rows, held = jax.lax.optimization_barrier((rows, table))  # or the packed table is made once
-  return unpack(jnp.take(pack(held), rows, axis=axis), table.dtype)
+  return dense(each(lambda a: jnp.take(a, rows, axis=axis), held))
+
+
+def each(change: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
+  """`change`, which moves numbers and computes none, of every array, without widening it."""
+  dtypes = jax.tree.map(lambda a: a.dtype, tree)
+  return unpack(jax.tree.map(change, pack(tree)), dtypes)
 
 
 def pack(tree: Tree) -> Tree:

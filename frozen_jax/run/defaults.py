@@ -19,7 +19,7 @@ def defaults() -> ConfigDict:
     {
       "name": "smollm2-135m-instruct",  # built-in name, HF folder, .gguf file or hf:owner/name
       "dtype": "float32",  # of the frozen weights: float32 or bfloat16
-      "quantize": "",
+      "quantize": "",  # keep the matrices at fewer bits: int8, int4 or nf4
       "remat": False,  # recompute each layer in the backward pass: less memory, more time
     }
   )

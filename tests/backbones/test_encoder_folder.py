@@ -76,7 +76,7 @@ def test_only_the_encoder_of_a_whole_t5_counts_and_is_read(folder, kind, monkeyp
   model.encoder.load_state_dict(alone.encoder.state_dict())
   model.shared.load_state_dict(alone.shared.state_dict())
   read = []
-  for method in ("read", "identity"):
+  for method in ("read", "content"):
     original = getattr(hf_folder.HFFolder, method)
 
     def noted(self, name, *index, original=original):

@@ -1,0 +1,51 @@
+"""GGUF's blocks of 32 numbers as codes and scales, so that they need not be blown up to floats.
+
+The layouts are those of ggml's block_q8_0, block_q4_0 and block_q4_1 (ggml-common.h); the float16
+scale and offset of a block, and its codes, are taken over as they are.
+"""
+
+from typing import Any, NamedTuple
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+
+# What each kind of `quantized.KINDS` can take over.
+TYPES: dict[str, tuple[str, ...]] = {"int8": ("Q8_0",), "int4": ("Q4_0", "Q4_1")}
+
+
+class Blocks(NamedTuple):
+  """codes [rows, I] in an integer type; scale and offset (or None) float16 [rows, I / 32]."""
+
+  codes: np.ndarray
+  scale: np.ndarray
+  offset: np.ndarray | None
+
+
+def unpack(data: np.ndarray, stored: str, shape: tuple[int, ...]) -> Blocks:
+  """The bytes of a tensor of one of the types in `TYPES`; `shape` is row-major, [rows, I]."""
+  count, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[stored]]
+  blocks = np.ascontiguousarray(data).reshape(-1, size).view(np.uint8)
+  heads = 2 if stored == "Q4_1" else 1  # float16 numbers before the codes
+  scale, *offset = (
+    blocks[:, 2 * i : 2 * i + 2].copy().view(np.float16).reshape(*shape[:-1], -1)
+    for i in range(heads)
+  )
+  return Blocks(
+    _codes(blocks[:, 2 * heads :], stored, count).reshape(shape), scale, *offset or [None]
+  )
+
+
+def _codes(packed: np.ndarray, stored: str, count: int) -> np.ndarray:
+  if stored == "Q8_0":
+    return packed.copy().view(np.int8)
+  # Half a block in the lower nibbles, the other half in the upper ones.
+  codes = np.empty((len(packed), count), np.int8)
+  codes[:, : count // 2] = packed & 15
+  codes[:, count // 2 :] = packed >> 4
+  return (codes - 8).astype(jnp.int4) if stored == "Q4_0" else codes.astype(jnp.uint4)
+
+
+def fits(kind: Any, stored: str) -> bool:
+  """Whether blocks of the stored type are what this kind of quantisation holds."""
+  return stored in TYPES.get(kind, ())

@@ -1,0 +1,1 @@
+"""Floor 6: small commands that look at one thing each."""

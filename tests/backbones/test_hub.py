@@ -1,0 +1,180 @@
+"""Models of the hub, with a server of our own in its place and its real client."""
+
+import http.server
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from frozen_jax.backbones.load import load_decoder
+from tests.backbones.decoder_cases import torch_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 11))
+COMMIT = "a1" * 20
+LOAD = """
+import sys
+from frozen_jax.backbones.load import load_decoder
+from frozen_jax.core.errors import exit_status
+sys.exit(exit_status(lambda: print(load_decoder(sys.argv[1], progress=False).fingerprint)))
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """What the client asks of the hub, for one model, `owner/name`, of the folder `files`."""
+
+  files: pathlib.Path
+  asked: list[tuple[str, str, str | None, str | None]]
+
+  def do_HEAD(self):
+    self.do_GET(body=False)
+
+  def do_GET(self, body=True):
+    status, headers, data = self.answer()
+    given = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+    if given and status == 200:
+      status, data = 206, data[int(given[1]) : int(given[2] or len(data)) + 1]
+    self.send_response(status)
+    for name, value in {**headers, "Content-Length": str(len(data))}.items():
+      self.send_header(name, value)
+    self.end_headers()
+    if body:
+      self.wfile.write(data)
+    told = [self.headers.get(name) for name in ("Authorization", "Range")]
+    self.asked.append((self.command, self.path, *told))
+
+  def answer(self):
+    path = self.path.partition("?")[0]
+    there = {file.name: file for file in self.files.iterdir()}
+    if path.startswith("/api/models/owner/gated") or "owner/gated" in path:
+      return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"}, b""
+    if not path.removeprefix("/api/models").startswith("/owner/name/"):
+      return 404, {"X-Error-Code": "RepoNotFound"}, b""
+    if "/resolve/" in path:
+      if path.rpartition("/")[2] not in there:
+        return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+      file = there[path.rpartition("/")[2]]
+      return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}"'}, file.read_bytes()
+    if "/tree/" in path:
+      entries = [
+        {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
+        for name, file in there.items()
+      ]
+      return 200, {}, json.dumps(entries).encode()
+    if path.endswith(("/revision/main", "/revision/v1", f"/revision/{COMMIT}")):
+      siblings = [{"rfilename": name} for name in there]
+      about = {"id": "owner/name", "sha": COMMIT, "siblings": siblings}
+      return 200, {}, json.dumps(about).encode()
+    return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+
+  def log_message(self, *given):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("model")
+  torch_model("llama").save_pretrained(folder, max_shard_size="20KB")
+  (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+  return folder
+
+
+@pytest.fixture
+def hub(tmp_path, model):
+  """`hub(*arguments, **environment)` runs Python against the server; `hub.asked` of it."""
+  asked = []
+  handler = type("OneHub", (Hub,), {"files": model, "asked": asked})
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+
+  def run(*arguments, **environment):
+    """In its own process: the client reads the environment when it is imported."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XLA_"))}
+    own = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    own["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      env=kept | own | environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+  run.asked = asked
+  yield run
+  server.shutdown()
+
+
+def test_fetched_with_a_token_and_found_again_offline(hub, model):
+  status, out, err = hub("-c", LOAD, "hf:owner/name@v1", HF_TOKEN="hf_secret")
+  assert (status, out.strip()) == (0, load_decoder(str(model), progress=False).fingerprint), err
+  models = [entry for entry in hub.asked if "owner/name" in entry[1]]
+  assert {token for _, _, token, _ in models} == {"Bearer hf_secret"}
+  assert not [path for _, path, _, _ in models if path.endswith(".bin")]
+  hub.asked.clear()
+  assert hub("-c", LOAD, "hf:owner/name@v1", HF_HUB_OFFLINE="1")[:2] == (0, out)
+  assert hub.asked == []
+  assert hub("-c", LOAD, "hf:owner/name@v1", HF_ENDPOINT="http://127.0.0.1:9")[:2] == (0, out)
+
+
+@pytest.mark.parametrize(
+  "name, environment, said",
+  [
+    ("owner/name", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set and .*home/hub has no copy"),
+    ("owner/name", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "connect this machine to the hub"),
+    ("owner/gated", {}, "behind a licence; accept it on the model's page, then `hf auth login`"),
+    ("owner/none", {}, "there is no such model; check the name, or `hf auth login`"),
+    ("owner/name@v9", {}, "there is no such revision"),
+  ],
+)
+def test_a_model_that_cannot_be_had(hub, name, environment, said):
+  status, out, err = hub("-c", LOAD, f"hf:{name}", **environment)
+  assert status == 2 and out == "", err
+  (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+  assert re.match(rf"error: cannot get hf:{name} from the hub: .*{said}", line), line
+  assert "local folder" in line
+
+
+def test_inspect_fetches_the_headers_alone(hub, model):
+  command = ("-m", "frozen_jax.tools.inspect")
+  status, out, err = hub(*command, "hf:owner/name", "--mesh=tensor=2")
+  assert status == 0, err
+  files = [ask for ask in hub.asked if ask[0] == "GET" and ask[1].endswith(".safetensors")]
+  assert len(files) > 2 and all(part.startswith("bytes=0-") for *_, part in files)
+  assert hub(*command, str(model), "--mesh=tensor=2") == (0, out, "")
+  status, again, err = hub(*command, "hf:owner/name", "--mesh=tensor=2", HF_HUB_OFFLINE="1")
+  assert status == 2 and "error: cannot get hf:owner/name from the hub" in err
+  assert hub("-c", LOAD, "hf:owner/name")[0] == 0  # what inspect left in the cache is no hindrance
+  assert hub(*command, "hf:owner/name", "--mesh=tensor=2", HF_HUB_OFFLINE="1")[:2] == (0, out)
+
+
+def test_a_model_of_the_hub(llama, folder, torch_logits, our_logits, monkeypatch):
+  """The hub's client is replaced: what is asked of it, and that its folder is what is loaded."""
+  import huggingface_hub
+
+  model, asked = llama(), []
+  path = folder(model)
+
+  def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns):
+    asked.append((repository, revision))
+    kept = huggingface_hub.utils.filter_repo_objects(
+      ["config.json", "model-1.safetensors", "model.bin", "run.py", "onnx/model.safetensors"],
+      allow_patterns=allow_patterns,
+      ignore_patterns=ignore_patterns,
+    )
+    assert list(kept) == ["config.json", "model-1.safetensors"]
+    return str(path)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  loaded = load_decoder("hf:owner/name@v1.0", progress=False)
+  load_decoder("hf:owner/name", progress=False)
+  assert asked == [("owner/name", "v1.0"), ("owner/name", None)]
+  assert loaded.name == "hf:owner/name@v1.0"
+  np.testing.assert_allclose(our_logits(loaded, TOKENS), torch_logits(model, TOKENS), atol=2e-5)

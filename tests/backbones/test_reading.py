@@ -1,0 +1,256 @@
+"""How weights get from files to devices: in processes, from what types, and what is told of faults.
+
+What the arrays then hold is compared with transformers in test_families and test_load_folder.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import transformers
+
+from frozen_jax.backbones import assemble, families, load
+from frozen_jax.backbones.families import FAMILIES
+from frozen_jax.backbones.hf_folder import HFFolder
+from frozen_jax.core.errors import UserError
+from frozen_jax.sharding.mesh import make_mesh
+from tests.backbones.decoder_cases import CASES, torch_model
+from tests.backbones.encoder_cases import KINDS
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  def save(case, **how):
+    torch_model(case).save_pretrained(tmp_path / "model", **how)
+    return tmp_path / "model"
+
+  return save
+
+
+def edit(folder, change, file="model.safetensors"):
+  tensors = safetensors.numpy.load_file(folder / file)
+  change(tensors)
+  safetensors.numpy.save_file(
+    {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / file
+  )
+
+
+def told(path):
+  with pytest.raises(UserError) as error:
+    load.load_decoder(str(path), progress=False)
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from frozen_jax.backbones import hf_folder, load
+from frozen_jax.sharding import hosts
+from frozen_jax.sharding.checksum import checksum
+from frozen_jax.sharding.mesh import make_mesh
+assert hosts.start(wait=60)
+read, hashed = [], []
+def count(method, into):
+  original = getattr(hf_folder.HFFolder, method)
+  def counted(self, *given):
+    found = original(self, *given)
+    into.append((given[0], found.nbytes))
+    return found
+  setattr(hf_folder.HFFolder, method, counted)
+count("read", read), count("content", hashed)
+loaded = load.load_decoder(sys.argv[1], mesh=make_mesh(fsdp=2), progress=False)
+kept = sum(s.data.nbytes for a in jax.tree.leaves(loaded.params) for s in a.addressable_shards)
+print(json.dumps({
+  "read": sum(size for _, size in read), "hashed": sorted(name for name, _ in hashed),
+  "kept": kept, "fingerprint": loaded.fingerprint, "checksum": checksum(loaded.params),
+}), flush=True)
+hosts.barrier("end", timeout=60)
+"""
+
+
+def in_two_processes(*folders):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  env |= {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM, str(folder)],
+      env=env | {"PROCESS_ID": str(i), "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i, folder in enumerate(folders)
+  ]
+  answers = [process.communicate(timeout=120) for process in processes]
+  return [process.returncode for process in processes], answers
+
+
+def test_each_process_reads_its_shards_and_hashes_its_share(folder):
+  from frozen_jax.sharding.checksum import checksum
+
+  path = folder("phi3", max_shard_size="20KB")
+  codes, answers = in_two_processes(path, path)
+  assert codes == [0, 0], answers
+  said = [json.loads(out.splitlines()[-1]) for out, _ in answers]
+  alone = load.load_decoder(str(path), progress=False)
+  stored = HFFolder(path)
+  assert {each["fingerprint"] for each in said} == {alone.fingerprint}
+  assert {each["checksum"] for each in said} == {checksum(alone.params)}
+  assert sorted(said[0]["hashed"] + said[1]["hashed"]) == sorted(stored.shapes)
+  assert min(len(each["hashed"]) for each in said) >= len(stored.shapes) // 2
+  assert all(each["read"] == each["kept"] for each in said)  # float32 on disk and in memory
+  whole = sum(array.nbytes for array in jax.tree.leaves(alone.params))
+  assert all(each["kept"] < 0.6 * whole for each in said)
+
+
+def test_processes_that_see_different_files_are_told(folder, tmp_path):
+  path = folder("llama")
+  other = tmp_path / "other"
+  torch_model("llama").bfloat16().save_pretrained(other)
+  codes, answers = in_two_processes(path, other)
+  assert codes == [1, 1]
+  assert all("see different tensors in" in err for _, err in answers)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_stored_type_is_cast_on_the_way(folder, kind, sharded):
+  path = folder("gpt2")
+  stored = np.dtype(getattr(ml_dtypes, kind, kind))
+  edit(path, lambda t: t.update({name: value.astype(stored) for name, value in t.items()}))
+  tensors = safetensors.numpy.load_file(path / "model.safetensors")
+  mesh = make_mesh(data=2, fsdp=2, tensor=2) if sharded else None
+  for dtype in ("float32", "bfloat16"):
+    params = load.load_decoder(str(path), dtype, mesh, progress=False).params
+    kept = params["layers"]["attn"]["k"]["kernel"]  # the middle third of what is stored [in, out]
+    width = kept.shape[1]
+    for layer, got in enumerate(kept):
+      fused = tensors[f"transformer.h.{layer}.attn.c_attn.weight"]
+      expected = fused[:, width : 2 * width].astype(np.float32).astype(kept.dtype)
+      np.testing.assert_array_equal(got, expected)
+
+
+def test_what_a_tensor_becomes_may_be_a_tree_stacked_like_it(folder):
+  """The place for quantisation: numbers and their scales, each on its shards."""
+  path = folder("mixtral")
+  stored = load.open_model(path)
+  leaves = load.plan(stored)
+  mesh = make_mesh(fsdp=2, tensor=2)
+  axes = stored.family.network.PARAM_AXES
+
+  def halves(tensor):
+    return (tensor * 2).astype(np.int8), tensor.max(axis=-1, keepdims=True)
+
+  whole = assemble.build(leaves, stored, load.conversion("float32"), axes, None, progress=False)
+  split = assemble.build(leaves, stored, lambda path: halves, axes, mesh, progress=False)
+  up, (numbers, scales) = (tree["layers"]["experts"]["up"]["kernel"] for tree in (whole, split))
+  np.testing.assert_array_equal(numbers, (up * 2).astype(np.int8))
+  np.testing.assert_array_equal(scales, up.max(axis=-1, keepdims=True))
+  assert numbers.dtype == np.int8 and not numbers.sharding.is_fully_replicated
+  told_before = assemble.shapes(leaves, lambda path: halves)["layers/experts/up/kernel"]
+  assert [a.shape for a in told_before] == [numbers.shape, scales.shape]
+
+
+def test_equal_shapes_are_compiled_once(folder):
+  path = str(folder("llama"))
+  load.load_decoder(path, progress=False)
+  with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    seen = []
+    from jax._src import compiler
+
+    original = compiler.compile_or_get_cached
+    patch.setattr(
+      compiler, "compile_or_get_cached", lambda *a, **k: seen.append(1) or original(*a, **k)
+    )
+    load.load_decoder(path, progress=False)
+  assert not seen
+
+
+def test_one_error_lists_every_kind_of_fault(folder):
+  path = folder("llama")
+
+  def spoil(tensors):
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.0.self_attn.q_norm.weight"] = np.zeros(8, np.float32)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
+    tensors["norm.weight"] = tensors["model.norm.weight"]
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    tensors[gate] = tensors[gate].astype(np.int8)
+
+  edit(path, spoil)
+  again = {"model.embed_tokens.weight": np.zeros((3, 3), np.float32)}
+  safetensors.numpy.save_file(again, path / "more.safetensors")
+  (path / "model.safetensors").rename(path / "first.safetensors")
+  said = told(path)
+  assert "1 missing: model.layers.1.mlp.up_proj.weight" in said
+  assert "1 not known: model.layers.0.self_attn.q_norm.weight" in said
+  assert "1 of another shape: lm_head.weight" in said
+  assert "2 stored twice: model.embed_tokens.weight (again in more.safetensors), " in said
+  assert "norm.weight (also as model.norm.weight)" in said
+  assert "model.layers.0.mlp.gate_proj.weight (stored as I8)" in said
+
+
+def test_masks_of_old_checkpoints_may_have_any_type(folder):
+  path = folder("gpt2")
+  before = load.load_decoder(str(path), progress=False)
+  mask = np.tril(np.ones((1, 1, 8, 8), np.uint8))
+  edit(path, lambda t: t.update({"transformer.h.0.attn.bias": mask}))
+  edit(path, lambda t: t.update({"transformer.h.1.attn.bias": mask.astype(bool)}))
+  after = load.load_decoder(str(path), progress=False)
+  jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+
+
+def test_an_index_that_lists_absent_files(folder):
+  path = folder("llama", max_shard_size="20KB")
+  lost = sorted(path.glob("*.safetensors"))[:2]
+  for file in lost:
+    file.unlink()
+  assert f"lacks {lost[0].name}, {lost[1].name}, which its index lists" in told(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.hf_name)
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_the_pieces_of_a_fused_tensor_are_all_of_it(family, form):
+  """No array of ours takes what another took, and nothing of a fused tensor is left out."""
+  pieces = {}
+  for key in family.keys:
+    source = getattr(key, form)
+    if source is not None:
+      part = source.part
+      entry = (part and part.layout, part.index if part else 0)
+      pieces.setdefault(source.name, []).append(entry)
+  config = configs()[family.hf_name]
+  for name, taken in pieces.items():
+    layouts = {layout for layout, _ in taken}
+    assert len(layouts) == 1, f"{name} is taken apart in two ways"
+    (layout,) = layouts
+    count = len(layout(config)[1]) if layout else 1
+    assert sorted(index for _, index in taken) == list(range(count)), name
+
+
+@functools.cache
+def configs():
+  """hf_name -> the network's config of a tiny model of each family."""
+  given = [(f"{kind}Config", sizes) for kind, sizes in CASES.values()]
+  given += [(kind, sizes) for _, kind, sizes in KINDS.values()]
+  settings = [getattr(transformers, kind)(**sizes) for kind, sizes in given]
+  stored = {config.model_type: json.loads(config.to_json_string()) for config in settings}
+  return {
+    family.hf_name: families.read_config(family, "hf", stored[family.hf_name], "here")
+    for family in FAMILIES
+  }
