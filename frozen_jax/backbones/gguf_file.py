@@ -2,11 +2,17 @@
 
 The `gguf` package parses the file (mapped into memory, not read) and dequantises every block type.
 llama.cpp stores the rows of Q and K of the Llama family with the two rotary halves of each head
-interleaved; here that is undone, since our rotation works on halves (as transformers' does).
+interleaved; here that is undone, since our rotation works on halves (as transformers' does). The
+experts of a layer lie in one tensor [E, ...]; here each has the name that it had before llama.cpp
+stacked them (blk.0.ffn_up_exps.weight is blk.0.ffn_up.0.weight, blk.0.ffn_up.1.weight, ...), so
+that files from either time are read, and each expert by itself.
 """
 
+import dataclasses
 import pathlib
+import re
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
@@ -18,6 +24,23 @@ from frozen_jax.backbones.families.table import Family
 from frozen_jax.core.errors import UserError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_STACKED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight")
+
+# Settings that only the tensors tell: which products have biases, and how wavelengths are divided.
+_BIASES = {
+  "qkv_bias": ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),
+  "out_bias": ("blk.0.attn_output.bias",),
+  "mlp_bias": ("blk.0.ffn_up.bias",),
+}
+_DIVISORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  """Stored bytes: `data` is [..., bytes of a row], or the numbers of types that have no blocks."""
+
+  data: np.ndarray
+  tensor_type: gguf.GGMLQuantizationType
 
 
 class GGUFFile:
@@ -35,16 +58,17 @@ class GGUFFile:
     self.where = str(path)
     reader = _open(path)
     self.metadata = dict(reader.fields)
-    self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-    self.shapes = {
-      name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()
-    }
+    self._tensors: dict[str, _Tensor] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor, shape in _named(reader):
+      self._tensors[name], self.shapes[name] = tensor, shape
     if int(self.value("split.count", 1)) > 1:
       raise UserError(
         f"{path} is one part of a model that was split; join the parts with llama.cpp's "
         "`llama-gguf-split --merge` and load the result"
       )
     self.family: Family = families.family_of(self.value("general.architecture"), "gguf", self.where)
+    self._heads: dict[str, int] = {}  # known once the config is
     self.config = self._read_config()
     self._heads = self._heads_by_name()
 
@@ -77,6 +101,11 @@ class GGUFFile:
       key.removeprefix(prefix): self.value(key) for key in self.metadata if key.startswith(prefix)
     }
     stored["tied"] = _HEAD not in self.shapes
+    for setting, names in _BIASES.items():
+      stored[setting] = any(name in self.shapes for name in names)
+    for name in _DIVISORS:
+      if f"{name}.weight" in self.shapes:
+        stored[name] = tuple(self.read(f"{name}.weight", (slice(None),)).tolist())
     stored.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
     return families.read_config(self.family, "gguf", stored, self.where)
 
@@ -87,6 +116,19 @@ class GGUFFile:
       if key.gguf and key.gguf.permuted
       for layer in range(self.config.layers)
     }
+
+
+def _named(reader: gguf.GGUFReader) -> Iterator[tuple[str, _Tensor, tuple[int, ...]]]:
+  """Names, tensors and their row-major shapes; experts one by one."""
+  for tensor in reader.tensors:
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    stacked = _STACKED.fullmatch(tensor.name)
+    if stacked and len(shape) == 3:
+      for expert in range(shape[0]):
+        part = _Tensor(tensor.data[expert], tensor.tensor_type)
+        yield f"{stacked[1]}.{expert}.weight", part, shape[1:]
+    else:
+      yield tensor.name, _Tensor(tensor.data, tensor.tensor_type), shape
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
@@ -105,6 +147,11 @@ def _open(path: pathlib.Path) -> gguf.GGUFReader:
   # Python raises there.
   except (ValueError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "GGMLQuantizationType" in reason:
+      raise UserError(
+        f"{path} has tensors of a type that the gguf package does not know ({reason}); get a newer "
+        "gguf package, or a file in another quantisation"
+      ) from None
     raise UserError(
       f"{path} is not a whole GGUF file ({reason}); it was cut short or damaged: get it again"
     ) from None

@@ -71,21 +71,24 @@ def test_wrong_tensors_are_listed_in_one_error(llama, gguf_file):
   model = llama()
   tensors = gguf_file.tensors(model)
   del tensors["blk.2.attn_k.weight"]
-  tensors["rope_freqs.weight"] = np.ones(16, np.float32)
+  tensors["blk.0.attn_scale.weight"] = np.ones(16, np.float32)
   tensors["blk.0.ffn_norm.weight"] = np.ones(63, np.float32)
   with pytest.raises(UserError) as error:
     load_decoder(str(gguf_file(model, tensors=tensors)), progress=False)
   said = str(error.value)
   assert "1 missing: blk.2.attn_k.weight" in said
-  assert "1 not known: rope_freqs.weight" in said
+  assert "1 not known: blk.0.attn_scale.weight" in said
   assert "blk.0.ffn_norm.weight [63] instead of [64]" in said
 
 
 @pytest.mark.parametrize(
   "change, named",
   [
-    (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type = 'yarn'"),
-    (lambda w: w.add_expert_count(8), "expert_count = 8"),
+    (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.factor"),
+    (lambda w: w.add_rope_scaling_factor(4.0), "rope.scaling.factor = 4.0"),
+    (lambda w: w.add_rope_scaling_yarn_beta_fast(4.0), "rope.scaling.yarn_beta_fast = 4.0"),
+    (lambda w: w.add_expert_count(8), "0 of 8 experts"),
+    (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
     (lambda w: w.add_sliding_window(128), "attention.sliding_window = 128"),
     (lambda w: w.add_rope_dimension_count(16), "rope.dimension_count = 16"),
     (lambda w: w.add_uint16("split.count", 2), "llama-gguf-split"),
