@@ -3,6 +3,9 @@
 Two kinds, by the names of llama.cpp (src/llama-vocab.cpp): "gpt2", byte-level BPE with a list of
 merges (Radford et al. 2019), and "llama", BPE of SentencePiece (Kudo and Richardson 2018), which
 merges what makes the token of the highest score and spells what has no token in bytes.
+
+What GGUF files do not say, we cannot do either: the composing of letters and accents (NFC) before
+the text of Qwen and GPT-NeoX is cut, and the blanks that Phi-3's special tokens swallow.
 """
 
 import dataclasses

@@ -85,6 +85,50 @@ def test_a_mesh_gives_the_same_weights(case, files):
   assert spread.fingerprint == whole.fingerprint
 
 
+def in_blocks(apart):
+  """Changes a writer so that experts are stored in eight bits, stacked or each by itself."""
+
+  def change(writer):
+    add, kind = writer.add_tensor, gguf.GGMLQuantizationType.Q8_0
+
+    def add_tensor(name, tensor):
+      if "_exps" not in name:
+        add(name, tensor)
+      elif apart:
+        for expert, part in enumerate(gguf.quants.quantize(tensor, kind)):
+          own = name.replace("_exps.weight", f".{expert}.weight")
+          add(own, np.ascontiguousarray(part), raw_dtype=kind)
+      else:
+        add(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
+
+    writer.add_tensor = add_tensor
+
+  return change
+
+
+def test_experts_in_one_tensor_or_each_by_itself(tmp_path):
+  """llama.cpp stacked the experts of a layer in spring 2024; older files have them apart."""
+  import jax
+
+  model = torch_model("mixtral", hidden_size=64, intermediate_size=96, num_attention_heads=4)
+  loaded = []
+  for name, change in (
+    ("plain", lambda w: None),
+    ("one", in_blocks(False)),
+    ("apart", in_blocks(True)),
+  ):
+    path = gguf_writing.write(tmp_path / f"{name}.gguf", model, tmp_path / name, change)
+    loaded.append(load_decoder(str(path), progress=False))
+  plain, one, apart = (decoder.params for decoder in loaded)
+  jax.tree.map(np.testing.assert_array_equal, one, apart)
+  assert loaded[1].fingerprint == loaded[2].fingerprint
+  for kernel in ("gate", "up", "down"):
+    off = np.abs(
+      one["layers"]["experts"][kernel]["kernel"] - plain["layers"]["experts"][kernel]["kernel"]
+    )
+    assert 0 < off.max() < 0.01
+
+
 @pytest.mark.parametrize(
   "case, change, named",
   [
