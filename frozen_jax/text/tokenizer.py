@@ -6,35 +6,19 @@ is installed (transformers 5.23).
 """
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.text import gguf_vocabulary
+from frozen_jax.text.gguf_vocabulary import Metadata
 
-Metadata = Callable[..., Any]  # value(key, default=None), as `GGUFFile.value`
-
-_CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp (enum llama_token_type)
-
-# How text is cut before the merges apply, by the name in `tokenizer.ggml.pre` (llama.cpp,
-# src/llama-vocab.cpp). None: GPT-2's own regular expression.
-#
-# "smollm": llama.cpp and the model's own tokenizer.json also cut digits apart beforehand;
-# transformers' reader of GGUF files does not. We give the same ids as transformers: they differ
-# only where two or more blanks or line ends stand right before a digit ("a  1": one token for
-# both blanks there, two here), and in a few rare numerals such as a superscript after a blank.
-_LLAMA3 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS: dict[str, str | None] = {
-  "default": None,
-  "gpt-2": None,
-  "smollm": None,
-  "llama-bpe": _LLAMA3,
-  "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
+# What llama.cpp takes for granted where a file is silent, by the kind of tokenizer.
+_SILENT = {
+  "gpt2": {},
+  "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
 }
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -52,10 +36,11 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
   if kind is None or kind == "no_vocab":
     return None
   pre = value("tokenizer.ggml.pre", "default")
-  if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+  if kind not in _SILENT or (kind == "gpt2" and pre not in gguf_vocabulary.PRE_TOKENIZERS):
     raise UserError(
-      f"{where} has a tokenizer of the kind {kind!r} ({pre!r}); supported is 'gpt2' with "
-      f"{', '.join(PRE_TOKENIZERS)}: load the model from a folder with tokenizer.json instead"
+      f"{where} has a tokenizer of the kind {kind!r} ({pre!r}); supported are 'llama', and 'gpt2' "
+      f"with {', '.join(gguf_vocabulary.PRE_TOKENIZERS)}: load the model from a folder with "
+      "tokenizer.json instead"
     )
   tokens = value("tokenizer.ggml.tokens", [])
   if len(tokens) != vocab_size:
@@ -63,8 +48,9 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
       f"the tokenizer in {where} has {len(tokens)} tokens and the model {vocab_size}: it is the "
       "tokenizer of another model; get the file again"
     )
+  silent = _SILENT[kind]
   named = {
-    name: _token(value, tokens, f"tokenizer.ggml.{key}", where)
+    name: _token(value, tokens, f"tokenizer.ggml.{key}", silent.get(key), where)
     for name, key in (
       ("bos_token", "bos_token_id"),
       ("eos_token", "eos_token_id"),
@@ -72,8 +58,12 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
       ("pad_token", "padding_token_id"),
     )
   }
-  inner = _byte_level_bpe(value, tokens, PRE_TOKENIZERS[pre])
-  first = [named["bos_token"]] if value("tokenizer.ggml.add_bos_token", False) else []
+  if kind == "llama":
+    inner, bos = gguf_vocabulary.sentencepiece(value, tokens, where), True
+  else:
+    inner = gguf_vocabulary.byte_level(value, tokens, where)
+    bos = gguf_vocabulary.PRE_TOKENIZERS[pre].bos
+  first = [named["bos_token"]] if value("tokenizer.ggml.add_bos_token", bos) else []
   last = [named["eos_token"]] if value("tokenizer.ggml.add_eos_token", False) else []
   if None in first + last:
     raise UserError(f"{where} wants a bos or eos token at every text and names none; get it again")
@@ -129,28 +119,6 @@ def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:
     )
 
 
-def _byte_level_bpe(value: Metadata, tokens: list[str], split: str | None) -> Tokenizer:
-  merges = [tuple(pair.split(" ", 1)) for pair in value("tokenizer.ggml.merges", [])]
-  vocabulary = {token: index for index, token in enumerate(tokens)}
-  tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, byte_fallback=False))
-  if split is None:
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  else:
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-      [
-        pre_tokenizers.Split(Regex(split), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-      ]
-    )
-  tokenizer.decoder = decoders.ByteLevel()
-  types = value("tokenizer.ggml.token_type", [])
-  for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-    whole = [token for token, its in zip(tokens, types, strict=False) if its == kind]
-    add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
-    add([AddedToken(token, normalized=False, special=special) for token in whole])
-  return tokenizer
-
-
 def _framed(tokenizer: Tokenizer, before: list[str], after: list[str]) -> Any:
   """The post-processor that puts tokens before and after each text."""
   own = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
@@ -159,8 +127,10 @@ def _framed(tokenizer: Tokenizer, before: list[str], after: list[str]) -> Any:
   return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(own.items()))
 
 
-def _token(value: Metadata, tokens: list[str], key: str, where: str) -> str | None:
-  index = value(key)
+def _token(
+  value: Metadata, tokens: list[str], key: str, silent: int | None, where: str
+) -> str | None:
+  index = value(key, silent)
   if index is None:
     return None
   if not 0 <= index < len(tokens):

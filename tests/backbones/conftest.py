@@ -101,7 +101,9 @@ def write_gguf(path, model, tensors=None, kind=None, change=lambda writer: None)
   writer.add_layer_norm_rms_eps(config.rms_norm_eps)
   change(writer)
   for name, array in (gguf_tensors(model) if tensors is None else tensors).items():
-    if kind is not None and array.ndim == 2:
+    if isinstance(array, tuple):  # blocks, and of what type they are
+      writer.add_tensor(name, array[0], raw_dtype=array[1])
+    elif kind is not None and array.ndim == 2:
       writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
     else:
       writer.add_tensor(name, np.ascontiguousarray(array))

@@ -165,11 +165,11 @@ CASES = {
 NAMES = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}  # the rest: XForCausalLM
 
 
-def torch_model(case):
+def torch_model(case, **changes):
   """The model of transformers, float32, with random weights that matter."""
   kind, settings = CASES[case]
   torch.manual_seed(0)
-  config = getattr(transformers, f"{kind}Config")(**settings)
+  config = getattr(transformers, f"{kind}Config")(**settings | changes)
   config._attn_implementation = "eager"
   model = getattr(transformers, NAMES.get(kind, f"{kind}ForCausalLM"))(config).eval()
   with torch.no_grad():

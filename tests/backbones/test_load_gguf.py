@@ -1,5 +1,7 @@
 """GGUF files: round trip of tiny random models, and every way to be wrong."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -30,16 +32,74 @@ def test_a_gguf_file_and_a_folder_give_the_same_tree(llama, gguf_file, folder):
   assert one.fingerprint != other.fingerprint  # it names the weights as they are stored
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16", "BF16"])
-def test_quantised_tensors_are_read(llama, gguf_file, kind):
-  model = llama()
-  loaded = load_decoder(str(gguf_file(model, kind=gguf.GGMLQuantizationType[kind])), progress=False)
-  for ours, theirs in (
-    (loaded.params["layers"]["attn"]["q"]["kernel"][1], model.model.layers[1].self_attn.q_proj),
-    (loaded.params["layers"]["mlp"]["up"]["kernel"][2], model.model.layers[2].mlp.up_proj),
+BLOCK = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+BLOCK |= {"head_dim": 64, "num_key_value_heads": 4}  # K and IQ types have rows of whole 256s
+WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "BF16", "F16")
+READ = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
+READ += ("IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "NVFP4")
+
+
+def random_blocks(kind, rows, columns, draw):
+  """Blocks that hold finite numbers, for types that the gguf package cannot quantise."""
+  size, stored = gguf.GGML_QUANT_SIZES[kind]
+  blocks = draw.integers(0, 256, (rows * columns // size, stored), np.uint8)
+  with np.errstate(all="ignore"):
+    while (odd := ~np.isfinite(gguf.quants.dequantize(blocks, kind)).all(axis=1)).any():
+      blocks[odd] = draw.integers(0, 256, (odd.sum(), stored), np.uint8)
+  return blocks.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", [*WRITTEN, *READ])
+def test_every_type_gives_the_numbers_of_the_gguf_package(llama, gguf_file, kind):
+  type_ = gguf.GGMLQuantizationType[kind]
+  model = llama(**BLOCK)
+  draw = np.random.default_rng(0)
+  tensors = gguf_file.tensors(model)
+  for name, array in tensors.items():
+    if array.ndim == 2:
+      drawn = kind in READ
+      rows = (
+        random_blocks(type_, *array.shape, draw) if drawn else gguf.quants.quantize(array, type_)
+      )
+      tensors[name] = (rows, type_)
+  loaded = load_decoder(str(gguf_file(model, tensors=tensors)), progress=False)
+  layer = loaded.params["layers"]
+  for name, ours in (
+    ("token_embd.weight", loaded.params["embed"]["tokens"]),
+    ("blk.0.ffn_down.weight", layer["mlp"]["down"]["kernel"][0].T),
+    ("blk.0.attn_v.weight", layer["attn"]["v"]["kernel"][0].T),
   ):
-    off = np.abs(np.asarray(ours).T - theirs.weight.detach().numpy())
-    assert 0 < off.max() < (0.1 if kind == "Q4_1" else 0.01)
+    theirs = gguf.quants.dequantize(*tensors[name])
+    assert np.isfinite(theirs).all() and theirs.std() > 0
+    np.testing.assert_array_equal(ours, theirs)
+  stored = gguf.quants.dequantize(*tensors["blk.0.attn_q.weight"])  # pairs of a head, not halves
+  halves = stored.reshape(4, 32, 2, 256).swapaxes(1, 2).reshape(256, 256)
+  np.testing.assert_array_equal(layer["attn"]["q"]["kernel"][0].T, halves)
+
+
+def test_no_type_of_the_gguf_package_is_untested():
+  known = {kind.name for kind in gguf.quants._type_traits}
+  assert known | {"F16"} == {*WRITTEN, *READ}
+
+
+@pytest.mark.parametrize("kind", ["I8", "F64"])
+def test_a_type_that_cannot_be_dequantised(llama, gguf_file, kind):
+  model = llama()
+  tensors = gguf_file.tensors(model)
+  name, dtype = "blk.0.ffn_up.weight", {"I8": np.int8, "F64": np.float64}[kind]
+  tensors[name] = (np.ones(tensors[name].shape, dtype), gguf.GGMLQuantizationType[kind])
+  with pytest.raises(UserError, match=f"{name} is stored as {kind}.*another quantisation"):
+    load_decoder(str(gguf_file(model, tensors=tensors)), progress=False)
+
+
+def test_a_type_that_the_gguf_package_does_not_know(llama, gguf_file):
+  path = gguf_file(llama())
+  data = path.read_bytes()
+  name = b"blk.0.ffn_up.weight"
+  place = data.index(name) + len(name) + 4 + 2 * 8  # the number and sizes of its dimensions
+  path.write_bytes(data[:place] + struct.pack("<I", 97) + data[place + 4 :])
+  with pytest.raises(UserError, match="type that the gguf package does not know.*97"):
+    load_decoder(str(path), progress=False)
 
 
 def test_a_mesh_gives_the_same_weights(llama, gguf_file):
@@ -71,21 +131,24 @@ def test_wrong_tensors_are_listed_in_one_error(llama, gguf_file):
   model = llama()
   tensors = gguf_file.tensors(model)
   del tensors["blk.2.attn_k.weight"]
-  tensors["rope_freqs.weight"] = np.ones(16, np.float32)
+  tensors["blk.0.attn_scale.weight"] = np.ones(16, np.float32)
   tensors["blk.0.ffn_norm.weight"] = np.ones(63, np.float32)
   with pytest.raises(UserError) as error:
     load_decoder(str(gguf_file(model, tensors=tensors)), progress=False)
   said = str(error.value)
   assert "1 missing: blk.2.attn_k.weight" in said
-  assert "1 not known: rope_freqs.weight" in said
+  assert "1 not known: blk.0.attn_scale.weight" in said
   assert "blk.0.ffn_norm.weight [63] instead of [64]" in said
 
 
 @pytest.mark.parametrize(
   "change, named",
   [
-    (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type = 'yarn'"),
-    (lambda w: w.add_expert_count(8), "expert_count = 8"),
+    (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.factor"),
+    (lambda w: w.add_rope_scaling_factor(4.0), "rope.scaling.factor = 4.0"),
+    (lambda w: w.add_rope_scaling_yarn_beta_fast(4.0), "rope.scaling.yarn_beta_fast = 4.0"),
+    (lambda w: w.add_expert_count(8), "0 of 8 experts"),
+    (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
     (lambda w: w.add_sliding_window(128), "attention.sliding_window = 128"),
     (lambda w: w.add_rope_dimension_count(16), "rope.dimension_count = 16"),
     (lambda w: w.add_uint16("split.count", 2), "llama-gguf-split"),

@@ -239,8 +239,9 @@ def test_other_ways_to_cut_text_are_transformers(smollm2_file, tmp_path, pre):
   "changes, size, said",
   [
     ({}, 99, "100 tokens and the model 99"),
-    ({"ggml__pre": "tekken"}, 100, "'tekken'.*tokenizer.json"),
-    ({"ggml__model": "llama"}, 100, "kind 'llama'"),
+    ({"ggml__pre": "viking"}, 100, "'viking'.*tokenizer.json"),
+    ({"ggml__model": "t5"}, 100, "kind 't5'.*supported are 'llama'"),
+    ({"ggml__merges": ["t h", "x yz"]}, 100, "merges do not fit"),
     ({"ggml__eos_token_id": 100}, 100, "eos_token_id is 100"),
     ({"ggml__bos_token_id": None, "ggml__add_bos_token": True}, 100, "names none"),
   ],

@@ -9,6 +9,7 @@ from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.families import gguf_settings
 from frozen_jax.backbones.families.llama import sizes
 from frozen_jax.backbones.families.rope_settings import read_rope, scaled
 from frozen_jax.backbones.families.settings import Settings
@@ -132,8 +133,14 @@ _LATER = (
   *norm("layers/mlp_after", f"{_HF}.post_feedforward_layernorm", f"{_GGUF}.post_ffw_norm", -1.0),
 )
 
+
+def _family(name: str, gguf: str, keys: tuple[Key, ...], read_hf: Any, read_gguf: Any) -> Family:
+  derived = gguf_settings.ROPE_TENSORS
+  return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=derived)
+
+
 FAMILIES = (
-  Family("gemma", decoder, _FIRST, gemma, prefix="model."),
-  Family("gemma2", decoder, _LATER, gemma2, prefix="model."),
-  Family("gemma3_text", decoder, _LATER, gemma3, prefix="model."),
+  _family("gemma", "gemma", _FIRST, gemma, gguf_settings.gemma),
+  _family("gemma2", "gemma2", _LATER, gemma2, gguf_settings.gemma2),
+  _family("gemma3_text", "gemma3", _LATER, gemma3, gguf_settings.gemma3),
 )

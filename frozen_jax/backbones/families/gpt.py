@@ -9,6 +9,7 @@ from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.families import gguf_settings
 from frozen_jax.backbones.families.rope_settings import read_rope
 from frozen_jax.backbones.families.settings import Settings
 from frozen_jax.backbones.families.shared import headwise_qkv, hf_common, stacked_qkv
@@ -214,12 +215,42 @@ _BLOOM = (
 
 # Masks, constants and frequencies that old checkpoints hold beside the weights.
 _GPT_DERIVED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
-_NEOX_DERIVED = (r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+_NEOX_DERIVED = (
+  r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+  *gguf_settings.ROPE_TENSORS,
+)
 
+# GPT-J and OPT have no GGUF name: llama.cpp's converter writes neither.
 FAMILIES = (
-  Family("gpt2", decoder, _GPT2, gpt2, prefix="transformer.", derived=_GPT_DERIVED),
-  Family("gpt_neox", decoder, _NEOX, gpt_neox, prefix="gpt_neox.", derived=_NEOX_DERIVED),
+  Family(
+    "gpt2",
+    decoder,
+    _GPT2,
+    gpt2,
+    gguf_name="gpt2",
+    read_gguf=gguf_settings.gpt2,
+    prefix="transformer.",
+    derived=_GPT_DERIVED,
+  ),
+  Family(
+    "gpt_neox",
+    decoder,
+    _NEOX,
+    gpt_neox,
+    gguf_name="gptneox",
+    read_gguf=gguf_settings.gpt_neox,
+    prefix="gpt_neox.",
+    derived=_NEOX_DERIVED,
+  ),
   Family("gptj", decoder, _GPTJ, gptj, prefix="transformer.", derived=_GPT_DERIVED),
   Family("opt", decoder, _OPT, opt, prefix="model."),
-  Family("bloom", decoder, _BLOOM, bloom, prefix="transformer."),
+  Family(
+    "bloom",
+    decoder,
+    _BLOOM,
+    bloom,
+    gguf_name="bloom",
+    read_gguf=gguf_settings.bloom,
+    prefix="transformer.",
+  ),
 )

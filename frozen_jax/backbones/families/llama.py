@@ -9,6 +9,7 @@ from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.families import gguf_settings
 from frozen_jax.backbones.families.rope_settings import read_rope
 from frozen_jax.backbones.families.settings import Settings
 from frozen_jax.backbones.families.shared import hf_common, kinds, stacked_mlp, stacked_qkv
@@ -148,33 +149,6 @@ def qwen3_moe(s: Settings) -> DecoderConfig:
   )
 
 
-def gguf_sizes(s: Settings) -> dict[str, Any]:
-  """The fields that GGUF files of these families spell alike."""
-  s.silent("tensor_data_layout", "rope.scaling.finetuned")
-  heads, width = s.whole("attention.head_count"), s.whole("embedding_length")
-  head_dim = s.whole("attention.key_length", "rope.dimension_count", default=width // max(heads, 1))
-  s.only(**{"attention.value_length": head_dim, "rope.dimension_count": head_dim})
-  return {
-    "vocab_size": s.whole("vocab_size"),
-    "width": width,
-    "layers": s.whole("block_count"),
-    "heads": heads,
-    "kv_heads": s.whole("attention.head_count_kv", default=heads),
-    "head_dim": head_dim,
-    "mlp_width": s.whole("feed_forward_length"),
-    "context": s.whole("context_length", default=2048),
-    "tied": s.flag("tied"),
-    "norm_eps": s.number("attention.layer_norm_rms_epsilon"),
-  }
-
-
-def gguf_llama(s: Settings) -> DecoderConfig:
-  fields = gguf_sizes(s)
-  s.only(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0})
-  s.only(expert_count=0, expert_used_count=0)
-  return DecoderConfig(**fields, rope=decoder.rope.Rope(s.number("rope.freq_base", default=1e4)))
-
-
 def _mlp(name: str, hf: str, gguf: str) -> tuple[Key, ...]:
   return linear(
     f"layers/mlp/{name}", f"model.layers.{{layer}}.mlp.{hf}", f"blk.{{layer}}.ffn_{gguf}"
@@ -182,14 +156,14 @@ def _mlp(name: str, hf: str, gguf: str) -> tuple[Key, ...]:
 
 
 def _experts(block: str, names: dict[str, str]) -> tuple[Key, ...]:
-  """The keys of router and experts; GGUF keeps the experts of a layer in one tensor."""
+  """The keys of router and experts (`GGUFFile` names each expert of a layer's one tensor)."""
   base = f"model.layers.{{layer}}.{block}"
   router = linear("layers/mlp/router", f"{base}.gate", "blk.{layer}.ffn_gate_inp")
   return router + tuple(
     Key(
       f"layers/experts/{ours}/kernel",
       Source(f"{base}.experts.{{expert}}.{theirs}.weight", transpose=True),
-      Source(f"blk.{{layer}}.ffn_{ours}_exps.weight", transpose=True),
+      Source(f"blk.{{layer}}.ffn_{ours}.{{expert}}.weight", transpose=True),
     )
     for ours, theirs in names.items()
   )
@@ -223,7 +197,13 @@ _PLAIN_MLP = (
   *_mlp("up", "up_proj", "up"),
   *_mlp("down", "down_proj", "down"),
 )
-_PERMUTED = (*_FRAME, *_attention(permuted=True), *_PLAIN_MLP)
+# Llama's keys and Mixtral's are the same: both are "llama" in GGUF files, experts or not.
+_PERMUTED = (
+  *_FRAME,
+  *_attention(permuted=True),
+  *_PLAIN_MLP,
+  *_experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
+)
 _STRAIGHT = (*_FRAME, *_attention(permuted=False), *_PLAIN_MLP)
 _PHI3 = (
   *_FRAME,
@@ -253,29 +233,22 @@ _PHI3 = (
     )
   ),
 )
-_FREQUENCIES = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+_DERIVED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *gguf_settings.ROPE_TENSORS)
 
 
-def _family(name: str, read_hf: Any, keys: tuple[Key, ...], **more: Any) -> Family:
-  return Family(name, decoder, keys, read_hf, prefix="model.", derived=_FREQUENCIES, **more)
+def _family(name: str, read_hf: Any, keys: tuple[Key, ...], gguf: str = "") -> Family:
+  read_gguf = getattr(gguf_settings, name) if gguf else None
+  return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=_DERIVED)
 
 
 FAMILIES = (
-  _family("llama", llama, _PERMUTED, gguf_name="llama", read_gguf=gguf_llama),
+  _family("llama", llama, _PERMUTED, gguf="llama"),
   _family("mistral", mistral, _PERMUTED),
-  _family("qwen2", qwen2, _STRAIGHT),
-  _family("qwen3", qwen3, _STRAIGHT),
-  _family("smollm3", smollm3, _PERMUTED),
-  _family("phi3", phi3, _PHI3),
-  _family(
-    "mixtral",
-    mixtral,
-    (
-      *_FRAME,
-      *_attention(permuted=True),
-      *_experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-    ),
-  ),
+  _family("qwen2", qwen2, _STRAIGHT, gguf="qwen2"),
+  _family("qwen3", qwen3, _STRAIGHT, gguf="qwen3"),
+  _family("smollm3", smollm3, _PERMUTED, gguf="smollm3"),
+  _family("phi3", phi3, _PHI3, gguf="phi3"),
+  _family("mixtral", mixtral, _PERMUTED),
   _family(
     "qwen3_moe",
     qwen3_moe,
@@ -283,5 +256,6 @@ FAMILIES = (
       *_STRAIGHT,
       *_experts("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
     ),
+    gguf="qwen3moe",
   ),
 )
