@@ -49,11 +49,11 @@ class _Reader(gguf.GGUFReader):
   package makes several for each token of a vocabulary."""
 
   @property
-  def data(self) -> np.ndarray:
+  def data(self) -> Any:
     return self._plain
 
   @data.setter
-  def data(self, mapped: np.ndarray):
+  def data(self, mapped: np.ndarray) -> None:
     self._plain = mapped.view(np.ndarray)
 
 

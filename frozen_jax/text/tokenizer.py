@@ -63,8 +63,8 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
   else:
     inner = gguf_vocabulary.byte_level(value, tokens, where)
     bos = gguf_vocabulary.PRE_TOKENIZERS[pre].bos
-  first = [named["bos_token"]] if value("tokenizer.ggml.add_bos_token", bos) else []
-  last = [named["eos_token"]] if value("tokenizer.ggml.add_eos_token", False) else []
+  first: list[Any] = [named["bos_token"]] if value("tokenizer.ggml.add_bos_token", bos) else []
+  last: list[Any] = [named["eos_token"]] if value("tokenizer.ggml.add_eos_token", False) else []
   if None in first + last:
     raise UserError(f"{where} wants a bos or eos token at every text and names none; get it again")
   if first or last:

@@ -88,7 +88,7 @@ def test_a_type_that_cannot_be_dequantised(llama, gguf_file, kind):
   tensors = gguf_file.tensors(model)
   name, dtype = "blk.0.ffn_up.weight", {"I8": np.int8, "F64": np.float64}[kind]
   tensors[name] = (np.ones(tensors[name].shape, dtype), gguf.GGMLQuantizationType[kind])
-  with pytest.raises(UserError, match=f"{name} is stored as {kind}.*another quantisation"):
+  with pytest.raises(UserError, match=rf"{name} .*stored as {kind}"):
     load_decoder(str(gguf_file(model, tensors=tensors)), progress=False)
 
 

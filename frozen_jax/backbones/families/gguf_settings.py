@@ -12,7 +12,7 @@ we compute it without, which differs from transformers beyond 4096 tokens.
 import math
 from typing import Any
 
-from frozen_jax.backbones.config import DecoderConfig, Rope
+from frozen_jax.backbones.config import DecoderConfig, Kind, Rope
 from frozen_jax.backbones.families.settings import REQUIRED, Settings
 
 # Regular expressions of the tensors that are read as settings.
@@ -47,7 +47,9 @@ def smollm3(s: Settings) -> DecoderConfig:
   fields = _frame(s)
   s.only(**{"rope.dimension_count": fields["head_dim"]})
   # Every fourth layer has no positions: the file does not say so, llama.cpp knows it.
-  kinds = tuple("full" if (i + 1) % 4 else "unrotated" for i in range(fields["layers"]))
+  kinds: tuple[Kind, ...] = tuple(
+    "full" if (i + 1) % 4 else "unrotated" for i in range(fields["layers"])
+  )
   return DecoderConfig(**fields, rope=_rope(s, fields), kinds=kinds)
 
 
@@ -108,7 +110,7 @@ def bloom(s: Settings) -> DecoderConfig:
   )
 
 
-_PLAIN = {"norm": "layer", "gated": False}
+_PLAIN: dict[str, Any] = {"norm": "layer", "gated": False}
 
 
 def _frame(s: Settings, epsilon: str = _RMS) -> dict[str, Any]:
