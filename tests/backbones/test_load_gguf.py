@@ -82,8 +82,14 @@ def test_no_type_of_the_gguf_package_is_untested():
   assert known | {"F16"} == {*WRITTEN, *READ}
 
 
-@pytest.mark.parametrize("kind", ["I8", "F64"])
-def test_a_type_that_cannot_be_dequantised(llama, gguf_file, kind):
+@pytest.mark.parametrize(
+  "kind,fault",
+  [
+    ("I8", r"not floating point numbers.*: blk.0.ffn_up.weight \(stored as I8\)"),
+    ("F64", "blk.0.ffn_up.weight is stored as F64.*another quantisation"),
+  ],
+)
+def test_a_type_that_cannot_be_dequantised(llama, gguf_file, kind, fault):
   model = llama()
   tensors = gguf_file.tensors(model)
   name, dtype = "blk.0.ffn_up.weight", {"I8": np.int8, "F64": np.float64}[kind]
