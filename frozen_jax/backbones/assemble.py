@@ -71,7 +71,7 @@ class Stored(Protocol):
   twice: Mapping[str, str]
 
   def read(self, name: str, index: Index) -> np.ndarray:
-    """A part of a tensor as floating point numbers."""
+    """A part of a tensor as floating point numbers; it may be a view of the file."""
     ...
 
   def size(self, name: str) -> int:
@@ -219,9 +219,12 @@ def build(
   # The bar shows itself only when loading takes longer than a moment.
   with tqdm(total=total, desc="load", unit="tensor", disable=not progress, delay=2) as bar:
     for leaf in order:
-      read = functools.partial(_to_devices, leaf, stored, _read_sharding(leaf, axes, mesh))
+      how = convert(leaf.path)
+      narrow = how.dtype if isinstance(how, Cast) and not leaf.source.offset else None
+      sharding = _read_sharding(leaf, axes, mesh)
+      read = functools.partial(_to_devices, leaf, stored, sharding, narrow)
       out = placed[leaf.path] if placed else None
-      tree[leaf.path] = _join(leaf, convert(leaf.path), read, kept[leaf.path], out, bar.update)
+      tree[leaf.path] = _join(leaf, how, read, kept[leaf.path], out, bar.update)
   return paths.unflatten({leaf.path: tree[leaf.path] for leaf in leaves})
 
 
@@ -303,20 +306,24 @@ def _write(
   return stack.unpack(jax.tree.map(put, stack.pack(held), stack.pack(value)), dtypes)
 
 
-def _to_devices(leaf: Leaf, stored: Stored, sharding: Sharding | None, name: str) -> jax.Array:
-  """What one stored tensor contributes, as stored, on its devices; equal shards are read once."""
+def _to_devices(
+  leaf: Leaf, stored: Stored, sharding: Sharding | None, narrow: np.dtype | None, name: str
+) -> jax.Array:
+  """What one stored tensor contributes, as stored, on its devices; equal shards are read once.
+
+  narrow: the type that it is cast to on the way if it is stored in a wider one.
+  """
   every = (slice(None),) * len(leaf.read_shape)
   if sharding is None:
-    return jax.device_put(read_tensor(leaf, stored, name, every))
+    return jax.device_put(_own(read_tensor(leaf, stored, name, every), narrow))
   whole = None if stored.sliced else read_tensor(leaf, stored, name, every)
   parts: dict[tuple[Any, ...], np.ndarray] = {}
 
   def part(index: Index) -> np.ndarray:
-    if whole is not None:
-      return whole[index]
     bounds = tuple((i.start, i.stop) for i in index)
     if bounds not in parts:
-      parts[bounds] = read_tensor(leaf, stored, name, index)
+      read = read_tensor(leaf, stored, name, index) if whole is None else whole[index]
+      parts[bounds] = _own(read, narrow)
     return parts[bounds]
 
   return jax.make_array_from_callback(leaf.read_shape, sharding, part)
@@ -335,7 +342,24 @@ def read_tensor(leaf: Leaf, stored: Stored, name: str, index: Index) -> np.ndarr
   tensor = stored.read(name, tuple(bounds))
   if pick is not None and len(pick) < tensor.shape[leaf.out_axis]:
     tensor = tensor.take(pick, axis=leaf.out_axis)
-  return tensor.astype(np.float32) if tensor.dtype == np.float64 else tensor
+  return tensor
+
+
+def _own(tensor: np.ndarray, narrow: np.dtype | None) -> np.ndarray:
+  """A copy that nobody else has: never of 64 bits, and of the type `narrow` if that is smaller.
+
+  It is aligned to 64 bytes, for then XLA's CPU backend keeps it as it is. (So it would keep a view
+  of a file, which others may write to.)
+  """
+  dtype = np.dtype(np.float32) if tensor.dtype == np.float64 else tensor.dtype
+  if narrow is not None and narrow.itemsize < dtype.itemsize:
+    dtype, tensor = narrow, tensor.astype(dtype, copy=False)
+  size = tensor.size * dtype.itemsize
+  room = np.empty(size + 64, np.uint8)
+  start = -room.ctypes.data % 64
+  copy = room[start : start + size].view(dtype).reshape(tensor.shape)
+  np.copyto(copy, tensor, casting="unsafe")
+  return copy
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

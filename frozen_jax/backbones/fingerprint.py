@@ -61,8 +61,7 @@ def _hash(names: list[str], stored: Stored, progress: bool) -> dict[str, str]:
     return digest.hexdigest(), data.nbytes
 
   found = {}
-  # hashlib lets go of the interpreter's lock, so that threads hash in parallel; few of them, for
-  # each may hold a tensor in memory.
+  # hashlib lets go of the interpreter's lock, so that threads hash in parallel.
   with (
     concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
     tqdm(desc="fingerprint", unit="B", unit_scale=True, disable=not progress, delay=2) as bar,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -21,6 +22,8 @@ from frozen_jax.core.errors import UserError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
+
+_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 # File -> tensor -> stored type and shape.
 Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
@@ -38,37 +41,38 @@ class HFFolder:
 
   form: families.Format = "hf"
   sliced = True
-  floats = frozenset({"F64", "F32", "F16", "BF16"})
+  floats = frozenset(_FLOATS)
 
   def __init__(self, folder: pathlib.Path, headers: Headers | None = None):
     self.where = str(folder)
     settings = read_json(folder / "config.json")
     self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
     self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
-    self._opened: dict[str, Any] = {}
-    self._places: dict[str, tuple[str, str]] = {}  # the file of a tensor, and its name in there
+    self._bytes: dict[str, np.ndarray] = {}  # the mapped bytes of each tensor
     self.types: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
     self.twice: dict[str, str] = {}
     if headers is None:
       headers = {path.name: self._open(path) for path in _weight_files(folder)}
     for file, tensors in headers.items():
-      self._add(file, tensors)
+      for name, (kind, shape) in tensors.items():
+        if name in self.shapes:
+          self.twice[name] = f"again in {file}"
+        else:
+          self.types[name], self.shapes[name] = kind, shape
     self._name_usually()
     self._name_whole()
 
   def read(self, name: str, index: Index) -> np.ndarray:
-    """A part of a tensor in its stored type."""
-    file, own = self._places[name]
-    return self._opened[file].get_slice(own)[index]
+    """A part of a tensor in its stored type, as a view of the file."""
+    return self._bytes[name].view(_FLOATS[self.types[name]]).reshape(self.shapes[name])[index]
 
   def size(self, name: str) -> int:
     digits = re.search(r"\d+", self.types[name])  # F32, BF16, F8_E4M3; BOOL takes a byte
     return math.prod(self.shapes[name]) * int(digits[0] if digits else 8) // 8
 
   def content(self, name: str) -> np.ndarray:
-    file, own = self._places[name]
-    return np.ascontiguousarray(self._opened[file].get_tensor(own)).reshape(-1).view(np.uint8)
+    return self._bytes[name]
 
   def _name_usually(self) -> None:
     """Gives the tensors the names of the family's table, where they have others that it knows."""
@@ -81,8 +85,9 @@ class HFFolder:
           self._rename(name, other)
 
   def _rename(self, name: str, other: str) -> None:
-    for held in (self._places, self.types, self.shapes):
-      held[other] = held.pop(name)
+    for held in (self._bytes, self.types, self.shapes):
+      if name in held:  # there are no bytes behind headers alone
+        held[other] = held.pop(name)
 
   def _name_whole(self) -> None:
     """Gives the tensors of a bare model the names that they have in the whole one."""
@@ -101,23 +106,22 @@ class HFFolder:
 
   def _open(self, path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     try:
-      opened = safetensors.safe_open(path, framework="numpy")
+      safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
       reason = str(error).splitlines()[0]
       raise UserError(
         f"{path} is not a whole safetensors file ({reason}); it was cut short or damaged: "
         "get it again"
       ) from None
-    self._opened[path.name] = opened
-    parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
-
-  def _add(self, file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    for name, (kind, shape) in tensors.items():
-      if name in self._places:
-        self.twice[name] = f"again in {file}"
-      else:
-        self._places[name], self.types[name], self.shapes[name] = (file, name), kind, shape
+    # The package has checked the file; its own reading copies a tensor twice, ours not at all.
+    data = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+      first, last = entry["data_offsets"]
+      self._bytes.setdefault(name, data[start + first : start + last])
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:

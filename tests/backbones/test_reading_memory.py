@@ -1,4 +1,4 @@
-"""What loading costs in host memory: a random checkpoint of 1 GB, in a process of its own.
+"""What loading costs in host memory: random checkpoints of 1 GB, in a process of its own.
 
 Sampled from outside is RssAnon, the memory that is the process's own. VmHWM would count the pages
 of the mapped files as well, which the kernel drops as soon as anybody wants them.
@@ -17,15 +17,12 @@ import pytest
 import safetensors.numpy
 
 from frozen_jax.backbones import assemble, families
-from frozen_jax.backbones.families.table import Family
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model_type": "llama",
-  "vocab_size": 32_000,
   "hidden_size": 1024,
   "intermediate_size": 4096,
-  "num_hidden_layers": 26,
   "num_attention_heads": 16,
 }
 PROGRAM = """
@@ -44,25 +41,41 @@ print(int(status["RssAnon"].split()[0]) * 1024, kept)
 """
 
 
+# Half a billion numbers: 1 GB in bfloat16; and half as many, most of them in one table.
+DEEP = {"vocab_size": 32_000, "num_hidden_layers": 26}
+WIDE = {"vocab_size": 128_000, "num_hidden_layers": 7, "tie_word_embeddings": True}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-  """A Llama of 0.5 G numbers in five bfloat16 files, written tensor by tensor."""
-  folder = tmp_path_factory.mktemp("large")
-  (folder / "config.json").write_text(json.dumps(SETTINGS))
-  family: Family = families.family_of("llama", "hf", "here")
-  config = families.read_config(family, "hf", SETTINGS, "here")
-  tensors = {
-    name: leaf.stored_shape for leaf in assemble.plan(config, family, "hf") for name in leaf.names
-  }
+  """`checkpoint(sizes, dtype)`: a random Llama of 1 GB in five files, written one by one."""
+  made = {}
+
+  def get(sizes, dtype):
+    name = f"{sizes['vocab_size']}-{dtype.__name__}"
+    if name not in made:
+      made[name] = tmp_path_factory.mktemp(name)
+      write(made[name], SETTINGS | sizes, dtype)
+    return made[name]
+
+  return get
+
+
+def write(folder, settings, dtype):
+  (folder / "config.json").write_text(json.dumps(settings))
+  family = families.family_of("llama", "hf", "here")
+  config = families.read_config(family, "hf", settings, "here")
+  leaves = assemble.plan(config, family, "hf")
+  shapes = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
   rng = np.random.default_rng(0)
-  names = sorted(tensors)
+  bits = np.dtype(f"u{np.dtype(dtype).itemsize}")
+  finite = np.array(~(1 << (8 * bits.itemsize - 2)), np.int64).astype(bits)  # numbers below 2
   for part in range(5):
     held = {}
-    for name in names[part::5]:
-      bits = rng.integers(0, 2**16, tensors[name], np.uint16) & 0xBFFF  # finite: below 2
-      held[name] = bits.view(ml_dtypes.bfloat16)
+    for name in sorted(shapes)[part::5]:
+      noise = rng.integers(0, np.iinfo(bits).max, shapes[name], bits)
+      held[name] = (noise & finite).view(dtype)
     safetensors.numpy.save_file(held, folder / f"model-{part + 1}-of-5.safetensors")
-  return folder
 
 
 def peak_of(*arguments, devices):
@@ -84,9 +97,20 @@ def peak_of(*arguments, devices):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("devices", [1, 8])
-def test_the_host_holds_little_more_than_what_it_keeps(checkpoint, devices):
-  peak, (before, kept) = peak_of(str(checkpoint), str(devices), "bfloat16", devices=devices)
-  assert 0.95e9 < kept < 1.1e9
+@pytest.mark.parametrize(
+  "sizes, stored, dtype, devices",
+  [
+    (DEEP, ml_dtypes.bfloat16, "bfloat16", 1),
+    (DEEP, ml_dtypes.bfloat16, "bfloat16", 8),
+    (WIDE, np.float32, "bfloat16", 1),
+    (WIDE, np.float32, "bfloat16", 8),
+  ],
+)
+def test_the_host_holds_little_more_than_it_keeps(checkpoint, sizes, stored, dtype, devices):
+  folder = checkpoint(sizes, stored)
+  on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+  peak, (before, kept) = peak_of(str(folder), str(devices), dtype, devices=devices)
+  assert 0.9e9 < on_disk < 1.1e9
+  assert kept > 0.99 * on_disk / (np.dtype(stored).itemsize / 2)
   print(f"{devices} devices: {(peak - before) / kept:.3f} times the {kept / 1e9:.2f} GB kept")
   assert peak - before < 1.25 * kept
