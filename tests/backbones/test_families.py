@@ -14,6 +14,7 @@ import torch
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.load import load_decoder
+from frozen_jax.backbones.quantized import Quantized, dense
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.decoder_cases import CASES, torch_model
@@ -158,3 +159,38 @@ def test_the_checkpoint_of_a_bare_model_is_read(case, tmp_path):
     return
   whole, bare = (load_decoder(str(tmp_path / n), progress=False) for n in ("whole", "bare"))
   assert jax.tree.all(jax.tree.map(np.array_equal, whole.params, bare.params))
+
+
+@pytest.mark.parametrize("case", sorted(EACH_FAMILY))
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_weights_compute_what_they_stand_for(kind, case, tmp_path):
+  """The logits of the matrices made whole, cached decoding too; int8 is near the original."""
+  torch_model(case).save_pretrained(tmp_path)
+  plain = load_decoder(str(tmp_path), progress=False)
+  held = load_decoder(str(tmp_path), quantize=kind, progress=False).params
+  is_held = lambda leaf: isinstance(leaf, Quantized)
+  assert sum(map(is_held, jax.tree.leaves(held, is_leaf=is_held))) >= 5
+  whole = jax.tree.map(lambda leaf: dense(leaf) if is_held(leaf) else leaf, held, is_leaf=is_held)
+  tokens, mask = inputs("left")
+  run = jax.jit(logits_and_step, static_argnums=1)
+  ours, made_whole, original = (
+    run(params, plain.config, tokens, mask) for params in (held, whole, plain.params)
+  )
+  real = mask > 0
+  assert np.isfinite(ours[0]).all()
+  np.testing.assert_allclose(np.asarray(ours[0])[real], np.asarray(made_whole[0])[real], atol=2e-5)
+  np.testing.assert_allclose(ours[1], made_whole[1], atol=2e-5)
+  np.testing.assert_allclose(ours[1], np.asarray(ours[0])[:, -1], atol=2e-5)
+  routed = plain.config.experts  # a token on the border may go to another expert
+  if kind == "int8" and not routed:
+    distance = np.linalg.norm((ours[0] - original[0])[real]) / np.linalg.norm(original[0][real])
+    assert distance < 0.1
+
+
+def logits_and_step(params, config, tokens, mask):
+  """Logits of the whole text [B, T, V], and those of its last token by a cached step [B, V]."""
+  x = decoder.embed(params, config, tokens)
+  whole = decoder.logits(params, config, decoder.hidden(params, config, x, mask))
+  _, kept = decoder.prefill(params, config, x[:, :-1], mask[:, :-1], 1)
+  state, _ = decoder.step(params, config, x[:, -1:], kept)
+  return whole, decoder.logits(params, config, state)[:, 0]
