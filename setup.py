@@ -41,6 +41,7 @@ TEST = [
   "mypy>=2.0",
   "peft>=0.21",
   "pytest>=9.0",
+  "pytest-xdist>=3.8",
   "pyyaml>=6.0",
   "ruff>=0.17,<0.18",  # a new minor version formats differently
   "torch==2.13.0",

@@ -1,12 +1,14 @@
-"""What every test shares: eight simulated CPU devices, and the real model.
+"""What every test shares: eight simulated CPU devices, quick compiling, and the real model.
 
-The first lines run before anything imports jax.
+The first lines run before anything imports jax. Tiny models spend their time in the compiler, so it
+is asked for little optimisation.
 """
 
 import os
 
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 ).strip()
 
 import pytest  # noqa: E402
