@@ -12,12 +12,12 @@ A norm is scale [D], and bias [D] where norms are of the kind "layer".
   final_norm                     head/{kernel,bias}
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from frozen_jax.backbones import random_weights
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core import paths
 
@@ -67,20 +67,7 @@ def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
 
 def random_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
   """Random weights of sane scale, for tests and for checks of size and speed."""
-  shapes = paths.flatten(param_shapes(config, dtype))
-  leaves = {}
-  for leaf_key, (path, leaf) in zip(
-    jax.random.split(key, len(shapes)), shapes.items(), strict=True
-  ):
-    noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
-    if path.endswith("scale"):
-      value = 1.0 - config.norm_offset + 0.1 * noise
-    elif path.endswith("bias") or path.startswith("embed/"):
-      value = 0.1 * noise
-    else:
-      value = noise / math.sqrt(leaf.shape[-2])
-    leaves[path] = value.astype(dtype)
-  return paths.unflatten(leaves)
+  return random_weights.fill(param_shapes(config, dtype), key, 1.0 - config.norm_offset)
 
 
 def _norm(config: DecoderConfig, path: str) -> dict[str, tuple[int, ...]]:

@@ -11,12 +11,12 @@ bias where `norm_bias`. E is the width of the embeddings, N the rows of the tabl
   final_norm                     pooler/{kernel,bias}
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from frozen_jax.backbones import random_weights
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core import paths
 
@@ -59,20 +59,7 @@ def param_shapes(config: EncoderConfig, dtype: Any = jnp.float32) -> Params:
 
 def random_params(config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
   """Random weights of sane scale, for tests and for checks of size and speed."""
-  shapes = paths.flatten(param_shapes(config, dtype))
-  leaves = {}
-  for leaf_key, (path, leaf) in zip(
-    jax.random.split(key, len(shapes)), shapes.items(), strict=True
-  ):
-    noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
-    if path.endswith("scale"):
-      value = 1.0 + 0.1 * noise
-    elif path.endswith("kernel"):
-      value = noise / math.sqrt(leaf.shape[-2])
-    else:
-      value = 0.1 * noise
-    leaves[path] = value.astype(dtype)
-  return paths.unflatten(leaves)
+  return random_weights.fill(param_shapes(config, dtype), key)
 
 
 def _norm(config: EncoderConfig, path: str, width: int) -> Shapes:
