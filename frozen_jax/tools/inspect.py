@@ -144,7 +144,10 @@ def rows(
           spec=tuple(spec),
           bytes=_bytes(array.shape, array.dtype),
           shard_bytes=_bytes(shard, array.dtype),
-          whole=any(_parts(mesh, on) < parts for on, parts in zip(spec, wanted, strict=True)),
+          whole=any(
+            size > 1 and _parts(mesh, on) < parts  # the one scale of many numbers is no loss
+            for size, on, parts in zip(array.shape, spec, wanted, strict=True)
+          ),
         )
       )
   return found
