@@ -1,0 +1,96 @@
+"""The prompt generator of ID-PT: from a text's encoder states to prompt vectors of its own.
+
+A Perceiver (Jaegle et al. 2021; METHODS 2): learned queries attend to encoder states of any length,
+the P vectors that come out attend to one another, and a projection brings them to the width of the
+frozen LM. float32 throughout.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorOptions:
+  """Sizes of a generator: P vectors, width d, heads, and how many self-attention blocks.
+
+  `zero_output` starts it out as a map to zero: beside a constant prompt, p(x) then starts as
+  ordinary embeddings. Raises ValueError for a width that the heads do not divide.
+  """
+
+  length: int = 16
+  width: int = 256
+  heads: int = 4
+  layers: int = 1
+  zero_output: bool = True
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise ValueError(f"a generated prompt of length {self.length} holds nothing; give at least 1")
+    if self.width % self.heads:
+      raise ValueError(f"generator width {self.width} is not divisible by {self.heads} heads")
+
+
+class _Block(nnx.Module):
+  """Attention to a context (or to oneself) and an MLP, normed before, each added to its input."""
+
+  def __init__(self, options: GeneratorOptions, context_width: int | None, rngs: nnx.Rngs):
+    d = options.width
+    self.norm = nnx.RMSNorm(d, rngs=rngs)
+    self.context_norm = nnx.RMSNorm(context_width, rngs=rngs) if context_width else None
+    self.attention = nnx.MultiHeadAttention(
+      num_heads=options.heads,
+      in_features=d,
+      in_kv_features=context_width or d,
+      qkv_features=d,
+      out_features=d,
+      use_bias=False,
+      decode=False,
+      rngs=rngs,
+    )
+    self.mlp_norm = nnx.RMSNorm(d, rngs=rngs)
+    self.up = nnx.Linear(d, 4 * d, rngs=rngs)
+    self.down = nnx.Linear(4 * d, d, rngs=rngs)
+
+  def __call__(self, x: jax.Array, context: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+    """x [B, P, d], context [B, S, E] or None, mask bool [B, 1, 1, S] or None -> [B, P, d]."""
+    normed = self.norm(x)
+    seen = normed if self.context_norm is None else self.context_norm(context)
+    x = x + self.attention(normed, seen, mask=mask)
+    return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
+
+
+class PromptGenerator(nnx.Module):
+  """Encoder states [B, S, E] and their mask [B, S] -> p(x) [B, P, D]."""
+
+  def __init__(
+    self,
+    encoder_width: int,
+    lm_width: int,
+    options: GeneratorOptions,
+    output_scale: float,
+    rngs: nnx.Rngs,
+  ):
+    """`output_scale`: root mean square of the frozen LM's token embeddings."""
+    self.output_scale = output_scale
+    queries = jax.random.normal(rngs.params(), (options.length, options.width))
+    self.queries = nnx.Param(queries)
+    self.read = _Block(options, encoder_width, rngs)
+    self.blocks = nnx.List([_Block(options, None, rngs) for _ in range(options.layers)])
+    self.final_norm = nnx.RMSNorm(options.width, rngs=rngs)
+    start = {"kernel_init": nnx.initializers.zeros_init()} if options.zero_output else {}
+    self.write = nnx.Linear(options.width, lm_width, use_bias=False, rngs=rngs, **start)
+
+  def __call__(
+    self, states: Float[Array, "B S E"], mask: Int[Array, "B S"]
+  ) -> Float[Array, "B P D"]:
+    """States that the mask leaves out count for nothing, on whichever side they stand."""
+    states = states.astype(jnp.float32)
+    x = jnp.broadcast_to(self.queries[...], (len(states), *self.queries.shape))
+    x = self.read(x, states, mask[:, None, None, :] > 0)
+    for block in self.blocks:
+      x = block(x, None, None)
+    return self.write(self.final_norm(x)) * self.output_scale
