@@ -39,4 +39,6 @@ def build(base: Base, options: Mapping[str, Any]) -> FineTuning:
   """Full fine-tuning; it has no options of its own."""
   if options["model"]["quantize"]:
     raise UserError("fine-tuning trains every weight; leave model.quantize empty")
+  if base.config.experts:
+    raise UserError("fine-tuning of a mixture of experts is not supported; choose a dense model")
   return FineTuning(base.config, base.params, remat=options["model"]["remat"])

@@ -25,7 +25,7 @@ def quantised_here(loaded, kind):
   return leaves
 
 
-def same(ours, theirs):
+def assert_same(ours, theirs):
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -35,7 +35,7 @@ def same(ours, theirs):
 def test_a_folder(llama, folder, our_logits, kind, tied):
   path = folder(llama(tied=tied, vocab_size=96 if tied else 97))  # also an odd number of codes
   whole, loaded = (load_decoder(path, quantize=k, progress=False) for k in (None, kind))
-  same(paths.flatten(loaded.params), quantised_here(whole, kind))
+  assert_same(paths.flatten(loaded.params), quantised_here(whole, kind))
   assert loaded.fingerprint == whole.fingerprint
   kernels = [p for p, leaf in paths.flatten(loaded.params).items() if isinstance(leaf, Quantized)]
   assert len(kernels) == 8 + (not tied)
@@ -73,7 +73,7 @@ def test_gguf_blocks_are_kept(llama, gguf_file, kind, stored, mesh):
   leaves = paths.flatten(loaded.params)
   codes = {leaf.numbers.qvalue.dtype for leaf in leaves.values() if isinstance(leaf, Quantized)}
   assert codes == {jnp.dtype({"Q8_0": jnp.int8, "Q4_0": jnp.int4, "Q4_1": jnp.uint4}[stored])}
-  same({p: dense(leaf) for p, leaf in leaves.items()}, paths.flatten(full.params))
+  assert_same({p: dense(leaf) for p, leaf in leaves.items()}, paths.flatten(full.params))
   assert loaded.fingerprint == full.fingerprint
 
 
@@ -81,7 +81,7 @@ def test_gguf_blocks_are_kept(llama, gguf_file, kind, stored, mesh):
 def test_other_gguf_blocks_are_quantised_anew(llama, gguf_file, kind, stored):
   path = gguf_file(llama(), kind=gguf.GGMLQuantizationType[stored])
   full, loaded = (load_decoder(path, quantize=k, progress=False) for k in (None, kind))
-  same(paths.flatten(loaded.params), quantised_here(full, kind))
+  assert_same(paths.flatten(loaded.params), quantised_here(full, kind))
 
 
 def test_a_stack_of_blocks_and_others_is_quantised_anew(llama, gguf_file, monkeypatch):

@@ -1,7 +1,9 @@
 """Both methods on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
+import dataclasses
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import pytest
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core import paths
+from frozen_jax.core.errors import UserError
+from frozen_jax.methods import fine_tuning
 from frozen_jax.methods.adapters import Adapters
 from frozen_jax.methods.fine_tuning import FineTuning
 from frozen_jax.methods.lora import Lora
@@ -209,3 +213,14 @@ def test_a_prefix_starts_as_the_text_that_it_is_taken_from():
   losses = [loss_of(method, trained_tree(method), batch())[0] for method in (prefix, prompt)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
   assert prefix.taken(trained_tree(prefix), frozen(prefix)) == 5
+
+
+def test_fine_tuning_refuses_what_would_get_no_gradient():
+  """The products of experts, and those with quantised matrices, are made for frozen weights."""
+  routed = dataclasses.replace(CONFIG, experts=4, chosen=2)
+  options = {"model": {"quantize": "", "remat": False}}
+  base = types.SimpleNamespace(config=routed, params={}, tokenizer=None)
+  with pytest.raises(UserError, match="mixture of experts"):
+    fine_tuning.build(base, options)
+  with pytest.raises(UserError, match="model.quantize"):
+    fine_tuning.build(base, {"model": {"quantize": "int8", "remat": False}})
