@@ -25,7 +25,8 @@ FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in f
 FLAGS = {"absl.flags", "ml_collections.config_flags"}  # main is their only reader
 NOWHERE = {"torch", "tensorflow", "pickle"}
 BELOW_RUN = {"ml_collections", "argparse", "configs"}  # the loop and what is below see no config
-METHODS = {path.stem for path in (ROOT / "frozen_jax" / "methods").glob("[!_]*.py")}
+# The re-ranker is a network beside the LM, not a method that a config names.
+METHODS = {path.stem for path in (ROOT / "frozen_jax" / "methods").glob("[!_]*.py")} - {"re_ranker"}
 IN_METHODS = {"optax", "orbax", "os", "pathlib", "shutil"}  # no optimizers, no files
 
 

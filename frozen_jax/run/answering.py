@@ -10,6 +10,8 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System
 
+_BESIDE = ("dataset", "template", "choices", "passages")  # what else an answer is told by
+
 Rows = list[dict[str, Any]]
 
 
@@ -51,6 +53,6 @@ def prediction_rows(
     row["prediction"] = prediction
     if accepted := task.answers(example):
       row["answers"] = list(accepted)
-    row |= {key: example[key] for key in ("dataset", "template", "choices") if example.get(key)}
+    row |= {key: example[key] for key in _BESIDE if example.get(key)}
     rows.append(row)
   return rows

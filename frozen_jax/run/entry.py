@@ -23,6 +23,8 @@ from frozen_jax.run.adapter import FOLDER, Adapter, load_adapter, read_stored
 from frozen_jax.run.answering import answer, check_questions, prediction_rows
 from frozen_jax.run.frozen_lm import FrozenLM, load_frozen, with_encoder
 from frozen_jax.run.interrupt import stoppable
+from frozen_jax.run.reader import table as reader_table
+from frozen_jax.run.reader.job import Job
 from frozen_jax.run.scores import Scores, check, compared, score
 from frozen_jax.run.stages import System, mixture, open_stage, open_task, question_task, run_stage
 from frozen_jax.sharding.checksum import checksum
@@ -55,6 +57,11 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     _LOG.info("%s: %.1f M frozen parameters", lm.name, _frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
     initial = _initial(options["init_from"], lm)
+    job = Job(options, lm, folder) if "reader" in options else None
+    if job is not None:
+      options = job.prepare(writer, options["until"])
+      if options["until"]:
+        return _stopped_behind(options["until"], job)
     _check_data(options, lm)
     general, skills = retention.before_training(options, lm), {}
     systems: dict[str, System] = {}
@@ -66,12 +73,14 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     *_, last = systems.values()
     if is_first_host():
       Adapter(lm, last.method, last.trained, last.fixed, last.options).save(folder / FOLDER)
-    scores = compared(systems, lm)
+    scores = compared(systems, lm) if job is None else reader_table.compared(job, systems, lm)
     kept: Results = {"forgetting": retention.forgotten(systems, lm, general)}
     kept["extensibility"] = {
       name: compare(before, retention.skill(systems[name], lm, last))
       for name, before in skills.items()
     }
+    if job is not None:
+      kept["retrieval"] = reader_table.retrieval(job, options, lm)
     unchanged = checksum(lm.frozen({})) == before
   writer.close()
   results = _results(options, lm, systems, scores, unchanged) | kept
@@ -83,7 +92,11 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     report.draw(folder / workdir.PLOT, read_metrics(folder), _titled(results["rows"], systems))
     report.write_json(folder / workdir.RESULTS, results)
   barrier("results written")
-  _say(results["table"], *report.kept(kept["forgetting"], kept["extensibility"]))
+  _say(
+    results["table"],
+    *reader_table.lines(kept.get("retrieval", {})),
+    *report.kept(kept["forgetting"], kept["extensibility"]),
+  )
   return results
 
 
@@ -172,6 +185,12 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
   reader = {"adapter": "frozen_jax.load_adapter", "peft": "peft.PeftModel.from_pretrained"}[kind]
   _say(f"The adapter is in {target}, for {reader}.")
   return {"folder": str(target), "format": kind}
+
+
+def _stopped_behind(step: str, job: Job) -> Results:
+  """What a run gives that ends before its stages: the files made so far."""
+  _say(f"Stopped behind {step}, as config.until asks; the files are in {job.steps.folder}.")
+  return {"until": step, "files": dict(job.steps.digests)}
 
 
 def _running(options: experiment.Options) -> list[str]:

@@ -31,7 +31,7 @@ from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
 _LOG = logging.getLogger(__name__)
 
 # What of a stage's options its checkpoint does not depend on.
-_FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline")
+_FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline", "until")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ CONFIG, RESULTS = "config.json", "results.json"
 PREDICTIONS, PLOT, BY_TASK = "predictions.jsonl", "report.png", "by_task.json"
 
 # What may differ between the command that began a run and the one that goes on with it.
-_FREE = ("mesh", "predict", "export", "tensorboard")
+_FREE = ("mesh", "predict", "export", "tensorboard", "until")
 
 
 def claim(workdir: pathlib.Path, options: experiment.Options) -> None:

@@ -1,0 +1,272 @@
+"""The job before the stages: retrieve, train the re-ranker, re-rank, pack; each where it is due.
+
+The files stand in WORKDIR/reader, see `steps.py`. A stage of the run then reads the packed prompts
+that its `reader.read` (an order of `pack.py`) and `reader.budget` name.
+"""
+
+import copy
+import functools
+import itertools
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.data.feature_store import tokenizer_hash
+from frozen_jax.retrieval.fid_rows import read_rows, write_rows
+from frozen_jax.run import options as experiment
+from frozen_jax.run.frozen_lm import FrozenLM
+from frozen_jax.run.reader import pack, re_rank
+from frozen_jax.run.reader.questions import Asked, digest_of, open_asked, open_passages
+from frozen_jax.run.reader.retrieve import Retrieval
+from frozen_jax.run.reader.steps import Steps, digest, key
+from frozen_jax.run.report import write_lines
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.training.metrics import MetricsWriter
+
+FOLDER = "reader"  # within a workdir
+RE_RANKER = "re_ranker"
+UNTIL = ("retrieve", "re_ranker", "re_rank", "pack")
+SPLITS = ("train", "validation", "test")
+_LOG = logging.getLogger(__name__)
+
+# What of the re-ranker's options its numbers do not depend on.
+_FREE = ("log_every", "checkpoint_every")
+
+Key = tuple[str, int]  # an order and a budget
+
+
+class Job:
+  """The job of one workdir; `prepare` brings it up to date."""
+
+  def __init__(
+    self, options: experiment.Options, lm: FrozenLM, folder: pathlib.Path, mesh: Mesh | None = None
+  ):
+    """Opens the corpus and the questions.
+
+    Raises UserError for orders, budgets or questions that are none, and whatever cannot be read.
+    """
+    self.options, self._lm = copy.deepcopy(options), lm
+    self._reader = self.options["reader"]
+    self._mesh = mesh or lm.mesh or make_mesh()
+    check(self.options, lm)
+    self.steps = Steps(folder / FOLDER)
+    self.corpus = open_passages(self._reader["corpus"], self.steps)
+    self.retrieval = Retrieval(self._reader, self.corpus, self.steps, self._mesh)
+    self._read = {name: _read_by(self.options, name) for name in self.options["order"]}
+
+  def prepare(self, writer: MetricsWriter, until: str = "") -> experiment.Options:
+    """Makes what is not there yet, up to the step `until` ("": all).
+
+    Returns the run's options with the packed files as the data of its stages.
+    """
+    self._retrieve()
+    if until == "retrieve":
+      return self.options
+    if "re_ranked" in self._orders():
+      self._train_re_ranker(writer)
+      if until == "re_ranker":
+        return self.options
+      for split in self._splits("re_ranked"):
+        self._ranked("re_ranked", split)
+    if "lm" in self._orders():
+      for split in self._splits("lm"):
+        self._ranked("lm", split)
+    if until in ("re_ranker", "re_rank"):
+      return self.options
+    for name, order_and_budget in self._read.items():
+      paths = {split: self._packed(*order_and_budget, split) for split in SPLITS}
+      stage = self.options["stages"][name]
+      stage["data"] = stage.get("data", {}) | {split: str(path) for split, path in paths.items()}
+      # Packs of the same name may be made of other files: a checkpoint belongs to these.
+      made = {split: self.steps.digests[path.name] for split, path in paths.items()}
+      stage["reader"] = stage.get("reader", {}) | {"packed": made}
+    for order, budget in self.compared():
+      self._packed(order, budget, "test")
+    return self.options
+
+  def compared(self) -> list[Key]:
+    """The orders and budgets that the table compares."""
+    return list(itertools.product(self._reader["orders"], self._reader["budgets"]))
+
+  def test_pack(self, order: str, budget: int) -> pathlib.Path:
+    """The packed test questions of an order and a budget."""
+    return self.steps.path(_pack_name(order, budget, "test"))
+
+  def rows(self, order: str, split: str = "test") -> Iterator[Mapping[str, Any]]:
+    """The rows with the passages of that order: as retrieved, or re-ranked."""
+    return read_rows(self.steps.path(f"{_source(order)}_{split}.jsonl"))
+
+  def read(self, questions: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """(id, question) -> a row for the last stage of each: its prompt and passages with scores.
+
+    Raises UserError where there is no trained re-ranker and the stage reads its order.
+    """
+    order, budget = self._read[self.options["order"][-1]]
+    rows: Iterable[Mapping[str, Any]] = self.retrieval.rows(
+      [Asked(id, question, (), ()) for id, question in questions]
+    )
+    if order == "re_ranked":
+      folder = self.steps.path(RE_RANKER)
+      if not folder.exists():
+        raise UserError(f"there is no re-ranker in {folder}; let the run there come to its end")
+      scorer = re_rank.open_scorer(folder, self._reader["re_ranker"], self._mesh)
+      rows = re_rank.re_ranked(rows, scorer, self.retrieval.depth)
+    elif order == "lm":
+      rows = self._by_likelihood(rows)
+    return list(pack.packed(rows, order, self.corpus, self._packer(order, budget)))
+
+  def _orders(self) -> set[str]:
+    return {order for order, _ in self._read.values()} | set(self._reader["orders"])
+
+  def _splits(self, order: str) -> tuple[str, ...]:
+    """The splits for which an order is needed."""
+    return SPLITS if any(read == order for read, _ in self._read.values()) else ("test",)
+
+  def _retrieve(self) -> None:
+    data = self.options["data"]
+    most = {
+      "train": 0,
+      "validation": max(
+        self.options["train"]["validate_examples"],
+        self._reader["re_ranker"]["validate_questions"],
+      ),
+      "test": self.options["evaluate"]["max_examples"],
+    }
+    for split in SPLITS:
+      asked = open_asked(data[split], data["fields"], self.corpus, most[split])
+      inputs = {"questions": digest_of(asked), **self.retrieval.fingerprint}
+      rows = functools.partial(self.retrieval.rows, asked)
+      self._write(f"retrieved_{split}.jsonl", inputs, rows)
+
+  def _train_re_ranker(self, writer: MetricsWriter) -> None:
+    options = self._reader["re_ranker"]
+    base = pathlib.Path(options["base"])
+    inputs = {
+      "options": {name: value for name, value in options.items() if name not in _FREE},
+      "base": digest(base) if base.is_dir() else options["base"],
+      "seed": self.options["seed"],
+      "reader_questions": self._reader["questions"],
+      **{f"retrieved_{s}": self.steps.digests[f"retrieved_{s}.jsonl"] for s in SPLITS[:2]},
+    }
+
+    def make(folder: pathlib.Path) -> None:
+      groups, left_out = [], 0
+      if options["steps"]:
+        others = itertools.islice(self.rows("fused", "train"), self._reader["questions"], None)
+        held_out = itertools.islice(self.rows("fused", "validation"), options["validate_questions"])
+        for rows in (others, held_out):
+          found, missing = re_rank.groups_of(rows, self.corpus, options)
+          groups.append(found)
+          left_out += missing
+        if left_out:
+          _LOG.info("re-ranker: %d questions left out: nothing found answers them", left_out)
+      re_rank.train_re_ranker(
+        folder,
+        tuple(groups) if groups else ((), ()),
+        self.corpus,
+        options,
+        seed=self.options["seed"],
+        mesh=self._mesh,
+        workdir=self.steps.path(f"training-{key(inputs)}"),
+        writer=writer,
+        inputs=inputs,
+      )
+
+    self.steps.tree(RE_RANKER, inputs, make)
+
+  def _ranked(self, order: str, split: str) -> None:
+    """Orders the passages of a split by the re-ranker, or by the LM."""
+    count = self._count(split)
+    inputs = {"of": self.steps.digests[f"retrieved_{split}.jsonl"], "questions": count}
+    options = self._reader["re_ranker"]
+    if order == "re_ranked":
+      inputs |= {name: options[name] for name in ("length", "dtype")}
+      inputs |= {"re_ranker": self.steps.digests[RE_RANKER]}
+    else:
+      inputs |= {"lm": self._lm.fingerprint, "tokenizer": tokenizer_hash(self._lm.tokenizer)}
+      inputs |= {name: self._reader[name] for name in ("template", "lm_depth")}
+
+    def make() -> Iterator[Mapping[str, Any]]:
+      rows = itertools.islice(self.rows("fused", split), count)
+      if order == "lm":
+        return self._by_likelihood(rows)
+      scorer = re_rank.open_scorer(self.steps.path(RE_RANKER), options, self._mesh)
+      return re_rank.re_ranked(rows, scorer, self.retrieval.depth)
+
+    self._write(f"{_source(order)}_{split}.jsonl", inputs, make)
+
+  def _by_likelihood(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    size = self.options["evaluate"]["batch_size"]
+    return pack.by_likelihood(list(rows), self._lm, self._reader, size)
+
+  def _packed(self, order: str, budget: int, split: str) -> pathlib.Path:
+    source, count = f"{_source(order)}_{split}.jsonl", self._count(split)
+    inputs = {
+      "of": self.steps.digests[source],
+      "corpus": self.corpus.fingerprint,
+      "questions": count,
+      "tokenizer": tokenizer_hash(self._lm.tokenizer),
+      **{name: self._reader[name] for name in ("template", "best", "overflow", "most")},
+      "vectors": self.options["prompt"]["length"],
+      "answer": self.options["evaluate"]["max_new_tokens"],
+    }
+
+    def make(path: pathlib.Path) -> None:
+      rows = itertools.islice(self.rows(order, split), count)
+      packer = self._packer(order, budget)
+      write_lines(path, list(pack.packed(rows, order, self.corpus, packer)))
+
+    return self.steps.file(_pack_name(order, budget, split), inputs, make)
+
+  def _packer(self, order: str, budget: int) -> Any:
+    vectors, answer = self.options["prompt"]["length"], self.options["evaluate"]["max_new_tokens"]
+    return pack.make_packer(self._lm, self._reader, budget, order, vectors, answer)
+
+  def _count(self, split: str) -> int | None:
+    """How many questions of a split the reader is given; None: all."""
+    validated = self.options["train"]["validate_examples"]
+    return {"train": self._reader["questions"], "validation": validated, "test": None}[split]
+
+  def _write(
+    self, name: str, inputs: Mapping[str, Any], rows: Callable[[], Iterable[Mapping[str, Any]]]
+  ) -> None:
+    self.steps.file(name, inputs, lambda path: write_rows(path, rows()))  # type: ignore[arg-type]
+
+
+def check(options: experiment.Options, lm: FrozenLM) -> None:
+  """UserError for orders, budgets or a last step that cannot be."""
+  reader = options["reader"]
+  pack.template(reader)
+  if options["until"] and options["until"] not in UNTIL:
+    raise UserError(f"until is {options['until']!r}; it is empty or one of {', '.join(UNTIL)}")
+  asked = [_read_by(options, name) for name in options["order"]]
+  for order in [*reader["orders"], *(order for order, _ in asked)]:
+    if order not in pack.ORDERS:
+      raise UserError(f"{order!r} is no order of passages; there are: {', '.join(pack.ORDERS)}")
+  if reader["questions"] < 1:
+    raise UserError(f"reader.questions is {reader['questions']}; give at least 1")
+  widest = max([*reader["budgets"], *(budget for _, budget in asked)])
+  room = min(lm.config.context, options["data"]["lengths"][-1] + options["prompt"]["length"])
+  if widest > room:
+    raise UserError(
+      f"a budget of {widest} tokens is more than the {room} that the model's context and"
+      " data.lengths hold; lower reader.budgets and reader.budget, or raise data.lengths"
+    )
+
+
+def _read_by(options: experiment.Options, name: str) -> Key:
+  """The order and the budget that a stage reads."""
+  reader = experiment.stage_options(options, name)["reader"]
+  return reader["read"], reader["budget"]
+
+
+def _source(order: str) -> str:
+  return {"re_ranked": "re_ranked", "lm": "lm_ranked"}.get(order, "retrieved")
+
+
+def _pack_name(order: str, budget: int, split: str) -> str:
+  return f"packed_{order}_{budget}_{split}.jsonl"

@@ -1,0 +1,73 @@
+"""The questions of a reader's job, and which passages of its corpus answer them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.data.builders import world_passages
+from frozen_jax.data.sources import open_source
+from frozen_jax.retrieval.corpus import Corpus, Passage, open_corpus, write_corpus
+from frozen_jax.run.reader.steps import Steps
+
+BUILTIN = "world_facts"  # the corpus that belongs to the questions of that name
+
+
+class Asked(NamedTuple):
+  """A question. positives: positions in the corpus of the passages that answer it, if known."""
+
+  id: str
+  question: str
+  answers: tuple[str, ...]
+  positives: tuple[int, ...]
+
+
+def open_passages(name: str, steps: Steps) -> Corpus:
+  """The corpus of a file, or the built-in one, which is written beside the steps.
+
+  Raises UserError as `retrieval.corpus.open_corpus`.
+  """
+  if name != BUILTIN:
+    return open_corpus(name)
+  passages = [Passage(*one) for one in world_passages.passages()]
+  text = json.dumps(passages).encode()
+  inputs = {"passages": hashlib.sha256(text).hexdigest()}
+  path = steps.file("corpus.jsonl", inputs, lambda beside: write_corpus(beside, passages))
+  return open_corpus(path)
+
+
+def open_asked(spec: str, fields: Sequence[str], corpus: Corpus, most: int = 0) -> list[Asked]:
+  """The questions of a source of `data.sources.open_source`, the first `most` (0: all).
+
+  A row may name its passages in `positive_ids`; those of the built-in questions are known. Raises
+  UserError for rows that are no questions, and for a passage that the corpus does not have.
+  """
+  source = open_source(spec, fields)
+  asked = []
+  for number in range(min(len(source), most or len(source))):
+    row = source[number]
+    where = f"{spec}, question {row.get('id', number + 1)}"
+    if not isinstance(row.get("question"), str) or not row.get("answers"):
+      raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; mend that row')
+    ids = row.get("positive_ids", ())
+    if not isinstance(ids, list | tuple) or not all(isinstance(id, str) for id in ids):
+      raise UserError(f'{where}: "positive_ids" must be a list of texts; mend that row')
+    if spec.startswith(f"{BUILTIN}/"):
+      ids = world_passages.positive_ids(row["id"])
+    asked.append(
+      Asked(row["id"], row["question"], tuple(row["answers"]), _positions(ids, corpus, where))
+    )
+  return asked
+
+
+def digest_of(asked: Sequence[Asked]) -> str:
+  """Names the questions, their answers and their passages."""
+  return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _positions(ids: Sequence[Any], corpus: Corpus, where: str) -> tuple[int, ...]:
+  try:
+    return tuple(corpus.position(id) for id in ids)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error

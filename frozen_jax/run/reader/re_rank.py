@@ -1,0 +1,231 @@
+"""The re-ranker's stages: training it on what was retrieved, and ordering passages by its scores.
+
+It trains on questions on which the reader is not tuned: on its own training questions it would rank
+better than on new ones, and the reader's training contexts would not look like its test contexts.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
+from frozen_jax.data.pairs import (
+  LENGTHS,
+  Group,
+  GroupBatches,
+  GroupOptions,
+  PairEncoder,
+  mined_groups,
+  validation_groups,
+)
+from frozen_jax.evaluation.likelihood import score
+from frozen_jax.evaluation.pair_scores import score_pairs
+from frozen_jax.export.cross_encoder import read_cross_encoder, write_cross_encoder
+from frozen_jax.methods import re_ranker
+from frozen_jax.retrieval.corpus import Corpus, Passage
+from frozen_jax.sharding.hosts import host_shard
+from frozen_jax.sharding.place import make_place
+from frozen_jax.sharding.rules import row_groups
+from frozen_jax.text.answers import contains, normalise
+from frozen_jax.training.loop import Fit, FitOptions, fit
+from frozen_jax.training.metrics import MetricsWriter
+from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+
+Row = Mapping[str, Any]  # of `retrieve.py`
+
+STAGE = "re_ranker"
+POSITIVES = ("gold", "answers")
+_VALIDATED_AT_ONCE = 8  # questions
+_SCORED_AT_ONCE = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+  """A re-ranker as it scores: of a CrossEncoder's folder."""
+
+  method: re_ranker.ReRanker
+  trained: Tree
+  texts: PairEncoder
+  mesh: Mesh
+
+  def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The score of each (question, passage)."""
+    frozen = self.method.frozen()
+    found = score_pairs(self.method, self.trained, frozen, self.texts, pairs, self.mesh)
+    return [float(value) for value in found]
+
+
+def open_scorer(folder: pathlib.Path, options: Mapping[str, Any], mesh: Mesh) -> Scorer:
+  """The re-ranker of a folder; `options`: the config's `reader.re_ranker`."""
+  base = read_cross_encoder(str(folder), mesh=mesh, progress=False)
+  method = re_ranker.build(
+    base.encoder, base.head, base.initial_head, train="head", dtype=options["dtype"]
+  )
+  return Scorer(method, method.init(jax.random.key(0)), _pair_encoder(base, options), mesh)
+
+
+def groups_of(
+  rows: Iterable[Row], corpus: Corpus, options: Mapping[str, Any]
+) -> tuple[list[Group], int]:
+  """The groups to train on, and how many questions were left out as nothing found answers them.
+
+  With `positives` of "gold" a question's passages are those that its row names, and one without
+  any is the user's mistake. With "answers" it is the best passage found that holds an answer.
+  """
+  if options["positives"] not in POSITIVES:
+    raise UserError(
+      f"reader.re_ranker.positives is {options['positives']!r}; it is one of {', '.join(POSITIVES)}"
+    )
+  kept: list[Mapping[str, Any]] = []
+  positives, ranked, left_out = [], [], 0
+  for row in rows:
+    found = [corpus.position(context["id"]) for context in row["ctxs"]]
+    if options["positives"] == "gold":
+      own = [corpus.position(id) for id in row["positive_ids"]]
+    else:
+      wanted = [normalise(answer) for answer in row["answers"]]
+      own = [at for at in found if contains(normalise(corpus[at].joined()), wanted)][:1]
+    if not own and options["positives"] == "answers":
+      left_out += 1
+      continue
+    kept.append({key: row[key] for key in ("id", "question", "answers")})
+    positives.append(own)
+    ranked.append(found)
+  text_of, depth = text_in(corpus), options["mining_depth"]
+  mined = mined_groups(kept, positives, ranked, text_of, depth, options["drop_answers"])
+  return mined, left_out
+
+
+def text_in(corpus: Corpus) -> Callable[[Any], str]:
+  """The text of a passage by its position, as retrievers and re-ranker read it."""
+  return lambda at: corpus[at].joined()
+
+
+def train_re_ranker(
+  folder: pathlib.Path,
+  groups: tuple[Sequence[Group], Sequence[Group]],
+  corpus: Corpus,
+  options: Mapping[str, Any],
+  *,
+  seed: int,
+  mesh: Mesh,
+  workdir: pathlib.Path,
+  writer: MetricsWriter,
+  inputs: Mapping[str, Any],
+) -> Fit | None:
+  """Trains on the first groups, validates on the others, writes a CrossEncoder's folder.
+
+  Args:
+    folder: what it is written to. options: the config's `reader.re_ranker`.
+    workdir: holds the checkpoints; inputs: what they belong to.
+
+  Returns how it was trained; None where `steps` is 0 and the base is taken as it is.
+
+  Raises UserError as `training.loop.fit` and `export.cross_encoder`.
+  """
+  base = read_cross_encoder(options["base"], mesh=mesh)
+  texts = _pair_encoder(base, options)
+  lora = re_ranker.LoraOptions(**{**options["lora"], "targets": tuple(options["lora"]["targets"])})
+  method = re_ranker.build(
+    base.encoder,
+    base.head,
+    base.initial_head,
+    train=options["train"],
+    lora=lora,
+    dtype=options["dtype"],
+  )
+  init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+  fresh, frozen, result = method.init(init_key), method.frozen(), None
+  if options["steps"]:
+    result = fit(
+      method,
+      _optimizer(options, fresh),
+      fresh,
+      frozen,
+      GroupBatches(
+        groups[0],
+        text_in(corpus),
+        texts,
+        options["batch_size"],
+        GroupOptions(options["negatives"], options["in_batch"]),
+        seed,
+        host_shard(mesh),
+      ),
+      stage=STAGE,
+      options=_fit_options(options),
+      key=key,
+      mesh=mesh,
+      workdir=workdir,
+      writer=writer,
+      config=dict(inputs),
+      fingerprint=base.encoder.fingerprint,
+      validate=_validator(method, frozen, groups[1], corpus, texts, options, mesh),
+    )
+  trained = fresh if result is None else result.best
+  weights = method.weights(trained, frozen)
+  write_cross_encoder(folder, base.encoder, weights, base.head, trained["head"], texts.lengths[-1])
+  return result
+
+
+def re_ranked(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[str, Any]]:
+  """The rows with the first `depth` passages of each in the order of the re-ranker's scores.
+
+  Of equal scores the earlier passage comes first; `orders` is left out.
+  """
+  rows = iter(rows)
+  while block := list(itertools.islice(rows, _SCORED_AT_ONCE)):
+    pairs = [
+      (row["question"], Passage("", one["title"], one["text"]).joined())
+      for row in block
+      for one in row["ctxs"][:depth]
+    ]
+    scores = iter(scorer.scores(pairs))
+    for row in block:
+      scored = [one | {"score": next(scores)} for one in row["ctxs"][:depth]]
+      scored.sort(key=lambda one: -one["score"])
+      kept = {key: value for key, value in row.items() if key != "orders"}
+      yield kept | {"ctxs": scored}
+
+
+def _pair_encoder(base: Any, options: Mapping[str, Any]) -> PairEncoder:
+  sizes = base.encoder.config
+  lengths = [length for length in LENGTHS if length <= options["length"]]
+  return PairEncoder(base.encoder.tokenizer, sizes.types, sizes.room, lengths)
+
+
+def _optimizer(options: Mapping[str, Any], fresh: Tree) -> Any:
+  rates = {key: options["learning_rate"][key] for key in fresh}
+  shared = ("warmup_steps", "final_fraction", "weight_decay", "clip_norm")
+  chosen = OptimizerOptions(learning_rate=rates, **{key: options[key] for key in shared})
+  return make_optimizer(chosen, options["steps"])
+
+
+def _fit_options(options: Mapping[str, Any]) -> FitOptions:
+  names = ("steps", "accumulate", "log_every", "validate_every", "checkpoint_every", "patience")
+  return FitOptions(validate_first=True, **{name: options[name] for name in names})
+
+
+def _validator(
+  method: re_ranker.ReRanker,
+  frozen: Tree,
+  groups: Sequence[Group],
+  corpus: Corpus,
+  texts: PairEncoder,
+  options: Mapping[str, Any],
+  mesh: Mesh,
+) -> Callable[[Tree], Mapping[str, float]] | None:
+  """The listwise loss on held-out groups; None where there are none."""
+  if not groups:
+    return None
+  rows = -(-_VALIDATED_AT_ONCE // row_groups(mesh)) * row_groups(mesh)
+  batches = list(
+    validation_groups(groups, text_in(corpus), texts, rows, max(options["negatives"], 1))
+  )
+  place = make_place(mesh)
+  return lambda trained: score(method, trained, frozen, batches, place)

@@ -1,0 +1,118 @@
+"""The first stage: what each retriever finds for a question, and their fusion, as FiD rows.
+
+A row's `ctxs` are the fused passages, best first; beside them `orders` has the ids that each
+retriever found, in its own order, and `positive_ids` those of the passages known to answer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.retrieval.bm25 import build_bm25, open_bm25
+from frozen_jax.retrieval.corpus import Corpus
+from frozen_jax.retrieval.dense import Dense
+from frozen_jax.retrieval.dense_index import Embed, build_dense
+from frozen_jax.retrieval.hybrid import reciprocal_ranks
+from frozen_jax.retrieval.retriever import Retriever
+from frozen_jax.retrieval.text_vectors import text_vectors
+from frozen_jax.run.frozen_encoder import FrozenEncoder, load_encoder
+from frozen_jax.run.reader.questions import Asked
+from frozen_jax.run.reader.steps import Steps, key
+from frozen_jax.sharding.place import make_place
+from frozen_jax.sharding.rules import row_groups
+
+RETRIEVERS = ("bm25", "dense")
+_AT_ONCE = 256  # questions
+
+
+class Retrieval:
+  """The retrievers of `config.reader.retrievers` over one corpus; indexes are built when asked for.
+
+  `fingerprint` says what they are, for the notes of steps.
+  """
+
+  def __init__(self, options: Mapping[str, Any], corpus: Corpus, steps: Steps, mesh: Mesh):
+    """`options`: the config's `reader`. Raises UserError for an unknown retriever."""
+    self._names, self._options = list(options["retrievers"]), options
+    odd = [name for name in self._names if name not in RETRIEVERS]
+    if odd or not self._names:
+      raise UserError(
+        f"reader.retrievers names {', '.join(odd) or 'nothing'}; there are: {', '.join(RETRIEVERS)}"
+      )
+    self.corpus, self._mesh = corpus, mesh
+    self.depth = min(options["depth"], len(corpus))
+    if self.depth < 1:
+      raise UserError(f"reader.depth is {options['depth']}; give at least 1")
+    self._folder = steps.path("indexes")
+    self._encoder = load_encoder(options["encoder"], mesh=mesh) if "dense" in self._names else None
+    self._retrievers: dict[str, Retriever] = {}
+    self.fingerprint = {
+      "corpus": corpus.fingerprint,
+      "retrievers": self._names,
+      "depth": self.depth,
+      "encoder": "" if self._encoder is None else self._encoder.fingerprint,
+      "encoder_length": options["encoder_length"],
+    }
+
+  def rows(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    """A FiD row of each question."""
+    for start in range(0, len(asked), _AT_ONCE):
+      block = asked[start : start + _AT_ONCE]
+      texts = [one.question for one in block]
+      found = {name: self._open(name).search(texts, self.depth) for name in self._names}
+      fused = reciprocal_ranks(list(found.values()), self.depth)
+      for row, one in enumerate(block):
+        orders = {name: self._ids(ids[row]) for name, (ids, _) in found.items()}
+        passages = [self.corpus[int(at)]._asdict() for at in fused.ids[row]]
+        contexts = [
+          passage | {"score": float(score)}
+          for passage, score in zip(passages, fused.scores[row], strict=True)
+        ]
+        yield {
+          "id": one.id,
+          "question": one.question,
+          "answers": list(one.answers),
+          "positive_ids": self._ids(one.positives),
+          "ctxs": contexts,
+          "orders": orders,
+        }
+
+  def _ids(self, positions: Any) -> list[str]:
+    return [self.corpus[int(at)].id for at in positions]
+
+  def _open(self, name: str) -> Retriever:
+    if name not in self._retrievers:
+      self._retrievers[name] = self._bm25() if name == "bm25" else self._dense()
+    return self._retrievers[name]
+
+  def _bm25(self) -> Retriever:
+    folder = self._folder / f"bm25-{key({'corpus': self.corpus.fingerprint})}"
+    opened = open_bm25 if folder.exists() else build_bm25
+    return opened(folder, self.corpus)
+
+  def _dense(self) -> Retriever:
+    assert self._encoder is not None  # as its name is among the retrievers
+    length = min(self._options["encoder_length"], self._encoder.config.room)
+    name = {"corpus": self.corpus.fingerprint, "encoder": self._encoder.fingerprint, "to": length}
+    embed = embedding(self._encoder, length, self._mesh)
+    folder = self._folder / f"dense-{key(name)}"
+    index = build_dense(folder, self.corpus, embed, self._encoder.fingerprint)
+    return Dense(index, embed, self._mesh)
+
+
+def embedding(encoder: FrozenEncoder, length: int, mesh: Mesh) -> Embed:
+  """Texts -> the pooled vectors of an encoder; rows are split over the mesh if it divides them."""
+  place, groups = make_place(mesh), row_groups(mesh)
+
+  def put(batch: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+    return place(batch) if len(batch["tokens"]) % groups == 0 else batch
+
+  def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    return encoder.pool(encoder.hidden(tokens, mask), mask)
+
+  if encoder.tokenizer is None:
+    raise UserError(f"{encoder.name} has no tokenizer; add tokenizer.json to its folder")
+  return text_vectors(encoder.tokenizer, encode, length, put)

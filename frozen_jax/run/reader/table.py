@@ -1,0 +1,110 @@
+"""What a reader's job is scored by: the reader on every order and budget, and what was found."""
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from frozen_jax.data.json_lines import JsonLines
+from frozen_jax.evaluation.retrieval_recall import answer_recall, gold_recall
+from frozen_jax.methods import METHODS
+from frozen_jax.run import options as experiment
+from frozen_jax.run.frozen_lm import FrozenLM
+from frozen_jax.run.reader import pack
+from frozen_jax.run.reader.job import Job
+from frozen_jax.run.scores import Scores, score
+from frozen_jax.run.stages import System
+from frozen_jax.text.answers import contains, normalise
+
+_LOG = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+def compared(job: Job, systems: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
+  """Scores the LM as it comes, the last stage on every pack, and each stage on its own test data.
+
+  Returns {row of the table: its scores}, the last system's last. Beside exact match and F1 a row
+  has `gold_read` and `answer_read`, percent of questions whose passages in the prompt are among
+  those that answer, or hold an accepted answer; `tokens_read` and `passages_read`, means.
+  """
+  *_, last = systems.values()
+  as_it_comes = System(METHODS["zero_shot"](lm, {}), {}, {}, last.options)
+  rows = {"zero_shot": as_it_comes}
+  for order, budget in job.compared():
+    data = last.options["data"] | {"test": str(job.test_pack(order, budget))}
+    options = last.options | {"data": data}
+    rows[f"{order} {budget}"] = dataclasses.replace(last, options=options)
+  scores: dict[str, Scores] = {}
+  for name, system in (rows | dict(systems)).items():
+    begun = time.monotonic()
+    found = score(system, lm)
+    read = _what_is_read(job, system.options["data"]["test"])
+    scores[name] = dataclasses.replace(found, figures=found.figures | read)
+    _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
+  return scores
+
+
+def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, Figures]:
+  """{order: figures} of the test questions: recall of gold passage and answer at `reader.ranks`.
+
+  `tokens_retrieved`: the mean of the LM's tokens in all fused passages of a question.
+  """
+  reader = options["reader"]
+  found: dict[str, Figures] = {}
+  text_of = functools.cache(lambda at: job.corpus[at].joined())
+  orders = [*reader["retrievers"], "fused"]
+  orders += ["re_ranked"] if "re_ranked" in reader["orders"] else []
+  for order in orders:
+    ids, gold, answers = [], [], []
+    for row in job.rows(order):
+      passages, _ = pack.ordered(row, order, job.corpus)
+      ids.append([job.corpus.position(one["id"]) for one in passages])
+      gold.append([job.corpus.position(id) for id in row["positive_ids"]])
+      answers.append(row["answers"])
+    ranks = [rank for rank in reader["ranks"] if rank <= len(ids[0])]
+    found[order] = answer_recall(np.array(ids), answers, text_of, ranks)
+    if any(gold):
+      found[order] |= gold_recall(np.array(ids), gold, ranks)
+  sizes = functools.cache(
+    lambda text: len(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+  )
+  totals = [sum(sizes(one["text"]) for one in row["ctxs"]) for row in job.rows("fused")]
+  found["fused"]["tokens_retrieved"] = float(np.mean(totals))
+  return found
+
+
+def lines(found: Mapping[str, Figures]) -> list[str]:
+  """The recall table as text."""
+  names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+  names = [name for name in names if "recall" in name]
+  if not found:
+    return []
+  made = ["percent of test questions: " + ", ".join(names)]
+  for order, figures in found.items():
+    cells = "".join(f"{figures[name]:8.1f}" for name in names if name in figures)
+    made.append(f"{order:<12}{cells}")
+  return made
+
+
+def _what_is_read(job: Job, name: str) -> Figures:
+  """What stands in the prompts of a packed file of test questions."""
+  gold_hits, answer_hits, tokens, counts, with_gold = [], [], [], [], False
+  for row, of in zip(JsonLines(name), job.rows("fused"), strict=True):
+    ids = [one["id"] for one in row["passages"]]
+    texts = [job.corpus[job.corpus.position(id)].joined() for id in ids]
+    wanted = [normalise(answer) for answer in row["answers"]]
+    with_gold = with_gold or bool(of["positive_ids"])
+    gold_hits.append(bool(set(ids) & set(of["positive_ids"])))
+    answer_hits.append(any(contains(normalise(text), wanted) for text in texts))
+    tokens.append(row["tokens"])
+    counts.append(len(ids))
+  figures = {
+    "answer_read": 100.0 * float(np.mean(answer_hits)),
+    "tokens_read": float(np.mean(tokens)),
+    "passages_read": float(np.mean(counts)),
+  }
+  return figures | ({"gold_read": 100.0 * float(np.mean(gold_hits))} if with_gold else {})
