@@ -1,5 +1,6 @@
 """The four entries of a run: train, evaluate, predict, export, each of a config and a workdir."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -108,26 +109,44 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Results:
   """
   folder = pathlib.Path(folder)
   adapter, options = _open(config, folder)
-  system = System(adapter.method, adapter.trained, adapter.fixed, options)
   before = checksum(adapter.lm.frozen({}))
-  found = score(system, adapter.lm)
+  row = experiment.resolve(config)["order"][-1]
+  system = System(adapter.method, adapter.trained, adapter.fixed, options)
+  if "reader" in options:
+    scores, recall = _read_anew(config, folder, system, adapter.lm)
+  else:
+    scores, recall = {row: score(system, adapter.lm)}, {}
+  found = scores[row]
   path = folder / workdir.RESULTS
   results = workdir.read_json(path) if path.exists() else {"method": options["method"]}
-  row, held = experiment.resolve(config)["order"][-1], results.get("held_out", {})
+  held = results.get("held_out", {})
   results |= {
     "model": options["model"]["name"],
     "metrics": results.get("metrics", {}) | found.figures,
     "held_out": held | {n: held.get(n, {}) | {row: own} for n, own in found.held_out.items()},
     "frozen_fingerprint": adapter.lm.fingerprint,
     "frozen_unchanged": checksum(adapter.lm.frozen({})) == before,
-  }
+  } | recall
   if is_first_host():
     report.write_lines(folder / workdir.PREDICTIONS, found.predictions)
     _write_by_task(folder, {row: found})
     report.write_json(path, results)
   own = {name: {options["method"]: figures} for name, figures in found.held_out.items()}
-  _say(report.tables({options["method"]: found.figures}, own))
+  titled = {options["method"] if name == row else name: s.figures for name, s in scores.items()}
+  _say(report.tables(titled, own), *reader_table.lines(recall.get("retrieval", {})))
   return results
+
+
+def _read_anew(
+  config: Any, folder: pathlib.Path, system: System, lm: FrozenLM
+) -> tuple[dict[str, Scores], Results]:
+  """The reader's table and the recall of what it reads, on the config's `data.test`."""
+  run = experiment.resolve(config)
+  job, row = Job(run, lm, folder), run["order"][-1]
+  data = job.prepare(MetricsWriter(folder))["stages"][row]["data"]
+  asked = system.options | {"data": system.options["data"] | {"test": data["test"]}}
+  scores = reader_table.compared(job, {row: dataclasses.replace(system, options=asked)}, lm)
+  return scores, {"retrieval": reader_table.retrieval(job, run, lm)}
 
 
 def predict(config: Any, folder: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -141,6 +160,8 @@ def predict(config: Any, folder: str | pathlib.Path) -> list[dict[str, Any]]:
   data = options["data"]
   questions = open_questions(options["predict"]["input"], data["fields"], data["templates"])
   examples = [questions[index] for index in range(len(questions))]
+  if "reader" in options:
+    examples = Job(experiment.resolve(config), adapter.lm, folder).read(examples)
   task = question_task(options, adapter.lm, adapter.method)
   check_questions(options, adapter.lm, task, examples, options["predict"]["input"])
   system = System(adapter.method, adapter.trained, adapter.fixed, options)

@@ -100,15 +100,20 @@ class Job:
     """The rows with the passages of that order: as retrieved, or re-ranked."""
     return read_rows(self.steps.path(f"{_source(order)}_{split}.jsonl"))
 
-  def read(self, questions: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """(id, question) -> a row for the last stage of each: its prompt and passages with scores.
+  def read(self, questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Questions `{"id", "question", "answers"?}` -> rows for the last stage: prompt, passages.
 
-    Raises UserError where there is no trained re-ranker and the stage reads its order.
+    Raises UserError for what is no question, and where the re-ranker that is needed is not there.
     """
     order, budget = self._read[self.options["order"][-1]]
-    rows: Iterable[Mapping[str, Any]] = self.retrieval.rows(
-      [Asked(id, question, (), ()) for id, question in questions]
-    )
+    asked = []
+    for row in questions:
+      if "question" not in row:
+        raise UserError(
+          f'{row["id"]} is no question; a reader takes lines of text, or {{"question"}} rows'
+        )
+      asked.append(Asked(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
+    rows: Iterable[Mapping[str, Any]] = self.retrieval.rows(asked)
     if order == "re_ranked":
       folder = self.steps.path(RE_RANKER)
       if not folder.exists():

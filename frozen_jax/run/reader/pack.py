@@ -72,11 +72,11 @@ def packed(
     passages, scores = ordered(row, order, corpus)
     texts = [(one["title"], one["text"]) for one in passages]
     made = packer.pack(row["question"], texts, scores)
+    answers = row["answers"]
     yield {
       "id": row["id"],
       "input": made.prompt,
-      "target": row["answers"][0],
-      "answers": row["answers"],
+      **({"target": answers[0], "answers": answers} if answers else {}),
       "passages": [{"id": passages[at]["id"], "score": scores[at]} for at in made.chosen],
       "tokens": made.tokens,
       "cut": made.cut,
