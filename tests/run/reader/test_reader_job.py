@@ -1,0 +1,122 @@
+"""The reader's job from questions to its table: each step alone, killed, rerun, refused."""
+
+import json
+import logging
+
+import pytest
+
+from frozen_jax import run
+from frozen_jax.core.errors import UserError
+from frozen_jax.run.reader import job as job_module
+from frozen_jax.run.reader import pack, re_rank
+from frozen_jax.run.reader.steps import digest
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def outputs(folder):
+  """What the steps have made, by name."""
+  made = (path for path in folder.iterdir() if path.name.endswith(".made.json"))
+  names = [path.name.removesuffix(".made.json") for path in made]
+  return {name: digest(folder / name) for name in names}
+
+
+def test_the_whole_job_and_again_from_where_it_was_killed(
+  make_config, tmp_path, monkeypatch, caplog
+):
+  caplog.set_level(logging.INFO)
+  config = make_config()
+  results = run.train(config, tmp_path / "whole")
+  table = results["rows"]
+  assert {"none 110", "bm25 110", "re_ranked 110", "gold 110", "reader"} <= set(table)
+  assert table["gold 110"]["gold_read"] == 100.0 and table["none 110"]["gold_read"] == 0.0
+  assert table["reader"] == table["re_ranked 110"]
+  assert table["bm25 110"]["tokens_read"] <= 110 - 8 - 4
+  assert results["retrieval"]["bm25"]["recall_at_4"] == 100.0
+  assert results["retrieval"]["fused"]["tokens_retrieved"] > 0
+  assert results["frozen_unchanged"]
+
+  ranked, packed = re_rank.re_ranked, pack.packed
+
+  def killed_at_the_first_row(of):
+    def made(*arguments):
+      yield next(iter(of(*arguments)))
+      raise KeyboardInterrupt
+
+    return made
+
+  parts = tmp_path / "parts"
+  for module, name, of in ((re_rank, "re_ranked", ranked), (pack, "packed", packed)):
+    monkeypatch.setattr(module, name, killed_at_the_first_row(of))
+    with pytest.raises(KeyboardInterrupt):
+      run.train(config, parts)
+    monkeypatch.setattr(module, name, of)
+  caplog.clear()
+  again = run.train(config, parts)
+  assert "retrieved_train.jsonl: unchanged" in caplog.text and "re_ranker: unchanged" in caplog.text
+  assert outputs(parts / "reader") == outputs(tmp_path / "whole" / "reader")
+  assert again["rows"] == table
+
+  answers = run.predict(make_config(**{"predict.input": _asked(tmp_path)}), tmp_path / "whole")
+  assert answers[0]["passages"] and "capital of Mali" in answers[0]["input"]
+  fewer = run.evaluate(make_config(**{"evaluate.max_examples": 1}), tmp_path / "whole")
+  assert fewer["retrieval"]["bm25"]["recall_at_4"] == 100.0
+
+
+def _asked(folder):
+  path = folder / "asked.txt"
+  path.write_text("What is the capital of Mali?\n")
+  return str(path)
+
+
+def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
+  config = make_config(**{"until": "retrieve", "reader.read": "bm25"})
+  done = run.train(config, tmp_path)
+  assert set(done["files"]) == {f"retrieved_{s}.jsonl" for s in job_module.SPLITS}
+  config = make_config(
+    **{"until": "pack", "reader.read": "bm25", "reader.orders": ("bm25", "none")}
+  )
+  done = run.train(config, tmp_path)
+  folder = tmp_path / "reader"
+  for split, count in (("train", 2), ("validation", 2), ("test", 2)):
+    packed = rows(folder / f"packed_bm25_110_{split}.jsonl")
+    found = rows(folder / f"retrieved_{split}.jsonl")
+    assert len(packed) == count
+    for row, of in zip(packed, found, strict=False):
+      ids = [one["id"] for one in row["passages"]]
+      assert ids == of["orders"]["bm25"][: len(ids)] and ids and row["id"] == of["id"]
+      assert row["input"].endswith(f"Question: {of['question']}\nAnswer:")
+      assert row["target"] == of["answers"][0]
+  assert rows(folder / "packed_none_110_test.jsonl")[0]["passages"] == []
+  assert not (folder / "re_ranker").exists()
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"reader.read": "best"}, "'best' is no order of passages"),
+    ({"reader.budgets": (500,)}, "a budget of 500 tokens is more than the 124"),
+    ({"reader.retrievers": ("spider",)}, "reader.retrievers names spider"),
+    ({"reader.retrievers": ("dense",)}, "the order bm25 needs bm25 among reader.retrievers"),
+    ({"reader.questions": 0}, "reader.questions is 0"),
+    ({"until": "never"}, "until is 'never'"),
+    ({"reader.re_ranker.positives": "some"}, "reader.re_ranker.positives is 'some'"),
+  ],
+)
+def test_mistakes(make_config, tmp_path, changes, message):
+  with pytest.raises(UserError, match=message):
+    run.train(make_config(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+  "positives, message",
+  [([], "has no passage that answers it"), (["Atlantis-0"], "question Peru: .* no passage of")],
+)
+def test_questions_without_their_passage(make_config, tmp_path, positives, message):
+  row = {"id": "Peru", "question": "What is the capital of Peru?", "answers": ["Lima"]}
+  path = tmp_path / "train.jsonl"
+  path.write_text((json.dumps(row | {"positive_ids": positives}) + "\n") * 3)
+  with pytest.raises(UserError, match=message):
+    run.train(make_config(**{"data.train": str(path)}), tmp_path / "run")
