@@ -7,8 +7,10 @@ from typing import Any
 
 from frozen_jax.core import files
 
-COLUMNS = ("score", "exact_match", "f1", "rouge_l", "accuracy", "loss", "perplexity")
-COLUMNS += ("gold_read", "answer_read", "tokens_read")  # of a reader's prompts
+COLUMNS = (
+  *("score", "exact_match", "f1", "rouge_l", "accuracy", "loss", "perplexity"),
+  *("gold_read", "answer_read", "tokens_read"),  # of a reader's prompts
+)
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

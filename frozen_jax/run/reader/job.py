@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.feature_store import tokenizer_hash
+from frozen_jax.data.pairs import Group
 from frozen_jax.retrieval.fid_rows import read_rows, write_rows
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -159,19 +160,18 @@ class Job:
     }
 
     def make(folder: pathlib.Path) -> None:
-      groups, left_out = [], 0
+      groups: tuple[list[Group], list[Group]] = ([], [])
       if options["steps"]:
         others = itertools.islice(self.rows("fused", "train"), self._reader["questions"], None)
         held_out = itertools.islice(self.rows("fused", "validation"), options["validate_questions"])
-        for rows in (others, held_out):
-          found, missing = re_rank.groups_of(rows, self.corpus, options)
-          groups.append(found)
-          left_out += missing
-        if left_out:
-          _LOG.info("re-ranker: %d questions left out: nothing found answers them", left_out)
+        for rows, kept in zip((others, held_out), groups, strict=True):
+          found, left_out = re_rank.groups_of(rows, self.corpus, options)
+          kept += found
+          if left_out:
+            _LOG.info("re-ranker: %d questions left out: nothing found answers them", left_out)
       re_rank.train_re_ranker(
         folder,
-        tuple(groups) if groups else ((), ()),
+        groups,
         self.corpus,
         options,
         seed=self.options["seed"],

@@ -41,7 +41,7 @@ def make_packer(
   return Packer(lm.tokenizer, chosen, template(options))
 
 
-def ordered(row: Row, order: str, corpus: Corpus) -> tuple[list[Mapping[str, Any]], list[float]]:
+def ordered(row: Row, order: str, corpus: Corpus) -> tuple[Sequence[Row], list[float]]:
   """The passages of a row in an order, best first, and their scores (falling ranks where none).
 
   The row is one of `retrieve.py` for the orders of retrievers, else one of that order itself.

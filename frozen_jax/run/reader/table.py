@@ -5,7 +5,8 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def lines(found: Mapping[str, Figures]) -> list[str]:
 def _what_is_read(job: Job, name: str) -> Figures:
   """What stands in the prompts of a packed file of test questions."""
   gold_hits, answer_hits, tokens, counts, with_gold = [], [], [], [], False
-  for row, of in zip(JsonLines(name), job.rows("fused"), strict=True):
+  for row, of in zip(_lines(name), job.rows("fused"), strict=True):
     ids = [one["id"] for one in row["passages"]]
     texts = [job.corpus[job.corpus.position(id)].joined() for id in ids]
     wanted = [normalise(answer) for answer in row["answers"]]
@@ -112,3 +113,8 @@ def _what_is_read(job: Job, name: str) -> Figures:
     "passages_read": float(np.mean(counts)),
   }
   return figures | ({"gold_read": 100.0 * float(np.mean(gold_hits))} if with_gold else {})
+
+
+def _lines(name: str) -> Iterator[Mapping[str, Any]]:
+  rows = JsonLines(name)
+  return (rows[number] for number in range(len(rows)))
