@@ -39,9 +39,12 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "smoke":
     shrink(config)
     shrink_reader(config.reader)
-    config.reader.update({"budgets": (128, 192), "budget": 192})
-    config.data.lengths = (192,)
-    config.baseline = "none 192"
+    config.reader.update({"budgets": (144,), "budget": 144})
+    config.reader.orders = ("none", "bm25", "lm", "re_ranked", "gold")
+    config.data.lengths = (144,)
+    config.train.batch_size = 4
+    config.evaluate.update({"max_examples": 4, "max_new_tokens": 8})
+    config.baseline = "none 144"
   elif variant == "nq":
     _natural_questions(config)
   elif variant:

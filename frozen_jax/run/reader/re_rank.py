@@ -26,7 +26,7 @@ from frozen_jax.data.pairs import (
 )
 from frozen_jax.evaluation.likelihood import score
 from frozen_jax.evaluation.pair_scores import score_pairs
-from frozen_jax.export.cross_encoder import read_cross_encoder, write_cross_encoder
+from frozen_jax.export.cross_encoder import CrossEncoder, read_cross_encoder, write_cross_encoder
 from frozen_jax.methods import re_ranker
 from frozen_jax.retrieval.corpus import Corpus, Passage
 from frozen_jax.sharding.hosts import host_shard
@@ -130,16 +130,7 @@ def train_re_ranker(
   Raises UserError as `training.loop.fit` and `export.cross_encoder`.
   """
   base = read_cross_encoder(options["base"], mesh=mesh)
-  texts = _pair_encoder(base, options)
-  lora = re_ranker.LoraOptions(**{**options["lora"], "targets": tuple(options["lora"]["targets"])})
-  method = re_ranker.build(
-    base.encoder,
-    base.head,
-    base.initial_head,
-    train=options["train"],
-    lora=lora,
-    dtype=options["dtype"],
-  )
+  texts, method = _pair_encoder(base, options), _built(base, options)
   init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
   fresh, frozen, result = method.init(init_key), method.frozen(), None
   if options["steps"]:
@@ -193,7 +184,20 @@ def re_ranked(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[
       yield kept | {"ctxs": scored}
 
 
-def _pair_encoder(base: Any, options: Mapping[str, Any]) -> PairEncoder:
+def _built(base: CrossEncoder, options: Mapping[str, Any]) -> re_ranker.ReRanker:
+  """The re-ranker that `reader.re_ranker` asks for, over a base."""
+  lora = re_ranker.LoraOptions(**{**options["lora"], "targets": tuple(options["lora"]["targets"])})
+  return re_ranker.build(
+    base.encoder,
+    base.head,
+    base.initial_head,
+    train=options["train"],
+    lora=lora,
+    dtype=options["dtype"],
+  )
+
+
+def _pair_encoder(base: CrossEncoder, options: Mapping[str, Any]) -> PairEncoder:
   sizes = base.encoder.config
   lengths = [length for length in LENGTHS if length <= options["length"]]
   return PairEncoder(base.encoder.tokenizer, sizes.types, sizes.room, lengths)
