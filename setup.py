@@ -33,6 +33,7 @@ INSTALL = [
   "pyyaml>=6.0",
   "qwix>=0.1.8",
   "safetensors>=0.8",
+  "scipy>=1.15",
   "tensorflow-datasets>=4.9.10",
   "tokenizers>=0.23",
   "tqdm>=4.66",

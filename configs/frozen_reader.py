@@ -1,20 +1,28 @@
 """A frozen LM as a reader (Levine et al., 2022): retrieve, re-rank, pack, read.
 
     python -m frozen_jax.main --config=configs/frozen_reader.py
+    python -m frozen_jax.tools.ask runs/frozen_reader
 
-Before the stages, each a file in WORKDIR/reader that is made anew only where what it is made of has
-changed: `retrieve` (BM25 and a dense index, fused), `re_ranker` (training it), `re_rank`, `pack`.
-`--config.until=NAME` stops behind one of them. Then stage `reader` tunes a prompt on the packed
-passages, and the table has the reader on every order of passages at every budget of tokens.
+Before the stages come steps, each a file or folder in WORKDIR/reader with a note of what it was
+made of, made anew only where that has changed: `retrieve` (BM25 and a dense index, fused),
+`re_ranker` (a cross-encoder, trained), `re_rank`, `pack`. `--config.until=NAME` stops behind one of
+them; the folder may be copied into another workdir. Then stage `closed_book` tunes a prompt on the
+bare questions and stage `reader` one on the packed passages. The table has the reader on every
+order of passages at every budget of tokens, with 95% intervals.
 
 The default needs no network: two passages on each country, and the questions of world_facts. Not
 measured yet.
 
-Variants: `:smoke` the same in about a minute; `:nq` Natural Questions from files:
+Variants: `:smoke` the same on few rows; `:nq` Natural Questions (or whatever has such rows) from
+files:
 
     python -m frozen_jax.main --config=configs/frozen_reader.py:nq \\
       --config.reader.corpus=corpus.jsonl.gz --config.data.train=nq_train.jsonl.gz \\
       --config.data.validation=nq_validation.jsonl.gz --config.data.test=nq_test.jsonl.gz
+
+`:dpr_nq` is the paper's setting, for a pod: the 21 million passages of DPR's psgs_w100.tsv, its
+encoders, 2,048 tokens to read, positives by answer string (DPR's own rows name no ids). Its LM is
+to be named: --config.model.name=FOLDER. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   config.reader = reader_defaults()
   config.until = ""  # retrieve, re_ranker, re_rank or pack: stop behind it
-  config.order = ("reader",)
+  config.order = ("closed_book", "reader")
+  config.stages.closed_book = ConfigDict({"method": "prompt_tuning", "reader": {"read": "none"}})
   config.stages.reader = ConfigDict({"method": "prompt_tuning"})
-  config.baseline = "none 512"
+  config.baseline = "closed_book"
   config.model.dtype = "bfloat16"
   config.data.lengths = (128, 256, 384, 512)
   config.prompt.text = "Read the texts and answer the question with a few words from them."
@@ -44,11 +53,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.lengths = (144,)
     config.train.batch_size = 4
     config.evaluate.update({"max_examples": 4, "max_new_tokens": 8})
-    config.baseline = "none 144"
   elif variant == "nq":
     _natural_questions(config)
+  elif variant == "dpr_nq":
+    _natural_questions(config)
+    _wikipedia(config)
   elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
+    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, dpr_nq")
   return config
 
 
@@ -60,3 +71,25 @@ def _natural_questions(config: ConfigDict) -> None:
   config.data.test = "nq_test.jsonl.gz"
   config.reader.re_ranker.steps = 1000
   config.train.steps = 200
+
+
+def _wikipedia(config: ConfigDict) -> None:
+  """All of Wikipedia as DPR cut it, read by a large LM."""
+  hub = "hf:sentence-transformers/facebook-dpr-{}_encoder-single-nq-base"
+  config.reader.update(
+    {
+      "corpus": "psgs_w100.tsv",
+      "encoder": hub.format("ctx"),
+      "question_encoder": hub.format("question"),
+      "separator": " [SEP] ",
+      "budgets": (512, 2048),
+      "budget": 2048,
+      "questions": 8000,
+    }
+  )
+  config.reader.re_ranker.update(
+    {"base": "hf:cross-encoder/ms-marco-MiniLM-L6-v2", "positives": "answers", "steps": 5000}
+  )
+  config.data.lengths = (512, 1024, 2048)
+  config.train.update({"steps": 1000, "batch_size": 32})
+  config.mesh.update({"fsdp": 8})

@@ -123,6 +123,12 @@ def load_frozen(
   )
 
 
+def load_model(options: Mapping[str, Any], mesh: Mesh) -> FrozenLM:
+  """The LM that an experiment's `model` options name, with the text encoder that they name."""
+  quantize = options["quantize"] or None
+  return with_encoder(load_frozen(options["name"], options["dtype"], mesh, quantize), options)
+
+
 def with_encoder(lm: FrozenLM, options: Mapping[str, Any]) -> FrozenLM:
   """The LM with the text encoder beside it that the experiment's `model` options name, if any."""
   if not options["encoder"] or lm.encoder is not None:

@@ -10,6 +10,7 @@ from frozen_jax.data.batches import scoring_batches
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation.answers import grade
+from frozen_jax.evaluation.intervals import with_intervals
 from frozen_jax.evaluation.likelihood import score as teacher_forced
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
@@ -44,8 +45,9 @@ def score(system: System, lm: FrozenLM) -> Scores:
   """Scores a system on its `data.test` and on each source of `data.held_out`.
 
   Figures: `loss` and `perplexity`; for questions `exact_match` and `f1` of greedily decoded answers
-  and `accuracy` (teacher-forced); for data of many tasks those of `evaluation.by_task`, of which
-  `accuracy` is that of rank classification; `examples`; counts of what was cut or skipped.
+  with their 95% intervals (`evaluation.intervals`), and `accuracy` (teacher-forced); for data of
+  many tasks those of `evaluation.by_task`, of which `accuracy` is that of rank classification;
+  `examples`; counts of what was cut or skipped.
   """
   data = system.options["data"]
   figures, tables, predictions = _score(system, lm, data["test"])
@@ -74,7 +76,8 @@ def _score(system: System, lm: FrozenLM, name: str) -> tuple[Figures, dict[str, 
   examples = _examples(source, system.options)
   answers = answer(system, lm, task, examples)
   accepted = [task.answers(example) for example in examples]
-  figures = grade(answers, accepted) | figures | {"examples": len(examples)}
+  graded = [grade([one], [right]) for one, right in zip(answers, accepted, strict=True)]
+  figures = with_intervals(graded) | figures | {"examples": len(examples)}
   return figures, {}, prediction_rows(task, examples, answers)
 
 
@@ -107,8 +110,13 @@ def compared(systems: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
     rows["zero_shot_chat"] = System(as_it_comes.method, {}, {}, chat)
   test = last.options["data"]["test"]
   same = {n: s for n, s in systems.items() if s.options["data"]["test"] == test}
+  return score_all(rows | same, lm)
+
+
+def score_all(rows: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
+  """{row of the table: the scores of its system}."""
   scores: dict[str, Scores] = {}
-  for name, system in (rows | same).items():
+  for name, system in rows.items():
     begun = time.monotonic()
     scores[name] = score(system, lm)
     _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)

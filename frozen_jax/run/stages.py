@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 # What of a stage's options its checkpoint does not depend on.
 _FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline", "until")
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def run_stage(
     mesh=mesh,
     workdir=workdir,
     writer=writer,
-    config={key: value for key, value in stage.items() if key not in _FREE},
+    config=_made_of(stage),
     fingerprint=lm.fingerprints,
     validate=_validator(method, frozen, lm, stage, states),
   )
@@ -193,6 +194,18 @@ def data_sets(stage: experiment.Options) -> list[str]:
       " prompt.per_task=False"
     )
   return list(names)
+
+
+def _made_of(stage: experiment.Options) -> experiment.Options:
+  """What of a stage's options its checkpoint depends on.
+
+  Of a reader's packed prompts that is what they hold, wherever the workdir is moved to.
+  """
+  made = {key: value for key, value in stage.items() if key not in _FREE}
+  if "reader" in made:
+    made["reader"] = {"packed": made["reader"]["packed"]}
+    made["data"] = {key: value for key, value in made["data"].items() if key not in _SPLITS}
+  return made
 
 
 def _validator(

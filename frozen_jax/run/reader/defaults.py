@@ -10,6 +10,8 @@ def reader_defaults() -> ConfigDict:
       "corpus": "world_facts",  # the built-in one, or a file of retrieval/corpus.py
       "retrievers": ("bm25", "dense"),  # several are fused by their reciprocal ranks
       "encoder": "minilm-l6-v2",  # of the dense retriever
+      "question_encoder": "",  # of its questions; empty: the same
+      "separator": " ",  # between a passage's title and its text for the encoder
       "encoder_length": 256,  # tokens to which passages are cut for it
       "depth": 100,  # passages retrieved for a question, and re-ranked
       "questions": 1000,  # the first so many training questions tune the reader; the re-ranker

@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -17,14 +17,13 @@ from jax.sharding import Mesh
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.pairs import Group
-from frozen_jax.retrieval.fid_rows import read_rows, write_rows
+from frozen_jax.retrieval.fid_rows import read_rows
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.reader import pack, re_rank
 from frozen_jax.run.reader.questions import Asked, digest_of, open_asked, open_passages
-from frozen_jax.run.reader.retrieve import Retrieval
+from frozen_jax.run.reader.retrieve import SEARCHED_AT_ONCE, Retrieval
 from frozen_jax.run.reader.steps import Steps, digest, key
-from frozen_jax.run.report import write_lines
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
@@ -145,8 +144,11 @@ class Job:
     for split in SPLITS:
       asked = open_asked(data[split], data["fields"], self.corpus, most[split])
       inputs = {"questions": digest_of(asked), **self.retrieval.fingerprint}
-      rows = functools.partial(self.retrieval.rows, asked)
-      self._write(f"retrieved_{split}.jsonl", inputs, rows)
+      make = functools.partial(self._found, asked)
+      self.steps.rows(f"retrieved_{split}.jsonl", inputs, make, SEARCHED_AT_ONCE, len(asked))
+
+  def _found(self, asked: Sequence[Asked], first: int) -> Iterator[Mapping[str, Any]]:
+    return self.retrieval.rows(asked[first:])
 
   def _train_re_ranker(self, writer: MetricsWriter) -> None:
     options = self._reader["re_ranker"]
@@ -195,18 +197,19 @@ class Job:
       inputs |= {"lm": self._lm.fingerprint, "tokenizer": tokenizer_hash(self._lm.tokenizer)}
       inputs |= {name: self._reader[name] for name in ("template", "lm_depth")}
 
-    def make() -> Iterator[Mapping[str, Any]]:
-      rows = itertools.islice(self.rows("fused", split), count)
+    def make(first: int) -> Iterator[Mapping[str, Any]]:
+      rows = itertools.islice(self.rows("fused", split), first, count)
       if order == "lm":
         return self._by_likelihood(rows)
       scorer = re_rank.open_scorer(self.steps.path(RE_RANKER), options, self._mesh)
       return re_rank.re_ranked(rows, scorer, self.retrieval.depth)
 
-    self._write(f"{_source(order)}_{split}.jsonl", inputs, make)
+    at_once = pack.RANKED_AT_ONCE if order == "lm" else re_rank.SCORED_AT_ONCE
+    self.steps.rows(f"{_source(order)}_{split}.jsonl", inputs, make, at_once, count)
 
   def _by_likelihood(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     size = self.options["evaluate"]["batch_size"]
-    return pack.by_likelihood(list(rows), self._lm, self._reader, size)
+    return pack.by_likelihood(rows, self._lm, self._reader, size)
 
   def _packed(self, order: str, budget: int, split: str) -> pathlib.Path:
     source, count = f"{_source(order)}_{split}.jsonl", self._count(split)
@@ -220,12 +223,12 @@ class Job:
       "answer": self.options["evaluate"]["max_new_tokens"],
     }
 
-    def make(path: pathlib.Path) -> None:
-      rows = itertools.islice(self.rows(order, split), count)
-      packer = self._packer(order, budget)
-      write_lines(path, list(pack.packed(rows, order, self.corpus, packer)))
+    def make(first: int) -> Iterator[Mapping[str, Any]]:
+      rows = itertools.islice(self.rows(order, split), first, count)
+      return pack.packed(rows, order, self.corpus, self._packer(order, budget))
 
-    return self.steps.file(_pack_name(order, budget, split), inputs, make)
+    name = _pack_name(order, budget, split)
+    return self.steps.rows(name, inputs, make, pack.PACKED_AT_ONCE, count)
 
   def _packer(self, order: str, budget: int) -> Any:
     vectors, answer = self.options["prompt"]["length"], self.options["evaluate"]["max_new_tokens"]
@@ -235,11 +238,6 @@ class Job:
     """How many questions of a split the reader is given; None: all."""
     validated = self.options["train"]["validate_examples"]
     return {"train": self._reader["questions"], "validation": validated, "test": None}[split]
-
-  def _write(
-    self, name: str, inputs: Mapping[str, Any], rows: Callable[[], Iterable[Mapping[str, Any]]]
-  ) -> None:
-    self.steps.file(name, inputs, lambda path: write_rows(path, rows()))  # type: ignore[arg-type]
 
 
 def check(options: experiment.Options, lm: FrozenLM) -> None:

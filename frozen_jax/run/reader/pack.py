@@ -10,6 +10,7 @@ Training and test prompts are packed by the same code (METHODS 3). What is writt
 run's stages read: `{"id", "input", "target", "answers", "passages", "tokens"}`.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from frozen_jax.methods import METHODS
 from frozen_jax.retrieval.corpus import Corpus
 from frozen_jax.retrieval.packing import Packer, PackingOptions, ReaderTemplate
 from frozen_jax.run.frozen_lm import FrozenLM
+
+RANKED_AT_ONCE = 16  # questions, with as many passages as the LM ranks
+PACKED_AT_ONCE = 256
 
 ORDERS = ("none", "bm25_1", "bm25", "dense", "fused", "lm", "re_ranked", "gold")
 
@@ -73,11 +77,15 @@ def packed(
     texts = [(one["title"], one["text"]) for one in passages]
     made = packer.pack(row["question"], texts, scores)
     answers = row["answers"]
+    read = [
+      {"id": passages[at]["id"], "title": passages[at]["title"], "score": scores[at]}
+      for at in made.chosen
+    ]
     yield {
       "id": row["id"],
       "input": made.prompt,
       **({"target": answers[0], "answers": answers} if answers else {}),
-      "passages": [{"id": passages[at]["id"], "score": scores[at]} for at in made.chosen],
+      "passages": read,
       "tokens": made.tokens,
       "cut": made.cut,
       "too_long": made.too_long,
@@ -85,13 +93,21 @@ def packed(
 
 
 def by_likelihood(
-  rows: Sequence[Row], lm: FrozenLM, options: Mapping[str, Any], batch_size: int
+  rows: Iterable[Row], lm: FrozenLM, options: Mapping[str, Any], batch_size: int
 ) -> Iterator[dict[str, Any]]:
   """The rows with their first `lm_depth` passages by how likely each makes the question.
 
   The score is the log-likelihood in nats of the question behind the passage. A passage that leaves
   the question no room in the LM's context is cut.
   """
+  rows = iter(rows)
+  while block := list(itertools.islice(rows, RANKED_AT_ONCE)):
+    yield from _ranked_by_likelihood(block, lm, options, batch_size)
+
+
+def _ranked_by_likelihood(
+  rows: Sequence[Row], lm: FrozenLM, options: Mapping[str, Any], batch_size: int
+) -> Iterator[dict[str, Any]]:
   form, depth = template(options), options["lm_depth"]
   method, tokenizer = METHODS["zero_shot"](lm, {}), lm.tokenizer
   questions = []

@@ -42,7 +42,7 @@ Row = Mapping[str, Any]  # of `retrieve.py`
 STAGE = "re_ranker"
 POSITIVES = ("gold", "answers")
 _VALIDATED_AT_ONCE = 8  # questions
-_SCORED_AT_ONCE = 128
+SCORED_AT_ONCE = 32  # questions, with all their passages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,9 @@ class Scorer:
   def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """The score of each (question, passage)."""
     frozen = self.method.frozen()
-    found = score_pairs(self.method, self.trained, frozen, self.texts, pairs, self.mesh)
+    found = score_pairs(
+      self.method, self.trained, frozen, self.texts, pairs, self.mesh, progress=False
+    )
     return [float(value) for value in found]
 
 
@@ -170,7 +172,7 @@ def re_ranked(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[
   Of equal scores the earlier passage comes first; `orders` is left out.
   """
   rows = iter(rows)
-  while block := list(itertools.islice(rows, _SCORED_AT_ONCE)):
+  while block := list(itertools.islice(rows, SCORED_AT_ONCE)):
     pairs = [
       (row["question"], Passage("", one["title"], one["text"]).joined())
       for row in block

@@ -25,7 +25,7 @@ from frozen_jax.sharding.place import make_place
 from frozen_jax.sharding.rules import row_groups
 
 RETRIEVERS = ("bm25", "dense")
-_AT_ONCE = 256  # questions
+SEARCHED_AT_ONCE = 256  # questions
 
 
 class Retrieval:
@@ -47,20 +47,25 @@ class Retrieval:
     if self.depth < 1:
       raise UserError(f"reader.depth is {options['depth']}; give at least 1")
     self._folder = steps.path("indexes")
-    self._encoder = load_encoder(options["encoder"], mesh=mesh) if "dense" in self._names else None
+    self._encoders: tuple[FrozenEncoder, FrozenEncoder] | None = None
+    if "dense" in self._names:
+      passages = load_encoder(options["encoder"], mesh=mesh)
+      asked = options["question_encoder"]
+      self._encoders = passages, load_encoder(asked, mesh=mesh) if asked else passages
     self._retrievers: dict[str, Retriever] = {}
     self.fingerprint = {
       "corpus": corpus.fingerprint,
       "retrievers": self._names,
       "depth": self.depth,
-      "encoder": "" if self._encoder is None else self._encoder.fingerprint,
+      "encoder": self._encoder_fingerprint(),
       "encoder_length": options["encoder_length"],
+      "separator": options["separator"],
     }
 
   def rows(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
     """A FiD row of each question."""
-    for start in range(0, len(asked), _AT_ONCE):
-      block = asked[start : start + _AT_ONCE]
+    for start in range(0, len(asked), SEARCHED_AT_ONCE):
+      block = asked[start : start + SEARCHED_AT_ONCE]
       texts = [one.question for one in block]
       found = {name: self._open(name).search(texts, self.depth) for name in self._names}
       fused = reciprocal_ranks(list(found.values()), self.depth)
@@ -94,13 +99,22 @@ class Retrieval:
     return opened(folder, self.corpus)
 
   def _dense(self) -> Retriever:
-    assert self._encoder is not None  # as its name is among the retrievers
-    length = min(self._options["encoder_length"], self._encoder.config.room)
-    name = {"corpus": self.corpus.fingerprint, "encoder": self._encoder.fingerprint, "to": length}
-    embed = embedding(self._encoder, length, self._mesh)
-    folder = self._folder / f"dense-{key(name)}"
-    index = build_dense(folder, self.corpus, embed, self._encoder.fingerprint)
-    return Dense(index, embed, self._mesh)
+    assert self._encoders is not None  # as its name is among the retrievers
+    separator = self._options["separator"]
+    lengths = [min(self._options["encoder_length"], one.config.room) for one in self._encoders]
+    passages, questions = (
+      embedding(one, length, self._mesh)
+      for one, length in zip(self._encoders, lengths, strict=True)
+    )
+    fingerprint = self._encoder_fingerprint()
+    name = {"corpus": self.corpus.fingerprint, "encoder": fingerprint, "to": lengths[0]}
+    folder = self._folder / f"dense-{key(name | {'separator': separator})}"
+    index = build_dense(folder, self.corpus, passages, fingerprint, separator=separator)
+    return Dense(index, questions, self._mesh)
+
+  def _encoder_fingerprint(self) -> str:
+    """Of the passages' encoder, and of the questions' where that is another one."""
+    return "+".join(dict.fromkeys(one.fingerprint for one in self._encoders or ()))
 
 
 def embedding(encoder: FrozenEncoder, length: int, mesh: Mesh) -> Embed:

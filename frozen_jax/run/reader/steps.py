@@ -2,17 +2,22 @@
 
 Beside what a step makes stands NAME.made.json with its inputs (options, digests of files,
 fingerprints of models) and the digest of what was made. It is written last and removed first, so
-after a kill at any place the step is either done or made anew.
+after a kill at any place the step is either done or made anew. Rows that take long are kept block
+by block in NAME.KEY.part, KEY naming the inputs, and a killed step goes on behind them.
 """
 
 import hashlib
+import itertools
 import json
 import logging
+import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import whole_file, whole_folder
@@ -21,10 +26,12 @@ from frozen_jax.sharding.hosts import barrier, is_first_host
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 2**20  # bytes
-_SUFFIX = ".made.json"
+_SUFFIX, _PART = ".made.json", ".part"
+_QUIET = 2  # seconds before a progress bar shows
 
 Inputs = Mapping[str, Any]
 Make = Callable[[pathlib.Path], None]
+Rows = Callable[[int], Iterable[Mapping[str, Any]]]
 
 
 class Steps:
@@ -52,6 +59,38 @@ class Steps:
   def tree(self, name: str, inputs: Inputs, make: Make) -> pathlib.Path:
     """As `file`, for a folder that `make` fills."""
     return self._made(name, inputs, make, whole_folder)
+
+  def rows(
+    self, name: str, inputs: Inputs, make: Rows, at_once: int, total: int | None = None
+  ) -> pathlib.Path:
+    """As `file`, for JSON lines; after a kill only the block of rows that was under way is redone.
+
+    Args:
+      make: how many rows are there -> those behind them. at_once: rows of a block; what is there
+        is a multiple of it. total: how many there will be, for the progress bar.
+    """
+    part = self.path(f"{name}.{key(inputs)}{_PART}")
+
+    def written(beside: pathlib.Path) -> None:
+      done = _whole_blocks(part, at_once)
+      barrier(f"{name} counted")
+      rows = iter(make(done))
+      ours = part if is_first_host() else beside
+      shown = {"desc": name, "unit": "row", "leave": False, "disable": not is_first_host()}
+      with (
+        ours.open("ab") as file,
+        tqdm(initial=done, total=total, delay=_QUIET, **shown) as bar,
+      ):
+        while block := list(itertools.islice(rows, at_once)):
+          lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in block)
+          file.write("".join(lines).encode())
+          file.flush()
+          os.fsync(file.fileno())
+          bar.update(len(block))
+      if is_first_host():
+        part.replace(beside)
+
+    return self.file(name, inputs, written)
 
   def _made(self, name: str, inputs: Inputs, make: Make, whole: Any) -> pathlib.Path:
     path, note = self.path(name), self.path(name + _SUFFIX)
@@ -117,6 +156,21 @@ def _read(note: pathlib.Path) -> dict[str, Any] | None:
   except (OSError, ValueError):
     return None
   return found if isinstance(found, dict) else None
+
+
+def _whole_blocks(part: pathlib.Path, at_once: int) -> int:
+  """Cuts a file behind its last whole block of lines; how many lines those are (0: no file)."""
+  if not part.exists():
+    return 0
+  ends, at = [0], 0
+  with part.open("rb") as file:
+    for number, line in enumerate(file, start=1):
+      at += len(line)
+      if line.endswith(b"\n") and number % at_once == 0:
+        ends.append(at)
+  if is_first_host():
+    os.truncate(part, ends[-1])
+  return (len(ends) - 1) * at_once
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import logging
 import pathlib
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +15,9 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.reader import pack
 from frozen_jax.run.reader.job import Job
-from frozen_jax.run.reader.steps import digest
-from frozen_jax.run.scores import Scores, score
+from frozen_jax.run.scores import Scores, score_all
 from frozen_jax.run.stages import System
 from frozen_jax.text.answers import contains, normalise
-
-_LOG = logging.getLogger(__name__)
 
 Figures = dict[str, float]
 
@@ -41,16 +36,15 @@ def compared(job: Job, systems: Mapping[str, System], lm: FrozenLM) -> dict[str,
     data = last.options["data"] | {"test": str(job.test_pack(order, budget))}
     options = last.options | {"data": data}
     rows[f"{order} {budget}"] = dataclasses.replace(last, options=options)
-  scores: dict[str, Scores] = {}
-  known: dict[tuple[int, str], Scores] = {}  # small budgets and large ones may give equal packs
-  for name, system in (rows | dict(systems)).items():
-    begun = time.monotonic()
-    same = id(system.method), digest(pathlib.Path(system.options["data"]["test"]))
-    found = known[same] = known.get(same) or score(system, lm)
-    read = _what_is_read(job, system.options["data"]["test"])
+  rows |= systems
+  # Rows may read the same: no passages at all under each budget, or the pack of a stage.
+  first: dict[tuple[int, str], str] = {}
+  same = {name: first.setdefault((id(s.trained), _pack(job, s)), name) for name, s in rows.items()}
+  scores = score_all({name: rows[name] for name in first.values()}, lm)
+  for name, found in scores.items():
+    read = _what_is_read(job, rows[name].options["data"]["test"])
     scores[name] = dataclasses.replace(found, figures=found.figures | read)
-    _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
-  return scores
+  return {name: scores[equal] for name, equal in same.items()}
 
 
 def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, Figures]:
@@ -93,6 +87,11 @@ def lines(found: Mapping[str, Figures]) -> list[str]:
     cells = "".join(f"{figures[name]:8.1f}" for name in names if name in figures)
     made.append(f"{order:<12}{cells}")
   return made
+
+
+def _pack(job: Job, system: System) -> str:
+  """The digest of the packed questions that a system is scored on."""
+  return job.steps.digests[pathlib.Path(system.options["data"]["test"]).name]
 
 
 def _what_is_read(job: Job, name: str) -> Figures:

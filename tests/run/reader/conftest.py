@@ -52,13 +52,12 @@ def files(tmp_path_factory):
   }
 
 
-@pytest.fixture
-def make_config(tiny, bi_encoder, files, monkeypatch):
+@pytest.fixture(scope="session")
+def make_config(tiny, bi_encoder, files):
   """`make_config(**{"dotted.key": value})`: the smoke config on the tiny models and files."""
-  monkeypatch.chdir(ROOT)
 
   def make(**changes):
-    config = load_config("configs/frozen_reader.py:smoke")
+    config = load_config(f"{ROOT}/configs/frozen_reader.py:smoke")
     given = {
       "model.name": str(tiny),
       "prompt.length": 4,

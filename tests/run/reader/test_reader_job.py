@@ -1,7 +1,9 @@
 """The reader's job from questions to its table: each step alone, killed, rerun, refused."""
 
+import io
 import json
 import logging
+import shutil
 
 import pytest
 
@@ -10,6 +12,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.run.reader import job as job_module
 from frozen_jax.run.reader import pack, re_rank
 from frozen_jax.run.reader.steps import digest
+from frozen_jax.tools import ask
 
 
 def rows(path):
@@ -32,7 +35,9 @@ def test_the_whole_job_and_again_from_where_it_was_killed(
   table = results["rows"]
   assert {"none 110", "bm25 110", "re_ranked 110", "gold 110", "reader"} <= set(table)
   assert table["gold 110"]["gold_read"] == 100.0 and table["none 110"]["gold_read"] == 0.0
-  assert table["reader"] == table["re_ranked 110"]
+  assert table["reader"] == table["re_ranked 110"] and table["closed_book"]["tokens_read"] < 30
+  low, mean, high = (table["reader"][f"exact_match{end}"] for end in ("_low", "", "_high"))
+  assert low <= mean <= high
   assert table["bm25 110"]["tokens_read"] <= 110 - 8 - 4
   assert results["retrieval"]["bm25"]["recall_at_4"] == 100.0
   assert results["retrieval"]["fused"]["tokens_retrieved"] > 0
@@ -59,16 +64,57 @@ def test_the_whole_job_and_again_from_where_it_was_killed(
   assert outputs(parts / "reader") == outputs(tmp_path / "whole" / "reader")
   assert again["rows"] == table
 
-  answers = run.predict(make_config(**{"predict.input": _asked(tmp_path)}), tmp_path / "whole")
-  assert answers[0]["passages"] and "capital of Mali" in answers[0]["input"]
-  fewer = run.evaluate(make_config(**{"evaluate.max_examples": 1}), tmp_path / "whole")
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+  """The workdir of a finished run."""
+  folder = tmp_path_factory.mktemp("finished") / "run"
+  run.train(make_config(), folder)
+  return folder
+
+
+def test_a_finished_reader_answers_with_the_passages_that_it_read(
+  finished, make_config, tmp_path, capsys
+):
+  path = tmp_path / "asked.txt"
+  path.write_text("What is the capital of Mali?\n")
+  (answer,) = run.predict(make_config(**{"predict.input": str(path)}), finished)
+  assert answer["passages"] and "capital of Mali" in answer["input"]
+  scores = [one["score"] for one in answer["passages"]]
+  assert scores == sorted(scores, reverse=True)
+  capsys.readouterr()
+  assert ask.main([str(finished), "What is the capital of Mali?"]) == 0
+  told = capsys.readouterr().out.splitlines()
+  assert told[0] == answer["prediction"]
+  assert [line.split()[1] for line in told[2:]] == [one["id"] for one in answer["passages"]]
+
+
+def test_questions_are_asked_one_after_another(finished, monkeypatch, capsys):
+  monkeypatch.setattr("sys.stdin", io.StringIO("Where is Lima?\nWhere is Cairo?\n\nlost\n"))
+  assert ask.main([str(finished)]) == 0
+  assert capsys.readouterr().out.count("with their scores") == 2
+
+
+def test_asking_where_no_run_is(tmp_path, capsys):
+  assert ask.main([str(tmp_path), "Where is Lima?"]) == 2
+  assert "error:" in capsys.readouterr().err
+
+
+def test_a_finished_reader_is_scored_on_other_questions(finished, make_config, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  fewer = run.evaluate(make_config(**{"evaluate.max_examples": 1}), workdir)
   assert fewer["retrieval"]["bm25"]["recall_at_4"] == 100.0
 
 
-def _asked(folder):
-  path = folder / "asked.txt"
-  path.write_text("What is the capital of Mali?\n")
-  return str(path)
+def test_a_moved_workdir_goes_on(finished, make_config, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  moved = tmp_path / "moved"
+  shutil.copytree(finished, moved)
+  before = json.loads((moved / "results.json").read_text())
+  (moved / "results.json").unlink()
+  after = run.train(make_config(), moved)
+  assert after["rows"] == before["rows"]
+  assert "made in" not in caplog.text
 
 
 def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):

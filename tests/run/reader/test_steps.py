@@ -73,3 +73,41 @@ def test_a_step_that_fails_leaves_nothing_that_counts(tmp_path, kind):
 def test_what_cannot_be_read_is_refused(tmp_path):
   with pytest.raises(UserError, match="cannot read"):
     digest(tmp_path / "absent")
+
+
+def test_killed_rows_go_on_behind_the_last_whole_block(tmp_path):
+  rows = [{"at": at} for at in range(7)]
+  steps, begun = Steps(tmp_path), []
+
+  def killed_in_the_third_block(first):
+    begun.append(first)
+    yield from rows[first:5]
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    steps.rows("step", {"of": 1}, killed_in_the_third_block, 2)
+  (part,) = tmp_path.glob("step.*.part")
+  with part.open("ab") as file:  # a kill may leave less than a block, and less than a line
+    file.write(b'{"at": 4}\n{"at')
+
+  def whole(first):
+    begun.append(first)
+    return rows[first:]
+
+  path = steps.rows("step", {"of": 1}, whole, 2)
+  assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+  assert begun == [0, 4]
+  assert sorted(one.name for one in tmp_path.iterdir()) == ["step", "step.made.json"]
+
+
+def test_rows_of_other_inputs_are_not_gone_on_with(tmp_path):
+  def killed(first):
+    yield {"at": first}
+    yield {"at": first + 1}
+    raise KeyboardInterrupt
+
+  steps = Steps(tmp_path)
+  with pytest.raises(KeyboardInterrupt):
+    steps.rows("step", {"of": 1}, killed, 1)
+  path = steps.rows("step", {"of": 2}, lambda first: [{"first": first}], 1)
+  assert json.loads(path.read_text()) == {"first": 0}

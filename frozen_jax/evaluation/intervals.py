@@ -1,0 +1,34 @@
+"""How far a mean over test rows would move with other rows: bootstrap intervals.
+
+Rows are drawn anew with replacement (Efron 1979); the interval has the middle 95% of the means.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+_RESAMPLES = 2000
+
+
+def with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """The mean of each figure over the rows, and `NAME_low` and `NAME_high` around it.
+
+  All rows have the same figures, and there is at least one. The draws are the same at each call.
+  """
+  found: dict[str, float] = {}
+  for name in rows[0]:
+    values = np.array([row[name] for row in rows], np.float64)
+    low, high = interval(values)
+    found |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+  return found
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+  """The 95% bootstrap interval of the mean of values [N]; that of equal values is their value."""
+  if np.ptp(values) == 0:
+    return float(values[0]), float(values[0])
+  result = bootstrap(
+    (values,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=0
+  )
+  return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,79 @@
+"""Asks a finished run at the terminal: a question, its answer, and the passages that were read.
+
+    python -m frozen_jax.tools.ask WORKDIR ["What is the capital of Peru?"]
+
+Without a question it asks for one after another, until an empty line or the end of the input. The
+run's own config.json says which model and which passages; nothing is written.
+"""
+
+import argparse
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from frozen_jax.core.errors import exit_status
+from frozen_jax.run.reuse import Answerer, open_answerer
+from frozen_jax.run.workdir import CONFIG, read_json
+from frozen_jax.tools.inspect import Parser
+
+EXAMPLE = 'example:\n  python -m frozen_jax.tools.ask runs/frozen_reader "Who lives in Peru?"'
+_WIDTH = 100
+
+
+def asked(answerer: Answerer, question: str) -> str:
+  """The answer as text; of a reader with a line for each passage read: its score, id and title.
+
+  Raises UserError for a question that is too long.
+  """
+  (row,) = answerer([{"id": "1", "question": question}], "the terminal")
+  lines = [row["prediction"]]
+  if "passages" in row:
+    read = row["passages"]
+    lines.append(f"read {len(read)} passage{'s' * (len(read) != 1)}, with their scores:")
+    lines += [_line(one) for one in read]
+  return "\n".join(lines)
+
+
+def _line(passage: dict[str, Any]) -> str:
+  return f"  {passage['score']:8.3f}  {passage['id']}  {passage['title']}"[:_WIDTH]
+
+
+def _questions() -> Iterator[str]:
+  """What is typed, line by line."""
+  shown = sys.stdin.isatty()
+  while True:
+    try:
+      line = input("question: " if shown else "").strip()
+    except EOFError:
+      return
+    if not line:
+      return
+    yield line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; 2 is returned for whatever the user can mend."""
+
+  def act() -> None:
+    parser = Parser(
+      prog="python -m frozen_jax.tools.ask",
+      description="Ask a finished run.",
+      epilog=EXAMPLE,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", help="the folder of a finished run")
+    parser.add_argument("question", nargs="?", help="what to ask; without it: one after another")
+    given = parser.parse_args(argv)
+    folder = pathlib.Path(given.workdir)
+    answerer = open_answerer(read_json(folder / CONFIG), folder)
+    for question in [given.question] if given.question else _questions():
+      print(asked(answerer, question), flush=True)
+
+  return exit_status(act)
+
+
+if __name__ == "__main__":
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
+  sys.exit(main())
