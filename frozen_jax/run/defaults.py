@@ -111,10 +111,10 @@ def many_tasks(config: ConfigDict) -> None:
       "prompt": 0.02,
       "encoder_prompt": 0.01,
       "generator": 1e-3,
-      "prefix": 0.02,
-      "lora": 1e-3,
-      "adapters": 1e-3,
-      "lm": 2e-5,
+      "prefix": 0.05,
+      "lora": 3e-3,
+      "adapters": 3e-3,
+      "lm": 1e-4,
     }
   )
 
@@ -133,6 +133,7 @@ def t0(config: ConfigDict) -> None:
     }
   )
   config.evaluate.max_new_tokens = 32
+  config.train.learning_rate.update({"prompt": 0.05, "generator": 3e-4})
 
 
 def shrink(config: ConfigDict) -> None:
