@@ -163,8 +163,8 @@ def run(command: Command) -> None:
   hosts.start()
   from frozen_jax import run as entry
 
-  getattr(entry, command.mode)(command.config, command.workdir)
-  if command.mode == "train" and hosts.is_first_host():
+  done = getattr(entry, command.mode)(command.config, command.workdir)
+  if command.mode == "train" and hosts.is_first_host() and "metrics" in done:
     print(
       f"The adapter is in {command.workdir}/adapter. Ask it:"
       f" echo 'What is the capital of Peru?' | {command.again('predict')}"

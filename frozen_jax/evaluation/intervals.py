@@ -6,7 +6,6 @@ Rows are drawn anew with replacement (Efron 1979); the interval has the middle 9
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 _RESAMPLES = 2000
 
@@ -26,6 +25,8 @@ def with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def interval(values: np.ndarray) -> tuple[float, float]:
   """The 95% bootstrap interval of the mean of values [N]; that of equal values is their value."""
+  from scipy.stats import bootstrap  # slow to import, and needed here alone
+
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
   result = bootstrap(

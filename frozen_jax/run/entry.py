@@ -62,6 +62,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     if job is not None:
       options = job.prepare(writer, options["until"])
       if options["until"]:
+        writer.close()
         return _stopped_behind(options["until"], job)
     _check_data(options, lm)
     general, skills = retention.before_training(options, lm), {}

@@ -12,16 +12,28 @@ COLUMNS = (
   *("gold_read", "answer_read", "tokens_read"),  # of a reader's prompts
 )
 
+_INTERVAL = "95%"
+
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-  """One line a system, one column a figure that any of them has; right-aligned text."""
+  """One line a system, one column a figure that any of them has; right-aligned text.
+
+  Behind the exact match of questions stands its 95% interval.
+  """
   columns = [name for name in COLUMNS if any(name in figures for figures in rows.values())]
+  if any("exact_match_low" in figures for figures in rows.values()):
+    columns.insert(columns.index("exact_match") + 1, _INTERVAL)
   width = max(len(name) for name in rows) + 2
   lines = [" " * width + "".join(f"{name:>13}" for name in columns)]
   for name, figures in rows.items():
-    cells = (f"{figures[c]:13.3f}" if c in figures else f"{'-':>13}" for c in columns)
-    lines.append(f"{name:<{width}}" + "".join(cells))
+    lines.append(f"{name:<{width}}" + "".join(f"{_cell(figures, c):>13}" for c in columns))
   return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, float], column: str) -> str:
+  if column == _INTERVAL and "exact_match_low" in figures:
+    return f"{figures['exact_match_low']:.1f}-{figures['exact_match_high']:.1f}"
+  return f"{figures[column]:.3f}" if column in figures else "-"
 
 
 def tables(

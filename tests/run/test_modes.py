@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import frozen_jax
+from frozen_jax.tools import ask
 
 QUESTIONS = ["What is the capital of Peru?", "Which people live in Cairo?", "¿Dónde está Lima?"]
 
@@ -30,6 +31,12 @@ def predicted(program, prompt_run, tmp_path_factory):
   text = f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n{mine}\n"
   arguments = (f"--workdir={workdir}", "--mode=predict")
   return workdir, *program.run("prompt_tuning.py:smoke", *arguments, text=text)
+
+
+def test_a_finished_run_is_asked_at_the_terminal(predicted, capsys):
+  workdir, out, _ = predicted
+  assert ask.main([str(workdir), QUESTIONS[0]]) == 0
+  assert capsys.readouterr().out.strip() == rows_of(out)[0]["prediction"]
 
 
 def test_predict_prints_json_lines_and_nothing_else(predicted):

@@ -120,6 +120,7 @@ def test_a_moved_workdir_goes_on(finished, make_config, tmp_path, caplog):
 def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
   config = make_config(**{"until": "retrieve", "reader.read": "bm25"})
   done = run.train(config, tmp_path)
+  assert "metrics" not in done, "main says where the adapter is of a whole run alone"
   assert set(done["files"]) == {f"retrieved_{s}.jsonl" for s in job_module.SPLITS}
   config = make_config(
     **{"until": "pack", "reader.read": "bm25", "reader.orders": ("bm25", "none")}
