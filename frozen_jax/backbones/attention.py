@@ -117,17 +117,50 @@ def _look(q, k, v, visible, bias, cap):
   b, t, _, _ = q.shape
   queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
   scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
-  if cap is not None:
-    scores = cap * jnp.tanh(scores / cap)
-  if bias is not None:
-    scores += bias.reshape(bias.shape[0], k.shape[2], -1, *bias.shape[2:])
-  scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
-  top = jnp.maximum(scores.max(axis=-1), FLOOR)
-  weights = jnp.exp(scores - top[..., None])
-  total = jnp.maximum(weights.sum(axis=-1), TINY)
+  weights, top, total = _weights(scores, visible, bias, cap)
   mixed = _product(weights.astype(v.dtype).reshape(*queries.shape[:3], -1), values, 3, 2)
   mixed = mixed.reshape(*total.shape, -1) / total[..., None]
   return _by_position(mixed).astype(q.dtype), top + jnp.log(total)
+
+
+def _weights(scores, visible, bias, cap):
+  """Scores [B, K, G, T, S] -> exp(score - top), top and the sums of the former [B, K, G, T]."""
+  if cap is not None:
+    scores = cap * jnp.tanh(scores / cap)
+  if bias is not None:
+    scores += bias.reshape(bias.shape[0], scores.shape[1], -1, *bias.shape[2:])
+  scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+  top = jnp.maximum(scores.max(axis=-1), FLOOR)
+  weights = jnp.exp(scores - top[..., None])
+  return weights, top, jnp.maximum(weights.sum(axis=-1), TINY)
+
+
+def look_behind(
+  q: Float[Array, "B N H C"],
+  k: Float[Array, "B N K C"],
+  v: Float[Array, "B N K C"],
+  slots: tuple[Float[Array, "B K C S"], Float[Array, "B K S C"]],
+  visible: Bool[Array, "B N S+N"],
+  bias: Float[Array, "#B H #N S+N"] | None = None,
+  cap: float | None = None,
+) -> Float[Array, "B N H C"]:
+  """`attend` of N new tokens behind cached ones, which are read where they lie; no derivative.
+
+  slots: cached keys and values, as `cache.KVCache` keeps them. The last axis of `visible` and bias
+  has the cached tokens, then the new ones.
+  """
+  b, n, _, c = q.shape
+  queries, (old_keys, old_values) = _by_head(q, k.shape[2]), slots
+  scores = jnp.concatenate(
+    [_product(queries, old_keys, 3, 2), _product(queries, _by_head(k), 3, 3)], axis=-1
+  )
+  scores = scores.reshape(b, k.shape[2], -1, n, scores.shape[-1])
+  weights, _, total = _weights(scores, visible, bias, cap)
+  weights = weights.astype(v.dtype).reshape(*queries.shape[:3], -1)
+  old = old_values.shape[2]
+  mixed = _product(weights[..., :old], old_values, 3, 2)
+  mixed += _product(weights[..., old:], _by_head(v), 3, 2)
+  return _by_position(mixed.reshape(*total.shape, c) / total[..., None]).astype(q.dtype)
 
 
 def _forward(q, k, v, visible, bias, ordered, cap):

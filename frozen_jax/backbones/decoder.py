@@ -118,15 +118,21 @@ def step(
 ) -> tuple[Float[Array, "B 1 D"], KVCache]:
   """One more token a row: its hidden state and the longer cache; `inner` as in `prefill`.
 
-  The caller sees to it that a slot is free: past the last one the newest slot is overwritten.
+  The caller sees to it that a slot is free: past the last one the newest slot is overwritten. The
+  layers are written out one by one: a scan would copy each layer's weights and cache at each token.
   """
-  slots = jnp.arange(kept.mask.shape[1])
-  real = (kept.mask > 0) | (slots == kept.used)
   positions = kept.position[:, None]
-  seen = sights.of_kinds(config, positions, sights.positions(real), real[:, None], kept.reach)
-  joined = lambda slots, new: cache.put(slots, new, kept.used)
-  x, (k, v) = _behind(params, config, x, positions, kept, seen, joined, inner, keep=True)
-  return x, cache.append(kept, k, v)
+  seen = _seen_behind(config, kept, positions, jnp.ones((len(x), 1, 1), bool))
+  body = _behind(config, seen)
+  stream, keys, values = _enter(params, config, x, positions), [], []
+  small = inner_parts.within_layers(inner)
+  for at, kind in enumerate(sights.kind_numbers(config)):
+    weights = stack.each(lambda a, at=at: a[at], params["layers"])
+    parts = jax.tree.map(lambda a, at=at: a[at], small)
+    stream, (k, v) = body(stream, ((weights, kept.k[at], kept.v[at], kind), parts))
+    keys.append(k)
+    values.append(v)
+  return _leave(params, config, stream), cache.append(kept, keys, values)
 
 
 def branch(
@@ -146,35 +152,42 @@ def branch(
   it is, needs no free slot and is not made longer; `inner` as in `prefill`.
   """
   places = kept.position[:, None] + places
+  body = _behind(config, _seen_behind(config, kept, places, among))
+  together = lambda each: stack.each(lambda *arrays: jnp.stack(arrays), *each)
+  scanned = (
+    params["layers"],
+    together(kept.k),
+    together(kept.v),
+    jnp.asarray(sights.kind_numbers(config), jnp.int32),
+  )
+  stream = _enter(params, config, x, places)
+  only_stream = lambda stream, scanned: (body(stream, scanned)[0], None)
+  stream, _ = stack.scan(only_stream, stream, scanned, trained=inner_parts.within_layers(inner))
+  return _leave(params, config, stream)
+
+
+def _seen_behind(config, kept, places, among):
+  """What N new tokens at these places see of a cache, and of each other (`among` [B, N, N])."""
   keys = jnp.concatenate([sights.positions(kept.mask), places], axis=1)
-  old = jnp.broadcast_to(kept.mask[:, None] > 0, (*x.shape[:2], kept.mask.shape[1]))
+  old = jnp.broadcast_to(kept.mask[:, None] > 0, (*among.shape[:2], kept.mask.shape[1]))
   visible = jnp.concatenate([old, among], axis=2)
-  seen = sights.of_kinds(config, places, keys, visible, kept.reach)
-  return _behind(params, config, x, places, kept, seen, cache.joined, inner, keep=False)[0]
+  return sights.of_kinds(config, places, keys, visible, kept.reach)
 
 
-def _behind(params, config, x, positions, kept, seen, joined, inner, keep):
-  """New tokens behind a cache: hidden states, and their keys and values where they are to `keep`.
-
-  `joined(slots, new)`: the keys (or values) of a layer that its queries meet.
-  """
+def _behind(config, seen):
+  """The body of a pass over new tokens behind a cache: it gives their keys and values, too."""
 
   def body(stream, scanned):
     (weights, k_slots, v_slots, kind), small = scanned
 
     def look(q, k, v, sight):
-      k, v = joined(k_slots, k), joined(v_slots, v)
-      return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
+      slots = (k_slots, v_slots)
+      return attention.look_behind(q, k, v, slots, sight.visible, sight.bias, config.score_cap)
 
     layer = _Layer(weights, small, project)
-    stream, new = _layer(layer, config, stream, sights.pick(seen, kind), look)
-    return stream, new if keep else None
+    return _layer(layer, config, stream, sights.pick(seen, kind), look)
 
-  stream = _enter(params, config, x, positions)
-  scanned = (params["layers"], kept.k, kept.v, sights.kind_indices(config))
-  within = inner_parts.within_layers(inner)
-  stream, new = stack.scan(body, stream, scanned, trained=within)
-  return _leave(params, config, stream), new
+  return body
 
 
 def logits(
@@ -238,7 +251,10 @@ def _whole(params, config, x, mask, new, how: _How):
     return stream, inner_parts.behind_prefix(k, v, small)
 
   stream = _enter(params, config, x, positions)
-  scanned, small = (params["layers"], sights.kind_indices(config)), how.inner or {}
+  scanned, small = (
+    (params["layers"], jnp.asarray(sights.kind_numbers(config), jnp.int32)),
+    how.inner or {},
+  )
   if how.trained:
     stream, kept = _scan_trained(body, stream, scanned, how.keep)
   else:

@@ -38,7 +38,7 @@ def of_kinds(
   visible: Bool[Array, "B T S"],
   reach: Int[Array, "B"],
 ) -> tuple[Sight, ...]:
-  """What each kind of layer sees, in the order that `kind_indices` counts them in.
+  """What each kind of layer sees, in the order that `kind_numbers` counts them in.
 
   queries, keys: their positions. visible: which keys a query may look at but for windows. reach:
   how many real tokens a row may come to have.
@@ -67,16 +67,16 @@ def of_kinds(
   return tuple(of(kind) for kind in kinds)
 
 
-def kind_indices(config: DecoderConfig) -> Int[Array, "L"]:
-  """For each layer, which of the model's kinds of attention it has."""
+def kind_numbers(config: DecoderConfig) -> list[int]:
+  """For each of the L layers, which of the model's kinds of attention it has."""
   kinds = _kinds(config)
-  return jnp.asarray([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
+  return [kinds.index(kind) for kind in config.layer_kinds]
 
 
-def pick(seen: tuple[Sight, ...], kind: Int[Array, ""]) -> Sight:
+def pick(seen: tuple[Sight, ...], kind: int | Int[Array, ""]) -> Sight:
   """The sight of one kind."""
-  if len(seen) == 1:
-    return seen[0]
+  if isinstance(kind, int) or len(seen) == 1:
+    return seen[kind if isinstance(kind, int) else 0]
   return jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *seen)
 
 

@@ -58,10 +58,13 @@ def take(table: jax.Array | Quantized, rows: jax.Array, axis: int = 0) -> jax.Ar
   return dense(each(lambda a: jnp.take(a, rows, axis=axis), held))
 
 
-def each(change: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
-  """`change`, which moves numbers and computes none, of every array, without widening it."""
+def each(change: Callable[..., jax.Array], tree: Tree, *others: Tree) -> Tree:
+  """`change`, which moves numbers and computes none, of every array, without widening it.
+
+  With `others` of the same form it gets one array of each.
+  """
   dtypes = jax.tree.map(lambda a: a.dtype, tree)
-  return unpack(jax.tree.map(change, pack(tree)), dtypes)
+  return unpack(jax.tree.map(change, pack(tree), *(pack(other) for other in others)), dtypes)
 
 
 def pack(tree: Tree) -> Tree:

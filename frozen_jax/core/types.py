@@ -136,11 +136,12 @@ class Method(Protocol):
     ...
 
   def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int
+    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
   ) -> tuple[jax.Array, Tree]:
     """Reads prompts (either padding) -> float32 logits [B, V] of the next token, state.
 
-    `new`: how many further tokens the state must have room for.
+    `new`: how many further tokens a row may come to have, for all rows or int32 [B]; `room`: for
+    how many the state has room. Every array of the state has the rows on its first axis.
     """
     ...
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from frozen_jax.core.types import Method, Prompt, Prompts, Tree
 from frozen_jax.decoding.prompts import left_padded
-from frozen_jax.evaluation.generation import Answerer, Sampling, generate_ids
+from frozen_jax.decoding.requests import Sampling
+from frozen_jax.evaluation.generation import Answerer, generate_ids
 from frozen_jax.sharding.place import constrained, everywhere, make_place
 
 
@@ -78,5 +79,5 @@ def compare(before: Outputs, after: Outputs) -> dict[str, Any]:
 def _next_logits(
   method: Method, trained: Tree, frozen: Tree, prompts: Prompts, out_sharding: Any
 ) -> jax.Array:
-  logits, _ = method.prefill(trained, frozen, prompts, 0)
+  logits, _ = method.prefill(trained, frozen, prompts, 0, 0)
   return constrained(logits, out_sharding)

@@ -1,20 +1,18 @@
-"""Texts in, texts out: tokenising, batching and the decoding of a method's continuations."""
+"""Texts in, texts out: tokenising, and continuing prompts with a method by the engine."""
 
-import dataclasses
-import math
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import jax
-import numpy as np
 from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompt, Tree
-from frozen_jax.decoding.generate import cut_at_end, generate
-from frozen_jax.decoding.prompts import left_padded
+from frozen_jax.decoding.engine import ROWS, Engine
+from frozen_jax.decoding.requests import Continuation, Sampling
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.place import everywhere, make_place
+from frozen_jax.sharding.rules import row_groups
 
 QUIET = 5  # seconds before a progress bar shows
 
@@ -26,24 +24,40 @@ class Answerer(Base, Protocol):
   def mesh(self) -> Any: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How to continue: at most `max_new_tokens`; greedy at temperature 0; `seed` drives sampling.
+def continuations(
+  method: Method,
+  trainable: Tree,
+  frozen: Tree,
+  lm: Answerer,
+  prompts: Sequence[Prompt],
+  sampling: Sampling,
+  rows: int = ROWS,
+) -> list[list[Continuation]]:
+  """Continues each prompt `sampling.num_samples` times, at most `rows` at once.
 
-  Raises UserError for values that make no sense.
+  Raises UserError for a prompt that leaves no room in the model's context, and for stop texts where
+  the model has no tokenizer.
   """
-
-  max_new_tokens: int
-  temperature: float = 0.0
-  num_samples: int = 1
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    for name in ("max_new_tokens", "num_samples"):
-      if getattr(self, name) < 1:
-        raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-    if not 0 <= self.temperature < math.inf:
-      raise UserError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+  taken = method.taken(trainable, frozen)
+  for number, prompt in enumerate(prompts, start=1):
+    check_length(
+      f"text {number}", len(prompt.tokens), sampling.max_new_tokens, taken, lm.config.context
+    )
+  if sampling.stop and lm.tokenizer is None:
+    raise UserError("stop texts need a tokenizer and this model has none; leave them out")
+  engine = Engine(
+    method,
+    trainable,
+    frozen,
+    make_place(lm.mesh),
+    everywhere(lm.mesh),
+    _end_ids(lm.tokenizer),
+    None if lm.tokenizer is None else functools.partial(_decoded, lm.tokenizer),
+    rows=max(rows, 1 if lm.mesh is None else row_groups(lm.mesh)),
+  )
+  hidden = len(prompts) <= 1 or not is_first_host()
+  with tqdm(total=len(prompts), desc="generate", disable=hidden, delay=QUIET, leave=False) as bar:
+    return engine.run(prompts, sampling, bar.update)
 
 
 def generate_ids(
@@ -53,41 +67,11 @@ def generate_ids(
   lm: Answerer,
   prompts: Sequence[Prompt],
   sampling: Sampling,
-  batch_size: int = 32,
+  rows: int = ROWS,
 ) -> list[list[int]]:
-  """Continues prompts once each; returns the new ids of each, before the end token.
-
-  Each prompt has a random key of its own (seed and index), so its sample does not depend on the
-  batch it falls into. Raises UserError for a prompt that leaves no room in the model's context.
-  """
-  taken = method.taken(trainable, frozen)
-  for number, prompt in enumerate(prompts, start=1):
-    check_length(
-      f"text {number}", len(prompt.tokens), sampling.max_new_tokens, taken, lm.config.context
-    )
-  ends = _end_ids(lm.tokenizer)
-  whole = everywhere(lm.mesh)
-  place = make_place(lm.mesh)
-  keys = jax.random.split(jax.random.key(sampling.seed), max(len(prompts), 1))
-  results: list[list[int]] = [[] for _ in prompts]
-  hidden = len(prompts) <= 1 or not is_first_host()
-  with tqdm(total=len(prompts), desc="generate", disable=hidden, delay=QUIET, leave=False) as bar:
-    for rows, batch in left_padded(prompts, batch_size):
-      ids = generate(
-        method,
-        trainable,
-        frozen,
-        place(batch),
-        keys[np.resize(rows, len(batch["tokens"]))],
-        sampling.temperature,
-        end_ids=ends,
-        new=sampling.max_new_tokens,
-        out_sharding=whole,
-      )
-      for row, new in zip(rows, np.asarray(ids), strict=False):
-        results[row] = cut_at_end(new, ends)
-      bar.update(len(rows))
-  return results
+  """The new ids of each prompt's first continuation, before the end token; see `continuations`."""
+  found = continuations(method, trainable, frozen, lm, prompts, sampling, rows)
+  return [samples[0].ids for samples in found]
 
 
 def generate_texts(
@@ -98,22 +82,21 @@ def generate_texts(
   texts: Sequence[str],
   encode: Callable[[str], Prompt],
   sampling: Sampling,
-  batch_size: int = 32,
+  rows: int = ROWS,
 ) -> list[Any]:
   """Continues texts; a list of str, or of lists of str with `num_samples` above 1.
 
-  encode: a text as its prompt. Raises UserError without a tokenizer, and as
-  `generate_ids`.
+  encode: a text as its prompt. Raises UserError without a tokenizer, and as `continuations`.
   """
   if isinstance(texts, str):
     raise UserError("generate takes a list of texts; put the one text into a list")
   if lm.tokenizer is None:
     raise UserError("this model has no tokenizer: texts cannot be read; use token ids")
-  n = sampling.num_samples
-  prompts = [prompt for text in texts for prompt in [encode(text)] * n]
-  new = generate_ids(method, trainable, frozen, lm, prompts, sampling, batch_size)
-  decoded = [lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-  return decoded if n == 1 else [decoded[i : i + n] for i in range(0, len(decoded), n)]
+  prompts = [encode(text) for text in texts]
+  found = continuations(method, trainable, frozen, lm, prompts, sampling, rows)
+  if sampling.num_samples == 1:
+    return [samples[0].text for samples in found]
+  return [[sample.text for sample in samples] for samples in found]
 
 
 def check_length(what: str, length: int, new: int, taken: int, context: int) -> None:
@@ -132,3 +115,7 @@ def _end_ids(tokenizer: Any) -> tuple[int, ...]:
   if tokenizer is None or tokenizer.eos_token_id is None:
     return ()
   return (tokenizer.eos_token_id,)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+  return tokenizer.decode(ids, skip_special_tokens=True)

@@ -91,10 +91,10 @@ class NeuralRecursion:
     return max((len(prompt) for prompt in prompts if prompt is not None), default=0)
 
   def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int
+    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
   ) -> tuple[jax.Array, Tree]:
     """See `core.types.Method.prefill`."""
-    last, state = self._read(trainable, frozen, prompts, new, new)
+    last, state = self._read(trainable, frozen, prompts, new, room)
     return lm.logits(frozen["lm"], self.decoder, last)[:, 0], state
 
   def decode(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder as lm
+from frozen_jax.backbones.cache import KVCache
 from frozen_jax.core.types import Base, Tree
 from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import Parts, SinglePass
@@ -40,5 +41,12 @@ def build(base: Base, options: Mapping[str, Any]) -> PrefixTuning:
   vectors = initial_prompt(base, options)[None]
   mask = jnp.ones(vectors.shape[:2], jnp.int32)
   _, cache = jax.jit(lm.prefill, static_argnums=(1, 4))(base.params, base.config, vectors, mask, 0)
-  initial = {"k": cache.k[:, 0].astype(jnp.float32), "v": cache.v[:, 0].astype(jnp.float32)}
-  return PrefixTuning(base.config, initial, remat=options["model"]["remat"])
+  return PrefixTuning(base.config, as_prefix(cache), remat=options["model"]["remat"])
+
+
+def as_prefix(cache: KVCache) -> dict[str, jax.Array]:
+  """The keys and values of a cache's first row, {"k", "v"} each float32 [L, S, K, C]."""
+  return {
+    "k": jnp.stack([a[0].transpose(2, 0, 1) for a in cache.k]).astype(jnp.float32),
+    "v": jnp.stack([a[0].transpose(1, 0, 2) for a in cache.v]).astype(jnp.float32),
+  }

@@ -72,11 +72,11 @@ class SinglePass(abc.ABC):
     return loss_at_targets(params, self.decoder, hidden, batch, trained=trained)
 
   def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int
+    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
   ) -> tuple[jax.Array, Tree]:
     """See `core.types.Method.prefill`."""
     parts = self.parts(trainable, frozen)
-    last, cache = self._read(parts, self.prompt(trainable, frozen, prompts), prompts, new, new)
+    last, cache = self._read(parts, self.prompt(trainable, frozen, prompts), prompts, new, room)
     return lm.logits(parts.params, self.decoder, last)[:, 0], cache
 
   def decode(

@@ -32,12 +32,15 @@ class ConnectorOptions:
 
 
 class ConnectorCache(NamedTuple):
-  """Keys and values of what was read so far, for decoding one token at a time."""
+  """Keys and values of what was read so far, for decoding one token at a time.
 
-  keys: jax.Array  # [layers, B, S, heads, width / heads]
-  values: jax.Array
+  Every array has the rows of the batch on its first axis.
+  """
+
+  keys: tuple[jax.Array, ...]  # of each layer [B, S, heads, width / heads]
+  values: tuple[jax.Array, ...]
   mask: jax.Array  # [B, S]
-  used: jax.Array  # int32 scalar, slots in use
+  used: jax.Array  # int32 [B], slots in use
 
 
 class _Attention(nnx.Module):
@@ -49,7 +52,7 @@ class _Attention(nnx.Module):
   def __call__(self, x, allowed, cached):
     """x [B, T, d], allowed bool [B, T, S] -> result, keys, values.
 
-    `cached`: None or (keys, values, slot to write the new ones at; None: behind all of them).
+    `cached`: None or (keys, values, slots [B] to write the new ones at; None: behind all of them).
     """
     rows, length, d = x.shape
     q, k, v = (
@@ -67,7 +70,8 @@ class _Attention(nnx.Module):
 def _joined(slots, new, slot):
   if slot is None:
     return jnp.concatenate([slots, new], axis=1)
-  return jax.lax.dynamic_update_slice_in_dim(slots, new, slot, 1)
+  put = lambda slots, new, slot: jax.lax.dynamic_update_slice_in_dim(slots, new, slot, 0)
+  return jax.vmap(put)(slots, new, slot)
 
 
 class _Layer(nnx.Module):
@@ -115,17 +119,16 @@ class Connector(nnx.Module):
     causal = jnp.tril(jnp.ones((length, length), bool))
     allowed = causal & mask[:, None, :].astype(bool)  # [B, T, T]
     written, keys, values = self._run(hidden, allowed, None, key)
-    pad = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
-    cache = ConnectorCache(
-      jnp.pad(keys, pad), jnp.pad(values, pad), jnp.pad(mask, pad[1:3]), jnp.int32(length)
-    )
-    return written, cache
+    longer = lambda a: jnp.pad(a, [(0, 0), (0, room), *[(0, 0)] * (a.ndim - 2)])
+    used = jnp.full(len(hidden), length, jnp.int32)
+    kept = (tuple(map(longer, keys)), tuple(map(longer, values)))
+    return written, ConnectorCache(*kept, longer(mask), used)
 
   def step(self, hidden: jax.Array, cache: ConnectorCache) -> tuple[jax.Array, ConnectorCache]:
     """Reads one more position a row: hidden [B, 1, D] -> ([B, 1, D], cache)."""
-    mask = cache.mask.at[:, cache.used].set(1)
+    mask = cache.mask.at[jnp.arange(len(cache.mask)), cache.used].set(1)
     written, keys, values = self._run(hidden, mask[:, None, :].astype(bool), cache, None)
-    return written, ConnectorCache(keys, values, mask, cache.used + 1)
+    return written, ConnectorCache(tuple(keys), tuple(values), mask, cache.used + 1)
 
   def branch(self, hidden: jax.Array, cache: ConnectorCache, among: jax.Array) -> jax.Array:
     """Reads N more positions a row that continue it in several ways at once: [B, N, D] -> the same.
@@ -149,4 +152,4 @@ class Connector(nnx.Module):
       keys.append(k)
       values.append(v)
     written = self.write(self.final_norm(x)) * self.output_scale
-    return written, jnp.stack(keys), jnp.stack(values)
+    return written, keys, values

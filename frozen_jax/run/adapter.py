@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Tree
-from frozen_jax.evaluation.generation import Sampling, generate_texts
+from frozen_jax.decoding.requests import Sampling
+from frozen_jax.evaluation.generation import generate_texts
 from frozen_jax.export.adapter_folder import DESCRIPTION, read_adapter, write_adapter
 from frozen_jax.methods import METHODS
 from frozen_jax.run.frozen_lm import FrozenLM, with_encoder

@@ -5,7 +5,8 @@ from typing import Any
 
 from frozen_jax.data.examples import Example
 from frozen_jax.data.tasks import QuestionTask
-from frozen_jax.evaluation.generation import Sampling, check_length, generate_ids
+from frozen_jax.decoding.requests import Sampling
+from frozen_jax.evaluation.generation import check_length, generate_ids
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System

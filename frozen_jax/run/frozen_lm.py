@@ -14,7 +14,8 @@ from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.types import Prompt, Tree
-from frozen_jax.evaluation.generation import Sampling, generate_texts
+from frozen_jax.decoding.requests import Sampling
+from frozen_jax.evaluation.generation import generate_texts
 from frozen_jax.methods import METHODS
 from frozen_jax.run.frozen_encoder import FrozenEncoder, load_encoder
 

@@ -166,7 +166,7 @@ class _Stage:
     """FLOPs from a text to the logits of the next token."""
 
     def run(trained: Tree, frozen: Tree, prompts: Tree) -> jax.Array:
-      return self.method(models, frozen).prefill(trained, frozen, prompts, 0)[0]
+      return self.method(models, frozen).prefill(trained, frozen, prompts, 0, 0)[0]
 
     return flops(run, self.trained(models), self.frozen(models), _prompts(models, text))
 

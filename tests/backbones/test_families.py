@@ -140,7 +140,7 @@ def test_branches_equal_the_full_pass_of_each(case, models):
   @jax.jit
   def branches(tokens, mask):
     _, kept = decoder.prefill(params, config, embed(tokens), mask, mask.sum(1) * 0 + 4, room=0)
-    assert kept.k.shape[2] == LENGTH
+    assert kept.mask.shape[1] == LENGTH
     seen = jnp.broadcast_to(among, (3, 12, 12))
     return decoder.branch(
       params, config, embed(more.reshape(3, 12)), kept, jnp.asarray(places.reshape(3, 12)), seen

@@ -22,7 +22,7 @@ def step_flops(method, length):
   frozen = {"lm": SHAPES, "fixed": {}}
   text = jax.ShapeDtypeStruct((1, length), jnp.int32)
   prompts = {"tokens": text, "mask": text}
-  _, state = jax.eval_shape(lambda t, f, p: method.prefill(t, f, p, 1), trained, frozen, prompts)
+  _, state = jax.eval_shape(lambda t, f, p: method.prefill(t, f, p, 1, 1), trained, frozen, prompts)
   token = jax.ShapeDtypeStruct((1,), jnp.int32)
   compiled = jax.jit(method.decode).lower(trained, frozen, token, state).compile()
   return compiled.cost_analysis()["flops"]
@@ -34,9 +34,8 @@ def test_a_token_costs_two_single_token_passes_however_long_the_text():
   short, long = 64, 1024
   growth = step_flops(twice, long) - step_flops(twice, short)
   # Attention's own: each further slot is read by the layers of both passes and of the Connector,
-  # two products of a head's width and a softmax of a few operations. XLA counts a scanned layer
-  # once.
-  per_slot = 2 * CONFIG.heads * (4 * CONFIG.head_dim + 12)
+  # two products of a head's width and a softmax of a few operations.
+  per_slot = 2 * CONFIG.layers * CONFIG.heads * (4 * CONFIG.head_dim + 12)
   per_slot += CONNECTOR.layers * (4 * CONNECTOR.width + 12 * CONNECTOR.heads)
   assert 0 < growth <= 1.25 * per_slot * (long - short)
   # The passes share one head, so two of them cost less than twice one, but for the Connector.

@@ -97,7 +97,8 @@ def test_choices_of_one_token_are_told_by_the_next_token(name):
   prompts, _, _ = arrays(True, 3, 0, 3, 4)
   choices = np.array([[[3], [4]], [[5], [6]], [[96], [0]]], np.int32)
   found = likelihoods(method, trained, prompts, choices, np.ones_like(choices))
-  logits, _ = jax.jit(method.prefill, static_argnums=3)(trained, frozen(method), prompts, 1)
+  read = jax.jit(method.prefill, static_argnums=4)
+  logits, _ = read(trained, frozen(method), prompts, 1, 1)
   want = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), choices[:, :, 0], axis=1)
   np.testing.assert_allclose(found, want, atol=1e-5)
 

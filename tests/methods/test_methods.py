@@ -22,7 +22,7 @@ from frozen_jax.methods.fine_tuning import FineTuning
 from frozen_jax.methods.id_pt import InputDependentPromptTuning
 from frozen_jax.methods.lora import Lora
 from frozen_jax.methods.neural_recursion import NeuralRecursion
-from frozen_jax.methods.prefix_tuning import PrefixTuning
+from frozen_jax.methods.prefix_tuning import PrefixTuning, as_prefix
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.connector import ConnectorOptions
 from frozen_jax.modules.prompt_generator import GeneratorOptions
@@ -110,7 +110,7 @@ def loss_of(method, trained, one, key=None):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def prefill(method, trained, tokens, mask, new):
   prompts = {"tokens": tokens, "mask": mask, **beside(len(tokens))}
-  return method.prefill(trained, frozen(method), prompts, new)
+  return method.prefill(trained, frozen(method), prompts, new, new)
 
 
 def trained_tree(method):
@@ -233,7 +233,7 @@ def test_training_starts_from_the_lm_as_it_comes(name):
 def test_a_prefix_starts_as_the_text_that_it_is_taken_from():
   """Keys and values of a text before another are what that other sees of it."""
   _, cache = lm.prefill(PARAMS, CONFIG, PROMPT[None], jnp.ones((1, 5), jnp.int32), 0)
-  prefix = PrefixTuning(CONFIG, {"k": cache.k[:, 0], "v": cache.v[:, 0]})
+  prefix = PrefixTuning(CONFIG, as_prefix(cache))
   prompt = METHODS["prompt_tuning"]
   losses = [loss_of(method, trained_tree(method), batch())[0] for method in (prefix, prompt)]
   np.testing.assert_allclose(*losses, rtol=1e-6)

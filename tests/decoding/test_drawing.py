@@ -1,0 +1,90 @@
+"""Drawing tokens: frequencies, top-k, top-p, what rounding may not do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_jax.decoding import drawing
+
+V = 700  # not a multiple of the search's block
+
+
+def options(rows, temperature=1.0, top_k=0, top_p=1.0):
+  return drawing.Options(jnp.full(rows, temperature), jnp.full(rows, top_k), jnp.full(rows, top_p))
+
+
+def draw(logits, numbers, how, sampled=True, cut=True):
+  run = jax.jit(drawing.draw, static_argnames=("sampled", "cut"))
+  tokens, log_probs = run(logits, numbers, how, sampled=sampled, cut=cut)
+  return np.asarray(tokens), np.asarray(log_probs)
+
+
+@pytest.fixture(scope="module")
+def logits():
+  return 3 * jax.random.normal(jax.random.key(0), (V,))
+
+
+def expected_set(logits, temperature, top_k, top_p):
+  """What sorting says is kept, as probabilities."""
+  p = np.asarray(jax.nn.softmax(logits.astype(jnp.float32) / temperature), np.float64)
+  order = np.argsort(-p, kind="stable")
+  kept = np.zeros(len(p), bool)
+  kept[order[: top_k or len(p)]] = True
+  p = np.where(kept, p, 0) / p[kept].sum()
+  reached = np.cumsum(p[order])
+  count = int((reached < top_p).sum()) + 1
+  kept[order[count:]] = False
+  return np.where(kept, p, 0) / p[kept].sum()
+
+
+@pytest.mark.parametrize(
+  "temperature, top_k, top_p",
+  [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.8), (0.9, 40, 0.6), (1.0, 1, 1.0)],
+)
+def test_frequencies_are_those_of_the_softmax(logits, temperature, top_k, top_p):
+  rows = 20_000
+  numbers = jax.random.uniform(jax.random.key(1), (rows,))
+  how = options(rows, temperature, top_k, top_p)
+  tokens, _ = draw(jnp.broadcast_to(logits, (rows, V)), numbers, how)
+  p = expected_set(logits, temperature, top_k, top_p)
+  seen = np.bincount(tokens, minlength=V)
+  assert not seen[p == 0].any(), "a token was drawn that is cut"
+  often = rows * p > 5
+  chi_square = (((seen - rows * p) ** 2)[often] / (rows * p)[often]).sum()
+  degrees = max(often.sum() - 1, 1)
+  assert chi_square < degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_greedy_rows_stand_beside_sampled_ones(logits):
+  both = jnp.stack([logits, logits])
+  how = drawing.Options(jnp.asarray([0.0, 1.0]), jnp.zeros(2, jnp.int32), jnp.ones(2))
+  tokens, log_probs = draw(both, jnp.asarray([0.99, 0.99]), how)
+  assert tokens[0] == int(logits.argmax()) and tokens[1] != tokens[0]
+  np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[tokens], rtol=1e-5, atol=1e-5)
+  alone, _ = draw(both, jnp.asarray([0.99, 0.99]), how, sampled=False, cut=False)
+  assert alone.tolist() == [tokens[0]] * 2
+
+
+def test_equals_of_the_last_kept_stay():
+  logits = jnp.asarray([[2.0, 1.0, 1.0, -1.0, 0.0]])
+  numbers = jnp.linspace(0, 0.999, 50)
+  tokens, _ = draw(jnp.tile(logits, (50, 1)), numbers, options(50, top_k=2))
+  assert set(tokens.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("number", [0.0, np.nextafter(1, 0, dtype=np.float32)])
+def test_the_ends_of_the_range_draw_what_has_weight(number):
+  logits = jnp.full((1, V), -jnp.inf).at[0, [3, 650]].set(0.0)
+  tokens, _ = draw(logits, jnp.asarray([number], jnp.float32), options(1), cut=False)
+  assert tokens[0] == (3 if number == 0 else 650)
+
+
+def test_numbers_belong_to_seed_sample_and_place():
+  ask = lambda *values: float(
+    drawing.numbers(*(jnp.asarray([v], t) for v, t in zip(values, "Iii", strict=True)))[0]
+  )
+  base = ask(7, 0, 0)
+  assert base == ask(7, 0, 0)
+  assert len({base, ask(8, 0, 0), ask(7, 1, 0), ask(7, 0, 1)}) == 4
+  assert 0 <= base < 1

@@ -1,0 +1,217 @@
+"""The engine against a plain loop, one prompt at a time, without a cache; and its own logic."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_jax.backbones import decoder as lm
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core.types import Prompt
+from frozen_jax.decoding import drawing, engine
+from frozen_jax.decoding.engine import Engine
+from frozen_jax.decoding.requests import Sampling, seed_of
+from frozen_jax.methods.neural_recursion import NeuralRecursion
+from frozen_jax.methods.prefix_tuning import PrefixTuning
+from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.modules.connector import ConnectorOptions
+from frozen_jax.sharding.place import make_place
+
+CONFIG = DecoderConfig(
+  vocab_size=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, tied=True
+)
+PARAMS = lm.random_params(CONFIG, jax.random.key(0))
+FROZEN = {"lm": PARAMS, "fixed": {}}
+START = 0.3 * jax.random.normal(jax.random.key(5), (3, 32))
+SINGLE = PromptTuning(CONFIG, None)
+RECURSION = NeuralRecursion(
+  CONFIG, ConnectorOptions(16, 2, 2, zero_output=False), 0.1, initial_prompt=START
+)
+PREFIX = {
+  name: 0.3 * jax.random.normal(jax.random.key(n), (2, 4, 2, 8)) for n, name in enumerate("kv")
+}
+LENGTHS = (3, 1, 7, 19, 40, 70, 3, 12, 30)
+PROMPTS = [
+  Prompt(np.random.default_rng(n).integers(1, 60, length).tolist())
+  for n, length in enumerate(LENGTHS)
+]
+
+
+def words(ids):
+  return " ".join(f"w{number}" for number in ids)
+
+
+def make(method=SINGLE, trained=None, **how):
+  how = {"rows": 4, "steps": 3, "decode": words} | how
+  return Engine(method, trained or {}, FROZEN, make_place(None), **how)
+
+
+def trained_of(method):
+  return jax.jit(method.init)(jax.random.key(2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def last_logits(method, trained, tokens, mask):
+  """The next token's logits of one text [1, T], read anew."""
+  return method.prefill(trained, FROZEN, {"tokens": tokens, "mask": mask}, 0, 0)[0]
+
+
+def plain(method, trained, prompt, sampling, sample=0, end_ids=()):
+  """One prompt, one token after another, each from a pass over the whole text."""
+  text, written = list(prompt.tokens), []
+  how = drawing.Options(
+    jnp.asarray([sampling.temperature]),
+    jnp.asarray([sampling.top_k]),
+    jnp.asarray([sampling.top_p]),
+  )
+  for place in range(sampling.max_new_tokens):
+    tokens = np.zeros((1, 96), np.int32)
+    tokens[0, : len(text)] = text
+    mask = (np.arange(96) < len(text)).astype(np.int32)[None]
+    logits = last_logits(method, trained, tokens, mask)
+    seeds = jnp.asarray([seed_of(sampling, prompt)], jnp.uint32)
+    number = drawing.numbers(seeds, jnp.asarray([sample]), jnp.asarray([place]))
+    token, log_prob = drawing.draw(
+      logits, number, how, sampled=sampling.temperature > 0, cut=sampling.cut
+    )
+    token = int(token[0])
+    if token in end_ids:
+      break
+    written.append((token, float(log_prob[0])))
+    text.append(token)
+    if any(stop in words([t for t, _ in written]) for stop in sampling.stop):
+      break
+  return written
+
+
+@pytest.mark.parametrize(
+  "how",
+  [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 7, "seed": 3},
+    {"temperature": 1.2, "top_p": 0.7},
+    {"temperature": 1.0, "num_samples": 5},
+  ],
+  ids=str,
+)
+def test_texts_are_those_of_a_loop_over_one_prompt(how):
+  sampling = Sampling(8, **how)
+  found = make(end_ids=(9, 14)).run(PROMPTS, sampling)
+  for prompt, samples in zip(PROMPTS, found, strict=True):
+    assert len(samples) == sampling.num_samples
+    for sample, one in enumerate(samples):
+      wanted = plain(SINGLE, {}, prompt, sampling, sample, (9, 14))
+      assert one.ids == [token for token, _ in wanted]
+      np.testing.assert_allclose(one.log_probs, [p for _, p in wanted], atol=2e-4)
+      assert one.text == words(one.ids)
+      assert one.ended == ("length" if len(one.ids) == 8 else "end")
+
+
+@pytest.mark.parametrize(
+  "method",
+  [PromptTuning(CONFIG, START), RECURSION, PrefixTuning(CONFIG, PREFIX)],
+  ids=lambda method: method.name,
+)
+def test_every_method_is_carried(method):
+  trained = jax.tree.map(lambda a: a + 0.02, trained_of(method))
+  sampling = Sampling(6, temperature=1.0, num_samples=2)
+  found = make(method, trained).run(PROMPTS[:5], sampling)
+  for prompt, samples in zip(PROMPTS, found, strict=False):
+    for sample, one in enumerate(samples):
+      wanted = plain(method, trained, prompt, sampling, sample)
+      assert one.ids == [token for token, _ in wanted]
+
+
+def test_stop_texts_end_a_row_and_its_text():
+  free = make().run(PROMPTS, Sampling(10))
+  stop = f"w{free[4][0].ids[5]}"
+  found = make().run(PROMPTS, Sampling(10, stop=(stop, "never")))
+  for before, (one,) in zip(free, found, strict=True):
+    if stop in before[0].text:
+      assert one.ended == "stop" and one.text == before[0].text.split(stop)[0]
+      assert words(one.ids) in one.text and stop not in words(one.ids)
+    else:
+      assert one.ids == before[0].ids and one.ended == "length"
+
+
+def test_the_total_counts_the_end_token():
+  free = make().run(PROMPTS[:1], Sampling(4))[0][0]
+  found = make(end_ids=(free.ids[2],)).run(PROMPTS[:1], Sampling(4))[0][0]
+  first = free.ids.index(free.ids[2])
+  assert found.ids == free.ids[:first] and found.ended == "end"
+  assert found.total == pytest.approx(sum(free.log_probs[: first + 1]))
+
+
+@pytest.mark.parametrize("rows, steps", [(1, 1), (2, 16), (8, 4), (64, 5)])
+def test_neither_rows_nor_steps_change_a_text(rows, steps):
+  sampling = Sampling(7, temperature=1.0, num_samples=3)
+  found = make(rows=rows, steps=steps, end_ids=(9,)).run(PROMPTS, sampling)
+  again = make(end_ids=(9,)).run(PROMPTS[::-1], sampling)[::-1]
+  assert [[o.ids for o in one] for one in found] == [[o.ids for o in one] for one in again]
+
+
+def test_a_small_cache_lowers_the_rows_and_changes_no_text():
+  sampling = Sampling(5, temperature=1.0)
+  found = make(rows=8, cache_bytes=1).run(PROMPTS, sampling)
+  assert [one[0].ids for one in found] == [one[0].ids for one in make().run(PROMPTS, sampling)]
+
+
+class Counter:
+  """The next token is the last one plus 1; counts what it is asked for."""
+
+  name = "counter"
+
+  def __init__(self):
+    self.read, self.stepped = [], []
+
+  def taken(self, trainable, frozen):
+    return 0
+
+  def prefill(self, trainable, frozen, prompts, new, room):
+    jax.debug.callback(lambda rows: self.read.append(int(rows)), prompts["mask"].any(1).sum())
+    return jax.nn.one_hot(prompts["tokens"][:, -1] + 1, 300), prompts["tokens"][:, -1]
+
+  def decode(self, trainable, frozen, tokens, state):
+    jax.debug.callback(lambda size: self.stepped.append(int(size)), len(tokens))
+    return jax.nn.one_hot(tokens + 1, 300), state + 1
+
+
+def test_a_prompt_is_read_once_for_all_its_samples():
+  counter = Counter()
+  found = Engine(counter, {}, {}, make_place(None), rows=4, steps=2).run(
+    [Prompt([5]), Prompt([90])], Sampling(3, temperature=1e-3, num_samples=7)
+  )
+  jax.effects_barrier()
+  assert sum(counter.read) == 2
+  assert [one.ids for one in found[1]] == [[91, 92, 93]] * 7
+
+
+def test_a_long_answer_holds_up_nobody():
+  """One row goes on for 60 tokens; the other serves the 12 short answers meanwhile."""
+  counter = Counter()
+  prompts = [Prompt([100])] + [Prompt([95])] * 12  # 99 + 1 ends
+  order = []
+  run = Engine(counter, {}, {}, make_place(None), end_ids=(99, 161), rows=2, steps=1)
+  for number, _, one in run.stream(prompts, Sampling(70)):
+    order.append(number)
+    assert len(one.ids) == (60 if number == 0 else 3)
+  jax.effects_barrier()
+  assert sorted(order) == list(range(13)) and order[-1] == 0
+  assert len(counter.stepped) <= 62
+
+
+def test_nothing_is_compiled_after_the_first_prompts():
+  method, sampling = SINGLE, Sampling(6, temperature=1.0)
+  texts = [Prompt(np.random.default_rng(n).integers(1, 60, 1 + n % 30).tolist()) for n in range(64)]
+  make().run(texts, sampling)
+  sizes = lambda: [f._cache_size() for f in (engine._prefill, engine._insert, engine._steps)]
+  before = sizes()
+  assert len(make(method).run(texts[::-1] * 2, sampling)) == 128
+  assert sizes() == before
+
+
+def test_nothing_to_continue():
+  assert make().run([], Sampling(3)) == []
