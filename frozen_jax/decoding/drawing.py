@@ -29,6 +29,20 @@ class Options(NamedTuple):
   top_p: Float[Array, "R"]
 
 
+class Drawn(NamedTuple):
+  """A token a row, and how sure the model was of it.
+
+  tokens     int32 [R]
+  log_probs  float32 [R]  in nats, under the model as it is (temperature 1, uncut)
+  margins    float32 [R]  by how much the token is likelier than the likeliest other one, in nats;
+                          NaN where any row is sampled
+  """
+
+  tokens: Int[Array, "R"]
+  log_probs: Float[Array, "R"]
+  margins: Float[Array, "R"]
+
+
 def draw(
   logits: Float[Array, "R V"],
   numbers: Float[Array, "R"],
@@ -36,8 +50,8 @@ def draw(
   *,
   sampled: bool,
   cut: bool,
-) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-  """Tokens, and their log-probabilities in nats under the model as it is (temperature 1, uncut).
+) -> Drawn:
+  """The next token of each row.
 
   Args:
     numbers: random, from 0 to below 1. sampled, cut: whether any row has a temperature above 0,
@@ -55,7 +69,8 @@ def draw(
     tokens = jnp.where(options.temperature > 0, drawn, tokens)
   tokens = tokens.astype(jnp.int32)
   chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-  return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+  margins = jnp.full_like(chosen, jnp.nan) if sampled else chosen - _likeliest_other(logits, tokens)
+  return Drawn(tokens, chosen - jax.nn.logsumexp(logits, axis=-1), margins)
 
 
 def numbers(
@@ -68,6 +83,12 @@ def numbers(
     return jax.random.uniform(key)
 
   return jax.vmap(one)(seeds, samples, places)
+
+
+def _likeliest_other(logits: Float[Array, "R V"], tokens: Int[Array, "R"]) -> Float[Array, "R"]:
+  """The largest logit but the token's; -inf in a vocabulary of one."""
+  others = jnp.arange(logits.shape[-1]) != tokens[:, None]
+  return jnp.where(others, logits, -jnp.inf).max(axis=-1)
 
 
 def _kept(scores: Array, weights: Array, options: Options) -> Bool[Array, "R V"]:

@@ -195,7 +195,7 @@ class _Batch:
     source, seeds, samples = np.zeros(size, np.int32), np.zeros(size, np.uint32), rows * 0
     for index, (row, _, seed, sample) in enumerate(placed):
       source[index], seeds[index], samples[index] = row, seed, sample
-    self.state, self.at, tokens, log_probs = _insert(
+    self.state, self.at, drawn = _insert(
       self.state,
       self.at,
       (waiting.logits, waiting.state),
@@ -206,10 +206,10 @@ class _Batch:
       **self._kinds(),
       out_sharding=engine.whole,
     )
-    tokens, log_probs = np.asarray(tokens), np.asarray(log_probs)
+    drawn = jax.tree.map(np.asarray, drawn)
     for index, (_, number, _, sample) in enumerate(placed):
       writing = Writing(number, sample, self.sampling, engine.end_ids, engine.decode)
-      writing.add(tokens[index : index + 1], log_probs[index : index + 1])
+      writing.add(drawing.Drawn(*(each[index : index + 1] for each in drawn)))
       self.writings[free[index]] = writing
     if waiting.samples:
       self.waiting.appendleft(waiting)
@@ -217,7 +217,7 @@ class _Batch:
   def _advance(self) -> None:
     """Some more tokens for every row."""
     engine = self.engine
-    self.state, self.at, tokens, log_probs = _steps(
+    self.state, self.at, drawn = _steps(
       engine.method,
       engine.trainable,
       engine.frozen,
@@ -229,10 +229,10 @@ class _Batch:
       **self._kinds(),
       out_sharding=engine.whole,
     )
-    tokens, log_probs = np.asarray(tokens), np.asarray(log_probs)
+    drawn = jax.tree.map(np.asarray, drawn)
     for row, writing in enumerate(self.writings):
       if writing is not None:
-        writing.add(tokens[row], log_probs[row])
+        writing.add(drawing.Drawn(*(each[row] for each in drawn)))
 
   def _finished(self) -> Iterator[tuple[int, int, Continuation]]:
     stopped = []
@@ -301,15 +301,17 @@ def _insert(state, at, read, where, options, limit, *, end_ids, sampled, cut, ou
   (logits, prefix), (source, rows, seeds, samples) = read, where
   zeros = jnp.zeros_like(source)
   numbers = drawing.numbers(seeds, samples, zeros)
-  tokens, log_probs = drawing.draw(
-    jnp.take(logits, source, axis=0), numbers, options, sampled=sampled, cut=cut
-  )
+  drawn = drawing.draw(jnp.take(logits, source, axis=0), numbers, options, sampled=sampled, cut=cut)
   put = lambda whole, part: whole.at[rows].set(jnp.take(part, source, axis=0), mode="drop")
   state = jax.tree.map(put, state, prefix)
-  ended = jnp.isin(tokens, jnp.asarray(end_ids, jnp.int32))
-  new = Rows(tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
+  ended = jnp.isin(drawn.tokens, jnp.asarray(end_ids, jnp.int32))
+  new = Rows(drawn.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
   at = jax.tree.map(lambda whole, part: whole.at[rows].set(part, mode="drop"), at, new)
-  return state, at, constrained(tokens, out_sharding), constrained(log_probs, out_sharding)
+  return state, at, _everywhere(drawn, out_sharding)
+
+
+def _everywhere(drawn, sharding):
+  return jax.tree.map(lambda each: constrained(each, sharding), drawn)
 
 
 @functools.partial(
@@ -320,28 +322,29 @@ def _insert(state, at, read, where, options, limit, *, end_ids, sampled, cut, ou
 def _steps(
   method, trainable, frozen, state, at, options, *, steps, end_ids, sampled, cut, out_sharding
 ):
-  """Up to `steps` more tokens of each row, int32 [R, steps] (-1: none), and log-probabilities."""
+  """Up to `steps` more tokens of each row: `drawing.Drawn` of [R, steps], token -1: none."""
   ends = jnp.asarray(end_ids, jnp.int32)
 
   def more(carry):
-    index, _, at, _, _ = carry
+    index, _, at, _ = carry
     return (index < steps) & (at.count < at.limit).any()
 
   def one(carry):
-    index, state, at, tokens, log_probs = carry
+    index, state, at, written = carry
     logits, state = method.decode(trainable, frozen, at.token, state)
     numbers = drawing.numbers(at.seed, at.sample, at.count)
-    token, log_prob = drawing.draw(logits, numbers, options, sampled=sampled, cut=cut)
+    drawn = drawing.draw(logits, numbers, options, sampled=sampled, cut=cut)
     live = at.count < at.limit
-    tokens = tokens.at[:, index].set(jnp.where(live, token, -1))
-    log_probs = log_probs.at[:, index].set(jnp.where(live, log_prob, 0.0))
+    drawn = drawn._replace(tokens=jnp.where(live, drawn.tokens, -1))
+    written = jax.tree.map(lambda whole, new: whole.at[:, index].set(new), written, drawn)
     count = at.count + live
-    limit = jnp.where(live & jnp.isin(token, ends), count, at.limit)
-    at = at._replace(token=jnp.where(live, token, at.token), count=count, limit=limit)
-    return index + 1, state, at, tokens, log_probs
+    limit = jnp.where(live & jnp.isin(drawn.tokens, ends), count, at.limit)
+    at = at._replace(token=jnp.where(live, drawn.tokens, at.token), count=count, limit=limit)
+    return index + 1, state, at, written
 
   rows = len(at.token)
-  nothing = jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32)
-  carry = (jnp.int32(0), state, at, *nothing)
-  _, state, at, tokens, log_probs = jax.lax.while_loop(more, one, carry)
-  return state, at, constrained(tokens, out_sharding), constrained(log_probs, out_sharding)
+  zeros = jnp.zeros((rows, steps), jnp.float32)
+  nothing = drawing.Drawn(jnp.full((rows, steps), -1, jnp.int32), zeros, zeros)
+  carry = (jnp.int32(0), state, at, nothing)
+  _, state, at, written = jax.lax.while_loop(more, one, carry)
+  return state, at, _everywhere(written, out_sharding)

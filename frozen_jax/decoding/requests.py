@@ -60,7 +60,9 @@ class Continuation(NamedTuple):
   ids: the new tokens before the end token or the stop text's first token. log_probs: of each, in
   nats, under the model as it is. ended: by "end" (the end token), "stop" (a stop text) or "length".
   text: decoded, cut in front of the stop text; "" where there is no tokenizer. total: the
-  log-probability of all that was generated, the end token included.
+  log-probability of all that was generated, the end token included. margin: the smallest margin of
+  all that was generated (`drawing.Drawn`): how close the greedy choice was anywhere; NaN where it
+  was not greedy.
   """
 
   ids: list[int]
@@ -68,6 +70,7 @@ class Continuation(NamedTuple):
   ended: str
   text: str
   total: float
+  margin: float
 
 
 def seed_of(sampling: Sampling, prompt: Prompt) -> int:

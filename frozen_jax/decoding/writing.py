@@ -1,9 +1,9 @@
 """A continuation while it is being written: when it ends, and what its text is."""
 
+import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from frozen_jax.decoding.drawing import Drawn
 from frozen_jax.decoding.requests import Continuation, Sampling
 
 
@@ -23,14 +23,15 @@ class Writing:
     self._sampling, self._end_ids, self._decode = sampling, end_ids, decode
     self._ids: list[int] = []
     self._log_probs: list[float] = []
-    self._total, self._text = 0.0, ""
+    self._total, self._margin, self._text = 0.0, math.inf, ""
 
-  def add(self, tokens: np.ndarray, log_probs: np.ndarray) -> None:
-    """New tokens, up to the first below 0, which is none."""
-    for token, log_prob in zip(tokens.tolist(), log_probs.tolist(), strict=True):
+  def add(self, drawn: Drawn) -> None:
+    """New tokens [N] of this row, up to the first below 0, which is none."""
+    for token, log_prob, margin in zip(*(each.tolist() for each in drawn), strict=True):
       if self.ended or token < 0:
         break
       self._total += log_prob
+      self._margin = math.nan if math.isnan(margin) else min(self._margin, margin)
       if token in self._end_ids:
         self.ended = "end"
         break
@@ -45,7 +46,8 @@ class Writing:
     """What was written."""
     if self.ended != "stop" and self._decode is not None:
       self._text = self._decode(self._ids)
-    return Continuation(self._ids, self._log_probs, self.ended, self._text, self._total)
+    known = self._ids, self._log_probs, self.ended, self._text, self._total, self._margin
+    return Continuation(*known)
 
   def _cut_at_stop(self) -> bool:
     """Whether a stop text has come up; cuts the text in front of it, the ids where it begins."""

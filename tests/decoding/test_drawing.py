@@ -16,8 +16,7 @@ def options(rows, temperature=1.0, top_k=0, top_p=1.0):
 
 def draw(logits, numbers, how, sampled=True, cut=True):
   run = jax.jit(drawing.draw, static_argnames=("sampled", "cut"))
-  tokens, log_probs = run(logits, numbers, how, sampled=sampled, cut=cut)
-  return np.asarray(tokens), np.asarray(log_probs)
+  return jax.tree.map(np.asarray, run(logits, numbers, how, sampled=sampled, cut=cut))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_frequencies_are_those_of_the_softmax(logits, temperature, top_k, top_p)
   rows = 20_000
   numbers = jax.random.uniform(jax.random.key(1), (rows,))
   how = options(rows, temperature, top_k, top_p)
-  tokens, _ = draw(jnp.broadcast_to(logits, (rows, V)), numbers, how)
+  tokens, *_ = draw(jnp.broadcast_to(logits, (rows, V)), numbers, how)
   p = expected_set(logits, temperature, top_k, top_p)
   seen = np.bincount(tokens, minlength=V)
   assert not seen[p == 0].any(), "a token was drawn that is cut"
@@ -59,24 +58,38 @@ def test_frequencies_are_those_of_the_softmax(logits, temperature, top_k, top_p)
 def test_greedy_rows_stand_beside_sampled_ones(logits):
   both = jnp.stack([logits, logits])
   how = drawing.Options(jnp.asarray([0.0, 1.0]), jnp.zeros(2, jnp.int32), jnp.ones(2))
-  tokens, log_probs = draw(both, jnp.asarray([0.99, 0.99]), how)
+  tokens, log_probs, _ = draw(both, jnp.asarray([0.99, 0.99]), how)
   assert tokens[0] == int(logits.argmax()) and tokens[1] != tokens[0]
   np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[tokens], rtol=1e-5, atol=1e-5)
-  alone, _ = draw(both, jnp.asarray([0.99, 0.99]), how, sampled=False, cut=False)
+  alone, *_ = draw(both, jnp.asarray([0.99, 0.99]), how, sampled=False, cut=False)
   assert alone.tolist() == [tokens[0]] * 2
+
+
+def test_margins_are_those_of_sorting(logits):
+  rows = jnp.stack([logits, -logits, jnp.zeros(V), logits.at[5].set(50.0)])
+  drawn = draw(rows, jnp.zeros(4), options(4, 0.0), sampled=False, cut=False)
+  likely = np.sort(np.asarray(jax.nn.log_softmax(rows)), axis=-1)
+  np.testing.assert_allclose(drawn.margins, likely[:, -1] - likely[:, -2], atol=1e-5)
+  assert drawn.margins[2] == 0
+  assert np.isnan(draw(rows, jnp.zeros(4), options(4, 0.0)).margins).all()
+
+
+def test_a_vocabulary_of_one_has_no_other_token():
+  drawn = draw(jnp.zeros((2, 1)), jnp.zeros(2), options(2, 0.0), sampled=False, cut=False)
+  assert np.isposinf(drawn.margins).all() and (drawn.log_probs == 0).all()
 
 
 def test_equals_of_the_last_kept_stay():
   logits = jnp.asarray([[2.0, 1.0, 1.0, -1.0, 0.0]])
   numbers = jnp.linspace(0, 0.999, 50)
-  tokens, _ = draw(jnp.tile(logits, (50, 1)), numbers, options(50, top_k=2))
+  tokens, *_ = draw(jnp.tile(logits, (50, 1)), numbers, options(50, top_k=2))
   assert set(tokens.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("number", [0.0, np.nextafter(1, 0, dtype=np.float32)])
 def test_the_ends_of_the_range_draw_what_has_weight(number):
   logits = jnp.full((1, V), -jnp.inf).at[0, [3, 650]].set(0.0)
-  tokens, _ = draw(logits, jnp.asarray([number], jnp.float32), options(1), cut=False)
+  tokens, *_ = draw(logits, jnp.asarray([number], jnp.float32), options(1), cut=False)
   assert tokens[0] == (3 if number == 0 else 650)
 
 

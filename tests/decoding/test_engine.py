@@ -59,8 +59,11 @@ def last_logits(method, trained, tokens, mask):
 
 
 def plain(method, trained, prompt, sampling, sample=0, end_ids=()):
-  """One prompt, one token after another, each from a pass over the whole text."""
-  text, written = list(prompt.tokens), []
+  """One prompt, one token after another, each from a pass over the whole text.
+
+  What was written, as (token, log-probability); and the least margin, the end token's included.
+  """
+  text, written, margin = list(prompt.tokens), [], np.inf
   how = drawing.Options(
     jnp.asarray([sampling.temperature]),
     jnp.asarray([sampling.top_k]),
@@ -73,17 +76,16 @@ def plain(method, trained, prompt, sampling, sample=0, end_ids=()):
     logits = last_logits(method, trained, tokens, mask)
     seeds = jnp.asarray([seed_of(sampling, prompt)], jnp.uint32)
     number = drawing.numbers(seeds, jnp.asarray([sample]), jnp.asarray([place]))
-    token, log_prob = drawing.draw(
-      logits, number, how, sampled=sampling.temperature > 0, cut=sampling.cut
-    )
-    token = int(token[0])
+    drawn = drawing.draw(logits, number, how, sampled=sampling.temperature > 0, cut=sampling.cut)
+    token, (second, first) = int(drawn.tokens[0]), np.sort(np.asarray(logits[0]))[-2:]
+    margin = np.nan if sampling.temperature else min(margin, first - second)
     if token in end_ids:
       break
-    written.append((token, float(log_prob[0])))
+    written.append((token, float(drawn.log_probs[0])))
     text.append(token)
     if any(stop in words([t for t, _ in written]) for stop in sampling.stop):
       break
-  return written
+  return written, margin
 
 
 @pytest.mark.parametrize(
@@ -103,9 +105,10 @@ def test_texts_are_those_of_a_loop_over_one_prompt(how):
   for prompt, samples in zip(PROMPTS, found, strict=True):
     assert len(samples) == sampling.num_samples
     for sample, one in enumerate(samples):
-      wanted = plain(SINGLE, {}, prompt, sampling, sample, (9, 14))
+      wanted, margin = plain(SINGLE, {}, prompt, sampling, sample, (9, 14))
       assert one.ids == [token for token, _ in wanted]
       np.testing.assert_allclose(one.log_probs, [p for _, p in wanted], atol=2e-4)
+      np.testing.assert_allclose(one.margin, margin, atol=2e-4)
       assert one.text == words(one.ids)
       assert one.ended == ("length" if len(one.ids) == 8 else "end")
 
@@ -121,7 +124,7 @@ def test_every_method_is_carried(method):
   found = make(method, trained).run(PROMPTS[:5], sampling)
   for prompt, samples in zip(PROMPTS, found, strict=False):
     for sample, one in enumerate(samples):
-      wanted = plain(method, trained, prompt, sampling, sample)
+      wanted, _ = plain(method, trained, prompt, sampling, sample)
       assert one.ids == [token for token, _ in wanted]
 
 
@@ -143,6 +146,20 @@ def test_the_total_counts_the_end_token():
   first = free.ids.index(free.ids[2])
   assert found.ids == free.ids[:first] and found.ended == "end"
   assert found.total == pytest.approx(sum(free.log_probs[: first + 1]))
+
+
+def test_the_margin_counts_the_end_token():
+  """The end comes up where the choice is closest."""
+  free = [one for (one,) in make().run(PROMPTS, Sampling(4))]
+  for prompt, one in zip(PROMPTS, free, strict=True):
+    margins = []
+    for length in range(1, 5):
+      margins.append(make().run([prompt], Sampling(length))[0][0].margin)
+    assert margins == sorted(margins, reverse=True)
+    for end in set(one.ids):
+      first = one.ids.index(end)
+      found = make(end_ids=(end,)).run([prompt], Sampling(4))[0][0]
+      assert found.margin == pytest.approx(margins[first])
 
 
 @pytest.mark.parametrize("rows, steps", [(1, 1), (2, 16), (8, 4), (64, 5)])
