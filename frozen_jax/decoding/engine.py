@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from frozen_jax.core.types import Method, Prompt, Tree
 from frozen_jax.decoding import drawing
+from frozen_jax.decoding.prompts import size_class
 from frozen_jax.decoding.requests import Continuation, Sampling, seed_of
 from frozen_jax.decoding.writing import Writing
 from frozen_jax.sharding.place import constrained
@@ -94,7 +95,7 @@ class Engine:
     """(number of the prompt, number of its sample, continuation), as they are finished."""
     classes: dict[int, list[int]] = collections.defaultdict(list)
     for number, prompt in enumerate(prompts):
-      classes[_size_class(len(prompt.tokens))].append(number)
+      classes[size_class(len(prompt.tokens))].append(number)
     # What needs like caches goes together, the longest first.
     for group in _alike(classes):
       yield from _Batch(self, prompts, group, sampling).stream()
@@ -266,12 +267,6 @@ class _Waiting(NamedTuple):
   logits: Float[Array, "b V"]
   state: Tree
   samples: collections.deque[tuple[int, int, int, int]]
-
-
-def _size_class(length: int) -> int:
-  """The width to which a prompt is padded: 16, 32, 48, 64, 96, 128, 192, ..."""
-  whole = power_of_two(length, 16)
-  return whole * 3 // 4 if whole > 32 and length <= whole * 3 // 4 else whole
 
 
 def _alike(classes: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:

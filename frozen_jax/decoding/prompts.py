@@ -10,6 +10,12 @@ from frozen_jax.text.padding import beside, padded, power_of_two
 _STEP = 16  # lengths are rounded up to a multiple of this
 
 
+def size_class(length: int) -> int:
+  """The width to which a prompt is padded: 16, 32, 48, 64, 96, 128, 192, ..."""
+  whole = power_of_two(length, _STEP)
+  return whole * 3 // 4 if whole > 32 and length <= whole * 3 // 4 else whole
+
+
 def left_padded(
   prompts: Sequence[Prompt], batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompt, Tree
+from frozen_jax.decoding import beam
 from frozen_jax.decoding.engine import ROWS, Engine
 from frozen_jax.decoding.requests import Continuation, Sampling
 from frozen_jax.sharding.hosts import is_first_host
@@ -38,26 +39,34 @@ def continuations(
   Raises UserError for a prompt that leaves no room in the model's context, and for stop texts where
   the model has no tokenizer.
   """
-  taken = method.taken(trainable, frozen)
-  for number, prompt in enumerate(prompts, start=1):
-    check_length(
-      f"text {number}", len(prompt.tokens), sampling.max_new_tokens, taken, lm.config.context
-    )
   if sampling.stop and lm.tokenizer is None:
     raise UserError("stop texts need a tokenizer and this model has none; leave them out")
-  engine = Engine(
-    method,
-    trainable,
-    frozen,
-    make_place(lm.mesh),
-    everywhere(lm.mesh),
-    _end_ids(lm.tokenizer),
-    None if lm.tokenizer is None else functools.partial(_decoded, lm.tokenizer),
-    rows=max(rows, 1 if lm.mesh is None else row_groups(lm.mesh)),
-  )
-  hidden = len(prompts) <= 1 or not is_first_host()
-  with tqdm(total=len(prompts), desc="generate", disable=hidden, delay=QUIET, leave=False) as bar:
+  engine = _engine(method, trainable, frozen, lm, prompts, sampling.max_new_tokens, rows)
+  with _progress(prompts) as bar:
     return engine.run(prompts, sampling, bar.update)
+
+
+def beams(
+  method: Method,
+  trainable: Tree,
+  frozen: Tree,
+  lm: Answerer,
+  prompts: Sequence[Prompt],
+  num_beams: int,
+  max_new_tokens: int,
+  rows: int = ROWS,
+) -> list[list[Continuation]]:
+  """The `num_beams` likeliest continuations that beam search finds for each prompt, best first.
+
+  A vocabulary of few tokens may have no more to offer than fewer. At most `rows` beams at once, or
+  those of one prompt. Raises UserError as `continuations`, and for numbers below 1.
+  """
+  for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+    if value < 1:
+      raise UserError(f"{name} is {value}; it must be at least 1")
+  engine = _engine(method, trainable, frozen, lm, prompts, max_new_tokens, rows)
+  with _progress(prompts) as bar:
+    return beam.search(engine, prompts, num_beams, max_new_tokens, bar.update)
 
 
 def generate_ids(
@@ -109,6 +118,37 @@ def check_length(what: str, length: int, new: int, taken: int, context: int) -> 
       f"{what} has {length} tokens, which with {new} new ones{prompt} do not fit the model's"
       f" context of {context}; shorten it or lower the number of new tokens"
     )
+
+
+def _engine(
+  method: Method,
+  trainable: Tree,
+  frozen: Tree,
+  lm: Answerer,
+  prompts: Sequence[Prompt],
+  max_new_tokens: int,
+  rows: int,
+) -> Engine:
+  """The engine for these prompts, all of which fit the context (else UserError)."""
+  taken = method.taken(trainable, frozen)
+  for number, prompt in enumerate(prompts, start=1):
+    check_length(f"text {number}", len(prompt.tokens), max_new_tokens, taken, lm.config.context)
+  return Engine(
+    method,
+    trainable,
+    frozen,
+    make_place(lm.mesh),
+    everywhere(lm.mesh),
+    _end_ids(lm.tokenizer),
+    None if lm.tokenizer is None else functools.partial(_decoded, lm.tokenizer),
+    rows=max(rows, 1 if lm.mesh is None else row_groups(lm.mesh)),
+  )
+
+
+def _progress(prompts: Sequence[Prompt]) -> tqdm:
+  """A bar over the prompts."""
+  hidden = len(prompts) <= 1 or not is_first_host()
+  return tqdm(total=len(prompts), desc="generate", disable=hidden, delay=QUIET, leave=False)
 
 
 def _end_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
 from frozen_jax.decoding.requests import Sampling
-from frozen_jax.evaluation.generation import generate_ids, generate_texts
+from frozen_jax.evaluation.generation import beams, generate_ids, generate_texts
 from frozen_jax.methods.prompt_tuning import PromptTuning
 
 CONFIG = DecoderConfig(
@@ -117,6 +117,35 @@ def test_sampling_that_makes_no_sense(values):
   (name,) = values
   with pytest.raises(UserError, match=f"{name} is"):
     Sampling(**({"max_new_tokens": 4} | values))
+
+
+def test_beams_come_best_first_with_their_texts():
+  lm = lm_with(Numbers())
+  found = beams(METHOD, {}, FROZEN, lm, PROMPTS, num_beams=3, max_new_tokens=4, rows=6)
+  assert [row == sorted(row, key=lambda one: -one.total) for row in found] == [True] * 5
+  assert [len(row) for row in found] == [3] * 5 and found[0] == found[4]
+  for one in found[0]:
+    assert one.text == " ".join(map(str, one.ids)) and 30 not in one.ids
+
+
+@pytest.mark.parametrize(
+  "numbers, message",
+  [
+    ({"num_beams": 0}, "num_beams is 0; it must be at least 1"),
+    ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be at least 1"),
+    ({"max_new_tokens": 40}, "text 1 has 3 tokens, which with 40 new ones do not fit"),
+  ],
+)
+def test_beams_that_make_no_sense(numbers, message):
+  with pytest.raises(UserError, match=message):
+    beams(
+      METHOD,
+      {},
+      FROZEN,
+      lm_with(None),
+      PROMPTS,
+      **({"num_beams": 2, "max_new_tokens": 2} | numbers),
+    )
 
 
 def test_nothing_to_continue():
