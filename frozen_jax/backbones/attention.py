@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import stack
+from frozen_jax.backbones import cache, stack
 
 # Finite, so that a query with nothing to look at yields zeros, not NaN: its scores are NEGATIVE,
 # its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
@@ -139,7 +139,7 @@ def look_behind(
   q: Float[Array, "B N H C"],
   k: Float[Array, "B N K C"],
   v: Float[Array, "B N K C"],
-  slots: tuple[Float[Array, "B K C S"], Float[Array, "B K S C"]],
+  slots: tuple[cache.Slots, cache.Slots],
   visible: Bool[Array, "B N S+N"],
   bias: Float[Array, "#B H #N S+N"] | None = None,
   cap: float | None = None,
@@ -150,17 +150,27 @@ def look_behind(
   has the cached tokens, then the new ones.
   """
   b, n, _, c = q.shape
-  queries, (old_keys, old_values) = _by_head(q, k.shape[2]), slots
+  queries = _by_head(q, k.shape[2])
+  old_keys, key_scales = cache.numbers_and_scales(slots[0], k.dtype)
+  old_values, value_scales = cache.numbers_and_scales(slots[1], v.dtype)
   scores = jnp.concatenate(
     [_product(queries, old_keys, 3, 2), _product(queries, _by_head(k), 3, 3)], axis=-1
   )
-  scores = scores.reshape(b, k.shape[2], -1, n, scores.shape[-1])
+  scores = _scaled(scores.reshape(b, k.shape[2], -1, n, scores.shape[-1]), key_scales)
   weights, _, total = _weights(scores, visible, bias, cap)
-  weights = weights.astype(v.dtype).reshape(*queries.shape[:3], -1)
+  weights = _scaled(weights, value_scales).astype(v.dtype).reshape(*queries.shape[:3], -1)
   old = old_values.shape[2]
   mixed = _product(weights[..., :old], old_values, 3, 2)
   mixed += _product(weights[..., old:], _by_head(v), 3, 2)
   return _by_position(mixed.reshape(*total.shape, c) / total[..., None]).astype(q.dtype)
+
+
+def _scaled(x: Float[Array, "B K G N S+N"], scales: Float[Array, "B K S"] | None) -> Array:
+  """x times the scale of each cached slot, where the slots have any."""
+  if scales is None:
+    return x
+  new = x.shape[-1] - scales.shape[-1]
+  return x * jnp.pad(scales, ((0, 0), (0, 0), (0, new)), constant_values=1.0)[:, :, None, None]
 
 
 def _forward(q, k, v, visible, bias, ordered, cap):

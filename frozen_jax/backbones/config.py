@@ -95,6 +95,10 @@ class DecoderConfig:
   chosen: int = 0
   renormalise: bool = True
 
+  # Decoding, which the loaded model does as asked for: keys and values are kept in the dtype of the
+  # weights, or as "int8" (`cache.KINDS`).
+  cache: str = ""
+
   def __post_init__(self):
     for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"):
       if getattr(self, name) < 1:

@@ -105,7 +105,8 @@ def prefill(
   how = _How(inner, trained=False, keep=None, caching=True)
   stream, (k, v) = _whole(params, config, x, mask, new, how)
   mask = inner_parts.lengthened(mask, inner)
-  return stream, cache.from_prefix(k, v, mask, new, new if room is None else room)
+  room = new if room is None else room
+  return stream, cache.from_prefix(k, v, mask, new, room, config.cache)
 
 
 def step(

@@ -40,7 +40,8 @@ def build(base: Base, options: Mapping[str, Any]) -> PrefixTuning:
   """Prefix tuning; the `prompt` options (length, text) say how long it is and how it starts."""
   vectors = initial_prompt(base, options)[None]
   mask = jnp.ones(vectors.shape[:2], jnp.int32)
-  _, cache = jax.jit(lm.prefill, static_argnums=(1, 4))(base.params, base.config, vectors, mask, 0)
+  config = dataclasses.replace(base.config, cache="")  # what is trained starts in full precision
+  _, cache = jax.jit(lm.prefill, static_argnums=(1, 4))(base.params, config, vectors, mask, 0)
   return PrefixTuning(base.config, as_prefix(cache), remat=options["model"]["remat"])
 
 

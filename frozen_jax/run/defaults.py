@@ -20,6 +20,7 @@ def defaults() -> ConfigDict:
       "name": "smollm2-135m-instruct",  # built-in name, HF folder, .gguf file or hf:owner/name
       "dtype": "float32",  # of the frozen weights: float32 or bfloat16
       "quantize": "",  # keep the matrices at fewer bits: int8, int4 or nf4
+      "cache": "",  # int8: keep the keys and values of texts that are continued at 8 bits
       "encoder": "",  # a text encoder for methods that have one: built-in name, HF folder, hf:...
       "remat": False,  # recompute each layer in the backward pass: less memory, more time
     }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.load import load_decoder
@@ -109,25 +110,33 @@ def _array(mask: Any) -> jax.Array | None:
 
 
 def load_frozen(
-  name: str, dtype: str = "float32", mesh: Mesh | None = None, quantize: str | None = None
+  name: str,
+  dtype: str = "float32",
+  mesh: Mesh | None = None,
+  quantize: str | None = None,
+  cache: str | None = None,
 ) -> FrozenLM:
   """Loads a frozen LM.
 
   name: a built-in name ("smollm2-135m-instruct"), a HF folder, a `.gguf` file or
   "hf:owner/name[@revision]". dtype: of the weights, "float32" or "bfloat16". mesh: where they are
-  sharded (`frozen_jax.sharding.mesh.make_mesh`); None: the default device. Raises UserError for
-  whatever is wrong with the name or the files.
+  sharded (`frozen_jax.sharding.mesh.make_mesh`); None: the default device. quantize: "int8", "int4"
+  or "nf4" keeps the matrices at so many bits. cache: "int8" keeps the keys and values of texts that
+  are continued at 8 bits, which saves memory and costs a little precision; None: in `dtype`. Raises
+  UserError for whatever is wrong with these, the name or the files.
   """
+  kind = cache or ""
+  kv_cache.check(kind)
   loaded = load_decoder(name, dtype=dtype, mesh=mesh, quantize=quantize)
-  return FrozenLM(
-    loaded.name, loaded.config, loaded.params, loaded.tokenizer, loaded.fingerprint, mesh
-  )
+  config = dataclasses.replace(loaded.config, cache=kind)
+  return FrozenLM(loaded.name, config, loaded.params, loaded.tokenizer, loaded.fingerprint, mesh)
 
 
 def load_model(options: Mapping[str, Any], mesh: Mesh) -> FrozenLM:
   """The LM that an experiment's `model` options name, with the text encoder that they name."""
-  quantize = options["quantize"] or None
-  return with_encoder(load_frozen(options["name"], options["dtype"], mesh, quantize), options)
+  quantize, cache = options["quantize"] or None, options["cache"] or None
+  lm = load_frozen(options["name"], options["dtype"], mesh, quantize, cache)
+  return with_encoder(lm, options)
 
 
 def with_encoder(lm: FrozenLM, options: Mapping[str, Any]) -> FrozenLM:

@@ -1,5 +1,6 @@
 """The engine against a plain loop, one prompt at a time, without a cache; and its own logic."""
 
+import dataclasses
 import functools
 
 import jax
@@ -126,6 +127,27 @@ def test_every_method_is_carried(method):
     for sample, one in enumerate(samples):
       wanted, _ = plain(method, trained, prompt, sampling, sample)
       assert one.ids == [token for token, _ in wanted]
+
+
+@pytest.mark.parametrize(
+  "method",
+  [PromptTuning(CONFIG, START), RECURSION, PrefixTuning(CONFIG, PREFIX)],
+  ids=lambda method: method.name,
+)
+def test_an_int8_cache_changes_log_probabilities_little(method):
+  trained = jax.tree.map(lambda a: a + 0.02, trained_of(method))
+  narrow = dataclasses.replace(method, decoder=dataclasses.replace(CONFIG, cache="int8"))
+  found = make(narrow, trained).run(PROMPTS[:5], Sampling(6, temperature=1.0))
+  likelihoods = jax.jit(method.likelihoods)
+  apart = []
+  for prompt, (one,) in zip(PROMPTS, found, strict=False):
+    batch = {"tokens": np.zeros((1, 48), np.int32), "mask": np.zeros((1, 48), np.int32)}
+    batch["tokens"][0, : len(prompt.tokens)] = prompt.tokens
+    batch["mask"][0, : len(prompt.tokens)] = 1
+    ids = np.asarray([[one.ids]])
+    whole = likelihoods(trained, FROZEN, batch, ids, np.ones_like(ids))
+    apart.append(abs(one.total - float(whole[0, 0])))
+  assert 1e-6 < max(apart) < 0.1
 
 
 def test_stop_texts_end_a_row_and_its_text():

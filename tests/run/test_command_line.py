@@ -57,6 +57,7 @@ def test_help_on_an_experiment_lists_its_keys_as_given(call):
     ("--config.mesh.data=0", "mesh.data is 0"),
     ("--config.model.name=nope", "there is no model 'nope'"),
     ("--config.model.dtype=int3", "dtype 'int3' is not supported"),
+    ("--config.model.cache=int4", "cache 'int4' is not supported; choose int8 or leave it out"),
     ("--config.model.quantize=int3", "quantize 'int3' is not supported; choose int8, int4, nf4"),
     ("--mode=predict", "no such folder"),
     ("--mode", "Missing value for flag --mode"),

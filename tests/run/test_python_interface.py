@@ -109,6 +109,12 @@ def test_a_folder_without_a_tokenizer_takes_token_ids(make_folder, lm):
     bare.generate(["Lima"])
 
 
+def test_keys_and_values_at_8_bits(tiny, lm):
+  narrow = frozen_jax.load_frozen(str(tiny), cache="int8")
+  assert narrow.config.cache == "int8" and narrow.fingerprint == lm.fingerprint
+  assert isinstance(narrow.generate(["What is the capital of Peru?"], max_new_tokens=3)[0], str)
+
+
 def test_the_fingerprint_is_of_the_stored_weights(tiny, make_folder, lm):
   half = frozen_jax.load_frozen(str(tiny), dtype="bfloat16")
   spread = frozen_jax.load_frozen(str(tiny), mesh=make_mesh(data=2, fsdp=2, tensor=2))
