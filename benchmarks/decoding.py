@@ -1,0 +1,145 @@
+"""Sampling from SmolLM2-135M against transformers' generate: `python -m benchmarks.decoding`.
+
+64 prompts of 8 to 128 random tokens, 16 samples each, 32 tokens a sample at temperature 1. Neither
+side knows an end token, so both draw all 32,768 tokens. Three works:
+
+  decoding_float32         both sides in float32
+  decoding_best_dtype      the same, each side in its faster dtype
+  decoding_shared_prefill  ours with 16 samples of one reading of a prompt, against ours 16 times
+                           with one sample; float32
+
+The peer writes as many continuations at once as is fastest for it (`--batches`), chosen, like the
+dtypes, by short passes of 4 tokens a sample. Each side is a process of its own; they do a pass in
+turn, and ratios are taken pair by pair. Memory is the peak of the whole process. `--json=FILE` also
+writes the rows. Needs `pip install -e '.[test]'`.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import pairs
+from benchmarks.training_step import DTYPES, machine
+from benchmarks.work import MODEL
+from frozen_jax.decoding.engine import ROWS
+
+TRIED = 4  # tokens a sample of the passes that choose
+
+How = tuple[str, int]  # dtype, and how many continuations are written at once
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--model", default=MODEL, help="a decoder of the Llama type")
+  parser.add_argument("--prompts", type=int, default=64, help="how many prompts")
+  parser.add_argument("--samples", type=int, default=16, help="samples of each")
+  parser.add_argument("--new", type=int, default=32, help="tokens of a sample")
+  parser.add_argument("--rows", type=int, default=ROWS, help="continuations at once, our side")
+  parser.add_argument(
+    "--batches", type=int, nargs="+", default=[64, 256], help="the same, the peer's: the best of"
+  )
+  parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="the dtypes that are tried")
+  parser.add_argument("--pairs", type=int, default=3, help="measured passes of each side")
+  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  options = parser.parse_args(arguments)
+  with tempfile.TemporaryDirectory() as folder:
+    copy = [sys.executable, "-m", "benchmarks.hf_copy", options.model, folder]
+    subprocess.run(copy, check=True)
+    rows = measure(options, folder)
+  if options.json:
+    options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
+  """The three works; folder: the model as transformers reads it."""
+  side = lambda name, how, new=options.new: _side(name, how, new, options, folder)
+  ours = [(dtype, options.rows) for dtype in options.dtypes]
+  theirs = list(itertools.product(options.dtypes, options.batches))
+  took = {name: _seconds(side, name, hows) for name, hows in (("ours", ours), ("peer", theirs))}
+  best = {name: min(seconds, key=seconds.__getitem__) for name, seconds in took.items()}
+  wide = {how: seconds for how, seconds in took["peer"].items() if how[0] == "float32"}
+  plain = ("float32", options.rows)
+  works = [
+    ("decoding_best_dtype", best["ours"], "peer", best["peer"]),
+    ("decoding_shared_prefill", plain, "separate", plain),
+  ]
+  if wide:
+    works.insert(0, ("decoding_float32", plain, "peer", min(wide, key=wide.__getitem__)))
+  tokens = options.prompts * options.samples * options.new
+  rows = []
+  for name, our_how, other, other_how in works:
+    with side("ours", our_how) as first, side(other, other_how) as second:
+      measured = pairs.compare(first, second, options.pairs, warm=1)
+    rows.append(row_of(name, measured, tokens, other, (our_how, other_how)))
+  return rows
+
+
+def _side(name: str, how: How, new: int, options: argparse.Namespace, folder: str) -> pairs.Side:
+  model = folder if name == "peer" else options.model
+  sizes = (how[1], options.prompts, options.samples, new)
+  return pairs.Side("benchmarks.decoding_side", name, model, how[0], *map(str, sizes))
+
+
+def _seconds(side: Any, name: str, hows: list[How]) -> dict[How, float]:
+  """How long a short pass takes in each way: the better of two, in turn, behind a first."""
+  if len(hows) == 1:
+    return {hows[0]: 0.0}
+  with contextlib.ExitStack() as stack:
+    processes = {how: stack.enter_context(side(name, how, TRIED)) for how in hows}
+    seconds: dict[How, list[float]] = {how: [] for how in hows}
+    for _ in range(3):
+      for how, process in processes.items():
+        seconds[how].append(process.ask("step")["seconds"])
+  return {how: min(each[1:]) for how, each in seconds.items()}
+
+
+def row_of(
+  name: str, measured: pairs.Comparison, tokens: int, other: str, hows: tuple[How, How]
+) -> dict[str, Any]:
+  """The row of the contract, which is also printed.
+
+  Ends the program where a side has not drawn so many tokens.
+  """
+  if measured.losses != (tokens, tokens):
+    raise SystemExit(f"{name}: {measured.losses} tokens were drawn, and not {tokens} by each side")
+  low, ratio, high = measured.ratios()
+  peer_name = "transformers generate" if other == "peer" else "a prefill for each sample"
+  row = {
+    "work": name,
+    "ours": tokens / measured.median(0),
+    "peer": tokens / measured.median(1),
+    "peer_name": peer_name,
+    "unit": "tokens/s",
+    "ratio": ratio,
+    "ratio_min": low,
+    "ratio_max": high,
+    "memory_ratio": measured.memory_ratio(),
+    "ours_dtype": hows[0][0],
+    "peer_dtype": hows[1][0],
+    "ours_at_once": hows[0][1],
+    "peer_at_once": hows[1][1],
+    "ours_peak_gb": measured.peak_bytes[0] / 1e9,
+    "peer_peak_gb": measured.peak_bytes[1] / 1e9,
+  }
+  print(
+    f"{name}: {ratio:.2f} times {peer_name} (from {low:.2f} to {high:.2f} over the pairs), "
+    f"{row['memory_ratio']:.2f} of its memory"
+  )
+  for side in ("ours", "peer"):
+    print(
+      f"  {side:5} {row[side + '_dtype']:9} {row[side + '_at_once']:5} at once "
+      f"{row[side]:9.1f} tokens/s  peak {row[side + '_peak_gb']:5.2f} GB",
+      flush=True,
+    )
+  return row
+
+
+if __name__ == "__main__":
+  main()
