@@ -28,7 +28,7 @@ from frozen_jax.decoding.prompts import size_class
 from frozen_jax.decoding.requests import Continuation, Sampling, seed_of
 from frozen_jax.decoding.writing import Writing
 from frozen_jax.sharding.place import constrained
-from frozen_jax.text.padding import beside, padded, power_of_two
+from frozen_jax.text.padding import beside, few_sizes, padded, power_of_two
 
 ROWS = 64
 STEPS = 16  # tokens a row between two looks at what has ended
@@ -151,7 +151,7 @@ class _Batch:
     chosen = [number for w, number in self.queue[:most] if w == width]
     self.queue = self.queue[len(chosen) :]
     these = [self.prompts[number] for number in chosen]
-    size = min(most, power_of_two(len(these)))
+    size = few_sizes(len(these), most)
     tokens, mask = padded([one.tokens for one in these], width, size, left=True)
     batch = engine.place({"tokens": tokens, "mask": mask, **beside(these, size)})
     room = self.slots - width - self.taken
@@ -189,7 +189,7 @@ class _Batch:
     """Puts samples of a prefill on free rows and draws their first tokens."""
     engine, count = self.engine, min(len(free), len(waiting.samples))
     placed = [waiting.samples.popleft() for _ in range(count)]
-    size = power_of_two(count)
+    size = few_sizes(count, self.size)
     # Rows beyond the last one are dropped.
     rows = np.full(size, self.size, np.int32)
     rows[:count] = free[:count]

@@ -14,6 +14,15 @@ def power_of_two(count: int, least: int = 1) -> int:
   return max(least, 1 << max(count - 1, 0).bit_length())
 
 
+def few_sizes(count: int, most: int) -> int:
+  """The smallest of 1, 4, 16, ... that is not below `count`, or `most`, whichever is less.
+
+  So that what is compiled for each size is compiled for few.
+  """
+  size = power_of_two(count)
+  return min(size if size.bit_length() % 2 else 2 * size, most)
+
+
 def padded(
   rows: Sequence[Sequence[int]], width: int, size: int | None = None, *, left: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
