@@ -19,7 +19,7 @@ Variants: `:smoke` the same in about a minute; `:nq` Natural Questions, closed b
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.run.defaults import defaults, natural_questions, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
       "first_prompt": "fixed",  # before the first pass: none, fixed (the tuned one) or trained
       "last_prompt": "trained",  # before the later passes: none or trained
       "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+      "compute_budget": 0.0,  # mean passes a row, 1 to 2: unsure rows alone take both; 0: all do
+      "confidence": "probability",  # by which a row is sure: probability, margin
     }
   )
   config.model.dtype = "bfloat16"
@@ -77,19 +79,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages.pretrain.data.lengths = (64,)
     config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
   elif variant == "nq":
-    _natural_questions(config)
+    natural_questions(config)
+    config.stages.prompt.train.steps = 500
+    config.stages.pretrain.train.steps = 300
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
   return config
-
-
-def _natural_questions(config: ConfigDict) -> None:
-  """Closed-book Natural Questions; the files are named by flags."""
-  config.data.train = "nq_train.jsonl.gz"
-  config.data.validation = "nq_validation.jsonl.gz"
-  config.data.test = "nq_open_test.jsonl.gz"
-  config.prompt.text = "Answer the question with a short fact: a name, a number, a date or a place."
-  config.train.steps = 300
-  config.stages.prompt.train.steps = 500
-  config.stages.pretrain.train.steps = 300
-  config.evaluate.max_examples = 1000

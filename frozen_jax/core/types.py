@@ -12,7 +12,7 @@ Shape glossary (einsum letters and comments use these names everywhere):
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -166,6 +166,15 @@ class Method(Protocol):
     an LM's rotations depend on how long a text is (dynamic NTK, longrope), all choices of a row
     count as long as its longest.
     """
+    ...
+
+
+@runtime_checkable
+class TwoPass(Protocol):
+  """A method whose first pass can answer alone, so that the second may be left out."""
+
+  def first(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
+    """Pass one as a method of its own, and its trained tree; `frozen` serves both."""
     ...
 
 

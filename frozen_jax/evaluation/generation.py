@@ -89,20 +89,19 @@ def generate_texts(
   frozen: Tree,
   lm: Answerer,
   texts: Sequence[str],
-  encode: Callable[[str], Prompt],
+  encode: Callable[[Sequence[str]], list[Prompt]],
   sampling: Sampling,
   rows: int = ROWS,
 ) -> list[Any]:
   """Continues texts; a list of str, or of lists of str with `num_samples` above 1.
 
-  encode: a text as its prompt. Raises UserError without a tokenizer, and as `continuations`.
+  encode: texts as their prompts. Raises UserError without a tokenizer, and as `continuations`.
   """
   if isinstance(texts, str):
     raise UserError("generate takes a list of texts; put the one text into a list")
   if lm.tokenizer is None:
     raise UserError("this model has no tokenizer: texts cannot be read; use token ids")
-  prompts = [encode(text) for text in texts]
-  found = continuations(method, trainable, frozen, lm, prompts, sampling, rows)
+  found = continuations(method, trainable, frozen, lm, encode(texts), sampling, rows)
   if sampling.num_samples == 1:
     return [samples[0].text for samples in found]
   return [[sample.text for sample in samples] for samples in found]

@@ -23,6 +23,19 @@ def with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return found
 
 
+def paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+  """How much higher the mean of `second` is than that of `first`, both [N] of the same rows.
+
+  Returns `difference`, `difference_low` and `difference_high` in the unit of the values (percent).
+  Whole rows are drawn anew, with what both made of them: what makes a row hard for both is in
+  neither bound (paired bootstrap). Raises ValueError for other than one value of each a row.
+  """
+  first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+  if first.shape != second.shape or first.ndim != 1 or not first.size:
+    raise ValueError(f"values {first.shape} and {second.shape} of the same rows")
+  return with_intervals([{"difference": value} for value in (second - first).tolist()])
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
   """The 95% bootstrap interval of the mean of values [N]; that of equal values is their value."""
   from scipy.stats import bootstrap  # slow to import, and needed here alone

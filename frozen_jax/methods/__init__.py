@@ -15,6 +15,7 @@ from frozen_jax.methods import (
   neural_recursion,
   prefix_tuning,
   prompt_tuning,
+  textual_recursion,
 )
 
 METHODS: dict[str, Callable[[Base, Mapping[str, Any]], Method]] = {
@@ -25,5 +26,6 @@ METHODS: dict[str, Callable[[Base, Mapping[str, Any]], Method]] = {
   "lora": lora.build,
   "adapters": adapters.build,
   "fine_tuning": fine_tuning.build,
+  "textual_recursion": textual_recursion.build,
   "neural_recursion": neural_recursion.build,
 }

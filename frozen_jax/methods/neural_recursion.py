@@ -20,9 +20,9 @@ from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Base, Batch, Metrics, Prompts, Tree
+from frozen_jax.core.types import Base, Batch, Method, Metrics, Prompts, Tree
 from frozen_jax.methods.choices import SideBySide, choice_likelihoods, longest
-from frozen_jax.methods.prompt_tuning import initial_prompt
+from frozen_jax.methods.prompt_tuning import PromptTuning, initial_prompt
 from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.connector import Connector, ConnectorCache, ConnectorOptions
@@ -136,6 +136,13 @@ class NeuralRecursion:
       return hidden
 
     return choice_likelihoods(params, self.decoder, last, choices, choice_mask, read)
+
+  def first(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
+    """See `core.types.TwoPass.first`: the LM behind the first prompt, without a Connector."""
+    vectors = self._prompt(trainable, frozen, 0)
+    return PromptTuning(self.decoder, None), {} if vectors is None else {
+      "prompt": {"vectors": vectors}
+    }
 
   def _read(
     self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int

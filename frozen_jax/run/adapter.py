@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Method, Tree
+from frozen_jax.core.types import Method, Prompt, Tree
+from frozen_jax.data.examples import Example
 from frozen_jax.decoding.requests import Sampling
 from frozen_jax.evaluation.generation import generate_texts
 from frozen_jax.export.adapter_folder import DESCRIPTION, read_adapter, write_adapter
 from frozen_jax.methods import METHODS
 from frozen_jax.run.frozen_lm import FrozenLM, with_encoder
-from frozen_jax.run.stages import question_task
+from frozen_jax.run.stages import System, question_task
+from frozen_jax.run.two_pass import for_last_pass, replies
 
 FOLDER = "adapter"  # within a workdir
 
@@ -39,6 +41,11 @@ class Adapter:
     """What the method's functions take as `frozen`."""
     return self.lm.frozen(self.fixed)
 
+  @property
+  def system(self) -> System:
+    """The method with its trees, apart from the LM."""
+    return System(self.method, self.trained, self.fixed, dict(self.options))
+
   def generate(
     self,
     texts: Sequence[str],
@@ -49,13 +56,21 @@ class Adapter:
   ) -> list[str] | list[list[str]]:
     """Answers questions, each put into the template that the adapter was trained with.
 
-    Greedy at temperature 0. Returns a list of str, or with `num_samples` above 1 a list of lists.
-    Raises UserError for a question longer than the model's context.
+    Greedy at temperature 0, and then by as many passes as its gate, where it has one, asks for;
+    samples are all of the last pass. Returns a list of str, or with `num_samples` above 1 a list of
+    lists. Raises UserError for a question longer than the model's context.
     """
     sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
     rows = self.options["evaluate"]["batch_size"]
     task = question_task(self.options, self.lm, self.method)
-    encode = lambda question: task.prompt({"question": question})
+
+    def encode(questions: Sequence[str]) -> list[Prompt]:
+      return [task.prompt(one) for one in for_last_pass(self.system, self.lm, _asked(questions))]
+
+    if self.options.get("gate") and not temperature and num_samples == 1:
+      new = {"evaluate": self.options["evaluate"] | {"max_new_tokens": max_new_tokens}}
+      system = dataclasses.replace(self.system, options=dict(self.options) | new)
+      return [reply.text for reply in replies(system, self.lm, _asked(texts))]
     found = generate_texts(
       self.method, self.trained, self.frozen, self.lm, texts, encode, sampling, rows
     )
@@ -74,6 +89,10 @@ class Adapter:
       "options": dict(self.options),
     }
     return write_adapter(folder, {"trained": self.trained, "fixed": self.fixed}, info)
+
+
+def _asked(questions: Sequence[str]) -> list[Example]:
+  return [{"id": str(n), "question": one} for n, one in enumerate(questions, start=1)]
 
 
 def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> Adapter:

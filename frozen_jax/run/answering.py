@@ -11,7 +11,13 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System
 
-_BESIDE = ("dataset", "template", "choices", "passages")  # what else an answer is told by
+_BESIDE = (
+  "dataset",
+  "template",
+  "choices",
+  "passages",
+  "candidates",
+)  # what else an answer is told by
 
 Rows = list[dict[str, Any]]
 

@@ -137,6 +137,16 @@ def t0(config: ConfigDict) -> None:
   config.train.learning_rate.update({"prompt": 0.05, "generator": 3e-4})
 
 
+def natural_questions(config: ConfigDict) -> None:
+  """Natural Questions, closed book, from files: flags name them where they lie elsewhere."""
+  config.data.train = "nq_train.jsonl.gz"
+  config.data.validation = "nq_validation.jsonl.gz"
+  config.data.test = "nq_open_test.jsonl.gz"
+  config.prompt.text = "Answer the question with a short fact: a name, a number, a date or a place."
+  config.train.steps = 300
+  config.evaluate.max_examples = 1000
+
+
 def shrink(config: ConfigDict) -> None:
   """Makes a config its `:smoke` variant: the same work in about a minute on two cores.
 

@@ -6,6 +6,8 @@ What a finished run is used for is in `reuse.py`.
 import logging
 import pathlib
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from frozen_jax.core.errors import UserError
@@ -13,23 +15,26 @@ from frozen_jax.core.types import Tree
 from frozen_jax.data.mixture import held_out
 from frozen_jax.evaluation.extensibility import compare
 from frozen_jax.evaluation.rank_classification import check_normalisation
+from frozen_jax.run import gated, report, retention, workdir
 from frozen_jax.run import options as experiment
-from frozen_jax.run import report, retention, workdir
 from frozen_jax.run.adapter import FOLDER, Adapter, load_adapter
+from frozen_jax.run.candidates import table as candidates_table
+from frozen_jax.run.candidates.job import Job as Candidates
 from frozen_jax.run.frozen_lm import FrozenLM, load_model
 from frozen_jax.run.interrupt import stoppable
 from frozen_jax.run.reader import table as reader_table
-from frozen_jax.run.reader.job import Job
+from frozen_jax.run.reader.job import Job as Reader
 from frozen_jax.run.results import (
   Results,
   frozen_size,
+  paired_lines,
   results_of,
   say,
   titled,
   write_by_task,
 )
-from frozen_jax.run.scores import check, compared
-from frozen_jax.run.stages import System, mixture, open_stage, open_task, run_stage
+from frozen_jax.run.scores import Scores, check, compared
+from frozen_jax.run.stages import System, mixture, open_stage, open_task, questions, run_stage
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.sharding.mesh import make_mesh
@@ -58,31 +63,42 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
     initial = _initial(options["init_from"], lm)
-    job = Job(options, lm, folder) if "reader" in options else None
-    if job is not None:
-      options = job.prepare(writer, options["until"])
+    reader = Reader(options, lm, folder) if "reader" in options else None
+    if reader is not None:
+      options = reader.prepare(writer, options["until"])
       if options["until"]:
         writer.close()
-        return _stopped_behind(options["until"], job)
+        return _stopped_behind(options["until"], reader)
+    candidates = Candidates(options, lm, folder) if "candidates" in options else None
     _check_data(options, lm)
+    gated.check(options, lm)
     general, skills = retention.before_training(options, lm), {}
     systems: dict[str, System] = {}
+    train_stage = lambda name, given: run_stage(name, given, lm, systems, initial, folder, writer)
     for name in _running(options):
-      systems[name] = run_stage(name, options, lm, systems, initial, folder, writer)
+      if candidates is not None and name == options["order"][-1]:
+        options = candidates.prepare(options, systems, train_stage)
+      systems[name] = train_stage(name, options)
       progress.step = systems[name].history.steps
       if name in options["evaluate"]["skills"]:
         skills[name] = retention.skill(systems[name], lm)
     *_, last = systems.values()
-    if is_first_host():
-      Adapter(lm, last.method, last.trained, last.fixed, last.options).save(folder / FOLDER)
-    scores = compared(systems, lm) if job is None else reader_table.compared(job, systems, lm)
-    kept: Results = {"forgetting": retention.forgotten(systems, lm, general)}
+    _save(last, lm, folder)
+    asked = partial(questions, last.options)
+    if candidates is not None:
+      asked = partial(candidates.proposed, systems[options["candidates"]["of"]])
+    scores = _scores(options, systems, lm, reader, asked)
+    kept: Results = {}
+    if gated.budget_of(options):
+      last, scores, kept["gate"] = gated.added(last, lm, options, asked, scores, folder)
+      _save(last, lm, folder)
+    kept["forgetting"] = retention.forgotten(systems, lm, general)
     kept["extensibility"] = {
       name: compare(before, retention.skill(systems[name], lm, last))
       for name, before in skills.items()
     }
-    if job is not None:
-      kept["retrieval"] = reader_table.retrieval(job, options, lm)
+    if reader is not None:
+      kept["retrieval"] = reader_table.retrieval(reader, options, lm)
     unchanged = checksum(lm.frozen({})) == before
   writer.close()
   results = results_of(options, lm, systems, scores, unchanged) | kept
@@ -96,13 +112,39 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
   barrier("results written")
   say(
     results["table"],
+    *paired_lines(results),
     *reader_table.lines(kept.get("retrieval", {})),
+    *gated.lines(kept.get("gate", {})),
     *report.kept(kept["forgetting"], kept["extensibility"]),
   )
   return results
 
 
-def _stopped_behind(step: str, job: Job) -> Results:
+def _save(system: System, lm: FrozenLM, folder: pathlib.Path) -> None:
+  """The adapter of the workdir."""
+  if is_first_host():
+    adapter = Adapter(lm, system.method, system.trained, system.fixed, system.options)
+    adapter.save(folder / FOLDER)
+
+
+def _scores(
+  options: experiment.Options,
+  systems: Mapping[str, System],
+  lm: FrozenLM,
+  reader: Reader | None,
+  asked: gated.Asked,
+) -> dict[str, Scores]:
+  """The rows of the table, the last system's last."""
+  *others, last = systems
+  given = {name: systems[name] for name in others} if "candidates" in options else systems
+  scores = compared(given, lm) if reader is None else reader_table.compared(reader, given, lm)
+  if "candidates" not in options:
+    return scores
+  rows = asked("test", options["evaluate"]["max_examples"])
+  return candidates_table.compared(rows, scores, {last: systems[last]}, lm)
+
+
+def _stopped_behind(step: str, job: Reader) -> Results:
   """What a run gives that ends before its stages: the files made so far."""
   say(f"Stopped behind {step}, as config.until asks; the files are in {job.steps.folder}.")
   return {"until": step, "files": dict(job.steps.digests)}

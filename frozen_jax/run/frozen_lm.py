@@ -71,7 +71,8 @@ class FrozenLM:
     """
     sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
     method = METHODS["zero_shot"](self, {})
-    return generate_texts(method, {}, self.frozen({}), self, texts, self._encode, sampling)
+    encode = lambda given: [self._encode(text) for text in given]
+    return generate_texts(method, {}, self.frozen({}), self, texts, encode, sampling)
 
   @functools.cached_property
   def embedding_rms(self) -> float:

@@ -40,12 +40,16 @@ def resolve(config: Any) -> Options:
 
 
 def stage_options(options: Options, name: str) -> Options:
-  """The run's options with the entry `stages.NAME` laid over them."""
+  """The run's options with the entry `stages.NAME` laid over them.
+
+  `made_data` (no key of a config): digests of those splits that the run made itself, else empty.
+  """
   if name not in options["stages"]:
     raise UserError(
       f"config.order names stage {name!r}; config.stages has {', '.join(options['stages'])}"
     )
   base = {key: value for key, value in options.items() if key not in ("stages", "order")}
+  base["made_data"] = dict.fromkeys(("train", "validation", "test"), "")
   return _overlay(copy.deepcopy(base), options["stages"][name], f"stages.{name}")
 
 

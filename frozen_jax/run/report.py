@@ -10,6 +10,7 @@ from frozen_jax.core import files
 COLUMNS = (
   *("score", "exact_match", "f1", "rouge_l", "accuracy", "loss", "perplexity"),
   *("gold_read", "answer_read", "tokens_read"),  # of a reader's prompts
+  "passes",  # a row, where a gate leaves some out
 )
 
 _INTERVAL = "95%"

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.types import Tree
+from frozen_jax.evaluation.answers import grade
+from frozen_jax.evaluation.intervals import paired
 from frozen_jax.run import options as experiment
 from frozen_jax.run import report, workdir
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -29,7 +32,7 @@ def results_of(
   rows = {name: own.figures for name, own in scores.items()}
   name, last = list(systems.items())[-1]
   held = {
-    source: {row: own.held_out[source] for row, own in scores.items()}
+    source: {row: own.held_out[source] for row, own in scores.items() if source in own.held_out}
     for source in last.options["data"]["held_out"]
   }
   baseline = options["baseline"] if options["baseline"] in rows else "zero_shot"
@@ -39,6 +42,7 @@ def results_of(
     "metrics": rows[name] | {"tokens_per_second": last.history.tokens_per_second},
     "baseline": {"name": baseline} | rows[baseline],
     "rows": rows,
+    "paired": _paired(scores, name),
     "held_out": held,
     "frozen_fingerprint": lm.fingerprint,
     "encoder_fingerprint": getattr(lm.encoder, "fingerprint", ""),
@@ -63,6 +67,18 @@ def results_of(
       titled(rows, systems), {name: titled(own, systems) for name, own in held.items()}
     ),
   }
+
+
+def paired_lines(results: Results) -> list[str]:
+  """The last system's exact match against the baseline's as a line of text, where both have one."""
+  found = results["paired"].get(results["baseline"]["name"])
+  if found is None:
+    return []
+  low, high = found["difference_low"], found["difference_high"]
+  return [
+    f"exact match against {results['baseline']['name']}: {found['difference']:+.1f} points"
+    f" (95%: {low:+.1f} to {high:+.1f})"
+  ]
 
 
 def write_by_task(folder: pathlib.Path, scores: Mapping[str, Scores]) -> None:
@@ -92,6 +108,18 @@ def say(*lines: str) -> None:
   """Prints lines, on one host alone."""
   if is_first_host():
     print(*lines, sep="\n", flush=True)
+
+
+def _paired(scores: Mapping[str, Scores], last: str) -> dict[str, dict[str, float]]:
+  """How much higher the last system's exact match is than that of each other row, by questions."""
+  exact = {
+    name: np.array([grade([row["prediction"]], [row["answers"]])["exact_match"] for row in rows])
+    for name, rows in ((name, own.predictions) for name, own in scores.items())
+    if rows and "exact_match_low" in scores[name].figures
+  }
+  if last not in exact:
+    return {}
+  return {name: paired(own, exact[last]) for name, own in exact.items() if name != last}
 
 
 def _size(tree: Tree) -> int:

@@ -1,25 +1,29 @@
 """What a finished run's adapter is used for: evaluate, predict, export, and asking it."""
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
 from frozen_jax.export.peft import write_peft_prompt
+from frozen_jax.run import gated, report, workdir
 from frozen_jax.run import options as experiment
-from frozen_jax.run import report, workdir
-from frozen_jax.run.adapter import Adapter, load_adapter, read_stored
-from frozen_jax.run.answering import Rows, answer, check_questions, prediction_rows
+from frozen_jax.run.adapter import FOLDER, Adapter, load_adapter, read_stored
+from frozen_jax.run.answering import Rows, check_questions, prediction_rows
+from frozen_jax.run.candidates import table as candidates_table
+from frozen_jax.run.candidates.job import Job as Candidates
 from frozen_jax.run.frozen_lm import FrozenLM, load_model
 from frozen_jax.run.reader import table as reader_table
-from frozen_jax.run.reader.job import Job
+from frozen_jax.run.reader.job import Job as Reader
 from frozen_jax.run.results import Results, say, write_by_task
 from frozen_jax.run.scores import Scores, score
-from frozen_jax.run.stages import System, question_task
+from frozen_jax.run.stages import System, question_task, questions
+from frozen_jax.run.two_pass import first_of, replies
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.mesh import make_mesh
@@ -37,10 +41,8 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Results:
   before = checksum(adapter.lm.frozen({}))
   row = experiment.resolve(config)["order"][-1]
   system = System(adapter.method, adapter.trained, adapter.fixed, options)
-  if "reader" in options:
-    scores, recall = _read_anew(config, folder, system, adapter.lm)
-  else:
-    scores, recall = {row: score(system, adapter.lm)}, {}
+  gated.check(experiment.resolve(config), adapter.lm)
+  scores, kept, system = _scored_anew(config, folder, system, adapter.lm)
   found = scores[row]
   path = folder / workdir.RESULTS
   results = workdir.read_json(path) if path.exists() else {"method": options["method"]}
@@ -51,14 +53,20 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Results:
     "held_out": held | {n: held.get(n, {}) | {row: own} for n, own in found.held_out.items()},
     "frozen_fingerprint": adapter.lm.fingerprint,
     "frozen_unchanged": checksum(adapter.lm.frozen({})) == before,
-  } | recall
+  } | kept
   if is_first_host():
+    if "gate" in kept:
+      dataclasses.replace(adapter, options=system.options).save(folder / FOLDER)
     report.write_lines(folder / workdir.PREDICTIONS, found.predictions)
     write_by_task(folder, {row: found})
     report.write_json(path, results)
   own = {name: {options["method"]: figures} for name, figures in found.held_out.items()}
   titled = {options["method"] if name == row else name: s.figures for name, s in scores.items()}
-  say(report.tables(titled, own), *reader_table.lines(recall.get("retrieval", {})))
+  say(
+    report.tables(titled, own),
+    *reader_table.lines(kept.get("retrieval", {})),
+    *gated.lines(kept.get("gate", {})),
+  )
   return results
 
 
@@ -72,8 +80,8 @@ def predict(config: Any, folder: str | pathlib.Path) -> Rows:
   answerer = open_answerer(config, folder)
   options = answerer.system.options
   data, where = options["data"], options["predict"]["input"]
-  questions = open_questions(where, data["fields"], data["templates"])
-  rows = answerer([questions[index] for index in range(len(questions))], where)
+  given = open_questions(where, data["fields"], data["templates"])
+  rows = answerer([given[index] for index in range(len(given))], where)
   if is_first_host():
     report.write_lines(folder / workdir.PREDICTIONS, rows)
     for row in rows:
@@ -95,9 +103,10 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     adapter.save(target)
   elif kind == "peft":
     vectors = adapter.trained.get("prompt", {}).get("vectors")
-    if set(adapter.trained) != {"prompt"} or vectors.ndim != 2:
+    parts = {**adapter.trained, **adapter.fixed}
+    if set(parts) != {"prompt"} or vectors.ndim != 2:
       raise UserError(
-        f"PEFT has no form for what {options['method']} trains ({', '.join(adapter.trained)}); it"
+        f"PEFT has no form for what {options['method']} trains ({', '.join(parts)}); it"
         " takes one tuned prompt alone: use --config.export.format=adapter"
       )
     sizes = adapter.lm.config
@@ -122,7 +131,7 @@ class Answerer:
 
   system: System
   lm: FrozenLM
-  job: Job | None
+  job: Reader | None
 
   def __call__(self, examples: Sequence[Example], where: str) -> Rows:
     """The rows of predictions.jsonl for questions that come from `where`.
@@ -134,7 +143,8 @@ class Answerer:
     options = self.system.options
     task = question_task(options, self.lm, self.system.method)
     check_questions(options, self.lm, task, examples, where)
-    return prediction_rows(task, examples, answer(self.system, self.lm, task, examples))
+    found = replies(self.system, self.lm, examples)
+    return prediction_rows(task, [one.read for one in found], [one.text for one in found])
 
 
 def open_answerer(config: Any, folder: pathlib.Path) -> Answerer:
@@ -142,19 +152,40 @@ def open_answerer(config: Any, folder: pathlib.Path) -> Answerer:
   adapter, options = _open(config, folder)
   system = System(adapter.method, adapter.trained, adapter.fixed, options)
   run = experiment.resolve(config)
-  return Answerer(system, adapter.lm, Job(run, adapter.lm, folder) if "reader" in run else None)
+  return Answerer(system, adapter.lm, Reader(run, adapter.lm, folder) if "reader" in run else None)
 
 
-def _read_anew(
+def _scored_anew(
   config: Any, folder: pathlib.Path, system: System, lm: FrozenLM
-) -> tuple[dict[str, Scores], Results]:
-  """The reader's table and the recall of what it reads, on the config's `data.test`."""
-  run = experiment.resolve(config)
-  job, row = Job(run, lm, folder), run["order"][-1]
-  data = job.prepare(MetricsWriter(folder))["stages"][row]["data"]
-  asked = system.options | {"data": system.options["data"] | {"test": data["test"]}}
-  scores = reader_table.compared(job, {row: dataclasses.replace(system, options=asked)}, lm)
-  return scores, {"retrieval": reader_table.retrieval(job, run, lm)}
+) -> tuple[dict[str, Scores], Results, System]:
+  """The rows of the last system on the `data.test`, what else is kept in results.json, and the
+  system with its gate, where the config has a budget for one."""
+  run, kept = experiment.resolve(config), Results()
+  row, most = run["order"][-1], run["evaluate"]["max_examples"]
+  reader = Reader(run, lm, folder) if "reader" in run else None
+  candidates = Candidates(run, lm, folder) if "candidates" in run else None
+  if reader is not None:
+    system = _on(system, reader.prepare(MetricsWriter(folder))["stages"][row]["data"])
+    kept["retrieval"] = reader_table.retrieval(reader, run, lm)
+  asked = functools.partial(questions, system.options)
+  if candidates is not None:
+    asked = functools.partial(candidates.proposed, first_of(system))
+    proposed = asked("test", most)
+    read = _on(system, {"test": str(candidates.texts("test"))})
+    scores = candidates_table.compared(proposed, {}, {row: read}, lm)
+  elif reader is not None:
+    scores = reader_table.compared(reader, {row: system}, lm)
+  else:
+    scores = {row: score(system, lm)}
+  if gated.budget_of(run):
+    system, scores, kept["gate"] = gated.added(system, lm, run, asked, scores, folder)
+  return scores, kept, system
+
+
+def _on(system: System, data: Mapping[str, str]) -> System:
+  """The system with other data."""
+  options = system.options | {"data": system.options["data"] | data}
+  return dataclasses.replace(system, options=options)
 
 
 def _open(config: Any, folder: pathlib.Path) -> tuple[Adapter, experiment.Options]:
@@ -165,7 +196,7 @@ def _open(config: Any, folder: pathlib.Path) -> tuple[Adapter, experiment.Option
   adapter = load_adapter(folder, load_model(options["model"], make_mesh(**options["mesh"])))
   trained_with = {
     key: adapter.options[key]
-    for key in ("method", "prompt", "recursion", "generator")
+    for key in ("method", "prompt", "recursion", "generator", "candidates", "gate")
     if key in adapter.options
   }
   data = adapter.options["data"]

@@ -12,6 +12,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
+from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import MixtureOptions
 from frozen_jax.data.sources import Source, open_source
 from frozen_jax.data.tasks import EncoderSide, QuestionTask, Task, make_task
@@ -31,8 +32,10 @@ from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
 _LOG = logging.getLogger(__name__)
 
 # What of a stage's options its checkpoint does not depend on.
-_FREE = ("mesh", "evaluate", "predict", "export", "tensorboard", "baseline", "until")
-_SPLITS = ("train", "validation", "test")
+_FREE = (
+  *("mesh", "evaluate", "predict", "export", "tensorboard", "baseline", "until"),
+  *("reader", "candidates"),  # what they made of the data is in `made_data`
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +162,20 @@ def open_task(
   return source, make_task(source, lm.tokenizer, data | {"lengths": lengths}, encoder)
 
 
+def questions(stage: experiment.Options, split: str, most: int = 0) -> list[Example]:
+  """The first `most` (0: all) questions of a split of a stage's data, each with an id.
+
+  Raises UserError for plain text.
+  """
+  data = stage["data"]
+  source = open_source(data[split], data["fields"], templates=data["templates"])
+  count = min(len(source), most or len(source))
+  found = [{"id": str(number), **source[number]} for number in range(count)]
+  if not {"question", "input"} & found[0].keys():
+    raise UserError(f"{data[split]} holds plain text; give questions with their answers")
+  return found
+
+
 def mixture(data: Mapping[str, Any]) -> MixtureOptions:
   """How the data sets of the training data are mixed."""
   return MixtureOptions(data["sampling"], data["temperature"], data["cap"])
@@ -199,13 +216,11 @@ def data_sets(stage: experiment.Options) -> list[str]:
 def _made_of(stage: experiment.Options) -> experiment.Options:
   """What of a stage's options its checkpoint depends on.
 
-  Of a reader's packed prompts that is what they hold, wherever the workdir is moved to.
+  Of data that the run made itself that is their digest, wherever the workdir is moved to.
   """
   made = {key: value for key, value in stage.items() if key not in _FREE}
-  if "reader" in made:
-    made["reader"] = {"packed": made["reader"]["packed"]}
-    made["data"] = {key: value for key, value in made["data"].items() if key not in _SPLITS}
-  return made
+  kept = {key: value for key, value in made["data"].items() if not made["made_data"].get(key)}
+  return made | {"data": kept}
 
 
 def _validator(

@@ -1,4 +1,4 @@
-"""Asks a finished run at the terminal: a question, its answer, and the passages that were read.
+"""Asks a finished run at the terminal: a question, its answer, and what was read for it.
 
     python -m frozen_jax.tools.ask WORKDIR ["What is the capital of Peru?"]
 
@@ -23,7 +23,8 @@ _WIDTH = 100
 
 
 def asked(answerer: Answerer, question: str) -> str:
-  """The answer as text; of a reader with a line for each passage read: its score, id and title.
+  """The answer as text, with a line for each passage that was read (its score, id and title), and
+  one for the answers that pass one proposed, with how many of its samples gave each.
 
   Raises UserError for a question that is too long.
   """
@@ -33,6 +34,8 @@ def asked(answerer: Answerer, question: str) -> str:
     read = row["passages"]
     lines.append(f"read {len(read)} passage{'s' * (len(read) != 1)}, with their scores:")
     lines += [_line(one) for one in read]
+  if "candidates" in row:
+    lines.append("proposed: " + ", ".join(f"{text} ({n})" for text, n, _ in row["candidates"]))
   return "\n".join(lines)
 
 

@@ -80,7 +80,8 @@ def test_texts():
   texts = [" ".join(map(str, ids)) for ids in TEXTS]
 
   def continued(**how):
-    return generate_texts(METHOD, {}, FROZEN, lm, texts, encode, Sampling(4, **how))
+    read = lambda given: [encode(text) for text in given]
+    return generate_texts(METHOD, {}, FROZEN, lm, texts, read, Sampling(4, **how))
 
   assert continued() == [
     " ".join(map(str, new)) for new in new_ids(PROMPTS, Sampling(4), 8, lm.tokenizer)

@@ -156,7 +156,7 @@ def test_the_best_tree_is_the_adapter(run):
 
 def test_it_says_what_comes_next(run):
   *table, closing = run.out.strip().splitlines()
-  assert table[0].split()[:2] == ["exact_match", "f1"]
+  assert table[0].split()[:3] == ["exact_match", "95%", "f1"]
   assert closing.startswith(f"The adapter is in {run.workdir}/adapter")
   assert closing.endswith("--mode=predict") and "--config.model.name=" in closing
 

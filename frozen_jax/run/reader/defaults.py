@@ -31,7 +31,6 @@ def reader_defaults() -> ConfigDict:
         "bare": "{text}",
         "separator": "\n\n",
       },
-      "packed": {"train": "", "validation": "", "test": ""},  # filled in by the run: of which packs
       "re_ranker": {
         "base": "minilm-l6-v2",  # an encoder, or a CrossEncoder's folder
         "train": "encoder",  # encoder, lora or head

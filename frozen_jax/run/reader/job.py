@@ -23,7 +23,7 @@ from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.reader import pack, re_rank
 from frozen_jax.run.reader.questions import Asked, digest_of, open_asked, open_passages
 from frozen_jax.run.reader.retrieve import SEARCHED_AT_ONCE, Retrieval
-from frozen_jax.run.reader.steps import Steps, digest, key
+from frozen_jax.run.steps import Steps, digest, key
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
@@ -82,8 +82,7 @@ class Job:
       stage = self.options["stages"][name]
       stage["data"] = stage.get("data", {}) | {split: str(path) for split, path in paths.items()}
       # Packs of the same name may be made of other files: a checkpoint belongs to these.
-      made = {split: self.steps.digests[path.name] for split, path in paths.items()}
-      stage["reader"] = stage.get("reader", {}) | {"packed": made}
+      stage["made_data"] = {split: self.steps.digests[path.name] for split, path in paths.items()}
     for order, budget in self.compared():
       self._packed(order, budget, "test")
     return self.options

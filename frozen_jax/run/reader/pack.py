@@ -7,7 +7,8 @@
              re-ranking of in-context RALM (Ram et al. 2023)
 
 Training and test prompts are packed by the same code (METHODS 3). What is written are rows that the
-run's stages read: `{"id", "input", "target", "answers", "passages", "tokens"}`.
+run's stages read: `{"id", "asked", "input", "target", "answers", "passages",
+"tokens"}`.
 """
 
 import itertools
@@ -83,6 +84,7 @@ def packed(
     ]
     yield {
       "id": row["id"],
+      "asked": row["question"],
       "input": made.prompt,
       **({"target": answers[0], "answers": answers} if answers else {}),
       "passages": read,

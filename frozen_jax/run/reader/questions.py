@@ -9,7 +9,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.builders import world_passages
 from frozen_jax.data.sources import open_source
 from frozen_jax.retrieval.corpus import Corpus, Passage, open_corpus, write_corpus
-from frozen_jax.run.reader.steps import Steps
+from frozen_jax.run.steps import Steps
 
 BUILTIN = "world_facts"  # the corpus that belongs to the questions of that name
 

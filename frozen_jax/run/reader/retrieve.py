@@ -20,7 +20,7 @@ from frozen_jax.retrieval.retriever import Retriever
 from frozen_jax.retrieval.text_vectors import text_vectors
 from frozen_jax.run.frozen_encoder import FrozenEncoder, load_encoder
 from frozen_jax.run.reader.questions import Asked
-from frozen_jax.run.reader.steps import Steps, key
+from frozen_jax.run.steps import Steps, key
 from frozen_jax.sharding.place import make_place
 from frozen_jax.sharding.rules import row_groups
 

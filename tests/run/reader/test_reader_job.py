@@ -11,19 +11,12 @@ from frozen_jax import run
 from frozen_jax.core.errors import UserError
 from frozen_jax.run.reader import job as job_module
 from frozen_jax.run.reader import pack, re_rank
-from frozen_jax.run.reader.steps import digest
 from frozen_jax.tools import ask
+from tests.run.made import outputs
 
 
 def rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def outputs(folder):
-  """What the steps have made, by name."""
-  made = (path for path in folder.iterdir() if path.name.endswith(".made.json"))
-  names = [path.name.removesuffix(".made.json") for path in made]
-  return {name: digest(folder / name) for name in names}
 
 
 def test_the_whole_job_and_again_from_where_it_was_killed(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.run.reader.steps import Steps, digest
+from frozen_jax.run.steps import Steps, digest
 
 
 class Work:

@@ -1,0 +1,70 @@
+"""A textual recursive LM (Levine et al., 2022) on closed-book questions: the LM reads its answers.
+
+    python -m frozen_jax.main --config=configs/textual_recursion.py
+
+Stage `answer` tunes the prompt of pass one. Then it proposes answers: to validation and test
+questions itself, to training questions by prompts tuned on the other folds (`answer_foldN`), so
+that proposals in training look like those in a test. Stage `select` tunes the prompt of pass two,
+which reads the question with the proposals. The table has pass one alone, the majority and the
+likeliest of the same samples, and the oracle: whether any sample is right. Files are in
+WORKDIR/candidates. Not measured yet.
+
+Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
+
+    python -m frozen_jax.main --config=configs/textual_recursion.py:nq \\
+      --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
+      --config.data.test=nq_open_test.jsonl.gz
+
+`:reader` proposes with a frozen reader (configs/frozen_reader.py): pass one reads passages, pass
+two the proposals. Its questions and passages are the built-in ones, or are named as there.
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.run.candidates.defaults import candidates_defaults, shrink_candidates
+from frozen_jax.run.defaults import defaults, natural_questions, shrink
+from frozen_jax.run.reader.defaults import reader_defaults
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  config = defaults()
+  config.candidates = candidates_defaults()
+  config.recursion = ConfigDict(
+    {
+      "compute_budget": 0.0,  # mean passes a row, 1 to 2: unsure rows alone take both; 0: all do
+      "confidence": "probability",  # by which a row is sure: probability, margin or agreement
+    }
+  )
+  config.order = ("answer", "select")
+  config.baseline = "answer"
+  config.model.dtype = "bfloat16"
+  config.train.steps = 150
+  config.evaluate.max_examples = 300
+  config.stages.answer = ConfigDict({"method": "prompt_tuning"})
+  config.stages.select = ConfigDict(
+    {
+      "method": "textual_recursion",
+      "fixed": ("first_prompt=answer/prompt",),
+      "prompt": {"text": "Read the question and the proposed answers. Give the right answer."},
+    }
+  )
+  if variant == "smoke":
+    shrink(config)
+    shrink_candidates(config.candidates)
+  elif variant == "nq":
+    natural_questions(config)
+  elif variant == "reader":
+    _reader(config)
+  elif variant:
+    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, reader")
+  return config
+
+
+def _reader(config: ConfigDict) -> None:
+  """Pass one reads passages, as the reader of configs/frozen_reader.py."""
+  config.reader = reader_defaults()
+  config.until = ""
+  config.data.lengths = (128, 256, 384, 512)
+  config.prompt.text = "Read the texts and answer the question with a few words from them."
+  config.train.update({"steps": 100, "batch_size": 8})
+  config.evaluate.batch_size = 16

@@ -1,0 +1,74 @@
+"""What pass two reads of a question: candidates in their template, their order, the target."""
+
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.run.candidates.defaults import candidates_defaults
+from frozen_jax.run.candidates.showing import check, shown
+
+ROW = {
+  "id": "PE/0",
+  "question": "What is the capital of Peru?",
+  "answers": ["Lima", "City of Kings"],
+  "samples": [["Cusco", -0.5], ["city of kings", -2.0], ["Cusco", -0.5], ["Quito", -3.0]],
+}
+
+
+def options(**template):
+  config = candidates_defaults().to_dict()
+  return config | {"template": config["template"] | template}
+
+
+def test_the_most_frequent_stands_first_and_the_target_is_the_first_answer():
+  (row,) = shown(ROW, options())
+  assert row["input"] == (
+    "Question: What is the capital of Peru?\n"
+    "Proposed answers: Cusco (2), city of kings (1), Quito (1)\nAnswer:"
+  )
+  assert row["id"] == "PE/0" and row["target"] == "Lima"
+  assert row["answers"] == ["Lima", "City of Kings"]
+  assert row["candidates"][0] == ["Cusco", 2, -0.5]
+
+
+def test_in_training_the_target_stands_as_it_was_proposed_and_the_order_changes():
+  rows = list(shown(ROW, options(), orders=6))
+  assert [row["id"] for row in rows] == [f"PE/0/{n}" for n in range(6)]
+  assert {row["target"] for row in rows} == {"city of kings"}
+  assert len({row["input"] for row in rows}) > 1
+  assert rows == list(shown(ROW, options(), orders=6))
+  assert rows != list(shown(ROW, options(), orders=6, seed=1))
+
+
+def test_other_templates_and_fewer_candidates():
+  given = options(candidate="{text}: {share}%, {likelihood}%", separator=" | ") | {"most": 2}
+  (row,) = shown(ROW, given)
+  assert "answers: Cusco: 50%, 61% | city of kings: 25%, 14%\n" in row["input"]
+
+
+def test_a_question_without_answers_is_shown_as_well():
+  bare = {key: value for key, value in ROW.items() if key != "answers"}
+  (row,) = shown(bare, options())
+  assert "target" not in row and "answers" not in row and "Cusco (2)" in row["input"]
+
+
+def test_of_a_packed_prompt_the_question_is_shown_and_the_passages_are_kept():
+  packed = {**ROW, "asked": ROW["question"], "input": "A text.\n\nQuestion: ...", "passages": [1]}
+  del packed["question"]
+  (row,) = shown(packed, options())
+  assert row["input"].startswith("Question: What is the capital") and row["passages"] == [1]
+
+
+@pytest.mark.parametrize(
+  "template, message",
+  [
+    ({"prompt": "{question} {answer}"}, "prompt has answer; it may hold candidates, question"),
+    ({"prompt": "{question} {}"}, "prompt has ;"),
+    ({"candidate": "{count}"}, "candidate lacks {text}"),
+    ({"separator": "{x}"}, "separator has x; it may hold no fields"),
+    ({"candidate": "{text"}, "candidate is malformed"),
+  ],
+)
+def test_mistakes(template, message):
+  with pytest.raises(UserError) as caught:
+    check(options(**template)["template"])
+  assert message in str(caught.value)
