@@ -240,9 +240,10 @@ class _Batch:
     for row, writing in enumerate(self.writings):
       if writing is not None and writing.ended:
         self.writings[row] = None
-        stopped.append(row)
+        if writing.ended == "stop":
+          stopped.append(row)
         yield writing.number, writing.sample, writing.continuation()
-    if stopped:  # by a stop text, of which the device does not know
+    if stopped:  # the device does not know of stop texts
       limit = np.asarray(self.at.limit).copy()
       limit[stopped] = 0
       self.at = self.at._replace(limit=limit)
@@ -302,11 +303,12 @@ def _insert(state, at, read, where, options, limit, *, end_ids, sampled, cut, ou
   ended = jnp.isin(drawn.tokens, jnp.asarray(end_ids, jnp.int32))
   new = Rows(drawn.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
   at = jax.tree.map(lambda whole, part: whole.at[rows].set(part, mode="drop"), at, new)
-  return state, at, _everywhere(drawn, out_sharding)
+  return state, *_everywhere((at, drawn), out_sharding)
 
 
-def _everywhere(drawn, sharding):
-  return jax.tree.map(lambda each: constrained(each, sharding), drawn)
+def _everywhere(tree, sharding):
+  """What the host reads."""
+  return jax.tree.map(lambda each: constrained(each, sharding), tree)
 
 
 @functools.partial(
@@ -342,4 +344,4 @@ def _steps(
   nothing = drawing.Drawn(jnp.full((rows, steps), -1, jnp.int32), zeros, zeros)
   carry = (jnp.int32(0), state, at, nothing)
   _, state, at, written = jax.lax.while_loop(more, one, carry)
-  return state, at, _everywhere(written, out_sharding)
+  return state, *_everywhere((at, written), out_sharding)

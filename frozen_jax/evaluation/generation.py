@@ -97,14 +97,19 @@ def generate_texts(
 
   encode: texts as their prompts. Raises UserError without a tokenizer, and as `continuations`.
   """
-  if isinstance(texts, str):
-    raise UserError("generate takes a list of texts; put the one text into a list")
-  if lm.tokenizer is None:
-    raise UserError("this model has no tokenizer: texts cannot be read; use token ids")
+  check_texts(texts, lm)
   found = continuations(method, trainable, frozen, lm, encode(texts), sampling, rows)
   if sampling.num_samples == 1:
     return [samples[0].text for samples in found]
   return [[sample.text for sample in samples] for samples in found]
+
+
+def check_texts(texts: Sequence[str], lm: Answerer) -> None:
+  """UserError for one text in place of a list, and for a model without a tokenizer."""
+  if isinstance(texts, str):
+    raise UserError("generate takes a list of texts; put the one text into a list")
+  if lm.tokenizer is None:
+    raise UserError("this model has no tokenizer: texts cannot be read; use token ids")
 
 
 def check_length(what: str, length: int, new: int, taken: int, context: int) -> None:

@@ -12,7 +12,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Prompt, Tree
 from frozen_jax.data.examples import Example
 from frozen_jax.decoding.requests import Sampling
-from frozen_jax.evaluation.generation import generate_texts
+from frozen_jax.evaluation.generation import check_texts, generate_texts
 from frozen_jax.export.adapter_folder import DESCRIPTION, read_adapter, write_adapter
 from frozen_jax.methods import METHODS
 from frozen_jax.run.frozen_lm import FrozenLM, with_encoder
@@ -60,6 +60,7 @@ class Adapter:
     samples are all of the last pass. Returns a list of str, or with `num_samples` above 1 a list of
     lists. Raises UserError for a question longer than the model's context.
     """
+    check_texts(texts, self.lm)
     sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
     rows = self.options["evaluate"]["batch_size"]
     task = question_task(self.options, self.lm, self.method)

@@ -5,19 +5,14 @@ from typing import Any
 
 from frozen_jax.data.examples import Example
 from frozen_jax.data.tasks import QuestionTask
-from frozen_jax.decoding.requests import Sampling
-from frozen_jax.evaluation.generation import check_length, generate_ids
+from frozen_jax.decoding.requests import Continuation, Sampling
+from frozen_jax.evaluation.generation import beams, check_length, continuations
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System
 
-_BESIDE = (
-  "dataset",
-  "template",
-  "choices",
-  "passages",
-  "candidates",
-)  # what else an answer is told by
+# What else an answer is told by.
+_BESIDE = ("dataset", "template", "choices", "passages", "candidates")
 
 Rows = list[dict[str, Any]]
 
@@ -25,14 +20,29 @@ Rows = list[dict[str, Any]]
 def answer(
   system: System, lm: FrozenLM, task: QuestionTask, examples: Sequence[Example]
 ) -> list[str]:
-  """Greedily decoded answers to examples."""
+  """Answers to examples: greedy, or the likeliest that `evaluate.num_beams` beams find."""
   evaluate = system.options["evaluate"]
-  prompts = [task.prompt(example) for example in examples]
-  sampling = Sampling(evaluate["max_new_tokens"])
-  new = generate_ids(
-    system.method, system.trained, system.frozen(lm), lm, prompts, sampling, evaluate["batch_size"]
-  )
-  return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
+  new, count = evaluate["max_new_tokens"], evaluate["num_beams"]
+  if count == 1:
+    found = continued(system, lm, task, examples, Sampling(new))
+  else:
+    prompts, rows = [task.prompt(example) for example in examples], evaluate["batch_size"]
+    trees = system.method, system.trained, system.frozen(lm)
+    found = beams(*trees, lm, prompts, count, new, rows)
+  return [best.text.strip() for best, *_ in found]
+
+
+def continued(
+  system: System,
+  lm: FrozenLM,
+  task: QuestionTask,
+  examples: Sequence[Example],
+  sampling: Sampling,
+) -> list[list[Continuation]]:
+  """What a system writes behind each example; see `evaluation.generation.continuations`."""
+  prompts, rows = [task.prompt(one) for one in examples], system.options["evaluate"]["batch_size"]
+  trees = system.method, system.trained, system.frozen(lm)
+  return continuations(*trees, lm, prompts, sampling, rows)
 
 
 def check_questions(

@@ -73,6 +73,7 @@ def defaults() -> ConfigDict:
     {
       "max_examples": 500,  # of data.test, and of each source of data.held_out
       "max_new_tokens": 16,
+      "num_beams": 1,  # above 1 answers are found by beam search, else they are greedy
       "batch_size": 64,
       "normalisation": "sum",  # of the likelihoods that rank choices: sum, tokens or bytes
       "general_text": "",  # plain text on which the LM's perplexity is taken before and after

@@ -140,7 +140,7 @@ def _scores(
   scores = compared(given, lm) if reader is None else reader_table.compared(reader, given, lm)
   if "candidates" not in options:
     return scores
-  rows = asked("test", options["evaluate"]["max_examples"])
+  rows = list(asked("test", options["evaluate"]["max_examples"]))
   return candidates_table.compared(rows, scores, {last: systems[last]}, lm)
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import TwoPass
 from frozen_jax.data.examples import Example
+from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation import gate
 from frozen_jax.evaluation.answers import grade
-from frozen_jax.evaluation.intervals import with_intervals
 from frozen_jax.methods import METHODS
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
-from frozen_jax.run.scores import Scores
-from frozen_jax.run.stages import System
-from frozen_jax.run.two_pass import first_pass, replies
+from frozen_jax.run.scores import Scores, score_answers
+from frozen_jax.run.stages import System, question_task
+from frozen_jax.run.two_pass import first_pass, where_needed
 from frozen_jax.sharding.hosts import is_first_host
 
 PLOT = "gate.png"  # within a workdir
@@ -72,9 +72,17 @@ def added(
   """
   validation = asked("validation", system.options["train"]["validate_examples"])
   test = asked("test", system.options["evaluate"]["max_examples"])
-  gated, fitted = _fitted(system, lm, options, validation)
+  task = question_task(system.options, lm, system.method)
+  measure = options["recursion"]["confidence"]
+  first = first_pass(system, lm, validation, measure)
+  right = _exact(task, validation, first.texts) > 0
+  found, fitted = gate.fit(first.sure, right, budget_of(options), measure)
+  gated = dataclasses.replace(system, options=system.options | {"gate": dataclasses.asdict(found)})
   *others, last = scores
-  at, curves = _on_test(gated, lm, test, scores[last])
+  first = first_pass(gated, lm, test, measure)
+  second = [row["prediction"] for row in scores[last].predictions]
+  by_pass = _exact(task, test, first.texts), _exact(task, test, second)
+  at, curves = gate.point(found.takes(first.sure), *by_pass), gate.curve(first.sure, *by_pass)
   if is_first_host():
     gate.draw(folder / PLOT, curves, at)
   report = {
@@ -84,31 +92,11 @@ def added(
     "area": {name: line.area for name, line in curves._asdict().items()},
     "curve": {name: [c.tolist() for c in line] for name, line in curves._asdict().items()},
   }
-  own = {f"gated {budget_of(options):g}": _scored(gated, lm, test)}
-  return gated, {n: scores[n] for n in others} | own | {last: scores[last]}, report
-
-
-def _fitted(
-  system: System, lm: FrozenLM, options: experiment.Options, rows: Sequence[Example]
-) -> tuple[System, dict[str, float]]:
-  """The system with a gate for the run's budget, and what `evaluation.gate.fit` says of it."""
-  measure = options["recursion"]["confidence"]
-  first = first_pass(system, lm, rows, measure)
-  right = _exact(first.texts, rows) > 0
-  found, figures = gate.fit(first.sure, right, budget_of(options), measure)
-  gated = dataclasses.replace(system, options=system.options | {"gate": dataclasses.asdict(found)})
-  return gated, figures
-
-
-def _on_test(
-  gated: System, lm: FrozenLM, rows: Sequence[Example], second: Scores
-) -> tuple[dict[str, float], gate.Curves]:
-  """Where the gate stands among test questions; second: what pass two gave on all of them."""
-  chosen = gate.Gate(**gated.options["gate"])
-  first = first_pass(gated, lm, rows, chosen.measure)
-  by_pass = _exact(first.texts, rows), _exact([r["prediction"] for r in second.predictions], rows)
-  at = gate.point(chosen.takes(first.sure), *by_pass)
-  return at, gate.curve(first.sure, *by_pass)
+  replies = where_needed(gated, lm, first)
+  own = score_answers(task, list(test), [reply.text for reply in replies])
+  own.figures["passes"] = float(np.mean([reply.passes for reply in replies]))
+  rows = {name: scores[name] for name in others} | {f"gated {budget_of(options):g}": own}
+  return gated, rows | {last: scores[last]}, report
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -123,23 +111,10 @@ def lines(report: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _scored(gated: System, lm: FrozenLM, rows: Sequence[Example]) -> Scores:
-  """The row of the table: what a user of the gated system is given."""
-  found = replies(gated, lm, rows)
-  pairs = zip(found, rows, strict=True)
-  graded = [grade([reply.text], [_accepted(row)]) for reply, row in pairs]
-  figures = with_intervals(graded) | {"examples": len(rows)}
-  return Scores(figures | {"passes": float(np.mean([reply.passes for reply in found]))})
-
-
-def _exact(texts: Sequence[str], rows: Sequence[Example]) -> np.ndarray:
+def _exact(task: QuestionTask, rows: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
   """Exact match of each row in percent, float64 [N]."""
   pairs = zip(texts, rows, strict=True)
-  return np.array([grade([text], [_accepted(row)])["exact_match"] for text, row in pairs])
-
-
-def _accepted(row: Example) -> list[str]:
-  return list(row.get("answers") or [row["target"]])
+  return np.array([grade([text], [task.answers(row)])["exact_match"] for text, row in pairs])
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ def resolve(config: Any) -> Options:
         f"train.batch_size {stage['train']['batch_size']} of stage {name} is not divisible by"
         f" train.accumulate {stage['train']['accumulate']}; choose a multiple"
       )
-  for key in ("max_examples", "max_new_tokens", "batch_size"):
+  for key in ("max_examples", "max_new_tokens", "num_beams", "batch_size"):
     _at_least(options["evaluate"][key], 1, f"evaluate.{key}")
   return options
 

@@ -56,7 +56,8 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Results:
   } | kept
   if is_first_host():
     if "gate" in kept:
-      dataclasses.replace(adapter, options=system.options).save(folder / FOLDER)
+      gate = {"gate": system.options["gate"]}
+      dataclasses.replace(adapter, options={**adapter.options, **gate}).save(folder / FOLDER)
     report.write_lines(folder / workdir.PREDICTIONS, found.predictions)
     write_by_task(folder, {row: found})
     report.write_json(path, results)

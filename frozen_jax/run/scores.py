@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.data.batches import scoring_batches
@@ -74,11 +74,16 @@ def _score(system: System, lm: FrozenLM, name: str) -> tuple[Figures, dict[str, 
     counts = {"examples": table["rows"], "skipped": table["skipped"]}
     return {**table["mean"], **own, **counts}, {name: table}, predictions
   examples = _examples(source, system.options)
-  answers = answer(system, lm, task, examples)
+  found = score_answers(task, examples, answer(system, lm, task, examples))
+  return found.figures | figures, {}, found.predictions
+
+
+def score_answers(task: QuestionTask, examples: Rows, answers: Sequence[str]) -> Scores:
+  """Exact match and F1 of answers to examples, with their 95% intervals."""
   accepted = [task.answers(example) for example in examples]
   graded = [grade([one], [right]) for one, right in zip(answers, accepted, strict=True)]
-  figures = with_intervals(graded) | figures | {"examples": len(examples)}
-  return figures, {}, prediction_rows(task, examples, answers)
+  figures = with_intervals(graded) | {"examples": len(examples)}
+  return Scores(figures, predictions=prediction_rows(task, examples, answers))
 
 
 def has_tasks(source: Source) -> bool:

@@ -17,8 +17,7 @@ from frozen_jax.data.examples import Example
 from frozen_jax.decoding.requests import Continuation, Sampling
 from frozen_jax.evaluation.candidates import agreement, merged
 from frozen_jax.evaluation.gate import Gate
-from frozen_jax.evaluation.generation import continuations
-from frozen_jax.run.answering import answer
+from frozen_jax.run.answering import answer, continued
 from frozen_jax.run.candidates import showing
 from frozen_jax.run.candidates.sampling import sampled
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -73,10 +72,7 @@ def first_pass(system: System, lm: FrozenLM, examples: Sequence[Example], measur
   first, options = first_of(system), system.options
   task = question_task(options, lm, first.method)
   sampling = Sampling(options["evaluate"]["max_new_tokens"])
-  prompts = [task.prompt(example) for example in examples]
-  rows = options["evaluate"]["batch_size"]
-  found = continuations(first.method, first.trained, first.frozen(lm), lm, prompts, sampling, rows)
-  greedy = [one for (one,) in found]
+  greedy = [one for (one,) in continued(first, lm, task, examples, sampling)]
   asked = list(examples)
   if measure == "agreement":
     asked = _with_samples(system, lm, examples)
@@ -92,13 +88,17 @@ def replies(system: System, lm: FrozenLM, examples: Sequence[Example]) -> list[R
   if not options.get("gate"):
     read = for_last_pass(system, lm, examples)
     return [Reply(t, one, passes) for t, one in zip(_answers(system, lm, read), read, strict=True)]
-  gate = Gate(**options["gate"])
-  first = first_pass(system, lm, examples, gate.measure)
+  return where_needed(system, lm, first_pass(system, lm, examples, options["gate"]["measure"]))
+
+
+def where_needed(system: System, lm: FrozenLM, first: First) -> list[Reply]:
+  """Pass one's answers, and pass two's for those that the system's gate is not content with."""
+  gate = Gate(**system.options["gate"])
   found = [Reply(text, row, 1) for text, row in zip(first.texts, first.rows, strict=True)]
   again = np.flatnonzero(gate.takes(first.sure))
   read = for_last_pass(system, lm, [first.rows[at] for at in again])
   for at, text, one in zip(again, _answers(system, lm, read), read, strict=True):
-    found[at] = Reply(text, one, passes)
+    found[at] = Reply(text, one, 2)
   return found
 
 

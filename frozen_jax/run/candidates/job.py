@@ -157,6 +157,10 @@ def check(options: experiment.Options) -> None:
     raise UserError(
       f"candidates.of is {candidates['of']!r}; name a stage of config.order in front of the last"
     )
+  if experiment.stage_options(options, order[-1])["train"]["steps"] < 1:
+    raise UserError(
+      f"stage {order[-1]} has 0 steps, so nothing reads what is proposed; give it some"
+    )
   for key, least in (("samples", 1), ("most", 1), ("orders", 1), ("questions", 0), ("folds", 2)):
     if candidates[key] < least:
       raise UserError(f"candidates.{key} is {candidates[key]}; give at least {least}")

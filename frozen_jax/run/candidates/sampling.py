@@ -7,7 +7,7 @@ from typing import Any
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.examples import Example
 from frozen_jax.decoding.requests import Sampling
-from frozen_jax.evaluation.generation import continuations
+from frozen_jax.run.answering import continued
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.stages import System, question_task
 
@@ -27,11 +27,9 @@ def sampled(first: System, lm: FrozenLM, examples: Iterable[Example]) -> Iterato
   """
   options = first.options
   task, sampling = question_task(options, lm, first.method), sampling_of(options)
-  frozen, rows = first.frozen(lm), options["evaluate"]["batch_size"]
   examples = iter(examples)
   while block := list(itertools.islice(examples, SAMPLED_AT_ONCE)):
-    prompts = [task.prompt(example) for example in block]
-    found = continuations(first.method, first.trained, frozen, lm, prompts, sampling, rows)
+    found = continued(first, lm, task, block, sampling)
     for example, samples in zip(block, found, strict=True):
       yield {**example, "samples": [[one.text.strip(), one.total] for one in samples]}
 

@@ -1,27 +1,25 @@
 """What textual recursion is compared with on its own samples: majority, likelihood, a bound."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.candidates import Candidate, likeliest, majority, merged, oracle
-from frozen_jax.evaluation.intervals import with_intervals
+from frozen_jax.run.answering import Rows
 from frozen_jax.run.frozen_lm import FrozenLM
-from frozen_jax.run.scores import Scores, score_all
-from frozen_jax.run.stages import System
+from frozen_jax.run.scores import Scores, score_all, score_answers
+from frozen_jax.run.stages import System, question_task
 
 Pick = Callable[[Sequence[Candidate], Sequence[str]], str]
 
 
 def compared(
-  rows: Sequence[Mapping[str, Any]],
+  rows: Rows,
   before: Mapping[str, Scores],
   last: Mapping[str, System],
   lm: FrozenLM,
 ) -> dict[str, Scores]:
   """The table's rows `before`, those that choose among the samples, and the `last` system's.
 
-  rows: the test questions with their samples.
+  rows: the test questions with their samples. last: pass two, alone, by its name in the table.
   `majority` is the answer sampled most often, `likeliest` the one with the best likelihood,
   `oracle` an accepted one if any was sampled: what there is to gain.
   """
@@ -30,18 +28,10 @@ def compared(
     "likeliest": lambda found, _: likeliest(found),
     "oracle": oracle,
   }
-  chosen = {name: _scores(rows, pick) for name, pick in picks.items()}
-  return {**before, **chosen, **score_all(last, lm)}
-
-
-def _scores(rows: Sequence[Mapping[str, Any]], pick: Pick) -> Scores:
-  graded, predictions = [], []
-  for row in rows:
-    accepted = row.get("answers") or [row["target"]]
-    prediction = pick(merged([tuple(one) for one in row["samples"]]), accepted)
-    graded.append(grade([prediction], [accepted]))
-    asked = row.get("question") or row["input"]
-    predictions.append(
-      {"id": row["id"], "input": asked, "prediction": prediction, "answers": accepted}
-    )
-  return Scores(with_intervals(graded) | {"examples": len(rows)}, predictions=predictions)
+  (system,) = last.values()
+  task = question_task(system.options, lm, system.method)
+  found = [merged([tuple(one) for one in row["samples"]]) for row in rows]
+  accepted = [task.answers(row) for row in rows]
+  chosen = {name: list(map(pick, found, accepted)) for name, pick in picks.items()}
+  scored = {name: score_answers(task, rows, texts) for name, texts in chosen.items()}
+  return {**before, **scored, **score_all(last, lm)}

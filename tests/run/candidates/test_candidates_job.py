@@ -10,8 +10,11 @@ import frozen_jax
 from frozen_jax import run
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.json_lines import JsonLines
+from frozen_jax.evaluation import generation
+from frozen_jax.run import two_pass
 from frozen_jax.run.candidates import sampling
 from frozen_jax.run.overrides import override
+from frozen_jax.run.stages import question_task
 from frozen_jax.text.answers import normalise
 from frozen_jax.tools import ask
 from tests.run.made import outputs
@@ -142,6 +145,19 @@ def test_a_finished_run_is_scored_on_other_questions(finished, make_config, resu
   assert fewer["metrics"]["examples"] == 1
 
 
+def test_answers_by_beam_search(finished, make_config, files, lm, tmp_path):
+  """`evaluate.num_beams` gives the best of as many beams of pass two."""
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  changes = {"evaluate.num_beams": 3, "predict.input": str(files["data.test"])}
+  predicted = [row["prediction"] for row in run.predict(make_config(**changes), workdir)]
+  system = frozen_jax.load_adapter(workdir, lm).system
+  read = two_pass.for_last_pass(system, lm, list(JsonLines(files["data.test"])))
+  task = question_task(system.options, lm, system.method)
+  trees = system.method, system.trained, system.frozen(lm)
+  found = generation.beams(*trees, lm, [task.prompt(row) for row in read], 3, 4)
+  assert predicted == [best.text.strip() for best, *_ in found]
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -157,6 +173,8 @@ def test_a_finished_run_is_scored_on_other_questions(finished, make_config, resu
     ({"candidates.template.prompt": "{question}"}, "template.prompt lacks {candidates}"),
     ({"candidates.template.separator": "{"}, "separator is malformed"),
     ({"stages.answer.train.steps": "0"}, "stage answer has 0 steps"),
+    ({"stages.select.train.steps": "0"}, "stage select has 0 steps"),
+    ({"evaluate.num_beams": "0"}, "evaluate.num_beams is 0"),
   ],
 )
 def test_mistakes(make_config, tmp_path, changes, message):

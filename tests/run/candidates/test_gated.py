@@ -94,12 +94,15 @@ def test_the_ends_of_the_budget(make_config, tmp_path, budget, passes):
 def test_a_finished_run_gets_its_gate_by_evaluate(make_config, lm, tmp_path):
   config = make_config()
   ungated = run.train(config, tmp_path)
-  assert "gate" not in ungated and "gate" not in frozen_jax.load_adapter(tmp_path, lm).options
+  before = dict(frozen_jax.load_adapter(tmp_path, lm).options)
+  assert "gate" not in ungated and "gate" not in before
   override(config, [("recursion.compute_budget", "1.5"), ("recursion.confidence", "agreement")])
+  override(config, [("evaluate.batch_size", "3")])
   results = run.evaluate(config, tmp_path)
   assert results["gate"]["measure"] == "agreement"
-  gate = frozen_jax.load_adapter(tmp_path, lm).options["gate"]
-  assert gate["threshold"] == results["gate"]["threshold"]
+  after = dict(frozen_jax.load_adapter(tmp_path, lm).options)
+  assert after.pop("gate")["threshold"] == results["gate"]["threshold"]
+  assert after == before
   again = run.evaluate(config, tmp_path)
   assert again["gate"] == results["gate"]
 
@@ -112,6 +115,8 @@ def test_a_gated_adapter_answers_alike_everywhere(gated, files, lm, tmp_path):
   adapter = frozen_jax.load_adapter(workdir, lm)
   questions = [row["question"] for row in JsonLines(files["data.test"])]
   assert adapter.generate(questions, max_new_tokens=4) == predicted
+  with pytest.raises(UserError, match="takes a list of texts"):
+    adapter.generate(questions[0], max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
