@@ -7,7 +7,7 @@ Trained: a bottleneck of 32 behind attention and MLP of every layer.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.run.defaults import adapters, defaults, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -16,8 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.adapters = ConfigDict({"method": "adapters"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.adapters = ConfigDict({"bottleneck": 32})
-  config.train.learning_rate.adapters = 1e-3
+  config.adapters = adapters()
   if variant == "smoke":
     shrink(config)
   elif variant:

@@ -10,7 +10,7 @@ Variants: `:smoke` the same on few rows; `:t0` T0/P3 rows from files (see config
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, many_tasks, shrink, t0
+from frozen_jax.run.defaults import adapters, defaults, generator, lora, many_tasks, shrink, t0
 
 METHODS = ("prompt_tuning", "id_pt", "prefix_tuning", "lora", "adapters", "fine_tuning")
 
@@ -22,18 +22,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.baseline = "prompt_tuning"
   config.stages = ConfigDict({name: {"method": name} for name in METHODS})
   config.model.encoder = "minilm-l6-v2"
-  config.generator = ConfigDict(
-    {"p_prime_length": 8, "constant": True, "width": 256, "heads": 4, "layers": 1}
-  )
-  config.lora = ConfigDict(
-    {
-      "rank": 8,
-      "alpha": 16,
-      "targets": ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
-    }
-  )
+  config.generator, config.lora, config.adapters = generator(), lora(), adapters()
   config.evaluate.general_text = "plain_english/validation"
-  config.adapters = ConfigDict({"bottleneck": 32})
   if variant == "smoke":
     shrink(config)
   elif variant == "t0":

@@ -24,7 +24,6 @@ def get_config(variant: str = "") -> ConfigDict:
   config.baseline = "zero_shot"
   config.model.dtype = "bfloat16"
   config.train.steps = 80
-  config.train.learning_rate.lm = 2e-5
   config.evaluate.update(
     {"skills": ("first",), "general_text": "plain_english/validation", "max_examples": 200}
   )

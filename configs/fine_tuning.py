@@ -17,7 +17,6 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.tune = ConfigDict({"method": "fine_tuning"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.train.learning_rate.lm = 2e-5
   if variant == "smoke":
     shrink(config)
   elif variant:

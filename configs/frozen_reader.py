@@ -8,7 +8,8 @@ made of, made anew only where that has changed: `retrieve` (BM25 and a dense ind
 `re_ranker` (a cross-encoder, trained), `re_rank`, `pack`. `--config.until=NAME` stops behind one of
 them; the folder may be copied into another workdir. Then stage `closed_book` tunes a prompt on the
 bare questions and stage `reader` one on the packed passages. The table has the reader on every
-order of passages at every budget of tokens, with 95% intervals.
+order of passages at every budget of tokens, with 95% intervals. Any method of one pass can read:
+`--config.stages.reader.method=lora`, or `id_pt` with `--config.model.encoder=minilm-l6-v2`.
 
 The default needs no network: two passages on each country, and the questions of world_facts. Not
 measured yet.
@@ -27,7 +28,7 @@ to be named: --config.model.name=FOLDER. Not run here.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.run.defaults import adapters, defaults, generator, lora, shrink
 from frozen_jax.run.reader.defaults import reader_defaults, shrink_reader
 
 
@@ -39,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.closed_book = ConfigDict({"method": "prompt_tuning", "reader": {"read": "none"}})
   config.stages.reader = ConfigDict({"method": "prompt_tuning"})
   config.baseline = "closed_book"
+  config.generator, config.lora, config.adapters = generator(), lora(), adapters()
   config.model.dtype = "bfloat16"
   config.data.lengths = (128, 256, 384, 512)
   config.prompt.text = "Read the texts and answer the question with a few words from them."

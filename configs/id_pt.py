@@ -22,7 +22,7 @@ more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prom
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, many_tasks, shrink, t0
+from frozen_jax.run.defaults import defaults, generator, many_tasks, shrink, t0
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -32,15 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.baseline = "shared"
   config.stages = ConfigDict({"shared": {"method": "prompt_tuning"}, "id_pt": {"method": "id_pt"}})
   config.model.encoder = "minilm-l6-v2"
-  config.generator = ConfigDict(
-    {
-      "p_prime_length": 8,  # trained vectors before the encoder's text; 0: its states can be kept
-      "constant": True,  # a constant prompt, to which the generator adds; False: the plain form
-      "width": 256,
-      "heads": 4,
-      "layers": 1,  # self-attention blocks behind the cross-attention
-    }
-  )
+  config.generator = generator()
   if variant == "smoke":
     shrink(config)
   elif variant == "t0":

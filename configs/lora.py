@@ -7,7 +7,7 @@ Trained: rank-8 updates of every matrix of attention and MLP.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.run.defaults import defaults, lora, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -16,14 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.lora = ConfigDict({"method": "lora"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.lora = ConfigDict(
-    {
-      "rank": 8,
-      "alpha": 16,  # updates count alpha / rank times
-      "targets": ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
-    }
-  )
-  config.train.learning_rate.lora = 1e-3
+  config.lora = lora()
   if variant == "smoke":
     shrink(config)
   elif variant:

@@ -16,7 +16,6 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.prefix = ConfigDict({"method": "prefix_tuning"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.train.learning_rate.prefix = 5e-3
   if variant == "smoke":
     shrink(config)
   elif variant:

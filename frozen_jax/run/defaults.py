@@ -62,7 +62,17 @@ def defaults() -> ConfigDict:
       "validate_examples": 256,
       "checkpoint_every": 25,
       "patience": 0,  # validations without a better loss after which a stage ends; 0: never
-      "learning_rate": {"prompt": 0.02, "first_prompt": 0.02, "connector": 3e-4},
+      "learning_rate": {  # by the part of a method's trained tree
+        "prompt": 0.02,
+        "first_prompt": 0.02,
+        "connector": 3e-4,
+        "encoder_prompt": 0.01,
+        "generator": 1e-3,
+        "prefix": 5e-3,
+        "lora": 1e-3,
+        "adapters": 1e-3,
+        "lm": 2e-5,
+      },
       "warmup_steps": 10,
       "final_fraction": 0.1,  # of the peak rate, at the end of the cosine
       "weight_decay": 0.01,
@@ -90,6 +100,35 @@ def defaults() -> ConfigDict:
   return config
 
 
+def generator() -> ConfigDict:
+  """The `generator` section of configs with a stage of id_pt, whose encoder is `model.encoder`."""
+  return ConfigDict(
+    {
+      "p_prime_length": 8,  # trained vectors before the encoder's text; 0: its states can be kept
+      "constant": True,  # a constant prompt, to which the generator adds; False: the plain form
+      "width": 256,
+      "heads": 4,
+      "layers": 1,  # self-attention blocks behind the cross-attention
+    }
+  )
+
+
+def lora() -> ConfigDict:
+  """The `lora` section of configs with a stage of lora."""
+  return ConfigDict(
+    {
+      "rank": 8,
+      "alpha": 16,  # updates count alpha / rank times
+      "targets": ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
+    }
+  )
+
+
+def adapters() -> ConfigDict:
+  """The `adapters` section of configs with a stage of adapters."""
+  return ConfigDict({"bottleneck": 32})
+
+
 def many_tasks(config: ConfigDict) -> None:
   """Lets a config train on the built-in mixture of tasks, with whole tasks held out."""
   config.data.update(
@@ -108,17 +147,7 @@ def many_tasks(config: ConfigDict) -> None:
   config.train.steps = 300
   config.train.batch_size = 16
   config.train.validate_every = config.train.checkpoint_every = 50
-  config.train.learning_rate.update(
-    {
-      "prompt": 0.02,
-      "encoder_prompt": 0.01,
-      "generator": 1e-3,
-      "prefix": 0.05,
-      "lora": 3e-3,
-      "adapters": 3e-3,
-      "lm": 1e-4,
-    }
-  )
+  config.train.learning_rate.update({"prefix": 0.05, "lora": 3e-3, "adapters": 3e-3, "lm": 1e-4})
 
 
 def t0(config: ConfigDict) -> None:

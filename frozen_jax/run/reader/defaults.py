@@ -8,7 +8,9 @@ def reader_defaults() -> ConfigDict:
   return ConfigDict(
     {
       "corpus": "world_facts",  # the built-in one, or a file of retrieval/corpus.py
-      "retrievers": ("bm25", "dense"),  # several are fused by their reciprocal ranks
+      "retrievers": ("bm25", "dense"),
+      "fusion": "reciprocal_ranks",  # of several retrievers; or weighted_sum, of their scores
+      "weights": (1.0, 1.0),  # of each retriever's scores in weighted_sum
       "encoder": "minilm-l6-v2",  # of the dense retriever
       "question_encoder": "",  # of its questions; empty: the same
       "separator": " ",  # between a passage's title and its text for the encoder

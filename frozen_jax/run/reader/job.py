@@ -117,8 +117,7 @@ class Job:
       folder = self.steps.path(RE_RANKER)
       if not folder.exists():
         raise UserError(f"there is no re-ranker in {folder}; let the run there come to its end")
-      scorer = re_rank.open_scorer(folder, self._reader["re_ranker"], self._mesh)
-      rows = re_rank.re_ranked(rows, scorer, self.retrieval.depth)
+      rows = re_rank.re_ranked(rows, self._scorer, self.retrieval.depth)
     elif order == "lm":
       rows = self._by_likelihood(rows)
     return list(pack.packed(rows, order, self.corpus, self._packer(order, budget)))
@@ -200,11 +199,15 @@ class Job:
       rows = itertools.islice(self.rows("fused", split), first, count)
       if order == "lm":
         return self._by_likelihood(rows)
-      scorer = re_rank.open_scorer(self.steps.path(RE_RANKER), options, self._mesh)
-      return re_rank.re_ranked(rows, scorer, self.retrieval.depth)
+      return re_rank.re_ranked(rows, self._scorer, self.retrieval.depth)
 
     at_once = pack.RANKED_AT_ONCE if order == "lm" else re_rank.SCORED_AT_ONCE
     self.steps.rows(f"{_source(order)}_{split}.jsonl", inputs, make, at_once, count)
+
+  @functools.cached_property
+  def _scorer(self) -> re_rank.Scorer:
+    """The trained re-ranker, read once."""
+    return re_rank.open_scorer(self.steps.path(RE_RANKER), self._reader["re_ranker"], self._mesh)
 
   def _by_likelihood(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     size = self.options["evaluate"]["batch_size"]

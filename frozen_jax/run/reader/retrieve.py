@@ -4,6 +4,7 @@ A row's `ctxs` are the fused passages, best first; beside them `orders` has the 
 retriever found, in its own order, and `positive_ids` those of the passages known to answer.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from frozen_jax.retrieval.bm25 import build_bm25, open_bm25
 from frozen_jax.retrieval.corpus import Corpus
 from frozen_jax.retrieval.dense import Dense
 from frozen_jax.retrieval.dense_index import Embed, build_dense
-from frozen_jax.retrieval.hybrid import reciprocal_ranks
+from frozen_jax.retrieval.hybrid import Fuse, reciprocal_ranks, weighted_sum
 from frozen_jax.retrieval.retriever import Retriever
 from frozen_jax.retrieval.text_vectors import text_vectors
 from frozen_jax.run.frozen_encoder import FrozenEncoder, load_encoder
@@ -25,6 +26,7 @@ from frozen_jax.sharding.place import make_place
 from frozen_jax.sharding.rules import row_groups
 
 RETRIEVERS = ("bm25", "dense")
+FUSIONS = ("reciprocal_ranks", "weighted_sum")
 SEARCHED_AT_ONCE = 256  # questions
 
 
@@ -35,13 +37,14 @@ class Retrieval:
   """
 
   def __init__(self, options: Mapping[str, Any], corpus: Corpus, steps: Steps, mesh: Mesh):
-    """`options`: the config's `reader`. Raises UserError for an unknown retriever."""
+    """`options`: the config's `reader`. Raises UserError for unknown retrievers or fusions."""
     self._names, self._options = list(options["retrievers"]), options
     odd = [name for name in self._names if name not in RETRIEVERS]
     if odd or not self._names:
       raise UserError(
         f"reader.retrievers names {', '.join(odd) or 'nothing'}; there are: {', '.join(RETRIEVERS)}"
       )
+    self._fuse = fusion(options)
     self.corpus, self._mesh = corpus, mesh
     self.depth = min(options["depth"], len(corpus))
     if self.depth < 1:
@@ -56,6 +59,8 @@ class Retrieval:
     self.fingerprint = {
       "corpus": corpus.fingerprint,
       "retrievers": self._names,
+      "fusion": options["fusion"],
+      "weights": list(options["weights"]) if options["fusion"] == "weighted_sum" else [],
       "depth": self.depth,
       "encoder": self._encoder_fingerprint(),
       "encoder_length": options["encoder_length"],
@@ -68,7 +73,7 @@ class Retrieval:
       block = asked[start : start + SEARCHED_AT_ONCE]
       texts = [one.question for one in block]
       found = {name: self._open(name).search(texts, self.depth) for name in self._names}
-      fused = reciprocal_ranks(list(found.values()), self.depth)
+      fused = self._fuse(list(found.values()), self.depth)
       for row, one in enumerate(block):
         orders = {name: self._ids(ids[row]) for name, (ids, _) in found.items()}
         passages = [self.corpus[int(at)]._asdict() for at in fused.ids[row]]
@@ -115,6 +120,23 @@ class Retrieval:
   def _encoder_fingerprint(self) -> str:
     """Of the passages' encoder, and of the questions' where that is another one."""
     return "+".join(dict.fromkeys(one.fingerprint for one in self._encoders or ()))
+
+
+def fusion(options: Mapping[str, Any]) -> Fuse:
+  """How several retrievers' finds become one order; `options`: the config's `reader`.
+
+  Raises UserError for an unknown fusion, and for weights that are not one a retriever.
+  """
+  name, weights = options["fusion"], tuple(options["weights"])
+  if name not in FUSIONS:
+    raise UserError(f"reader.fusion is {name!r}; there are: {', '.join(FUSIONS)}")
+  if name == "reciprocal_ranks":
+    return reciprocal_ranks
+  if len(weights) != len(options["retrievers"]) or min(weights) < 0 or not any(weights):
+    raise UserError(
+      f"reader.weights is {weights}; give one from 0 up to each of reader.retrievers, not all 0"
+    )
+  return functools.partial(weighted_sum, weights=weights)
 
 
 def embedding(encoder: FrozenEncoder, length: int, mesh: Mesh) -> Embed:

@@ -133,6 +133,24 @@ def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
   assert not (folder / "re_ranker").exists()
 
 
+def test_fusion_by_a_weighted_sum_of_scores(make_config, tmp_path):
+  weighted = {"until": "retrieve", "reader.fusion": "weighted_sum"}
+  for weights, first in (((1.0, 0.0), "bm25"), ((0.0, 1.0), "dense")):
+    run.train(make_config(**weighted, **{"reader.weights": weights}), tmp_path)
+    for row in rows(tmp_path / "reader" / "retrieved_train.jsonl"):
+      fused = [(one["id"], one["score"]) for one in row["ctxs"]]
+      counted = [id for id, score in fused if score > 0]
+      assert counted and counted == row["orders"][first][: len(counted)]
+
+
+@pytest.mark.parametrize("method", ["lora", "id_pt"])
+def test_other_methods_read(make_config, bi_encoder, tmp_path, method):
+  given = {"reader.read": "bm25", "reader.orders": ("bm25",), "model.encoder": str(bi_encoder)}
+  results = run.train(make_config(**given, **{"stages.reader.method": method}), tmp_path)
+  assert results["method"] == method and results["frozen_unchanged"]
+  assert results["rows"]["reader"] == results["rows"]["bm25 110"]
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -141,6 +159,11 @@ def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
     ({"reader.retrievers": ("spider",)}, "reader.retrievers names spider"),
     ({"reader.retrievers": ("dense",)}, "the order bm25 needs bm25 among reader.retrievers"),
     ({"reader.questions": 0}, "reader.questions is 0"),
+    ({"reader.fusion": "luck"}, "reader.fusion is 'luck'; there are: reciprocal_ranks, weighted"),
+    (
+      {"reader.fusion": "weighted_sum", "reader.weights": (1.0,)},
+      "reader.weights is .* give one from 0 up to each",
+    ),
     ({"until": "never"}, "until is 'never'"),
     ({"reader.re_ranker.positives": "some"}, "reader.re_ranker.positives is 'some'"),
   ],
