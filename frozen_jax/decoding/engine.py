@@ -31,7 +31,8 @@ from frozen_jax.sharding.place import constrained
 from frozen_jax.text.padding import beside, few_sizes, padded, power_of_two
 
 ROWS = 64
-STEPS = 16  # tokens a row between two looks at what has ended
+STEPS = 16  # tokens a row, at most, between two looks at what has ended
+_KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
 CACHE_BYTES = 2**31  # of keys and values, on all devices together
 _READ_AT_ONCE = 2**11  # tokens of prompts
 _SLOTS = 32  # a cache's length is a multiple of it
@@ -216,8 +217,9 @@ class _Batch:
       self.waiting.appendleft(waiting)
 
   def _advance(self) -> None:
-    """Some more tokens for every row."""
+    """Some more tokens for every row, fewer where many rows end that others wait for."""
     engine = self.engine
+    kept = int(_KEPT * self.size) if self.queue or self.waiting else 0
     self.state, self.at, drawn = _steps(
       engine.method,
       engine.trainable,
@@ -225,6 +227,7 @@ class _Batch:
       self.state,
       self.at,
       self._options(self.size),
+      np.int32(kept),
       steps=engine.steps,
       end_ids=engine.end_ids,
       **self._kinds(),
@@ -317,14 +320,18 @@ def _everywhere(tree, sharding):
   donate_argnums=(3, 4),
 )
 def _steps(
-  method, trainable, frozen, state, at, options, *, steps, end_ids, sampled, cut, out_sharding
+  method, trainable, frozen, state, at, options, kept, *, steps, end_ids, sampled, cut, out_sharding
 ):
-  """Up to `steps` more tokens of each row: `drawing.Drawn` of [R, steps], token -1: none."""
+  """Up to `steps` more tokens of each row: `drawing.Drawn` of [R, steps], token -1: none.
+
+  Behind the first token it ends when no more than `kept` rows are left.
+  """
   ends = jnp.asarray(end_ids, jnp.int32)
 
   def more(carry):
     index, _, at, _ = carry
-    return (index < steps) & (at.count < at.limit).any()
+    left = (at.count < at.limit).sum()
+    return (index < steps) & (left > jnp.where(index > 0, kept, 0))
 
   def one(carry):
     index, state, at, written = carry

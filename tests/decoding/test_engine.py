@@ -242,6 +242,18 @@ def test_a_long_answer_holds_up_nobody():
   assert len(counter.stepped) <= 62
 
 
+def test_rows_that_end_early_make_room_at_once():
+  """Three rows of four end behind 3 steps; nothing waits for the 16 of a look."""
+  counter = Counter()
+  prompts = [Prompt([100])] + [Prompt([95])] * 12  # 99 ends
+  found = Engine(counter, {}, {}, make_place(None), end_ids=(99,), rows=4, steps=16).run(
+    prompts, Sampling(20)
+  )
+  jax.effects_barrier()
+  assert [len(one.ids) for (one,) in found] == [20] + [3] * 12
+  assert len(counter.stepped) == 19
+
+
 def test_nothing_is_compiled_after_the_first_prompts():
   method, sampling = SINGLE, Sampling(6, temperature=1.0)
   texts = [Prompt(np.random.default_rng(n).integers(1, 60, 1 + n % 30).tolist()) for n in range(64)]
