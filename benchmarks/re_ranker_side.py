@@ -1,9 +1,9 @@
-"""Either side of `re_ranker`: `python -m benchmarks.re_ranker_side SIDE WORK FOLDER TEXTS RESULT`.
+"""Either side of `re_ranker`: arguments SIDE WORK DTYPE MODEL TEXTS RESULT.
 
 SIDE is `ours` or `peer` (sentence-transformers: its `CrossEncoderTrainer` with `ListNetLoss`, whose
-labels make it our loss, and `CrossEncoder.predict`), WORK `train` or `score`, FOLDER a CrossEncoder
-that both load, TEXTS a JSON file of questions with their passages, the right one first. Scores of
-the first pass are written to RESULT (.npy).
+labels make it our loss, and `CrossEncoder.predict`), WORK `train` or `score`, DTYPE that of the
+products, MODEL the folder of a CrossEncoder that both load, TEXTS a JSON file of questions with
+their passages, the right one first. Scores of the first pass are written to RESULT (.npy).
 """
 
 import functools
@@ -25,16 +25,17 @@ STEPS = 10_000  # more than are ever asked for
 
 
 def main() -> None:
-  side, work, folder, texts, result = sys.argv[1:]
+  side, work, dtype, folder, texts, result = sys.argv[1:]
   asked = json.loads(pathlib.Path(texts).read_text(encoding="utf-8"))
   if side == "ours":
     from benchmarks.ours import matrix_seconds
 
-    step = ours_training(folder, asked) if work == "train" else ours_scores(folder, asked, result)
-    worker.serve(step, functools.partial(matrix_seconds, "float32"))
+    train, scores, seconds = ours_training, ours_scores, functools.partial(matrix_seconds, dtype)
   else:
-    step = peer_training(folder, asked) if work == "train" else peer_scores(folder, asked, result)
-    worker.serve(step, peer_matrix_seconds)
+    train, scores = peer_training, peer_scores
+    seconds = functools.partial(peer_matrix_seconds, dtype)
+  step = train(folder, dtype, asked) if work == "train" else scores(folder, dtype, asked, result)
+  worker.serve(step, seconds)
 
 
 def kept(result: str, scores: np.ndarray) -> float:
@@ -43,7 +44,7 @@ def kept(result: str, scores: np.ndarray) -> float:
   return float(scores.mean())
 
 
-def ours_training(folder: str, asked: list) -> Callable[[], float]:
+def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   """Whole steps: batches made from texts, as `fit` takes them."""
   import jax
 
@@ -56,7 +57,7 @@ def ours_training(folder: str, asked: list) -> Callable[[], float]:
   from frozen_jax.training.step import make_train_step
 
   base = read_cross_encoder(folder, progress=False)
-  method = re_ranker.build(base.encoder, base.head, base.initial_head)
+  method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   sizes = base.encoder.config
   encoder = PairEncoder(base.encoder.tokenizer, sizes.types, sizes.context)
   groups = [Group(question, (texts[0],), tuple(texts[1:])) for question, texts in asked]
@@ -76,7 +77,7 @@ def ours_training(folder: str, asked: list) -> Callable[[], float]:
   return step
 
 
-def ours_scores(folder: str, asked: list, result: str) -> Callable[[], float]:
+def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[], float]:
   import jax
 
   from frozen_jax.data.pairs import PairEncoder
@@ -85,14 +86,14 @@ def ours_scores(folder: str, asked: list, result: str) -> Callable[[], float]:
   from frozen_jax.methods import re_ranker
 
   base = read_cross_encoder(folder, progress=False)
-  method = re_ranker.build(base.encoder, base.head, base.initial_head)
+  method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   tree, sizes = method.init(jax.random.key(0)), base.encoder.config
   encoder = PairEncoder(base.encoder.tokenizer, sizes.types, sizes.context)
   pairs = [(question, text) for question, texts in asked for text in texts]
   return lambda: kept(result, score_pairs(method, tree, {}, encoder, pairs, progress=False))
 
 
-def peer_training(folder: str, asked: list) -> Callable[[], float]:
+def peer_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   """Its own trainer in a thread, which waits behind each step until it is asked for the next."""
   import datasets
   from sentence_transformers.cross_encoder import (
@@ -127,6 +128,7 @@ def peer_training(folder: str, asked: list) -> Callable[[], float]:
     save_strategy="no",
     report_to="none",
     use_cpu=True,
+    bf16=dtype == "bfloat16",
     disable_tqdm=True,
   )
   trainer = CrossEncoderTrainer(
@@ -150,18 +152,19 @@ def peer_training(folder: str, asked: list) -> Callable[[], float]:
   return step
 
 
-def peer_scores(folder: str, asked: list, result: str) -> Callable[[], float]:
+def peer_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[], float]:
+  import torch
   from sentence_transformers import CrossEncoder
 
-  model = CrossEncoder(folder, device="cpu")
+  model = CrossEncoder(folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
   pairs = [(question, text) for question, texts in asked for text in texts]
   return lambda: kept(result, model.predict(pairs, show_progress_bar=False))
 
 
-def peer_matrix_seconds(width: int) -> float:
+def peer_matrix_seconds(dtype: str, width: int) -> float:
   import torch
 
-  a = torch.ones((width, width))
+  a = torch.ones((width, width), dtype=getattr(torch, dtype))
   start = time.perf_counter()
   torch.matmul(a, a)
   return time.perf_counter() - start
