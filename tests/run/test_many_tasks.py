@@ -243,7 +243,8 @@ def test_rows_that_leave_no_room_for_an_answer_are_skipped(lm, tmp_path):
   ]
   source = open_source(str(lines_file(tmp_path / "rows.jsonl", *rows)))
   room = lm.config.context - ids[0]
-  evaluate = {"max_examples": 9, "max_new_tokens": 8, "batch_size": 8, "normalisation": "sum"}
+  evaluate = {"max_examples": 9, "max_new_tokens": 8, "num_beams": 1, "batch_size": 8}
+  evaluate["normalisation"] = "sum"
   for taken, kept in ((room - 8, ["a", "b"]), (room - 7, ["b"])):
     options = {"evaluate": evaluate, "prompt": {"length": taken}}
     system = System(METHODS["zero_shot"](lm, {}), {}, {}, options)
