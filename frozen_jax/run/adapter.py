@@ -69,7 +69,8 @@ class Adapter:
       return [task.prompt(one) for one in for_last_pass(self.system, self.lm, _asked(questions))]
 
     if self.options.get("gate") and not temperature and num_samples == 1:
-      new = {"evaluate": self.options["evaluate"] | {"max_new_tokens": max_new_tokens}}
+      greedy = {"max_new_tokens": max_new_tokens, "num_beams": 1}
+      new = {"evaluate": self.options["evaluate"] | greedy}
       system = dataclasses.replace(self.system, options=dict(self.options) | new)
       return [reply.text for reply in replies(system, self.lm, _asked(texts))]
     found = generate_texts(
