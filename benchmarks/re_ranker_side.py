@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks import worker
 
 LEARNING_RATE = 2e-5
+LENGTH = 256  # tokens of a text at most, as by default in configs/frozen_reader.py
 STEPS = 10_000  # more than are ever asked for
 
 
@@ -59,7 +60,7 @@ def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   base = read_cross_encoder(folder, progress=False)
   method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   sizes = base.encoder.config
-  encoder = PairEncoder(base.encoder.tokenizer, sizes.types, sizes.context)
+  encoder = PairEncoder(base.encoder.tokenizer, sizes.types, LENGTH)
   groups = [Group(question, (texts[0],), tuple(texts[1:])) for question, texts in asked]
   options = GroupOptions(len(asked[0][1]) - 1)
   batches = GroupBatches(groups, str, encoder, len(asked), options)
@@ -88,7 +89,7 @@ def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
   base = read_cross_encoder(folder, progress=False)
   method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   tree, sizes = method.init(jax.random.key(0)), base.encoder.config
-  encoder = PairEncoder(base.encoder.tokenizer, sizes.types, sizes.context)
+  encoder = PairEncoder(base.encoder.tokenizer, sizes.types, LENGTH)
   pairs = [(question, text) for question, texts in asked for text in texts]
   return lambda: kept(result, score_pairs(method, tree, {}, encoder, pairs, progress=False))
 
@@ -118,7 +119,7 @@ def peer_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
     "docs": [texts for _, texts in asked],
     "labels": [[100.0] + [0.0] * (len(texts) - 1) for _, texts in asked],
   }
-  model = CrossEncoder(folder, device="cpu")
+  model = CrossEncoder(folder, device="cpu", max_length=LENGTH)
   arguments = CrossEncoderTrainingArguments(
     output_dir=tempfile.mkdtemp(),
     per_device_train_batch_size=len(asked),
@@ -156,7 +157,9 @@ def peer_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
   import torch
   from sentence_transformers import CrossEncoder
 
-  model = CrossEncoder(folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+  model = CrossEncoder(
+    folder, device="cpu", max_length=LENGTH, model_kwargs={"dtype": getattr(torch, dtype)}
+  )
   pairs = [(question, text) for question, texts in asked for text in texts]
   return lambda: kept(result, model.predict(pairs, show_progress_bar=False))
 

@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "last_prompt": "trained",  # before the later passes: none or trained
       "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
       "compute_budget": 0.0,  # mean passes a row, 1 to 2: unsure rows alone take both; 0: all do
-      "confidence": "probability",  # by which a row is sure: probability, margin
+      "confidence": "margin",  # by which a row is sure: margin, probability
     }
   )
   config.model.dtype = "bfloat16"

@@ -7,7 +7,12 @@ questions itself, to training questions by prompts tuned on the other folds (`an
 that proposals in training look like those in a test. Stage `select` tunes the prompt of pass two,
 which reads the question with the proposals. The table has pass one alone, the majority and the
 likeliest of the same samples, and the oracle: whether any sample is right. Files are in
-WORKDIR/candidates. Not measured yet.
+WORKDIR/candidates.
+
+Measured 2026-11-23 on two cores (Intel Xeon, AMX bfloat16), seed 0, 300 test questions, exact
+match: `answer` 58.0%, majority 58.0%, likeliest 58.7%, oracle 74.7%, `select` 58.7%; against
+`answer` +0.7 points (95%: -3.0 to +4.3). Pass two starts from pass one's prompt and reads 3
+candidates: with 8, 150 steps and a prompt of its own it had 52.0% (-6.0, -9.7 to -2.0).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
 
@@ -44,15 +49,19 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.select = ConfigDict(
     {
       "method": "textual_recursion",
+      "starts": ("prompt=answer/prompt",),
       "fixed": ("first_prompt=answer/prompt",),
-      "prompt": {"text": "Read the question and the proposed answers. Give the right answer."},
+      "data": {"lengths": (32, 48, 64, 80, 96, 128, 256)},
+      "train": {"steps": 300},
     }
   )
   if variant == "smoke":
     shrink(config)
     shrink_candidates(config.candidates)
+    config.stages.select.train.steps = 3
   elif variant == "nq":
     natural_questions(config)
+    config.stages.select.train.steps = 600
   elif variant == "reader":
     _reader(config)
   elif variant:
@@ -64,7 +73,7 @@ def _reader(config: ConfigDict) -> None:
   """Pass one reads passages, as the reader of configs/frozen_reader.py."""
   config.reader = reader_defaults()
   config.until = ""
-  config.data.lengths = (128, 256, 384, 512)
+  config.data.lengths = config.stages.select.data.lengths = (128, 256, 384, 512)
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})
   config.evaluate.batch_size = 16

@@ -92,6 +92,15 @@ def pairs(count=12, seed=0):
   return [(text(draw.integers(1, 5)), text(draw.integers(5, 20))) for _ in range(count)]
 
 
+def unpacked(batch):
+  """The texts of each question of a batch, ids; None where there is none."""
+  found = []
+  for tokens, mask, places in zip(batch["tokens"], batch["mask"], batch["places"], strict=True):
+    texts = [ids[own > 0] for ids, row in zip(tokens, mask, strict=True) for own in row]
+    found += [[texts[at] if at >= 0 else None for at in question] for question in places]
+  return found
+
+
 PASSAGES = [f"the colour w{i} is w{(i * 7 + 3) % 40}" for i in range(40)]
 
 

@@ -3,7 +3,8 @@
 The attention carries its own derivative. It keeps queries, keys, values and one float a query (the
 logarithm of the softmax's sum, as FlashAttention does, Dao et al. 2022) and recomputes the
 weights; and it forms them transposed in the backward pass, so that no product there has to
-transpose a [T, S] matrix, which costs more than the product.
+transpose a [T, S] matrix, which costs more than the product. On a CPU it takes so few rows at a
+time that their scores stay in the cache: they are read and written several times.
 """
 
 import functools
@@ -21,6 +22,7 @@ from frozen_jax.backbones import cache, stack
 # its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
 NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
 BLOCK, MOST_BLOCKS = 128, 8  # of ordered attention; fewer, larger blocks are quicker to compile
+CACHED = 2**21  # scores that stay in a CPU's cache
 
 
 def rotate(
@@ -88,14 +90,47 @@ def attend(
 
 def _attend(q, k, v, visible, bias, ordered, cap):
   """Result [B, T, H, C] and the logarithm of each softmax's sum, float32 [B, K, G, T]."""
+  look = lambda *arguments: _look_in_order(*arguments, ordered, cap)
+  mixed, log_total = _by_rows(look, (q, k, v, visible, bias), q.shape[2] * visible[0].size)
+  return _by_position(mixed).astype(q.dtype), log_total
+
+
+def _by_rows(fn, arguments, scores, summed=False):
+  """fn(*arguments), arrays or None with rows in front (all, or 1); some rows at a time on a CPU.
+
+  scores: how many of them a row has. summed: the last result has 1 row, summed over all.
+  """
+  rows = arguments[0].shape[0]
+  at_once = _at_once(rows, scores)
+  if at_once == rows:
+    return fn(*arguments)
+  split = tuple(
+    a.reshape(-1, at_once, *a.shape[1:]) if a is not None and a.shape[0] == rows else None
+    for a in arguments
+  )
+  part = lambda own: fn(*(a if o is None else o for a, o in zip(arguments, own, strict=True)))
+  *found, last = jax.lax.map(part, split)
+  whole = lambda a: None if a is None else a.reshape(rows, *a.shape[2:])
+  return (*map(whole, found), last.sum(axis=0) if summed else whole(last))
+
+
+def _at_once(rows: int, scores: int) -> int:
+  """How many rows of so many scores are taken at a time; a divisor of `rows`."""
+  # On several devices the rows are spread, and each would have to be fetched.
+  if jax.default_backend() != "cpu" or jax.device_count() > 1 or rows * scores <= 2 * CACHED:
+    return rows
+  return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * scores <= CACHED))
+
+
+def _look_in_order(q, k, v, visible, bias, ordered, cap):
+  """Result [B, K, G, T, C] and the logarithm of each softmax's sum [B, K, G, T], both float32."""
   if not ordered:
     return _look(q, k, v, visible, bias, cap)
   parts = []
   for start, end in _blocks(q.shape[1]):
     part = (q[:, start:end], k[:, :end], v[:, :end], visible[:, start:end, :end])
     parts.append(_look(*part, _part(bias, start, end, 0, end), cap))
-  mixed, log_total = zip(*parts, strict=True)
-  return jnp.concatenate(mixed, axis=1), jnp.concatenate(log_total, axis=3)
+  return tuple(jnp.concatenate(each, axis=3) for each in zip(*parts, strict=True))
 
 
 def _part(bias, start, end, first, last):
@@ -113,14 +148,14 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _look(q, k, v, visible, bias, cap):
-  """`_attend` of queries that may look at any of these keys."""
+  """`_look_in_order` of queries that may look at any of these keys."""
   b, t, _, _ = q.shape
   queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
   scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
   weights, top, total = _weights(scores, visible, bias, cap)
   mixed = _product(weights.astype(v.dtype).reshape(*queries.shape[:3], -1), values, 3, 2)
   mixed = mixed.reshape(*total.shape, -1) / total[..., None]
-  return _by_position(mixed).astype(q.dtype), top + jnp.log(total)
+  return mixed, top + jnp.log(total)
 
 
 def _weights(scores, visible, bias, cap):
@@ -186,8 +221,19 @@ def _backward(ordered, cap, residuals, cotangent):
   q, k, v, mixed, log_total = stack.unpack(kept, (like.dtype,) * 4 + (jnp.dtype("float32"),))
   v, mixed = v[:, :, 0], mixed[:, :, 0]
   inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)  # [B, T, H]
+  look_back = lambda *arguments: _look_back_in_order(*arguments, ordered, cap)
+  arguments = (q, k, v, visible, cotangent, inner, log_total, bias)
+  summed = bias is not None and bias.shape[0] == 1
+  d_q, d_k, d_v, d_bias = _by_rows(look_back, arguments, q.shape[2] * visible[0].size, summed)
+  d_q = d_q.transpose(0, 4, 1, 3, 2).reshape(q.shape).astype(q.dtype)
+  d_k, d_v = (d.transpose(0, 2, 1, 3).astype(k.dtype) for d in (d_k, d_v))
+  return d_q, d_k, d_v, None, d_bias
+
+
+def _look_back_in_order(q, k, v, visible, cotangent, inner, log_total, bias, ordered, cap):
+  """Cotangents of q [B, K, C, G, T], k and v [B, K, S, C] and of the bias, float32."""
   length = q.shape[1]
-  d_q, d_k, d_v, d_bias = jnp.zeros(q.shape, jnp.float32), [], [], []
+  d_q, d_k, d_v, d_bias = 0.0, [], [], []
   for start, end in _blocks(length) if ordered else [(0, k.shape[1])]:
     first = start if ordered else 0  # no query before it sees these keys
     part_q, part_k, part_v, part_bias = _look_back(
@@ -196,19 +242,18 @@ def _backward(ordered, cap, residuals, cotangent):
       _part(bias, first, length, start, end),
       cap,
     )
-    d_q += jnp.pad(part_q, ((0, 0), (first, 0), (0, 0), (0, 0)))
+    d_q += jnp.pad(part_q, ((0, 0), (0, 0), (0, 0), (0, 0), (first, 0)))
     d_k.append(part_k)
     d_v.append(part_v)
     if bias is not None:  # of no cost where nobody asks for it: XLA drops what is not used
       rows = first if bias.shape[2] > 1 else 0
       d_bias.append(jnp.pad(part_bias, ((0, 0), (0, 0), (rows, 0), (0, 0))))
-  d_k, d_v = jnp.concatenate(d_k, axis=1), jnp.concatenate(d_v, axis=1)
-  d_bias = None if bias is None else jnp.concatenate(d_bias, axis=3)
-  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_bias
+  d_k, d_v = jnp.concatenate(d_k, axis=2), jnp.concatenate(d_v, axis=2)
+  return d_q, d_k, d_v, None if bias is None else jnp.concatenate(d_bias, axis=3)
 
 
 def _look_back(inputs, outputs, bias, cap):
-  """Cotangents, float32, of what `_look` was given, from that of its result and what it summed."""
+  """`_look_back_in_order` of queries that may look at any of these keys."""
   (q, k, v, visible), (cotangent, inner, log_total) = inputs, outputs
   b, t, h, c = q.shape
   s, heads = k.shape[1:3]
@@ -241,8 +286,7 @@ def _look_back(inputs, outputs, bias, cap):
   d_k = _product(d_scores, queries, 3, 2)
   across = k.reshape(b, s, heads, 2, -1).transpose(0, 2, 3, 4, 1).reshape(b, heads, c, s)
   d_q = _product(across * jnp.asarray(c**-0.5, k.dtype), d_scores, 3, 2)
-  d_q = d_q.reshape(b, heads, c, -1, t).transpose(0, 4, 1, 3, 2).reshape(q.shape)
-  return d_q, d_k.transpose(0, 2, 1, 3), d_v.transpose(0, 2, 1, 3), d_bias
+  return d_q.reshape(b, heads, c, -1, t), d_k, d_v, d_bias
 
 
 attend.defvjp(_forward, _backward)

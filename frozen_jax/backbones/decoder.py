@@ -257,7 +257,8 @@ def _whole(params, config, x, mask, new, how: _How):
     how.inner or {},
   )
   if how.trained:
-    stream, kept = _scan_trained(body, stream, scanned, how.keep)
+    turn = lambda stream, scanned: body(stream, (scanned, {}))
+    stream, kept = stack.scan_trained(turn, stream, scanned, how.keep)
   else:
     stream, kept = stack.scan(body, stream, scanned, how.keep, trained=small)
   return _leave(params, config, stream), kept
@@ -266,15 +267,6 @@ def _whole(params, config, x, mask, new, how: _How):
 def _look_with_prefix(prefix, config, q, k, v, sight):
   k, v = inner_parts.behind_prefix(k, v, {"prefix": prefix})
   return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
-
-
-def _scan_trained(body, stream, scanned, keep):
-  """The scan over layers whose own weights are trained."""
-  turn = lambda carry, at: body(carry, (at, {}))
-  if keep is not None:
-    policy = jax.checkpoint_policies.save_only_these_names(*keep)
-    turn = jax.checkpoint(turn, prevent_cse=False, policy=policy)
-  return jax.lax.scan(turn, stream, scanned)
 
 
 def _norm(weights: Params, config: DecoderConfig, x: Array) -> Array:

@@ -11,7 +11,6 @@ an encoder that is itself trained, as a re-ranker's is) they flow to every param
 parameters are described in `encoder_params`.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -72,21 +71,21 @@ def hidden(
 
   `mask` is 1 for real positions (None: all are) and `types` the token types (None: all 0; without
   meaning where the model has none). Padding stands before or behind the text: both give the same
-  results at real positions, and padded ones give finite numbers without meaning. The result has the
-  dtype of the weights.
+  results at real positions, and padded ones give finite numbers without meaning. Several texts may
+  stand one behind the other in a row: `mask` is then the number of each one's positions, from 1 on,
+  and a text gives what it gives alone. The result has the dtype of the weights.
 
-  Gradients flow to `x`, and with `trained` to all parameters. The backward pass of a frozen encoder
-  keeps of each layer what would take a product with a weight matrix to recompute, that of a trained
-  one everything; with `remat` either keeps the layer's input alone.
+  Gradients flow to `x`, and with `trained` to all parameters. The backward pass keeps of each layer
+  what would take a product with a weight matrix to recompute; with `remat` its input alone.
 
   Raises:
     UserError: the text is longer than a learned table of positions.
   """
   if trained:
-    product, scan = product_of_trained, jax.lax.scan
+    product, scan = product_of_trained, stack.scan_trained
   else:
     params = jax.lax.stop_gradient(params)
-    product, scan = project, functools.partial(stack.scan, keep=() if remat else KEPT)
+    product, scan = project, stack.scan
   positions = _positions(x, mask)
   stream = _embedded(params, config, x.astype(jnp.float32), positions, types, product)
   wide, near = _sights(params, config, positions, mask)
@@ -98,9 +97,8 @@ def hidden(
       sight = jax.tree.map(lambda a, b: jnp.where(kind["local"], a, b), near, wide)
     return _layer(weights, config, stream, sight, kind.get("bare"), product), None
 
-  if trained and remat:
-    body = jax.checkpoint(body, prevent_cse=False)
-  stream, _ = scan(body, stream, (_stacked(params, config), _kinds(config)))
+  scanned = (_stacked(params, config), _kinds(config))
+  stream, _ = scan(body, stream, scanned, keep=() if remat else (None if trained else KEPT))
   if config.norm_first:
     stream = _norm(params["final_norm"], config, stream)
   return stream.astype(_dtype(params["layers"]))
@@ -144,10 +142,12 @@ def pool(
 
 
 def _positions(x: Array, mask: Array | None) -> Array:
-  """The place of each position among the real ones of its row, int32 [B, T] or [1, T]."""
+  """The place of each position within its text, int32 [B, T] or [1, T]."""
+  at = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
   if mask is None:
-    return jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+    return at
+  begins = jnp.pad(mask[:, 1:] != mask[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
 def _embedded(
@@ -199,8 +199,10 @@ def _sights(
 ) -> tuple[Sight, Sight | None]:
   """What the layers see of the text, and what local ones see (None: there are none)."""
   length = positions.shape[1]
-  real = jnp.ones((1, 1, length), bool) if mask is None else mask[:, None, :] > 0
-  visible = jnp.broadcast_to(real, (real.shape[0], length, length))
+  if mask is None:
+    visible = jnp.ones((1, length, length), bool)
+  else:
+    visible = (mask[:, :, None] == mask[:, None, :]) & (mask[:, None, :] > 0)
   wide = Sight(_turns(config, config.rope, positions), visible, None)
   if config.positions == "buckets":
     wide = wide._replace(bias=_bucket_bias(params["buckets"]["table"], config, length))
@@ -216,7 +218,7 @@ def _turns(config: EncoderConfig, turning: Rope, positions: Array) -> tuple[Arra
   """The rotations of queries and keys; None where positions are of another kind."""
   if config.positions != "rotary":
     return None
-  return rope.rotation(turning, config.head_dim, positions, positions[:, -1] + 1)
+  return rope.rotation(turning, config.head_dim, positions, positions.max(axis=1) + 1)
 
 
 def _bucket_bias(table: Array, config: EncoderConfig, length: int) -> Array:

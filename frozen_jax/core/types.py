@@ -70,17 +70,22 @@ class Batch(Prompts):
 
 
 class Pairs(TypedDict):
-  """A batch of questions, each with the G passages that it is scored with; padded on the right.
+  """A batch of questions, each with the G passages that it is scored with.
 
-  tokens  int32 [Q, G, T]  question and passage in one text, ids of the text encoder's tokenizer;
-                           the first passage of a question is the one to be found
-  mask    int32 [Q, G, T]  1 for real tokens; a text without any is no passage
-  types   int32 [Q, G, T]  token types: 1 for the passage where the encoder tells them apart
+  A text is a question with one of its passages. Texts stand one behind the other in rows, which
+  are padded on the right; the texts of Q questions share the R rows of a unit, and there are U.
+
+  tokens  int32 [U, R, T]     ids of the text encoder's tokenizer
+  types   int32 [U, R, T]     token types: 1 for the passage where the encoder tells them apart
+  mask    int32 [U, R, P, T]  1 for the tokens of the row's text p; a text without any is none
+  places  int32 [U, Q, G]     which of the unit's R * P texts each passage is, the one to be found
+                              first; -1: there is none
   """
 
   tokens: HostOrDevice
-  mask: HostOrDevice
   types: HostOrDevice
+  mask: HostOrDevice
+  places: HostOrDevice
 
 
 class Learner(Protocol):

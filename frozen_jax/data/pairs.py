@@ -3,7 +3,8 @@
 A group is a question, the passages that answer it, and hard negatives: passages that a retriever
 ranks high and that do not answer it (Karpukhin et al. 2020, section 3.2). A batch takes of each
 group one positive, which stands first, and some of the negatives; which ones is drawn anew each
-time. Passages are named by whatever their corpus names them by (`Key`).
+time. Passages are named by whatever their corpus names them by (`Key`). Their lengths differ much,
+so several texts share a row (sequence packing) within each of the parts in which a batch is read.
 
 Order, epochs, sharding by host and resume are those of `data/batches.py`: a batch is defined for
 all hosts together, each takes its rows, and what is drawn depends on the number of the batch alone.
@@ -20,10 +21,11 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.mixture import MixtureOptions, order
 from frozen_jax.text.answers import normalise
-from frozen_jax.text.padding import padded
+from frozen_jax.text.padding import padded, power_of_two
 
 LENGTHS = (*range(32, 256, 16), *range(256, 513, 32))
 _AHEAD = 4  # batches made ahead, in a thread
+_TEXTS = 8  # P, texts in a row at most
 
 Key = Hashable
 HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Pairs
@@ -237,26 +239,29 @@ class GroupBatches:
     options: GroupOptions | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    units: int = 1,
   ):
     """Equal arguments give equal batches.
 
     Args:
       groups: of `mined_groups`. text_of: the text of a passage. encoder: joins the two.
-      batch_size: Q, questions of the batches of all hosts.
+      batch_size: questions of the batches of all hosts.
       options: see GroupOptions. seed: of the order and of what is drawn.
       shard: this host's index, and the number of hosts.
+      units: U of all hosts: into how many parts devices and microbatches split a batch.
 
     Raises:
-      UserError: no groups, a batch that cannot be dealt to the hosts, fewer questions in it than
-        in-batch negatives need.
+      UserError: no groups, a batch that cannot be split, fewer questions in it than in-batch
+        negatives need.
     """
-    host, hosts = shard
+    (host, hosts), units = shard, max(units, shard[1])
     options = options or GroupOptions()
     if not groups:
       raise UserError("there are no questions to train the re-ranker on; give some")
-    if batch_size < 1 or batch_size % hosts:
+    if batch_size < 1 or batch_size % units or units % hosts:
       raise UserError(
-        f"a batch of {batch_size} questions cannot be dealt to {hosts} hosts; choose a multiple"
+        f"a batch of {batch_size} questions cannot be split evenly over devices and microbatches,"
+        f" {units} in all; choose a multiple"
       )
     if options.in_batch >= batch_size:
       raise UserError(
@@ -264,8 +269,8 @@ class GroupBatches:
       )
     self._groups, self._text_of, self._encoder = groups, text_of, encoder
     self._options, self._seed = options, seed % 2**32
-    rows = batch_size // hosts
-    self._mine = slice(host * rows, (host + 1) * rows)
+    self._units, own = units, units // hosts
+    self._mine = slice(host * own, (host + 1) * own)
     positions = order(len(groups), None, MixtureOptions(), seed)
     made = positions.batch(batch_size, batch_fn=list).map_with_index(self._make)
     self._iterator = iter(made.to_iter_dataset(grain.ReadOptions(1, _AHEAD)))
@@ -304,7 +309,7 @@ class GroupBatches:
       picked = draw.choice(len(group.negatives), count, replace=False) if count else []
       own = [first[index], *(group.negatives[at] for at in picked)]
       rows.append((group.question, own + self._others(index, first, group, own, draw)))
-    batch, cut = _padded_groups(rows, self._text_of, self._encoder, self._options.size)
+    batch, cut = _packed(rows, self._text_of, self._encoder, self._options.size, self._units)
     return {name: value[self._mine] for name, value in batch.items()}, cut
 
   def _others(
@@ -327,39 +332,87 @@ def validation_groups(
   encoder: PairEncoder,
   batch_size: int,
   negatives: int = 7,
+  units: int = 1,
 ) -> Iterator[HostBatch]:
   """Batches to score, whole on every host: of each group its first positive and hardest negatives.
 
-  The last batch is filled up with questions without passages, which do not count.
+  The last batch is filled up with questions without passages, which do not count. `units` as in
+  GroupBatches.
   """
   for start in range(0, len(groups), batch_size):
     chosen = groups[start : start + batch_size]
     rows = [(one.question, [one.positives[0], *one.negatives[:negatives]]) for one in chosen]
     rows += [("", [])] * (batch_size - len(rows))
-    yield _padded_groups(rows, text_of, encoder, 1 + negatives)[0]
+    yield _packed(rows, text_of, encoder, 1 + negatives, units)[0]
 
 
-def _padded_groups(
+def _packed(
   rows: Sequence[tuple[str, Sequence[Key]]],
   text_of: Callable[[Key], str],
   encoder: PairEncoder,
   size: int,
+  units: int,
 ) -> tuple[HostBatch, int]:
-  """Questions with at most `size` passages each as the arrays of Pairs; how many were cut."""
-  pairs = [(question, text_of(key)) for question, keys in rows for key in keys]
-  made = iter(encoder(pairs))
-  nothing = Pair((), (), False)
-  texts = []
-  for _, keys in rows:
-    own = [next(made) for _ in keys]
-    texts += own + [nothing] * (size - len(own))
-  batch = pad_pairs(texts, encoder.lengths)
-  grouped = {name: a.reshape(len(rows), size, -1) for name, a in batch.items()}
-  return grouped, sum(text.cut for text in texts)
+  """Questions with at most `size` passages each as the arrays of Pairs; how many were cut.
+
+  T is the last of the encoder's lengths, and R one of few sizes.
+  """
+  texts = encoder([(question, text_of(key)) for question, keys in rows for key in keys])
+  made, width, each = iter(texts), encoder.lengths[-1], len(rows) // units
+  places, filled = np.full((len(rows), size), -1, np.int32), []
+  for start in range(0, len(rows), each):
+    owners = [
+      (question, passage)
+      for question in range(start, start + each)
+      for passage in range(len(rows[question][1]))
+    ]
+    own = [next(made) for _ in owners]
+    shared = shared_rows([len(text.tokens) for text in own], width, _TEXTS)
+    for row, together in enumerate(shared):
+      for place, at in enumerate(together):
+        places[owners[at]] = row * _TEXTS + place
+    filled.append([[own[at] for at in together] for together in shared])
+  least = max(map(len, filled))
+  step = max(power_of_two(least) // 8, 1)
+  count = -(-max(least, 1) // step) * step
+  parts = [_in_rows(shared, width, count) for shared in filled]
+  batch = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+  batch["places"] = places.reshape(units, each, size)
+  return batch, sum(text.cut for text in texts)
+
+
+def shared_rows(lengths: Sequence[int], width: int, most: int) -> list[list[int]]:
+  """Which texts share a row of that width, at most so many: first fit, the longest first."""
+  rows: list[list[int]] = []
+  room: list[int] = []
+  for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+    for row, left in enumerate(room):
+      if lengths[at] <= left and len(rows[row]) < most:
+        break
+    else:
+      row = len(rows)
+      rows.append([])
+      room.append(width)
+    rows[row].append(at)
+    room[row] -= lengths[at]
+  return rows
+
+
+def _in_rows(rows: Sequence[Sequence[Pair]], width: int, count: int) -> HostBatch:
+  """Texts that share rows as arrays `tokens` and `types` [count, T] and `mask` [count, P, T]."""
+  joined = lambda name: [[i for text in row for i in getattr(text, name)] for row in rows]
+  tokens, _ = padded(joined("tokens"), width, count)
+  types, _ = padded(joined("types"), width, count)
+  mask = np.zeros((count, _TEXTS, width), np.int32)
+  for row, together in enumerate(rows):
+    ends = np.cumsum([0, *(len(text.tokens) for text in together)])
+    for place, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+      mask[row, place, start:end] = 1
+  return {"tokens": tokens, "types": types, "mask": mask}
 
 
 def pad_pairs(texts: Sequence[Pair], lengths: Sequence[int], size: int | None = None) -> HostBatch:
-  """Texts as arrays `tokens`, `mask` and `types`, int32 [N, T], padded on the right.
+  """Texts as arrays `tokens` and `types` [N, T] and `mask` [N, 1, T], int32: a row for each.
 
   T is the first of `lengths` that holds the longest; N is `size` (default: as many as texts).
   """
@@ -367,4 +420,4 @@ def pad_pairs(texts: Sequence[Pair], lengths: Sequence[int], size: int | None = 
   width = next(length for length in lengths if length >= longest)
   tokens, mask = padded([text.tokens for text in texts], width, size)
   types, _ = padded([text.types for text in texts], width, size)
-  return {"tokens": tokens, "mask": mask, "types": types}
+  return {"tokens": tokens, "types": types, "mask": mask[:, None]}

@@ -92,5 +92,5 @@ def _scores(
   batch: dict[str, jax.Array],
   out_sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  found = re_ranker.scores(trainable, frozen, batch)
+  found = re_ranker.scores(trainable, frozen, batch)[:, 0]
   return constrained(found, out_sharding)

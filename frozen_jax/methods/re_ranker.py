@@ -107,23 +107,27 @@ class ReRanker:
     frozen: Tree,
     batch: Pairs | Mapping[str, Any],
     key: jax.Array | None = None,
-  ) -> Float[Array, "... "]:
-    """The score of each text of `core.types.Pairs`, float32; any number of axes before T.
+  ) -> Float[Array, "... P"]:
+    """The score of each text of `core.types.Pairs`, float32; any number of axes before P and T.
 
     The higher the likelier, without a unit. A text without real tokens gets a number without
     meaning. `key` drives dropout; None switches it off.
     """
-    shape = batch["tokens"].shape
-    tokens, mask, types = (
-      jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in ("tokens", "mask", "types")
+    shape = batch["mask"].shape  # [..., P, T]
+    tokens, types = (
+      jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in ("tokens", "types")
     )
+    texts = jnp.asarray(batch["mask"]).reshape(-1, *shape[-2:])  # [N, P, T]
+    mask = (texts * jnp.arange(1, shape[-2] + 1, dtype=texts.dtype)[:, None]).sum(axis=1)
     config, trained = self._config(), self.train != "head"
     params = self.weights(trainable, frozen)
     params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
     x = text_encoder.embed(params, config, tokens, trained=self.train == "encoder")
     given = types if config.types > 1 else None
     states = text_encoder.hidden(params, config, x, mask, given, trained=trained, remat=self.remat)
-    pooled = text_encoder.pool(params, config, states, mask, trained=trained)
+    pool = lambda mask: text_encoder.pool(params, config, states, mask, trained=trained)
+    pooled = jax.vmap(pool, in_axes=1, out_axes=1)(texts)  # [N, P, D]
+    pooled = pooled.reshape(-1, pooled.shape[-1])
     return score_head.scores(trainable["head"], self.head, pooled, key).reshape(shape[:-1])
 
   def loss(
@@ -134,16 +138,16 @@ class ReRanker:
     Metrics: `targets` and `rows` count questions, `correct` those whose first passage has the
     highest score, `tokens` the real tokens read.
     """
-    given = self.scores(trainable, frozen, batch, key)  # [Q, G]
-    mask = jnp.asarray(batch["mask"])
-    real = mask.any(-1)
-    given = jnp.where(real, given, _NO_PASSAGE)
-    asked = real[:, 0]
-    losses = jnp.where(asked, -jax.nn.log_softmax(given)[:, 0], 0.0)
+    places = jnp.asarray(batch["places"])  # [U, Q, G]
+    read = self.scores(trainable, frozen, batch, key).reshape(len(places), 1, -1)
+    given = jnp.take_along_axis(read, jnp.maximum(places, 0), axis=2)
+    given = jnp.where(places >= 0, given, _NO_PASSAGE)
+    asked = places[..., 0] >= 0
+    losses = jnp.where(asked, -jax.nn.log_softmax(given)[..., 0], 0.0)
     count = asked.sum()
     metrics = {
       "targets": count,
-      "tokens": mask.sum(),
+      "tokens": jnp.asarray(batch["mask"]).sum(),
       "rows": count,
       "correct": ((given.argmax(-1) == 0) & asked).sum(),
     }

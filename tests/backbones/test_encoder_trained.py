@@ -3,12 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from frozen_jax.backbones import attention, encoder
+from frozen_jax.backbones import encoder
 from frozen_jax.backbones.load_encoder import load_encoder
 from frozen_jax.core import paths
 from tests.backbones.encoder_cases import KINDS, LENGTH, inputs, make, run
@@ -79,26 +78,6 @@ def test_a_frozen_encoder_has_no_parameter_gradients(encoder_pair, name):
   found = paths.flatten(slopes(*given))
   found.pop("embed/tokens")  # `embed` is not frozen: its result is an input, which has a gradient
   assert found and all(np.abs(slope).max() == 0 for slope in found.values())
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("shape", [(1, 4, 10, 10), (2, 4, 1, 10)])
-def test_the_gradient_to_a_bias_of_the_scores(ordered, shape, monkeypatch):
-  monkeypatch.setattr(attention, "BLOCK", 4)
-  rng = np.random.default_rng(0)
-  q, weight = rng.normal(size=(2, 2, 10, 4, 6)).astype(np.float32)
-  k, v = rng.normal(size=(2, 2, 10, 2, 6)).astype(np.float32)
-  bias = rng.normal(size=shape).astype(np.float32)
-  visible = np.broadcast_to(np.tril(np.ones((10, 10), bool)) | (not ordered), (2, 10, 10))
-
-  def plain(bias):
-    keys, values = (jnp.repeat(a, 2, axis=2) for a in (k, v))
-    scores = jnp.einsum("bthc,bshc->bhts", q, keys) / 6**0.5 + bias
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
-    return (jnp.einsum("bhts,bshc->bthc", weights, values) * weight).sum()
-
-  ours = jax.grad(lambda bias: (attention.attend(q, k, v, visible, bias, ordered) * weight).sum())
-  np.testing.assert_allclose(ours(bias), jax.grad(plain)(bias), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])

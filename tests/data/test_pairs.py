@@ -11,9 +11,10 @@ from frozen_jax.data.pairs import (
   GroupOptions,
   PairEncoder,
   mined_groups,
+  shared_rows,
   validation_groups,
 )
-from tests.re_ranking import PASSAGES, groups, pair_encoder, pairs, tokenizer
+from tests.re_ranking import PASSAGES, groups, pair_encoder, pairs, tokenizer, unpacked
 
 
 def batches(**changes):
@@ -86,10 +87,11 @@ def test_a_question_without_a_positive_is_refused():
 
 def test_a_batch_holds_a_positive_first_and_negatives_of_its_question():
   batch = next(batches())
-  assert batch["tokens"].shape == batch["types"].shape == (4, 4, 16)
+  assert batch["tokens"].shape == batch["types"].shape == (1, 6, 40)  # 16 texts of 13 tokens
+  assert batch["mask"].shape == (1, 6, 8, 40) and batch["places"].shape == (1, 4, 4)
   words = tokenizer()
-  for texts, masks in zip(batch["tokens"], batch["mask"], strict=True):
-    read = [words.decode(text[mask > 0]) for text, mask in zip(texts, masks, strict=True)]
+  for texts in unpacked(batch):
+    read = [words.decode(text) for text in texts]
     number = int(read[0].split("w")[2].split()[0])  # of "<s> what has wN </s> the colour wN ..."
     parts = [one.split("</s>") for one in read]
     assert {part[0] for part in parts} == {f"<s> what has w{number} "}
@@ -100,22 +102,22 @@ def test_a_batch_holds_a_positive_first_and_negatives_of_its_question():
 
 def test_negatives_are_drawn_anew_and_every_question_comes_once_an_epoch():
   taken = list(itertools.islice(batches(), 20))  # two epochs
-  first = [row.tobytes() for batch in taken for row in batch["tokens"][:, 0]]
+  first = [row[0].tobytes() for batch in taken for row in unpacked(batch)]
   assert len(set(first[:40])) == 40 and set(first[:40]) == set(first[40:])
   by_question = {}
   for batch in taken:
-    for row in batch["tokens"]:
-      by_question.setdefault(row[0].tobytes(), set()).add(row[1:].tobytes())
+    for row in unpacked(batch):
+      by_question.setdefault(row[0].tobytes(), set()).add(tuple(t.tobytes() for t in row[1:]))
   assert max(map(len, by_question.values())) == 2
 
 
 def test_in_batch_negatives_are_positives_of_the_others():
-  batch = next(batches(options=GroupOptions(1, 2)))
-  assert batch["tokens"].shape[:2] == (4, 4)
+  found = unpacked(next(batches(options=GroupOptions(1, 2))))
+  assert [len(row) for row in found] == [4] * 4
   words = tokenizer()
-  passage = lambda text: words.decode(text[text > 0]).split("</s>")[1]
-  positives = {passage(row[0]) for row in batch["tokens"]}
-  for row in batch["tokens"]:
+  passage = lambda text: words.decode(text).split("</s>")[1]
+  positives = {passage(row[0]) for row in found}
+  for row in found:
     others = {passage(text) for text in row[2:]}
     assert len(others) == 2 and others <= positives - {passage(row[0])}
 
@@ -123,16 +125,17 @@ def test_in_batch_negatives_are_positives_of_the_others():
 def test_missing_negatives_leave_texts_empty():
   few = [group._replace(negatives=group.negatives[:1]) for group in groups()]
   batch = next(batches(groups=few))
-  np.testing.assert_array_equal(batch["mask"].any(-1), [[True, True, False, False]] * 4)
+  np.testing.assert_array_equal(batch["places"][0] >= 0, [[True, True, False, False]] * 4)
+  assert (batch["mask"].any(-1).sum(), batch["mask"].sum()) == (8, (batch["tokens"] > 0).sum())
 
 
 def test_hosts_share_the_batches_and_a_position_can_be_taken_up():
-  whole = batches()
+  whole = batches(units=2)
   halves = [batches(shard=(index, 2)) for index in (0, 1)]
   for _ in range(12):
     parts = [next(half) for half in halves]
     equal(next(whole), {n: np.concatenate([part[n] for part in parts]) for n in parts[0]})
-  state, later = whole.get_state(), batches()
+  state, later = whole.get_state(), batches(units=2)
   later.set_state(state)
   for _ in range(3):
     equal(next(whole), next(later))
@@ -150,17 +153,34 @@ def test_cut_passages_are_counted():
 
 def test_validation_takes_the_hardest_and_fills_up():
   found = list(validation_groups(groups()[:6], PASSAGES.__getitem__, pair_encoder(), 4, 2))
-  assert [batch["tokens"].shape for batch in found] == [(4, 3, 16)] * 2
-  assert found[1]["mask"].any(-1).tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
-  words = tokenizer()
-  hardest = words.decode(found[0]["tokens"][0, 1][found[0]["mask"][0, 1] > 0])
-  assert PASSAGES[1] in hardest
+  assert [batch["places"].shape for batch in found] == [(1, 4, 3)] * 2
+  assert (found[1]["places"][0] >= 0).tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
+  assert PASSAGES[1] in tokenizer().decode(unpacked(found[0])[0][1])
+
+
+def test_units_have_their_own_rows_and_the_same_texts():
+  one, four = next(batches()), next(batches(units=4))
+  assert four["places"].shape == (4, 1, 4) and four["tokens"].shape[0] == 4
+  for mine, theirs in zip(unpacked(one), unpacked(four), strict=True):
+    for a, b in zip(mine, theirs, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_texts_share_rows_and_none_is_left_out():
+  lengths = [int(n) for n in np.random.default_rng(0).integers(20, 257, 64)]
+  rows = shared_rows(lengths, 256, 8)
+  assert sorted(at for row in rows for at in row) == list(range(64))
+  assert all(sum(lengths[at] for at in row) <= 256 for row in rows)
+  assert sum(lengths) > 0.85 * 256 * len(rows)
+  assert shared_rows([1] * 9, 256, 8) == [list(range(8)), [8]] and shared_rows([], 256, 8) == []
 
 
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"batch_size": 4, "shard": (0, 3)}, "cannot be dealt to 3 hosts"),
+    ({"batch_size": 4, "shard": (0, 3)}, "cannot be split evenly .* 3 in all"),
+    ({"batch_size": 4, "units": 8}, "cannot be split evenly .* 8 in all"),
+    ({"batch_size": 6, "units": 3, "shard": (0, 2)}, "cannot be split evenly"),
     ({"options": GroupOptions(1, 4)}, "need more than 4 questions"),
   ],
 )

@@ -85,11 +85,13 @@ def test_gradients_of_all_parameters_equal_torch(kind, tmp_path):
   model = save(kind, tmp_path / "model")
   base, made, tree, texts = read(tmp_path / "model")
   given = pairs(12)
-  batch = {name: a.reshape(3, 4, -1) for name, a in pad_pairs(texts(given), texts.lengths).items()}
+  flat = pad_pairs(texts(given), texts.lengths)
+  batch = {name: a[None] for name, a in flat.items()}
+  batch["places"] = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
   (loss, metrics), slopes = jax.jit(jax.value_and_grad(made.loss, has_aux=True))(
     tree, made.frozen(), batch, None
   )
-  flat = {name: torch.tensor(a.reshape(12, -1)) for name, a in batch.items()}
+  flat = {name: torch.tensor(a.reshape(12, -1)) for name, a in flat.items()}
   more = {"token_type_ids": flat["types"]} if base.encoder.config.types > 1 else {}
   scores = model(flat["tokens"], attention_mask=flat["mask"], **more).logits.reshape(3, 4)
   expected = torch.nn.functional.cross_entropy(scores, torch.zeros(3, dtype=torch.long))

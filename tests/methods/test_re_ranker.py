@@ -12,7 +12,14 @@ from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.load_encoder import Encoder
 from frozen_jax.core.errors import Interrupted, UserError
-from frozen_jax.data.pairs import Group, GroupBatches, GroupOptions, pad_pairs, validation_groups
+from frozen_jax.data.pairs import (
+  Group,
+  GroupBatches,
+  GroupOptions,
+  Pair,
+  pad_pairs,
+  validation_groups,
+)
 from frozen_jax.evaluation.likelihood import score
 from frozen_jax.evaluation.pair_scores import score_pairs
 from frozen_jax.methods import re_ranker
@@ -26,7 +33,7 @@ from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
 from frozen_jax.training.state import create_state
 from frozen_jax.training.step import gradients, make_train_step
-from tests.re_ranking import PASSAGES, WORDS, groups, pair_encoder, pairs
+from tests.re_ranking import PASSAGES, WORDS, groups, pair_encoder, pairs, unpacked
 
 CONFIG = EncoderConfig(
   vocab_size=len(WORDS), width=24, layers=2, heads=3, head_dim=8, mlp_width=40, context=48
@@ -40,8 +47,9 @@ def made(train="encoder", head=None, **changes):
   return re_ranker.build(base, head or HeadOptions(), train=train, lora=LORA, **changes)
 
 
-def batches(seed=0):
-  return GroupBatches(groups(), PASSAGES.__getitem__, pair_encoder(), 8, GroupOptions(3), seed)
+def batches(seed=0, units=1):
+  texts = pair_encoder()
+  return GroupBatches(groups(), PASSAGES.__getitem__, texts, 8, GroupOptions(3), seed, units=units)
 
 
 def trained(method, steps=3):
@@ -98,26 +106,51 @@ def test_padding_and_company_change_nothing(pooling):
   scores = jax.jit(method.scores)
   alone = [scores(tree, {}, pad_pairs([text], (len(text.tokens),))) for text in given]
   wide = scores(tree, {}, pad_pairs(given, (40,), 9))
-  assert wide.shape == (9,) and np.isfinite(wide).all()
+  assert wide.shape == (9, 1) and np.isfinite(wide).all()
   np.testing.assert_allclose(wide[:4], np.concatenate(alone), atol=1e-5)
 
 
+@pytest.mark.parametrize("train", re_ranker.TRAINED)
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_texts_that_share_rows_give_the_loss_and_the_gradient_of_texts_alone(train, pooling):
+  method = made(train, head=HeadOptions(pooling=pooling, dropout=0.0))
+  tree, frozen, packed = method.init(jax.random.key(1)), method.frozen(), next(batches())
+  assert packed["mask"].any(-1).sum(-1).max() > 1  # texts do share rows
+  questions = unpacked(packed)
+  own = [Pair(text, [0, *[1] * (len(text) - 1)], False) for row in questions for text in row]
+  alone = {n: a[None] for n, a in pad_pairs(own, (40,)).items()}
+  alone["places"] = np.arange(len(own), dtype=np.int32).reshape(1, len(questions), -1)
+  # of each text the first token is of one type, the others of the other
+  begins = packed["mask"] > np.pad(packed["mask"], ((0, 0),) * 3 + ((1, 0),))[..., :-1]
+  packed["types"] = ((packed["mask"] > 0) & ~begins).sum(axis=2).astype(np.int32)
+  run = jax.jit(jax.value_and_grad(lambda tree, batch: method.loss(tree, frozen, batch, None)[0]))
+  (loss, slopes), (expected, theirs) = run(tree, packed), run(tree, alone)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes, theirs)
+
+
 def test_texts_without_tokens_do_not_count():
-  method, batch = made(), next(batches())
+  method, batch = made(), next(batches(units=8))
   tree = method.init(jax.random.key(1))
   few = {name: value[:5].copy() for name, value in batch.items()}
-  few["mask"][:, 3] = 0  # a passage less for each
+  few["places"][..., 3] = -1  # a passage less for each
   filled = {name: np.zeros_like(value) for name, value in batch.items()}
+  filled["places"] -= 1
   for name, value in few.items():
-    filled[name][:5, :3] = value[:, :3]
+    filled[name][:5] = value
+  for given in (few, filled):  # what no question names does not count
+    for unit, places in zip(given["mask"], given["places"], strict=True):
+      kept = np.isin(np.arange(unit.shape[0] * unit.shape[1]), places).reshape(unit.shape[:2])
+      unit *= kept[..., None]
   loss_of = jax.jit(lambda tree, batch: method.loss(tree, {}, batch, None))
-  expected, sums = loss_of(tree, {n: v[:, :3] for n, v in few.items()})
+  expected, sums = loss_of(tree, few | {"places": few["places"][..., :3]})
   for given in (few, filled):
     loss, metrics = loss_of(tree, given)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert {n: int(v) for n, v in metrics.items()} == {n: int(v) for n, v in sums.items()}
   assert int(sums["targets"]) == int(sums["rows"]) == 5
   nothing = {name: np.zeros_like(value) for name, value in batch.items()}
+  nothing["places"] -= 1
   slopes = jax.jit(jax.grad(lambda tree: loss_of(tree, nothing)[0]))(tree)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(slopes))
 
@@ -135,7 +168,7 @@ def test_dropout_needs_a_key():
 
 
 def test_eight_devices_and_microbatches_give_the_gradient_of_one():
-  method, rows = made(head=HeadOptions(dropout=0.0)), next(batches())
+  method, rows = made(head=HeadOptions(dropout=0.0)), next(batches(units=8))
   tree = method.init(jax.random.key(1))
   slopes = jax.jit(gradients, static_argnums=(0, 5))
   loss, sums, one = slopes(method, tree, {}, rows, jax.random.key(0), 1)
@@ -169,14 +202,14 @@ def fitted(workdir, steps=20):
   rows = [Group(f"what w{i}", (i // 2 * 2,), (1, 3, 5, 7, 9)) for i in range(40)]
 
   def validate(tree):
-    return score(method, tree, {}, validation_groups(rows[:10], told, texts, 4, 3), place)
+    return score(method, tree, {}, validation_groups(rows[:10], told, texts, 4, 3, 2), place)
 
   return fit(
     method,
     make_optimizer(OptimizerOptions(learning_rate=0.01, warmup_steps=0), 20),
     method.init(jax.random.key(1)),
     method.frozen(),
-    GroupBatches(rows, told, texts, 8, GroupOptions(3)),
+    GroupBatches(rows, told, texts, 8, GroupOptions(3), units=2),
     stage="re_ranker",
     options=FitOptions(steps, validate_first=True),
     key=jax.random.key(7),
@@ -214,7 +247,7 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 def test_scores_of_many_pairs_come_in_their_order_and_in_few_shapes():
   method, texts, given = made(), pair_encoder(), pairs(50)
   tree = method.init(jax.random.key(1))
-  alone = jax.jit(method.scores)(tree, {}, pad_pairs(texts(given), (40,)))
+  alone = jax.jit(method.scores)(tree, {}, pad_pairs(texts(given), (40,)))[:, 0]
   found = score_pairs(method, tree, {}, texts, given, at_once=200, progress=False)
   np.testing.assert_allclose(found, alone, atol=1e-5)
   split = make_mesh(4, 2, 1)

@@ -70,7 +70,8 @@ def test_fine_tuned_it_is_not(program, files, tmp_path):
   assert not skill["identical"] and skill["logits_before"] != skill["logits_after"]
   assert skill["before"]["loss"] != skill["after"]["loss"]
   found = results["forgetting"]["second"]
-  assert not found["identical"] and found["before"] != found["after"] == found["with_method"]
+  assert not found["identical"] and found["before"] != found["after"]
+  assert found["after"] == pytest.approx(found["with_method"], rel=1e-5)
   assert results["frozen_unchanged"] is True  # the frozen tree itself is another one
   assert "outputs changed" in out
 

@@ -15,7 +15,7 @@ def candidates_defaults() -> ConfigDict:
       "folds": 4,  # training questions are answered by prompts that were tuned on the other folds
       "questions": 0,  # training questions that pass two learns from; 0: all
       "orders": 4,  # times that each of them is shown, its candidates in another order each time
-      "most": 8,  # candidates shown at most
+      "most": 3,  # candidates shown at most
       "template": {
         "prompt": "Question: {question}\nProposed answers: {candidates}\nAnswer:",
         "candidate": "{text} ({count})",  # or with {share}, {likelihood}: percents

@@ -149,6 +149,7 @@ def train_re_ranker(
         GroupOptions(options["negatives"], options["in_batch"]),
         seed,
         host_shard(mesh),
+        options["accumulate"] * row_groups(mesh),
       ),
       stage=STAGE,
       options=_fit_options(options),
@@ -231,7 +232,9 @@ def _validator(
     return None
   rows = -(-_VALIDATED_AT_ONCE // row_groups(mesh)) * row_groups(mesh)
   batches = list(
-    validation_groups(groups, text_in(corpus), texts, rows, max(options["negatives"], 1))
+    validation_groups(
+      groups, text_in(corpus), texts, rows, max(options["negatives"], 1), row_groups(mesh)
+    )
   )
   place = make_place(mesh)
   return lambda trained: score(method, trained, frozen, batches, place)

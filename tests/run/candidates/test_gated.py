@@ -57,7 +57,7 @@ def test_rows_that_pass_one_is_sure_of_are_not_given_to_pass_two(gated, lm, file
   _, folder, _ = gated
   adapter = frozen_jax.load_adapter(folder, lm)
   rows = list(JsonLines(files["data.test"]))
-  first = two_pass.first_pass(adapter.system, lm, rows, "probability")
+  first = two_pass.first_pass(adapter.system, lm, rows, adapter.options["gate"]["measure"])
   # A threshold between two of the rows, so that there are some of each kind.
   low, high = sorted(first.sure)[1:3]
   assert low < high
