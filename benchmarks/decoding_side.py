@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import worker
+from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.types import Prompt
 
 SHORTEST, LONGEST = 8, 128  # tokens of a prompt
@@ -31,6 +32,8 @@ def main() -> None:
   at_once, count, samples, new = map(int, numbers)
   made: Callable[[str, str, int, int], Draw]
   made = {"ours": ours, "separate": separate, "peer": peer}[side]
+  if side != "peer":
+    keep_freed_memory()  # as the command does
   draw = made(model, dtype, at_once, count)
   # No use of the machine is reported.
   worker.serve(lambda: drawn(draw(samples, new, 1.0)), lambda width: math.inf)

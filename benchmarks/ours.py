@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks import work, worker
 from frozen_jax.backbones.load import load_decoder
+from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
@@ -18,6 +19,7 @@ from frozen_jax.training.step import make_train_step
 
 
 def main() -> None:
+  keep_freed_memory()  # as the command does
   dtype, targets = sys.argv[1:]
   lm = load_decoder(work.MODEL, dtype, progress=False)
   todo = work.make(lm.config.vocab_size, lm.config.width, targets == "answers")

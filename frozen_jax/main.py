@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
+from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.run import overrides
 from frozen_jax.run.config_file import load_config
 
@@ -203,5 +204,6 @@ def _own_standard_output() -> None:
 
 
 if __name__ == "__main__":
+  keep_freed_memory()
   _own_standard_output()
   sys.exit(main())

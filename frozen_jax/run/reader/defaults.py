@@ -13,6 +13,7 @@ def reader_defaults() -> ConfigDict:
       "weights": (1.0, 1.0),  # of each retriever's scores in weighted_sum
       "encoder": "minilm-l6-v2",  # of the dense retriever
       "question_encoder": "",  # of its questions; empty: the same
+      "encoder_dtype": "bfloat16",  # in which they multiply: float32 or bfloat16
       "separator": " ",  # between a passage's title and its text for the encoder
       "encoder_length": 256,  # tokens to which passages are cut for it
       "depth": 100,  # passages retrieved for a question, and re-ranked

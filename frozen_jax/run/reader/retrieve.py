@@ -52,9 +52,9 @@ class Retrieval:
     self._folder = steps.path("indexes")
     self._encoders: tuple[FrozenEncoder, FrozenEncoder] | None = None
     if "dense" in self._names:
-      passages = load_encoder(options["encoder"], mesh=mesh)
-      asked = options["question_encoder"]
-      self._encoders = passages, load_encoder(asked, mesh=mesh) if asked else passages
+      asked, dtype = options["question_encoder"], options["encoder_dtype"]
+      passages = load_encoder(options["encoder"], dtype, mesh)
+      self._encoders = passages, load_encoder(asked, dtype, mesh) if asked else passages
     self._retrievers: dict[str, Retriever] = {}
     self.fingerprint = {
       "corpus": corpus.fingerprint,
@@ -64,6 +64,7 @@ class Retrieval:
       "depth": self.depth,
       "encoder": self._encoder_fingerprint(),
       "encoder_length": options["encoder_length"],
+      "encoder_dtype": options["encoder_dtype"],
       "separator": options["separator"],
     }
 
@@ -113,7 +114,8 @@ class Retrieval:
     )
     fingerprint = self._encoder_fingerprint()
     name = {"corpus": self.corpus.fingerprint, "encoder": fingerprint, "to": lengths[0]}
-    folder = self._folder / f"dense-{key(name | {'separator': separator})}"
+    name |= {"dtype": self._options["encoder_dtype"], "separator": separator}
+    folder = self._folder / f"dense-{key(name)}"
     index = build_dense(folder, self.corpus, passages, fingerprint, separator=separator)
     return Dense(index, questions, self._mesh)
 

@@ -1,0 +1,39 @@
+"""A process that keeps freed memory asks the system for no new pages; asked for in its own one."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, sys
+from frozen_jax.core.host_memory import keep_freed_memory
+if "keep" in sys.argv: keep_freed_memory()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: (jax.lax.optimization_barrier(jnp.roll(x, 1, axis=1)) @ x.T).sum())
+x, before = jnp.ones((8, 2**21)), 0
+for _ in range(6):
+  step(x).block_until_ready()
+  pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  print(pages - before)
+  before = pages
+"""
+
+
+def pages(argument, **variables):
+  """New pages of each of six steps whose temporaries fill 16,384."""
+  told = subprocess.run(
+    [sys.executable, "-c", STEPS, argument],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "8"} | variables,
+  )
+  return [int(line) for line in told.stdout.split()]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
+def test_steps_ask_for_no_new_pages():
+  given_back, kept = pages("give"), pages("keep")
+  assert min(given_back[1:]) > 8 * (sorted(kept[1:])[2] + 1)  # pages may be huge ones, and few
