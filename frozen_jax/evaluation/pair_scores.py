@@ -45,7 +45,7 @@ def score_pairs(
   """
   found = np.zeros(len(pairs), np.float32)
   place, groups = make_place(mesh), 1 if mesh is None else row_groups(mesh)
-  whole = everywhere(mesh)
+  whole, network = everywhere(mesh), _network(re_ranker, trainable, frozen)
   at_once = at_once or _AT_ONCE.get(jax.default_backend(), _AT_ONCE["gpu"])
   hidden = not progress or not is_first_host()
   with tqdm(total=len(pairs), desc="re-rank", unit="pair", disable=hidden, delay=_QUIET) as bar:
@@ -54,7 +54,7 @@ def score_pairs(
       ready: list[tuple[list[int], jax.Array]] = []
       for rows, width, size in _batches(texts, encoder.lengths, at_once, groups):
         batch = place(pad_pairs([texts[row] for row in rows], (width,), size))
-        ready.append((rows, _scores(re_ranker, trainable, frozen, batch, out_sharding=whole)))
+        ready.append((rows, _scores(re_ranker, network, batch, out_sharding=whole)))
         if len(ready) > 1:  # one behind: the next batch is made while this one is computed
           _read(ready.pop(0), found[start:], bar)
       for last in ready:
@@ -84,13 +84,17 @@ def _batches(
   return made
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _network(re_ranker: ReRanker, trainable: Tree, frozen: Tree) -> Tree:
+  return re_ranker.network(trainable, frozen)
+
+
 @functools.partial(jax.jit, static_argnames=("re_ranker", "out_sharding"))
 def _scores(
   re_ranker: ReRanker,
-  trainable: Tree,
-  frozen: Tree,
+  network: Tree,
   batch: dict[str, jax.Array],
   out_sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  found = re_ranker.scores(trainable, frozen, batch)[:, 0]
+  found = re_ranker.scores(network, batch)[:, 0]
   return constrained(found, out_sharding)

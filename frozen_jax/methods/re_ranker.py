@@ -101,17 +101,22 @@ class ReRanker:
       leaves[path] = leaves[path] + scale * update["a"] @ update["b"]
     return paths.unflatten(leaves)
 
+  def network(self, trainable: Tree, frozen: Tree) -> Tree:
+    """What scores: {"encoder": the weights as they multiply, "head": ...}; once for many texts."""
+    weights = self.weights(trainable, frozen)
+    narrow = lambda leaf: leaf.astype(self.dtype)
+    return {"encoder": jax.tree.map(narrow, weights), "head": trainable["head"]}
+
   def scores(
     self,
-    trainable: Tree,
-    frozen: Tree,
+    network: Tree,
     batch: Pairs | Mapping[str, Any],
     key: jax.Array | None = None,
   ) -> Float[Array, "... P"]:
     """The score of each text of `core.types.Pairs`, float32; any number of axes before P and T.
 
     The higher the likelier, without a unit. A text without real tokens gets a number without
-    meaning. `key` drives dropout; None switches it off.
+    meaning. `network` is that of `network`; `key` drives dropout, None switches it off.
     """
     shape = batch["mask"].shape  # [..., P, T]
     tokens, types = (
@@ -119,16 +124,14 @@ class ReRanker:
     )
     texts = jnp.asarray(batch["mask"]).reshape(-1, *shape[-2:])  # [N, P, T]
     mask = (texts * jnp.arange(1, shape[-2] + 1, dtype=texts.dtype)[:, None]).sum(axis=1)
-    config, trained = self._config(), self.train != "head"
-    params = self.weights(trainable, frozen)
-    params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+    config, params, trained = self._config(), network["encoder"], self.train != "head"
     x = text_encoder.embed(params, config, tokens, trained=self.train == "encoder")
     given = types if config.types > 1 else None
     states = text_encoder.hidden(params, config, x, mask, given, trained=trained, remat=self.remat)
     pool = lambda mask: text_encoder.pool(params, config, states, mask, trained=trained)
     pooled = jax.vmap(pool, in_axes=1, out_axes=1)(texts)  # [N, P, D]
     pooled = pooled.reshape(-1, pooled.shape[-1])
-    return score_head.scores(trainable["head"], self.head, pooled, key).reshape(shape[:-1])
+    return score_head.scores(network["head"], self.head, pooled, key).reshape(shape[:-1])
 
   def loss(
     self, trainable: Tree, frozen: Tree, batch: Pairs, key: jax.Array | None
@@ -139,7 +142,7 @@ class ReRanker:
     highest score, `tokens` the real tokens read.
     """
     places = jnp.asarray(batch["places"])  # [U, Q, G]
-    read = self.scores(trainable, frozen, batch, key).reshape(len(places), 1, -1)
+    read = self.scores(self.network(trainable, frozen), batch, key).reshape(len(places), 1, -1)
     given = jnp.take_along_axis(read, jnp.maximum(places, 0), axis=2)
     given = jnp.where(places >= 0, given, _NO_PASSAGE)
     asked = places[..., 0] >= 0

@@ -94,8 +94,9 @@ def test_what_is_trained_changes_and_the_frozen_encoder_does_not(train):
 def test_updates_start_as_nothing():
   plain, updated = made("head"), made("lora")
   batch, tree = next(batches()), updated.init(jax.random.key(1))
-  expected = plain.scores({"head": tree["head"]}, plain.frozen(), batch)
-  np.testing.assert_allclose(updated.scores(tree, updated.frozen(), batch), expected, atol=1e-6)
+  expected = plain.scores(plain.network({"head": tree["head"]}, plain.frozen()), batch)
+  found = updated.scores(updated.network(tree, updated.frozen()), batch)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -103,9 +104,9 @@ def test_padding_and_company_change_nothing(pooling):
   method = made(head=HeadOptions(pooling=pooling))
   tree, texts = method.init(jax.random.key(1)), pair_encoder()
   given = texts(pairs(4))
-  scores = jax.jit(method.scores)
-  alone = [scores(tree, {}, pad_pairs([text], (len(text.tokens),))) for text in given]
-  wide = scores(tree, {}, pad_pairs(given, (40,), 9))
+  scores, network = jax.jit(method.scores), method.network(tree, {})
+  alone = [scores(network, pad_pairs([text], (len(text.tokens),))) for text in given]
+  wide = scores(network, pad_pairs(given, (40,), 9))
   assert wide.shape == (9, 1) and np.isfinite(wide).all()
   np.testing.assert_allclose(wide[:4], np.concatenate(alone), atol=1e-5)
 
@@ -184,7 +185,7 @@ def test_bfloat16_is_close_and_trains_float32():
   method, batch = made(dtype="bfloat16", head=HeadOptions(dropout=0.0)), next(batches())
   tree = method.init(jax.random.key(1))
   wide = made(head=HeadOptions(dropout=0.0))
-  close = method.scores(tree, {}, batch), wide.scores(tree, {}, batch)
+  close = (one.scores(one.network(tree, {}), batch) for one in (method, wide))
   np.testing.assert_allclose(*close, atol=0.02)
   slopes = jax.grad(lambda tree: method.loss(tree, {}, batch, None)[0])(tree)
   assert {leaf.dtype for leaf in jax.tree.leaves(slopes)} == {jnp.dtype("float32")}
@@ -247,7 +248,8 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 def test_scores_of_many_pairs_come_in_their_order_and_in_few_shapes():
   method, texts, given = made(), pair_encoder(), pairs(50)
   tree = method.init(jax.random.key(1))
-  alone = jax.jit(method.scores)(tree, {}, pad_pairs(texts(given), (40,)))[:, 0]
+  network = method.network(tree, {})
+  alone = jax.jit(method.scores)(network, pad_pairs(texts(given), (40,)))[:, 0]
   found = score_pairs(method, tree, {}, texts, given, at_once=200, progress=False)
   np.testing.assert_allclose(found, alone, atol=1e-5)
   split = make_mesh(4, 2, 1)
