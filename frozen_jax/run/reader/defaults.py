@@ -2,6 +2,9 @@
 
 from ml_collections import ConfigDict
 
+# Of passages; see pack.py.
+ORDERS = ("none", "bm25_1", "bm25", "dense", "fused", "lm", "re_ranked", "blended", "gold")
+
 
 def reader_defaults() -> ConfigDict:
   """A fresh section; `data.train`, `data.validation`, `data.test` are then its questions."""
@@ -20,7 +23,7 @@ def reader_defaults() -> ConfigDict:
       "questions": 1000,  # the first so many training questions tune the reader; the re-ranker
       # trains on the others
       "budgets": (256, 512),  # tokens that the LM sees: prompt vectors, text and answer
-      "orders": ("none", "bm25_1", "bm25", "dense", "fused", "lm", "re_ranked", "gold"),
+      "orders": ORDERS,
       "ranks": (1, 5, 20, 100),  # at which recall is taken
       "read": "re_ranked",  # the order and
       "budget": 512,  # the budget with which a stage is tuned

@@ -7,6 +7,7 @@ that its `reader.read` (an order of `pack.py`) and `reader.budget` name.
 import copy
 import functools
 import itertools
+import json
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,15 +21,17 @@ from frozen_jax.data.pairs import Group
 from frozen_jax.retrieval.fid_rows import read_rows
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
-from frozen_jax.run.reader import pack, re_rank
+from frozen_jax.run.reader import blend, pack, re_rank
+from frozen_jax.run.reader.defaults import ORDERS
 from frozen_jax.run.reader.questions import Asked, digest_of, open_asked, open_passages
 from frozen_jax.run.reader.retrieve import SEARCHED_AT_ONCE, Retrieval
+from frozen_jax.run.report import write_json
 from frozen_jax.run.steps import Steps, digest, key
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
 FOLDER = "reader"  # within a workdir
-RE_RANKER = "re_ranker"
+RE_RANKER, BLEND = "re_ranker", "blend.json"
 UNTIL = ("retrieve", "re_ranker", "re_rank", "pack")
 SPLITS = ("train", "validation", "test")
 _LOG = logging.getLogger(__name__)
@@ -66,12 +69,14 @@ class Job:
     self._retrieve()
     if until == "retrieve":
       return self.options
-    if "re_ranked" in self._orders():
+    if {"re_ranked", "blended"} & self._orders():
       self._train_re_ranker(writer)
       if until == "re_ranker":
         return self.options
       for split in self._splits("re_ranked"):
         self._ranked("re_ranked", split)
+    if "blended" in self._orders():
+      self._blend()
     if "lm" in self._orders():
       for split in self._splits("lm"):
         self._ranked("lm", split)
@@ -113,11 +118,12 @@ class Job:
         )
       asked.append(Asked(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
     rows: Iterable[Mapping[str, Any]] = self.retrieval.rows(asked)
-    if order == "re_ranked":
-      folder = self.steps.path(RE_RANKER)
-      if not folder.exists():
-        raise UserError(f"there is no re-ranker in {folder}; let the run there come to its end")
+    if order in ("re_ranked", "blended"):
+      needed = self.steps.path(BLEND if order == "blended" else RE_RANKER)
+      if not needed.exists():
+        raise UserError(f"there is no {needed}; let the run there come to its end")
       rows = re_rank.re_ranked(rows, self._scorer, self.retrieval.depth)
+      rows = blend.blended(rows, self._weights()) if order == "blended" else rows
     elif order == "lm":
       rows = self._by_likelihood(rows)
     return list(pack.packed(rows, order, self.corpus, self._packer(order, budget)))
@@ -126,8 +132,12 @@ class Job:
     return {order for order, _ in self._read.values()} | set(self._reader["orders"])
 
   def _splits(self, order: str) -> tuple[str, ...]:
-    """The splits for which an order is needed."""
-    return SPLITS if any(read == order for read, _ in self._read.values()) else ("test",)
+    """The splits for which an order is needed; `blended` is made of `re_ranked` and weighs it."""
+    read = {of for of, _ in self._read.values()}
+    if order in read or (order == "re_ranked" and "blended" in read):
+      return SPLITS
+    weighed = order == "re_ranked" and "blended" in self._orders()
+    return ("validation", "test") if weighed else ("test",)
 
   def _retrieve(self) -> None:
     data = self.options["data"]
@@ -204,6 +214,28 @@ class Job:
     at_once = pack.RANKED_AT_ONCE if order == "lm" else re_rank.SCORED_AT_ONCE
     self.steps.rows(f"{_source(order)}_{split}.jsonl", inputs, make, at_once, count)
 
+  def _blend(self) -> None:
+    """Weighs re-ranker and retrievers on validation questions, and orders passages by their sum."""
+    of = self.steps.digests["re_ranked_validation.jsonl"]
+
+    def make(path: pathlib.Path) -> None:
+      write_json(path, blend.fit_weights(self.rows("re_ranked", "validation")))
+
+    self.steps.file(BLEND, {"of": of}, make)
+    _LOG.info("blended: %s", ", ".join(f"{k} {w:.2f}" for k, w in self._weights().items()))
+    for split in self._splits("blended"):
+      inputs = {"of": self.steps.digests[f"re_ranked_{split}.jsonl"]}
+      inputs |= {"weights": self.steps.digests[BLEND]}
+      made = functools.partial(self._blended, split)
+      self.steps.rows(f"blended_{split}.jsonl", inputs, made, pack.PACKED_AT_ONCE)
+
+  def _blended(self, split: str, first: int) -> Iterator[Mapping[str, Any]]:
+    rows = itertools.islice(self.rows("re_ranked", split), first, None)
+    return blend.blended(rows, self._weights())
+
+  def _weights(self) -> dict[str, float]:
+    return json.loads(self.steps.path(BLEND).read_text())
+
   @functools.cached_property
   def _scorer(self) -> re_rank.Scorer:
     """The trained re-ranker, read once."""
@@ -250,8 +282,8 @@ def check(options: experiment.Options, lm: FrozenLM) -> None:
     raise UserError(f"until is {options['until']!r}; it is empty or one of {', '.join(UNTIL)}")
   asked = [_read_by(options, name) for name in options["order"]]
   for order in [*reader["orders"], *(order for order, _ in asked)]:
-    if order not in pack.ORDERS:
-      raise UserError(f"{order!r} is no order of passages; there are: {', '.join(pack.ORDERS)}")
+    if order not in ORDERS:
+      raise UserError(f"{order!r} is no order of passages; there are: {', '.join(ORDERS)}")
   if reader["questions"] < 1:
     raise UserError(f"reader.questions is {reader['questions']}; give at least 1")
   widest = max([*reader["budgets"], *(budget for _, budget in asked)])
@@ -270,7 +302,8 @@ def _read_by(options: experiment.Options, name: str) -> Key:
 
 
 def _source(order: str) -> str:
-  return {"re_ranked": "re_ranked", "lm": "lm_ranked"}.get(order, "retrieved")
+  own = {"re_ranked": "re_ranked", "blended": "blended", "lm": "lm_ranked"}
+  return own.get(order, "retrieved")
 
 
 def _pack_name(order: str, budget: int, split: str) -> str:

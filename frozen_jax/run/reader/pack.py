@@ -3,6 +3,7 @@
   none       no passages: closed book           bm25, dense  as that retriever found them
   bm25_1     the best of BM25 alone             fused        as retrieved
   gold       those known to answer: the bound   re_ranked    by the trained re-ranker
+  blended    by a weighted sum of the re-ranker's score and the retrievers' ranks
   lm         by the likelihood of the question behind the passage under the frozen LM, as zero-shot
              re-ranking of in-context RALM (Ram et al. 2023)
 
@@ -25,8 +26,6 @@ from frozen_jax.run.frozen_lm import FrozenLM
 
 RANKED_AT_ONCE = 16  # questions, with as many passages as the LM ranks
 PACKED_AT_ONCE = 256
-
-ORDERS = ("none", "bm25_1", "bm25", "dense", "fused", "lm", "re_ranked", "gold")
 
 Row = Mapping[str, Any]
 
@@ -53,7 +52,7 @@ def ordered(row: Row, order: str, corpus: Corpus) -> tuple[Sequence[Row], list[f
   """
   if order == "none":
     return [], []
-  if order in ("fused", "re_ranked", "lm"):
+  if order in ("fused", "re_ranked", "blended", "lm"):
     return row["ctxs"], [context["score"] for context in row["ctxs"]]
   if order == "gold":
     ids: Sequence[str] = row["positive_ids"]

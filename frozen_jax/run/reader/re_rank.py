@@ -170,7 +170,7 @@ def train_re_ranker(
 def re_ranked(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[str, Any]]:
   """The rows with the first `depth` passages of each in the order of the re-ranker's scores.
 
-  Of equal scores the earlier passage comes first; `orders` is left out.
+  Of equal scores the earlier passage comes first.
   """
   rows = iter(rows)
   while block := list(itertools.islice(rows, SCORED_AT_ONCE)):
@@ -183,8 +183,7 @@ def re_ranked(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[
     for row in block:
       scored = [one | {"score": next(scores)} for one in row["ctxs"][:depth]]
       scored.sort(key=lambda one: -one["score"])
-      kept = {key: value for key, value in row.items() if key != "orders"}
-      yield kept | {"ctxs": scored}
+      yield {**row, "ctxs": scored}
 
 
 def _built(base: CrossEncoder, options: Mapping[str, Any]) -> re_ranker.ReRanker:

@@ -56,7 +56,7 @@ def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, 
   found: dict[str, Figures] = {}
   text_of = functools.cache(lambda at: job.corpus[at].joined())
   orders = [*reader["retrievers"], "fused"]
-  orders += ["re_ranked"] if "re_ranked" in reader["orders"] else []
+  orders += [order for order in ("re_ranked", "blended") if order in reader["orders"]]
   for order in orders:
     ids, gold, answers = [], [], []
     for row in job.rows(order):

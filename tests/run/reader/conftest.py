@@ -71,7 +71,7 @@ def make_config(tiny, bi_encoder, files):
       "reader.ranks": (1, 4),
       "reader.budgets": (110,),
       "reader.budget": 110,
-      "reader.orders": ("none", "bm25", "re_ranked", "gold"),
+      "reader.orders": ("none", "bm25", "re_ranked", "blended", "gold"),
     }
     for key, value in (given | {k: str(v) for k, v in files.items()} | changes).items():
       config.update_from_flattened_dict({key: value})

@@ -26,7 +26,9 @@ def test_the_whole_job_and_again_from_where_it_was_killed(
   config = make_config()
   results = run.train(config, tmp_path / "whole")
   table = results["rows"]
-  assert {"none 110", "bm25 110", "re_ranked 110", "gold 110", "reader"} <= set(table)
+  assert {"none 110", "bm25 110", "re_ranked 110", "blended 110", "gold 110", "reader"} <= set(
+    table
+  )
   assert table["gold 110"]["gold_read"] == 100.0 and table["none 110"]["gold_read"] == 0.0
   assert table["reader"] == table["re_ranked 110"] and table["closed_book"]["tokens_read"] < 30
   low, mean, high = (table["reader"][f"exact_match{end}"] for end in ("_low", "", "_high"))
@@ -80,6 +82,19 @@ def test_a_finished_reader_answers_with_the_passages_that_it_read(
   told = capsys.readouterr().out.splitlines()
   assert told[0] == answer["prediction"]
   assert [line.split()[1] for line in told[2:]] == [one["id"] for one in answer["passages"]]
+
+
+def test_a_reader_of_blended_passages(make_config, tmp_path):
+  given = {"reader.read": "blended", "reader.orders": ("bm25",)}
+  table = run.train(make_config(**given), tmp_path / "run")["rows"]
+  assert {"bm25 110", "reader"} <= set(table)
+  weights = json.loads((tmp_path / "run" / "reader" / "blend.json").read_text())
+  assert set(weights) == {"re_ranker", "bm25", "dense"}
+  path = tmp_path / "asked.txt"
+  path.write_text("What is the capital of Mali?\n")
+  (answer,) = run.predict(make_config(**given, **{"predict.input": str(path)}), tmp_path / "run")
+  scores = [one["score"] for one in answer["passages"]]
+  assert scores and scores == sorted(scores, reverse=True)
 
 
 def test_questions_are_asked_one_after_another(finished, monkeypatch, capsys):
