@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.decoding_side import prompts
 from benchmarks.training_step import machine
 from benchmarks.work import MODEL
+from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.types import Prompt
 from frozen_jax.decoding.requests import Sampling
 from frozen_jax.evaluation.generation import continuations
@@ -137,4 +138,5 @@ def show(looks: Sequence[Look], figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+  keep_freed_memory()  # as the command does
   main()

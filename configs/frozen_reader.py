@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     shrink(config)
     shrink_reader(config.reader)
     config.reader.update({"budgets": (144,), "budget": 144})
-    config.reader.orders = ("none", "bm25", "lm", "re_ranked", "gold")
+    config.reader.orders = ("none", "bm25", "lm", "blended", "gold")
     config.data.lengths = (144,)
     config.train.batch_size = 4
     config.evaluate.update({"max_examples": 4, "max_new_tokens": 8})
@@ -92,6 +92,7 @@ def _wikipedia(config: ConfigDict) -> None:
   config.reader.re_ranker.update(
     {"base": "hf:cross-encoder/ms-marco-MiniLM-L6-v2", "positives": "answers", "steps": 5000}
   )
+  config.reader.re_ranker.learning_rate.encoder = 3e-5  # the base is a re-ranker already
   config.data.lengths = (512, 1024, 2048)
   config.train.update({"steps": 1000, "batch_size": 32})
   config.mesh.update({"fsdp": 8})

@@ -25,7 +25,7 @@ def reader_defaults() -> ConfigDict:
       "budgets": (256, 512),  # tokens that the LM sees: prompt vectors, text and answer
       "orders": ORDERS,
       "ranks": (1, 5, 20, 100),  # at which recall is taken
-      "read": "re_ranked",  # the order and
+      "read": "blended",  # the order and
       "budget": 512,  # the budget with which a stage is tuned
       "best": "best_first",  # or best_last: nearest to the question
       "overflow": "skip",  # of a passage longer than the budget: error, skip or cut
@@ -41,12 +41,12 @@ def reader_defaults() -> ConfigDict:
         "base": "minilm-l6-v2",  # an encoder, or a CrossEncoder's folder
         "train": "encoder",  # encoder, lora or head
         "lora": {"rank": 8, "alpha": 16.0, "targets": ("attn/q", "attn/v")},
-        "dtype": "float32",
+        "dtype": "bfloat16",
         "length": 256,  # tokens of question and passage
         "positives": "gold",  # or answers: the best passage found that holds an answer
         "negatives": 7,
         "in_batch": 0,
-        "mining_depth": 50,
+        "mining_depth": 30,
         "drop_answers": True,  # as negatives, passages that hold an answer
         "steps": 300,  # 0: the base is taken as it is
         "batch_size": 8,
@@ -56,7 +56,7 @@ def reader_defaults() -> ConfigDict:
         "validate_questions": 200,
         "checkpoint_every": 50,
         "patience": 0,
-        "learning_rate": {"encoder": 3e-5, "head": 1e-3, "lora": 1e-3},
+        "learning_rate": {"encoder": 1e-4, "head": 1e-3, "lora": 1e-3},
         "warmup_steps": 30,
         "final_fraction": 0.1,
         "weight_decay": 0.01,
