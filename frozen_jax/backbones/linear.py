@@ -79,7 +79,7 @@ def _turned(x: Float[Array, "... I"]) -> Float[Array, "I N"]:
   Behind a bare transpose XLA's CPU backend would widen both operands of a product to float32. The
   axes are x's own where it has two: dividing them otherwise costs ten times the transpose.
   """
-  if x.dtype != jnp.bfloat16:
+  if x.dtype != jnp.bfloat16 or x.ndim < 2:
     return x.reshape(-1, x.shape[-1]).T
   *_, count, width = x.shape
   if x.size == count * width and count % 2 == 0:
