@@ -51,7 +51,8 @@ def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   """Whole steps: batches made from texts, as `fit` takes them."""
   import jax
 
-  from frozen_jax.data.pairs import Group, GroupBatches, GroupOptions, PairEncoder
+  from frozen_jax.data.mining import Group
+  from frozen_jax.data.pairs import GroupBatches, GroupOptions, PairEncoder
   from frozen_jax.export.cross_encoder import read_cross_encoder
   from frozen_jax.methods import re_ranker
   from frozen_jax.sharding.mesh import make_mesh

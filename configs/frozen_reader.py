@@ -91,7 +91,12 @@ def _wikipedia(config: ConfigDict) -> None:
     }
   )
   config.reader.re_ranker.update(
-    {"base": "hf:cross-encoder/ms-marco-MiniLM-L6-v2", "positives": "answers", "steps": 5000}
+    {
+      "base": "hf:cross-encoder/ms-marco-MiniLM-L6-v2",
+      "positives": "answers",
+      "negatives_among": "corpus",  # few of 21 million passages answer a training question
+      "steps": 5000,
+    }
   )
   config.reader.re_ranker.learning_rate.encoder = 3e-5  # the base is a re-ranker already
   config.data.lengths = (512, 1024, 2048)

@@ -8,7 +8,8 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
-from frozen_jax.data.pairs import Group, PairEncoder
+from frozen_jax.data.mining import Group
+from frozen_jax.data.pairs import PairEncoder
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [*SPECIAL, "what", "colour", "has", "the", "is", *(f"w{i}" for i in range(40))]

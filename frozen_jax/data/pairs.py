@@ -1,10 +1,8 @@
-"""Questions with passages for a re-ranker: their texts as one, their groups, and the batches.
+"""Questions with passages for a re-ranker: their texts as one, and the batches of their groups.
 
-A group is a question, the passages that answer it, and hard negatives: passages that a retriever
-ranks high and that do not answer it (Karpukhin et al. 2020, section 3.2). A batch takes of each
-group one positive, which stands first, and some of the negatives; which ones is drawn anew each
-time. Passages are named by whatever their corpus names them by (`Key`). Their lengths differ much,
-so several texts share a row (sequence packing) within each of the parts in which a batch is read.
+A batch takes of each group (`data/mining.py`) one positive, which stands first, and some of the
+negatives; which ones is drawn anew each time. The lengths of passages differ much, so several texts
+share a row (sequence packing) within each of the parts in which a batch is read.
 
 Order, epochs, sharding by host and resume are those of `data/batches.py`: a batch is defined for
 all hosts together, each takes its rows, and what is drawn depends on the number of the batch alone.
@@ -12,22 +10,21 @@ all hosts together, each takes its rows, and what is drawn depends on the number
 
 import dataclasses
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.data.mining import Group, Key
 from frozen_jax.data.mixture import MixtureOptions, order
-from frozen_jax.text.answers import normalise
 from frozen_jax.text.padding import padded, power_of_two
 
 LENGTHS = (*range(32, 256, 16), *range(256, 513, 32))
 _AHEAD = 4  # batches made ahead, in a thread
 _TEXTS = 8  # P, texts in a row at most
 
-Key = Hashable
 HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Pairs
 
 
@@ -135,68 +132,6 @@ def _place(part: list[int], ids: list[int], start: int) -> int:
 def _over(kinds: Sequence[int], count: int) -> Sequence[int]:
   """The token types of a part, for as many tokens as it has now."""
   return kinds if len(kinds) == count else [kinds[0] if kinds else 0] * count
-
-
-class Group(NamedTuple):
-  """A question, the passages that answer it (at least one), and hard negatives, hardest first."""
-
-  question: str
-  positives: tuple[Key, ...]
-  negatives: tuple[Key, ...]
-
-
-def mined_groups(
-  questions: Sequence[Mapping[str, Any]],
-  positives: Sequence[Sequence[Key]],
-  ranked: Sequence[Sequence[Key]],
-  text_of: Callable[[Key], str],
-  depth: int = 50,
-  drop_answers: bool = False,
-) -> list[Group]:
-  """Groups with hard negatives out of the lists that a retriever ranked.
-
-  Args:
-    questions: rows with `question` and, for `drop_answers`, `answers`; with `id` for messages.
-    positives: of each question the passages that answer it.
-    ranked: of each question passages, best first; positives among them are passed over.
-    text_of: the text of a passage.
-    depth: how many negatives to keep at most, the best ranked ones.
-    drop_answers: leave out those that hold an accepted answer (words compared as SQuAD compares
-      answers): they may answer the question, though nobody marked them as positives.
-
-  Raises:
-    UserError: a question without a positive.
-  """
-  groups = []
-  for number, (row, own, found) in enumerate(
-    zip(questions, positives, ranked, strict=True), start=1
-  ):
-    if not own:
-      raise UserError(
-        f"question {row.get('id', number)} ({row['question'][:60]!r}) has no passage that answers"
-        " it; leave it out of the re-ranker's training data or name one"
-      )
-    answers = [normalise(answer) for answer in row["answers"]] if drop_answers else []
-    taken, known = set(own), {text_of(key) for key in own}
-    kept: list[Key] = []
-    for key in found:
-      if len(kept) == depth:
-        break
-      if key in taken or (text := text_of(key)) in known or _holds(text, answers):
-        continue
-      taken.add(key)
-      known.add(text)
-      kept.append(key)
-    groups.append(Group(row["question"], tuple(own), tuple(kept)))
-  return groups
-
-
-def _holds(text: str, answers: Sequence[str]) -> bool:
-  """Whether a text holds one of the normalised answers as whole words."""
-  if not answers:
-    return False
-  words = f" {normalise(text)} "
-  return any(answer and f" {answer} " in words for answer in answers)
 
 
 @dataclasses.dataclass(frozen=True)

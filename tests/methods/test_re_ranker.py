@@ -12,8 +12,8 @@ from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.load_encoder import Encoder
 from frozen_jax.core.errors import Interrupted, UserError
+from frozen_jax.data.mining import Group
 from frozen_jax.data.pairs import (
-  Group,
   GroupBatches,
   GroupOptions,
   Pair,

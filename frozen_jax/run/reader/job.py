@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.feature_store import tokenizer_hash
-from frozen_jax.data.pairs import Group
+from frozen_jax.data.mining import Group
 from frozen_jax.retrieval.fid_rows import read_rows
 from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
@@ -174,11 +174,10 @@ class Job:
       if options["steps"]:
         others = itertools.islice(self.rows("fused", "train"), self._reader["questions"], None)
         held_out = itertools.islice(self.rows("fused", "validation"), options["validate_questions"])
-        for rows, kept in zip((others, held_out), groups, strict=True):
-          found, left_out = re_rank.groups_of(rows, self.corpus, options)
-          kept += found
-          if left_out:
-            _LOG.info("re-ranker: %d questions left out: nothing found answers them", left_out)
+        *found, left_out = re_rank.groups_of((others, held_out), self.corpus, options)
+        groups = tuple(found)
+        if left_out:
+          _LOG.info("re-ranker: %d questions left out: no passages to tell apart", left_out)
       re_rank.train_re_ranker(
         folder,
         groups,

@@ -8,20 +8,19 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.data.mining import Group, mined_groups
 from frozen_jax.data.pairs import (
   LENGTHS,
-  Group,
   GroupBatches,
   GroupOptions,
   PairEncoder,
-  mined_groups,
   validation_groups,
 )
 from frozen_jax.evaluation.likelihood import score
@@ -40,7 +39,7 @@ from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
 Row = Mapping[str, Any]  # of `retrieve.py`
 
 STAGE = "re_ranker"
-POSITIVES = ("gold", "answers")
+POSITIVES, NEGATIVES_AMONG = ("gold", "answers"), ("positives", "corpus")
 _VALIDATED_AT_ONCE = 8  # questions
 SCORED_AT_ONCE = 32  # questions, with all their passages
 
@@ -73,35 +72,57 @@ def open_scorer(folder: pathlib.Path, options: Mapping[str, Any], mesh: Mesh) ->
 
 
 def groups_of(
-  rows: Iterable[Row], corpus: Corpus, options: Mapping[str, Any]
-) -> tuple[list[Group], int]:
-  """The groups to train on, and how many questions were left out as nothing found answers them.
+  rows: tuple[Iterable[Row], Iterable[Row]], corpus: Corpus, options: Mapping[str, Any]
+) -> tuple[list[Group], list[Group], int]:
+  """The groups to train on and to validate on, and how many questions were left out of them.
 
   With `positives` of "gold" a question's passages are those that its row names, and one without
-  any is the user's mistake. With "answers" it is the best passage found that holds an answer.
+  any is the user's mistake. With "answers" it is the best passage found that holds an answer. With
+  `negatives_among` of "positives" negatives are passages that answer another of the questions, with
+  "corpus" any. A question for which nothing is found as the one or the other is left out.
   """
-  if options["positives"] not in POSITIVES:
-    raise UserError(
-      f"reader.re_ranker.positives is {options['positives']!r}; it is one of {', '.join(POSITIVES)}"
+  for name, known in (("positives", POSITIVES), ("negatives_among", NEGATIVES_AMONG)):
+    if options[name] not in known:
+      raise UserError(
+        f"reader.re_ranker.{name} is {options[name]!r}; it is one of {', '.join(known)}"
+      )
+  asked = [[_Labelled.of(row, corpus, options["positives"]) for row in split] for split in rows]
+  among = None
+  if options["negatives_among"] == "positives":
+    among = {at for split in asked for one in split for at in one.positives}
+  groups: list[list[Group]] = []
+  for split in asked:
+    kept = [one for one in split if one.positives or options["positives"] == "gold"]
+    mined = mined_groups(
+      [one.row for one in kept],
+      [one.positives for one in kept],
+      [one.found for one in kept],
+      text_in(corpus),
+      options["mining_depth"],
+      options["drop_answers"],
+      among,
     )
-  kept: list[Mapping[str, Any]] = []
-  positives, ranked, left_out = [], [], 0
-  for row in rows:
+    groups.append([group for group in mined if group.negatives or options["in_batch"]])
+  train, held_out = groups
+  return train, held_out, sum(map(len, asked)) - len(train) - len(held_out)
+
+
+class _Labelled(NamedTuple):
+  """A question: its row without passages, the positions that answer it, and those found."""
+
+  row: Mapping[str, Any]
+  positives: list[int]
+  found: list[int]
+
+  @classmethod
+  def of(cls, row: Row, corpus: Corpus, positives: str) -> "_Labelled":
     found = [corpus.position(context["id"]) for context in row["ctxs"]]
-    if options["positives"] == "gold":
+    if positives == "gold":
       own = [corpus.position(id) for id in row["positive_ids"]]
     else:
       wanted = [normalise(answer) for answer in row["answers"]]
       own = [at for at in found if contains(normalise(corpus[at].joined()), wanted)][:1]
-    if not own and options["positives"] == "answers":
-      left_out += 1
-      continue
-    kept.append({key: row[key] for key in ("id", "question", "answers")})
-    positives.append(own)
-    ranked.append(found)
-  text_of, depth = text_in(corpus), options["mining_depth"]
-  mined = mined_groups(kept, positives, ranked, text_of, depth, options["drop_answers"])
-  return mined, left_out
+    return cls({key: row[key] for key in ("id", "question", "answers")}, own, found)
 
 
 def text_in(corpus: Corpus) -> Callable[[Any], str]:

@@ -1,0 +1,80 @@
+"""What a re-ranker learns to tell apart: a question's passages, and hard negatives mined for it.
+
+Negatives are passages that a retriever ranks high and that do not answer the question (Karpukhin et
+al. 2020, section 3.2). Passages are named by whatever their corpus names them by (`Key`).
+"""
+
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.text.answers import normalise
+
+Key = Hashable
+
+
+class Group(NamedTuple):
+  """A question, the passages that answer it (at least one), and hard negatives, hardest first."""
+
+  question: str
+  positives: tuple[Key, ...]
+  negatives: tuple[Key, ...]
+
+
+def mined_groups(
+  questions: Sequence[Mapping[str, Any]],
+  positives: Sequence[Sequence[Key]],
+  ranked: Sequence[Sequence[Key]],
+  text_of: Callable[[Key], str],
+  depth: int = 50,
+  drop_answers: bool = False,
+  among: Container[Key] | None = None,
+) -> list[Group]:
+  """Groups with hard negatives out of the lists that a retriever ranked.
+
+  Args:
+    questions: rows with `question` and, for `drop_answers`, `answers`; with `id` for messages.
+    positives: of each question the passages that answer it.
+    ranked: of each question passages, best first; positives among them are passed over.
+    text_of: the text of a passage.
+    depth: how many negatives to keep at most, the best ranked ones.
+    drop_answers: leave out those that hold an accepted answer (words compared as SQuAD compares
+      answers): they may answer the question, though nobody marked them as positives.
+    among: take negatives from these alone (None: from all that were ranked). With the positives of
+      all questions nothing of a passage itself, its source or its style, tells which it is.
+
+  Raises:
+    UserError: a question without a positive.
+  """
+  groups = []
+  for number, (row, own, found) in enumerate(
+    zip(questions, positives, ranked, strict=True), start=1
+  ):
+    if not own:
+      raise UserError(
+        f"question {row.get('id', number)} ({row['question'][:60]!r}) has no passage that answers"
+        " it; leave it out of the re-ranker's training data or name one"
+      )
+    answers = [normalise(answer) for answer in row["answers"]] if drop_answers else []
+    taken, known = set(own), {text_of(key) for key in own}
+    kept: list[Key] = []
+    for key in found:
+      if len(kept) == depth:
+        break
+      if key in taken or (among is not None and key not in among):
+        continue
+      if (text := text_of(key)) in known or _holds(text, answers):
+        continue
+      taken.add(key)
+      known.add(text)
+      kept.append(key)
+    groups.append(Group(row["question"], tuple(own), tuple(kept)))
+  return groups
+
+
+def _holds(text: str, answers: Sequence[str]) -> bool:
+  """Whether a text holds one of the normalised answers as whole words."""
+  if not answers:
+    return False
+  words = f" {normalise(text)} "
+  return any(answer and f" {answer} " in words for answer in answers)

@@ -1,0 +1,70 @@
+"""What a re-ranker is trained to tell apart: which passages are taken as negatives."""
+
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.retrieval.corpus import Passage, open_corpus, write_corpus
+from frozen_jax.run.reader.re_rank import groups_of
+
+OPTIONS = {
+  "positives": "gold",
+  "negatives_among": "positives",
+  "mining_depth": 10,
+  "drop_answers": True,
+  "in_batch": 0,
+}
+PASSAGES = [
+  *(Passage(f"plain{n}", "", f"-- fact {n} -- of the plain source") for n in range(4)),
+  *(Passage(f"styled{n}", f"Page {n}", f"Fact {n} of a source of another style") for n in range(4)),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+  write_corpus(tmp_path / "corpus.jsonl", PASSAGES)
+  return open_corpus(tmp_path / "corpus.jsonl", progress=False)
+
+
+def row(number, found=PASSAGES):
+  """A question that the plain passage of that number answers; a retriever found all of `found`."""
+  contexts = [passage._asdict() for passage in found]
+  asked = {"id": str(number), "question": f"what is {number}", "answers": [f"fact no {number}"]}
+  return asked | {"positive_ids": [f"plain{number}"], "ctxs": contexts}
+
+
+def test_a_negative_answers_another_question(corpus):
+  """Training questions name plain passages alone: the style must not tell them from the others."""
+  train, held_out, left_out = groups_of(([row(0), row(1)], [row(2)]), corpus, OPTIONS)
+  assert [group.positives for group in (*train, *held_out)] == [(0,), (1,), (2,)]
+  assert [group.negatives for group in (*train, *held_out)] == [(1, 2), (0, 2), (0, 1)]
+  assert left_out == 0
+
+
+def test_a_negative_is_any_passage_found(corpus):
+  options = OPTIONS | {"negatives_among": "corpus", "mining_depth": 5}
+  (group,), _, _ = groups_of(([row(0)], []), corpus, options)
+  assert group.negatives == (1, 2, 3, 4, 5)
+
+
+def test_questions_that_have_nothing_to_tell_apart_are_left_out_and_counted(corpus):
+  rows = [row(0), row(1, PASSAGES[4:])], [row(2, PASSAGES[2:3])]
+  train, held_out, left_out = groups_of(rows, corpus, OPTIONS)
+  assert [group.question for group in train] == ["what is 0"]
+  assert (held_out, left_out) == ([], 2)
+  train, held_out, left_out = groups_of(rows, corpus, OPTIONS | {"in_batch": 1})
+  assert (len(train), len(held_out), left_out) == (2, 1, 0)
+
+
+def test_passages_that_hold_an_answer_stand_for_positives(corpus):
+  found = row(3) | {"answers": ["fact 3"], "positive_ids": []}
+  lost = row(1) | {"answers": ["nowhere"], "positive_ids": []}
+  options = OPTIONS | {"positives": "answers", "negatives_among": "corpus"}
+  (group,), _, left_out = groups_of(([found, lost], []), corpus, options)
+  assert (group.positives, left_out) == ((3,), 1)
+  assert group.negatives == (0, 1, 2, 4, 5, 6), "styled3 holds the answer too"
+
+
+def test_a_choice_that_is_none(corpus):
+  options = OPTIONS | {"negatives_among": "everything"}
+  with pytest.raises(UserError, match="reader.re_ranker.negatives_among is 'everything'"):
+    groups_of(([row(0)], []), corpus, options)
