@@ -63,6 +63,7 @@ def hidden(
   x: Float[Array, "B T E"],
   mask: Int[Array, "B T"] | None = None,
   types: Int[Array, "B T"] | None = None,
+  read: Int[Array, "B P"] | None = None,
   *,
   trained: bool = False,
   remat: bool = False,
@@ -73,7 +74,8 @@ def hidden(
   meaning where the model has none). Padding stands before or behind the text: both give the same
   results at real positions, and padded ones give finite numbers without meaning. Several texts may
   stand one behind the other in a row: `mask` is then the number of each one's positions, from 1 on,
-  and a text gives what it gives alone. The result has the dtype of the weights.
+  and a text gives what it gives alone. The result has the dtype of the weights. Where `read` names
+  positions, theirs alone are given [B, P, D], and the last layer computes no others.
 
   Gradients flow to `x`, and with `trained` to all parameters. The backward pass keeps of each layer
   what would take a product with a weight matrix to recompute; with `remat` its input alone.
@@ -90,15 +92,19 @@ def hidden(
   stream = _embedded(params, config, x.astype(jnp.float32), positions, types, product)
   wide, near = _sights(params, config, positions, mask)
 
-  def body(stream, scanned):
+  def body(stream, scanned, read=None):
     weights, kind = scanned
     sight = wide
     if near is not None:
       sight = jax.tree.map(lambda a, b: jnp.where(kind["local"], a, b), near, wide)
-    return _layer(weights, config, stream, sight, kind.get("bare"), product), None
+    return _layer(weights, config, stream, sight, kind.get("bare"), product, read), None
 
-  scanned = (_stacked(params, config), _kinds(config))
-  stream, _ = scan(body, stream, scanned, keep=() if remat else (None if trained else KEPT))
+  scanned, count = (_stacked(params, config), _kinds(config)), config.layers - (read is not None)
+  keep = () if remat else (None if trained else KEPT)
+  stream, _ = scan(body, stream, scanned, keep=keep, count=count)
+  if read is not None:
+    each = jax.tree.map if trained else stack.each  # the latter has no derivative
+    stream, _ = body(stream, each(lambda a: a[-1], scanned), read)
   if config.norm_first:
     stream = _norm(params["final_norm"], config, stream)
   return stream.astype(_dtype(params["layers"]))
@@ -252,36 +258,65 @@ def _layer(
   sight: Sight,
   bare: Array | None,
   product: Product,
+  read: Array | None = None,
 ) -> Array:
   """One layer of the residual stream x float32 [B, T, D].
 
-  `bare`, a boolean, says whether this layer lacks its first norm (None: none does).
+  `bare`, a boolean, says whether this layer lacks its first norm (None: none does). With `read` it
+  gives the stream at these positions alone [B, P, D].
   """
   # Kept in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   keep = lambda x, name: checkpoint_name(x[:, None], name)[:, 0]
   if config.norm_first:
     normed = _norm(weights["attn_norm"], config, x)
     normed = normed if bare is None else jnp.where(bare, x, normed)
-    x = keep(x + _attention(weights, config, normed, sight, product), "middle")
+    x = keep(_rows(x, read) + _attention(weights, config, normed, sight, product, read), "middle")
     return x + _mlp(weights, config, _norm(weights["mlp_norm"], config, x), product)
-  x = keep(x + _attention(weights, config, x, sight, product), "middle")
+  x = keep(_rows(x, read) + _attention(weights, config, x, sight, product, read), "middle")
   x = _norm(weights["attn_norm"], config, x)
   x = keep(x + _mlp(weights, config, x, product), "end")
   return _norm(weights["mlp_norm"], config, x)
 
 
-def _attention(weights: Params, config: EncoderConfig, x: Array, sight: Sight, product: Product):
-  """x float32 [B, T, D] -> what attention adds to it."""
-  attn, dtype = weights["attn"], _dtype(weights)
-  split = (*x.shape[:2], config.heads, config.head_dim)
-  q, k, v = (_linear(x, attn[name], product).reshape(split) for name in "qkv")
-  if sight.turns is not None:
-    q, k = (attention.rotate(a, sight.turns) for a in (q, k))
+def _attention(
+  weights: Params,
+  config: EncoderConfig,
+  x: Array,
+  sight: Sight,
+  product: Product,
+  read: Array | None,
+) -> Array:
+  """x float32 [B, T, D] -> what attention adds to it, or to its rows at the positions `read`."""
+  attn, dtype, own = weights["attn"], _dtype(weights), _seen_from(sight, read)
+  rows = _rows(x, read)
+  by_head = lambda x, name: _linear(x, attn[name], product).reshape(
+    *x.shape[:2], config.heads, config.head_dim
+  )
+  q, k, v = by_head(rows, "q"), by_head(x, "k"), by_head(x, "v")
+  if own.turns is not None:
+    q, k = attention.rotate(q, own.turns), attention.rotate(k, sight.turns)
   if not config.scaled:  # attention divides by the root of C
     q = q * config.head_dim**0.5
   q, k, v = (a.astype(dtype) for a in (q, k, v))
-  mixed = attention.attend(q, k, v, sight.visible, sight.bias)  # [B, T, H, C]
-  return _linear(mixed.reshape(*x.shape[:2], -1), attn["o"], product)
+  mixed = attention.attend(q, k, v, own.visible, own.bias)  # [B, T, H, C]
+  return _linear(mixed.reshape(*rows.shape[:2], -1), attn["o"], product)
+
+
+def _rows(x: Array, read: Array | None) -> Array:
+  """[B, T, ...] at the positions `read` [B, P] of each row; None: all of it. One row serves all."""
+  if read is None:
+    return x
+  x = jnp.broadcast_to(x, (read.shape[0], *x.shape[1:]))
+  return jnp.take_along_axis(x, read.reshape(*read.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _seen_from(sight: Sight, read: Array | None) -> Sight:
+  """What the positions `read` see of the whole text; None: what all do."""
+  if read is None:
+    return sight
+  turns = sight.turns and tuple(_rows(a, read) for a in sight.turns)
+  bias = sight.bias if sight.bias is None else _rows(sight.bias.swapaxes(1, 2), read).swapaxes(1, 2)
+  return Sight(turns, _rows(sight.visible, read), bias)
 
 
 def _mlp(weights: Params, config: EncoderConfig, x: Array, product: Product) -> Array:

@@ -22,8 +22,11 @@ def scan(
   stacked: Tree,
   keep: Sequence[str] | None = None,
   trained: Tree = None,
+  count: int | None = None,
 ) -> tuple[Any, Tree]:
   """`lax.scan` of body(carry, slices) -> (carry, outputs) over trees of [L, ...] arrays.
+
+  `count`: over the first so many slices alone.
 
   No gradient flows to what is stacked: it is frozen, or a cache. Where there is a `trained` tree
   (float32, [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the
@@ -43,7 +46,7 @@ def scan(
     return carry, pack(outputs)
 
   dtypes, formats = jax.tree.map(lambda a: a.dtype, stacked), []
-  count = jax.tree.leaves(stacked)[0].shape[0]
+  count = jax.tree.leaves(stacked)[0].shape[0] if count is None else count
   carry, outputs = jax.lax.scan(_keeping(turn, keep), carry, (jnp.arange(count), trained))
   return carry, unpack(outputs, formats[-1])
 
@@ -53,12 +56,14 @@ def scan_trained(
   carry: Any,
   stacked: Tree,
   keep: Sequence[str] | None = None,
+  count: int | None = None,
 ) -> tuple[Any, Tree]:
   """`scan` over layers that are themselves trained: gradients flow to all that is stacked.
 
   Where everything is kept the turns are written out one by one: stacking what each keeps, and
   taking it from the stack, would cost a third of a step.
   """
+  stacked = jax.tree.map(lambda a: a[:count], stacked)
   return jax.lax.scan(_keeping(body, keep), carry, stacked, unroll=keep is None)
 
 

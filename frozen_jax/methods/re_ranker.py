@@ -28,7 +28,6 @@ from frozen_jax.modules import score_head
 from frozen_jax.modules.score_head import HeadOptions
 
 TRAINED = ("encoder", "lora", "head")
-_POOLINGS = {"first": "cls", "mean": "mean"}  # a head's words for them -> the encoder's
 _NO_PASSAGE = -1e30  # finite, so that a question without passages has a softmax
 
 
@@ -124,12 +123,16 @@ class ReRanker:
     )
     texts = jnp.asarray(batch["mask"]).reshape(-1, *shape[-2:])  # [N, P, T]
     mask = (texts * jnp.arange(1, shape[-2] + 1, dtype=texts.dtype)[:, None]).sum(axis=1)
-    config, params, trained = self._config(), network["encoder"], self.train != "head"
-    x = text_encoder.embed(params, config, tokens, trained=self.train == "encoder")
-    given = types if config.types > 1 else None
-    states = text_encoder.hidden(params, config, x, mask, given, trained=trained, remat=self.remat)
-    pool = lambda mask: text_encoder.pool(params, config, states, mask, trained=trained)
-    pooled = jax.vmap(pool, in_axes=1, out_axes=1)(texts)  # [N, P, D]
+    params, trained = network["encoder"], self.train != "head"
+    x = text_encoder.embed(params, self.encoder, tokens, trained=self.train == "encoder")
+    types = types if self.encoder.types > 1 else None
+    states = lambda *read: text_encoder.hidden(
+      params, self.encoder, x, mask, types, *read, trained=trained, remat=self.remat
+    ).astype(jnp.float32)
+    if self.head.pooling == "first":
+      pooled = states(texts.argmax(axis=-1))  # [N, P, D]
+    else:
+      pooled = _means(states(), texts)
     pooled = pooled.reshape(-1, pooled.shape[-1])
     return score_head.scores(network["head"], self.head, pooled, key).reshape(shape[:-1])
 
@@ -156,9 +159,6 @@ class ReRanker:
     }
     return losses.sum() / jnp.maximum(count, 1), metrics
 
-  def _config(self) -> EncoderConfig:
-    return dataclasses.replace(self.encoder, pooling=_POOLINGS[self.head.pooling], normalise=False)
-
   def _fresh_updates(self, key: jax.Array) -> Tree:
     shapes = paths.flatten(text_encoder.param_shapes(self.encoder))
     leaves = {}
@@ -168,6 +168,12 @@ class ReRanker:
       leaves[f"{target}/a"] = noise * inputs**-0.5
       leaves[f"{target}/b"] = jnp.zeros((layers, self.lora.rank, outputs))
     return paths.unflatten(leaves)
+
+
+def _means(states: Float[Array, "N T D"], texts: Array) -> Float[Array, "N P D"]:
+  """The mean of each text's states; texts [N, P, T] has 1 where one stands."""
+  real = texts.astype(jnp.float32)
+  return jnp.einsum("npt,ntd->npd", real, states) / jnp.maximum(real.sum(-1, keepdims=True), 1)
 
 
 def build(

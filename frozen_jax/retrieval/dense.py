@@ -59,7 +59,8 @@ class Dense:
     self._keeps = each * vector_bytes <= device_bytes
     # While blocks stream, two of them are on a device.
     room = each if self._keeps else max(device_bytes // 2 // vector_bytes, 1)
-    columns = min(each, room, _SCORE_BYTES // (4 * _QUERIES))
+    most = max(min(room, _SCORE_BYTES // (4 * _QUERIES)) // _ROUND, 1) * _ROUND
+    columns = -(-each // -(-each // most))  # of as few blocks as there can be, all of a size
     self._block = -(-columns // _ROUND) * _ROUND * self._mesh.size
     self._kept: list[jax.Array] = []
 

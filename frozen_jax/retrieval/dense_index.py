@@ -43,6 +43,9 @@ class DenseIndex:
   dtype: str
   shard_rows: int
   longest: float
+  _mapped: dict[int, np.ndarray] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )  # by the number of a file: mapping anew costs more than reading
 
   def __len__(self) -> int:
     return self.passages
@@ -62,12 +65,15 @@ class DenseIndex:
     shards = flat // self.shard_rows
     for shard in np.unique(shards):
       here = np.flatnonzero(shards == shard)
-      taken[here] = self._shard(int(shard))[flat[here] - shard * self.shard_rows]
+      taken[here] = np.take(self._shard(int(shard)), flat[here] - shard * self.shard_rows, axis=0)
     return taken.reshape(*positions.shape, self.width)
 
   def _shard(self, number: int) -> np.ndarray:
-    rows = min(self.shard_rows, self.passages - number * self.shard_rows)
-    return _read(_place(self.folder, number), self.dtype, rows, self.width)
+    if number not in self._mapped:
+      rows = min(self.shard_rows, self.passages - number * self.shard_rows)
+      shard = _read(_place(self.folder, number), self.dtype, rows, self.width)
+      self._mapped[number] = shard
+    return self._mapped[number]
 
 
 def build_dense(
@@ -164,7 +170,7 @@ def open_dense(folder: str | pathlib.Path, encoder: str, corpus: Corpus) -> Dens
     state = "an unfinished index" if (folder / _BUILD).exists() else "no index"
     raise UserError(f"{folder} holds {state} of vectors; run its build (again)")
   told = _refuse_other(folder, {"encoder": encoder, "corpus": corpus.fingerprint})
-  names = [field.name for field in dataclasses.fields(DenseIndex) if field.name != "folder"]
+  names = [one.name for one in dataclasses.fields(DenseIndex) if one.init and one.name != "folder"]
   try:
     index = DenseIndex(folder, **{name: told[name] for name in names})
   except KeyError as error:

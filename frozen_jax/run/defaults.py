@@ -15,7 +15,25 @@ def defaults() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.init_from = ""  # a workdir or an exported adapter to start the trained parts from
-  config.model = ConfigDict(
+  config.model = _model()
+  config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+  config.data = _data()
+  config.prompt = _prompt()
+  config.train = _train()
+  config.evaluate = _evaluate()
+  config.predict = ConfigDict({"input": "-"})  # questions: a file, or - for standard input
+  config.export = ConfigDict({"folder": "", "format": "adapter"})  # adapter or peft
+  config.tensorboard = False
+  # Stages run in `order`; each is this config with its own entry of `stages` laid over it.
+  config.order = ()
+  config.stages = ConfigDict()
+  config.baseline = "zero_shot"  # the row of the table that results.json calls the baseline
+  return config
+
+
+def _model() -> ConfigDict:
+  """The frozen LM, and a frozen text encoder."""
+  return ConfigDict(
     {
       "name": "smollm2-135m-instruct",  # built-in name, HF folder, .gguf file or hf:owner/name
       "dtype": "float32",  # of the frozen weights: float32 or bfloat16
@@ -25,8 +43,11 @@ def defaults() -> ConfigDict:
       "remat": False,  # recompute each layer in the backward pass: less memory, more time
     }
   )
-  config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-  config.data = ConfigDict(
+
+
+def _data() -> ConfigDict:
+  """Where examples come from, and how they become texts."""
+  return ConfigDict(
     {
       "train": "world_facts/train",  # tfds:NAME/SPLIT, a JSON-lines path, or a built-in name
       "validation": "world_facts/validation",
@@ -42,7 +63,11 @@ def defaults() -> ConfigDict:
       "encoder_length": 256,  # tokens of a text that the text encoder reads; what is beyond is cut
     }
   )
-  config.prompt = ConfigDict(
+
+
+def _prompt() -> ConfigDict:
+  """The soft prompt."""
+  return ConfigDict(
     {
       "length": 16,
       "per_task": False,  # a prompt for each data set that the rows name, instead of one for all
@@ -52,7 +77,11 @@ def defaults() -> ConfigDict:
       ),  # the prompt starts as the embeddings of this; empty: random tokens
     }
   )
-  config.train = ConfigDict(
+
+
+def _train() -> ConfigDict:
+  """A stage's training."""
+  return ConfigDict(
     {
       "steps": 100,
       "batch_size": 32,
@@ -79,7 +108,11 @@ def defaults() -> ConfigDict:
       "clip_norm": 1.0,
     }
   )
-  config.evaluate = ConfigDict(
+
+
+def _evaluate() -> ConfigDict:
+  """What is scored, and how."""
+  return ConfigDict(
     {
       "max_examples": 500,  # of data.test, and of each source of data.held_out
       "max_new_tokens": 16,
@@ -90,14 +123,6 @@ def defaults() -> ConfigDict:
       "skills": (),  # stages whose answers are compared with those after the stages behind them
     }
   )
-  config.predict = ConfigDict({"input": "-"})  # questions: a file, or - for standard input
-  config.export = ConfigDict({"folder": "", "format": "adapter"})  # adapter or peft
-  config.tensorboard = False
-  # Stages run in `order`; each is this config with its own entry of `stages` laid over it.
-  config.order = ()
-  config.stages = ConfigDict()
-  config.baseline = "zero_shot"  # the row of the table that results.json calls the baseline
-  return config
 
 
 def generator() -> ConfigDict:

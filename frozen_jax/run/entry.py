@@ -68,7 +68,9 @@ def train(config: Any, folder: str | pathlib.Path) -> Results:
       options = reader.prepare(writer, options["until"])
       if options["until"]:
         writer.close()
-        return _stopped_behind(options["until"], reader)
+        return _stopped_behind(
+          options["until"], reader, reader_table.retrieval(reader, options, lm)
+        )
     candidates = Candidates(options, lm, folder) if "candidates" in options else None
     _check_data(options, lm)
     gated.check(options, lm)
@@ -144,10 +146,11 @@ def _scores(
   return candidates_table.compared(rows, scores, {last: systems[last]}, lm)
 
 
-def _stopped_behind(step: str, job: Reader) -> Results:
-  """What a run gives that ends before its stages: the files made so far."""
-  say(f"Stopped behind {step}, as config.until asks; the files are in {job.steps.folder}.")
-  return {"until": step, "files": dict(job.steps.digests)}
+def _stopped_behind(step: str, job: Reader, found: Mapping[str, reader_table.Figures]) -> Results:
+  """What a run gives that ends before its stages: the files made so far, and what was found."""
+  told = f"Stopped behind {step}, as config.until asks; the files are in {job.steps.folder}."
+  say(told, *reader_table.lines(found))
+  return {"until": step, "files": dict(job.steps.digests), "retrieval": dict(found)}
 
 
 def _running(options: experiment.Options) -> list[str]:

@@ -100,6 +100,10 @@ class Job:
     """The packed test questions of an order and a budget."""
     return self.steps.path(_pack_name(order, budget, "test"))
 
+  def made(self, order: str) -> bool:
+    """Whether the test questions' passages stand in that order already."""
+    return f"{_source(order)}_test.jsonl" in self.steps.digests
+
   def rows(self, order: str, split: str = "test") -> Iterator[Mapping[str, Any]]:
     """The rows with the passages of that order: as retrieved, or re-ranked."""
     return read_rows(self.steps.path(f"{_source(order)}_{split}.jsonl"))

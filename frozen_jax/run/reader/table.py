@@ -50,14 +50,15 @@ def compared(job: Job, systems: Mapping[str, System], lm: FrozenLM) -> dict[str,
 def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, Figures]:
   """{order: figures} of the test questions: recall of gold passage and answer at `reader.ranks`.
 
-  `tokens_retrieved`: the mean of the LM's tokens in all fused passages of a question.
+  Of the orders that were made so far, each at the ranks that it reaches. `tokens_retrieved`: the
+  mean of the LM's tokens in all fused passages of a question.
   """
   reader = options["reader"]
   found: dict[str, Figures] = {}
   text_of = functools.cache(lambda at: job.corpus[at].joined())
-  orders = [*reader["retrievers"], "fused"]
-  orders += [order for order in ("re_ranked", "blended") if order in reader["orders"]]
-  for order in orders:
+  ranked = ("lm", "re_ranked", "blended")
+  orders = [*reader["retrievers"], "fused", *(o for o in ranked if o in reader["orders"])]
+  for order in filter(job.made, orders):
     ids, gold, answers = [], [], []
     for row in job.rows(order):
       passages, _ = pack.ordered(row, order, job.corpus)
@@ -84,8 +85,8 @@ def lines(found: Mapping[str, Figures]) -> list[str]:
     return []
   made = ["percent of test questions: " + ", ".join(names)]
   for order, figures in found.items():
-    cells = "".join(f"{figures[name]:8.1f}" for name in names if name in figures)
-    made.append(f"{order:<12}{cells}")
+    cells = (f"{figures[name]:8.1f}" if name in figures else f"{'-':>8}" for name in names)
+    made.append(f"{order:<12}{''.join(cells)}")
   return made
 
 

@@ -130,6 +130,8 @@ def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
   done = run.train(config, tmp_path)
   assert "metrics" not in done, "main says where the adapter is of a whole run alone"
   assert set(done["files"]) == {f"retrieved_{s}.jsonl" for s in job_module.SPLITS}
+  assert set(done["retrieval"]) == {"bm25", "dense", "fused"}
+  assert done["retrieval"]["bm25"]["recall_at_4"] == 100.0
   config = make_config(
     **{"until": "pack", "reader.read": "bm25", "reader.orders": ("bm25", "none")}
   )
