@@ -79,7 +79,8 @@ def groups_of(
   With `positives` of "gold" a question's passages are those that its row names, and one without
   any is the user's mistake. With "answers" it is the best passage found that holds an answer. With
   `negatives_among` of "positives" negatives are passages that answer another of the questions, with
-  "corpus" any. A question for which nothing is found as the one or the other is left out.
+  "corpus" any. A question for which nothing is found as the one or the other is left out; UserError
+  where none is left to train on.
   """
   for name, known in (("positives", POSITIVES), ("negatives_among", NEGATIVES_AMONG)):
     if options[name] not in known:
@@ -104,6 +105,11 @@ def groups_of(
     )
     groups.append([group for group in mined if group.negatives or options["in_batch"]])
   train, held_out = groups
+  if asked[0] and not train:
+    raise UserError(
+      f"for none of {len(asked[0])} training questions both a passage that answers it and one that"
+      " does not were found; raise reader.depth, or set reader.re_ranker.negatives_among=corpus"
+    )
   return train, held_out, sum(map(len, asked)) - len(train) - len(held_out)
 
 

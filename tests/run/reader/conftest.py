@@ -67,7 +67,7 @@ def make_config(tiny, bi_encoder, files):
       "reader.re_ranker.base": str(bi_encoder),
       "reader.re_ranker.length": 32,
       "reader.questions": 2,
-      "reader.depth": 4,
+      "reader.depth": 12,
       "reader.ranks": (1, 4),
       "reader.budgets": (110,),
       "reader.budget": 110,

@@ -55,6 +55,13 @@ def test_questions_that_have_nothing_to_tell_apart_are_left_out_and_counted(corp
   assert (len(train), len(held_out), left_out) == (2, 1, 0)
 
 
+def test_nothing_to_train_on(corpus):
+  alone = [row(1, PASSAGES[4:])], [row(2)]
+  with pytest.raises(UserError, match="for none of 1 training questions .* raise reader.depth, or"):
+    groups_of(alone, corpus, OPTIONS)
+  assert groups_of(([], [row(2)]), corpus, OPTIONS)[0] == []
+
+
 def test_passages_that_hold_an_answer_stand_for_positives(corpus):
   found = row(3) | {"answers": ["fact 3"], "positive_ids": []}
   lost = row(1) | {"answers": ["nowhere"], "positive_ids": []}
