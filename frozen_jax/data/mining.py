@@ -4,7 +4,7 @@ Negatives are passages that a retriever ranks high and that do not answer the qu
 al. 2020, section 3.2). Passages are named by whatever their corpus names them by (`Key`).
 """
 
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
@@ -28,7 +28,6 @@ def mined_groups(
   text_of: Callable[[Key], str],
   depth: int = 50,
   drop_answers: bool = False,
-  among: Container[Key] | None = None,
 ) -> list[Group]:
   """Groups with hard negatives out of the lists that a retriever ranked.
 
@@ -40,8 +39,6 @@ def mined_groups(
     depth: how many negatives to keep at most, the best ranked ones.
     drop_answers: leave out those that hold an accepted answer (words compared as SQuAD compares
       answers): they may answer the question, though nobody marked them as positives.
-    among: take negatives from these alone (None: from all that were ranked). With the positives of
-      all questions nothing of a passage itself, its source or its style, tells which it is.
 
   Raises:
     UserError: a question without a positive.
@@ -61,9 +58,7 @@ def mined_groups(
     for key in found:
       if len(kept) == depth:
         break
-      if key in taken or (among is not None and key not in among):
-        continue
-      if (text := text_of(key)) in known or _holds(text, answers):
+      if key in taken or (text := text_of(key)) in known or _holds(text, answers):
         continue
       taken.add(key)
       known.add(text)

@@ -24,13 +24,6 @@ def test_mining_leaves_out_what_merely_holds_an_answer():
   assert mined_groups(*given, drop_answers=True)[0].negatives == (2, 3)
 
 
-def test_mining_among_given_passages_alone():
-  row = {"question": "w1", "answers": []}
-  given = [row], [[0]], [[3, 0, 2, 1, 4, 5]], ["a", "b", "c", "d", "e", "f"].__getitem__
-  assert mined_groups(*given, among={0, 1, 5})[0].negatives == (1, 5)
-  assert mined_groups(*given, among=())[0].negatives == ()
-
-
 def test_a_question_without_a_positive_is_refused():
   row = {"id": "q7", "question": "who was it", "answers": ["me"]}
   with pytest.raises(UserError, match=r"question q7 \('who was it'\) has no passage that answers"):

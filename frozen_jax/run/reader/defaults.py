@@ -45,8 +45,8 @@ def reader_defaults() -> ConfigDict:
         "length": 256,  # tokens of question and passage
         "positives": "gold",  # or answers: the best passage found that holds an answer
         "negatives": 7,
-        "negatives_among": "positives",  # of other questions, so that nothing of a passage itself
-        # tells which it is; or corpus: any passage found
+        "negatives_among": "positives",  # of other questions of a data set, so that nothing of a
+        # passage itself tells which it is; or corpus: any passage found
         "in_batch": 0,
         "mining_depth": 30,
         "drop_answers": True,  # as negatives, passages that hold an answer

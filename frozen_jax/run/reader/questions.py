@@ -15,12 +15,16 @@ BUILTIN = "world_facts"  # the corpus that belongs to the questions of that name
 
 
 class Asked(NamedTuple):
-  """A question. positives: positions in the corpus of the passages that answer it, if known."""
+  """A question. positives: positions in the corpus of the passages that answer it, if known.
+
+  dataset: of several that questions come from ("": there is one).
+  """
 
   id: str
   question: str
   answers: tuple[str, ...]
   positives: tuple[int, ...]
+  dataset: str = ""
 
 
 def open_passages(name: str, steps: Steps) -> Corpus:
@@ -55,9 +59,8 @@ def open_asked(spec: str, fields: Sequence[str], corpus: Corpus, most: int = 0) 
       raise UserError(f'{where}: "positive_ids" must be a list of texts; mend that row')
     if spec.startswith(f"{BUILTIN}/"):
       ids = world_passages.positive_ids(row["id"])
-    asked.append(
-      Asked(row["id"], row["question"], tuple(row["answers"]), _positions(ids, corpus, where))
-    )
+    positives, of = _positions(ids, corpus, where), row.get("dataset", "")
+    asked.append(Asked(row["id"], row["question"], tuple(row["answers"]), positives, of))
   return asked
 
 

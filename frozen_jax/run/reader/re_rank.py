@@ -4,10 +4,11 @@ It trains on questions on which the reader is not tuned: on its own training que
 better than on new ones, and the reader's training contexts would not look like its test contexts.
 """
 
+import collections
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,45 +79,51 @@ def groups_of(
 
   With `positives` of "gold" a question's passages are those that its row names, and one without
   any is the user's mistake. With "answers" it is the best passage found that holds an answer. With
-  `negatives_among` of "positives" negatives are passages that answer another of the questions, with
-  "corpus" any. A question for which nothing is found as the one or the other is left out; UserError
-  where none is left to train on.
+  `negatives_among` of "positives" negatives are passages that answer another training question of
+  the same data set (in validation: any other question), with "corpus" any. A question for which
+  nothing is found as the one or the other is left out; UserError where none is left to train on.
   """
   for name, known in (("positives", POSITIVES), ("negatives_among", NEGATIVES_AMONG)):
     if options[name] not in known:
       raise UserError(
         f"reader.re_ranker.{name} is {options[name]!r}; it is one of {', '.join(known)}"
       )
-  asked = [[_Labelled.of(row, corpus, options["positives"]) for row in split] for split in rows]
-  among = None
+  train, held_out = ([_Labelled.of(row, corpus, options["positives"]) for row in s] for s in rows)
+  asked = len(train) + len(held_out)
   if options["negatives_among"] == "positives":
-    among = {at for split in asked for one in split for at in one.positives}
-  groups: list[list[Group]] = []
-  for split in asked:
-    kept = [one for one in split if one.positives or options["positives"] == "gold"]
-    mined = mined_groups(
-      [one.row for one in kept],
-      [one.positives for one in kept],
-      [one.found for one in kept],
-      text_in(corpus),
-      options["mining_depth"],
-      options["drop_answers"],
-      among,
-    )
-    groups.append([group for group in mined if group.negatives or options["in_batch"]])
-  train, held_out = groups
-  if asked[0] and not train:
+    pools: dict[str, set[int]] = collections.defaultdict(set)
+    for one in train:
+      pools[one.dataset].update(one.positives)
+    every = {at for one in (*train, *held_out) for at in one.positives}
+    train = [one.among(pools[one.dataset]) for one in train]
+    held_out = [one.among(every) for one in held_out]
+  groups, checked = (_groups(split, corpus, options) for split in (train, held_out))
+  if train and not groups:
     raise UserError(
-      f"for none of {len(asked[0])} training questions both a passage that answers it and one that"
+      f"for none of {len(train)} training questions both a passage that answers it and one that"
       " does not were found; raise reader.depth, or set reader.re_ranker.negatives_among=corpus"
     )
-  return train, held_out, sum(map(len, asked)) - len(train) - len(held_out)
+  return groups, checked, asked - len(groups) - len(checked)
+
+
+def _groups(
+  asked: Sequence["_Labelled"], corpus: Corpus, options: Mapping[str, Any]
+) -> list[Group]:
+  """The groups of those questions that have something to tell apart."""
+  kept = [one for one in asked if one.positives or options["positives"] == "gold"]
+  rows, positives, found = (
+    [getattr(one, n) for one in kept] for n in ("row", "positives", "found")
+  )
+  text_of, depth = text_in(corpus), options["mining_depth"]
+  mined = mined_groups(rows, positives, found, text_of, depth, options["drop_answers"])
+  return [group for group in mined if group.negatives or options["in_batch"]]
 
 
 class _Labelled(NamedTuple):
-  """A question: its row without passages, the positions that answer it, and those found."""
+  """A question: its row without passages, its data set, where its answers stand, what was found."""
 
   row: Mapping[str, Any]
+  dataset: str
   positives: list[int]
   found: list[int]
 
@@ -128,7 +135,12 @@ class _Labelled(NamedTuple):
     else:
       wanted = [normalise(answer) for answer in row["answers"]]
       own = [at for at in found if contains(normalise(corpus[at].joined()), wanted)][:1]
-    return cls({key: row[key] for key in ("id", "question", "answers")}, own, found)
+    asked = {key: row[key] for key in ("id", "question", "answers")}
+    return cls(asked, row.get("dataset", ""), own, found)
+
+  def among(self, pool: Container[int]) -> "_Labelled":
+    """With what was found of the pool alone."""
+    return self._replace(found=[at for at in self.found if at in pool])
 
 
 def text_in(corpus: Corpus) -> Callable[[Any], str]:

@@ -84,6 +84,7 @@ class Retrieval:
         ]
         yield {
           "id": one.id,
+          "dataset": one.dataset,
           "question": one.question,
           "answers": list(one.answers),
           "positive_ids": self._ids(one.positives),

@@ -25,19 +25,27 @@ def corpus(tmp_path):
   return open_corpus(tmp_path / "corpus.jsonl", progress=False)
 
 
-def row(number, found=PASSAGES):
-  """A question that the plain passage of that number answers; a retriever found all of `found`."""
+def row(number, found=PASSAGES, source="plain"):
+  """A question that a source's passage of that number answers; a retriever found all of `found`."""
   contexts = [passage._asdict() for passage in found]
   asked = {"id": str(number), "question": f"what is {number}", "answers": [f"fact no {number}"]}
-  return asked | {"positive_ids": [f"plain{number}"], "ctxs": contexts}
+  return asked | {"dataset": source, "positive_ids": [f"{source}{number}"], "ctxs": contexts}
 
 
 def test_a_negative_answers_another_question(corpus):
   """Training questions name plain passages alone: the style must not tell them from the others."""
   train, held_out, left_out = groups_of(([row(0), row(1)], [row(2)]), corpus, OPTIONS)
   assert [group.positives for group in (*train, *held_out)] == [(0,), (1,), (2,)]
-  assert [group.negatives for group in (*train, *held_out)] == [(1, 2), (0, 2), (0, 1)]
+  assert [group.negatives for group in (*train, *held_out)] == [(1,), (0,), (0, 1)]
   assert left_out == 0
+
+
+def test_a_negative_answers_a_question_of_the_same_data_set(corpus):
+  rows = [row(0), row(1), row(2, source="styled"), row(3, source="styled")]
+  train, held_out, _ = groups_of((rows, [row(2)]), corpus, OPTIONS)
+  assert [group.positives for group in train] == [(0,), (1,), (6,), (7,)]
+  assert [group.negatives for group in train] == [(1,), (0,), (7,), (6,)]
+  assert held_out[0].negatives == (0, 1, 6, 7)
 
 
 def test_a_negative_is_any_passage_found(corpus):
@@ -47,7 +55,7 @@ def test_a_negative_is_any_passage_found(corpus):
 
 
 def test_questions_that_have_nothing_to_tell_apart_are_left_out_and_counted(corpus):
-  rows = [row(0), row(1, PASSAGES[4:])], [row(2, PASSAGES[2:3])]
+  rows = [row(0), row(1, PASSAGES[4:])], [row(2, PASSAGES[2:3])]  # 1 finds no plain passage
   train, held_out, left_out = groups_of(rows, corpus, OPTIONS)
   assert [group.question for group in train] == ["what is 0"]
   assert (held_out, left_out) == ([], 2)

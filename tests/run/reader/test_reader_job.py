@@ -150,6 +150,14 @@ def test_training_and_test_contexts_are_packed_alike(make_config, tmp_path):
   assert not (folder / "re_ranker").exists()
 
 
+def test_questions_of_several_files_keep_their_data_sets(make_config, files, tmp_path):
+  more = shutil.copy(files["data.train"], tmp_path / "more.jsonl")
+  both = f"{files['data.train']},{more}"
+  run.train(make_config(**{"until": "re_ranker", "data.train": both}), tmp_path / "run")
+  found = rows(tmp_path / "run" / "reader" / "retrieved_train.jsonl")
+  assert [row["dataset"] for row in found] == ["train"] * 5 + ["more"] * 5
+
+
 def test_fusion_by_a_weighted_sum_of_scores(make_config, tmp_path):
   weighted = {"until": "retrieve", "reader.fusion": "weighted_sum"}
   for weights, first in (((1.0, 0.0), "bm25"), ((0.0, 1.0), "dense")):
