@@ -178,8 +178,7 @@ class Job:
       if options["steps"]:
         others = itertools.islice(self.rows("fused", "train"), self._reader["questions"], None)
         held_out = itertools.islice(self.rows("fused", "validation"), options["validate_questions"])
-        *_, left_out = found = re_rank.groups_of((others, held_out), self.corpus, options)
-        groups = found[:2]
+        groups, left_out = re_rank.groups_of((others, held_out), self.corpus, options)
         if left_out:
           _LOG.info("re-ranker: %d questions left out: no passages to tell apart", left_out)
       re_rank.train_re_ranker(

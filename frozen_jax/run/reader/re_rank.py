@@ -6,6 +6,7 @@ better than on new ones, and the reader's training contexts would not look like 
 
 import collections
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ Row = Mapping[str, Any]  # of `retrieve.py`
 STAGE = "re_ranker"
 POSITIVES, NEGATIVES_AMONG = ("gold", "answers"), ("positives", "corpus")
 _VALIDATED_AT_ONCE = 8  # questions
+_REMEMBERED = 2**20  # passages whose positions are not looked up again
 SCORED_AT_ONCE = 32  # questions, with all their passages
 
 
@@ -74,7 +76,7 @@ def open_scorer(folder: pathlib.Path, options: Mapping[str, Any], mesh: Mesh) ->
 
 def groups_of(
   rows: tuple[Iterable[Row], Iterable[Row]], corpus: Corpus, options: Mapping[str, Any]
-) -> tuple[list[Group], list[Group], int]:
+) -> tuple[tuple[list[Group], list[Group]], int]:
   """The groups to train on and to validate on, and how many questions were left out of them.
 
   With `positives` of "gold" a question's passages are those that its row names, and one without
@@ -88,7 +90,9 @@ def groups_of(
       raise UserError(
         f"reader.re_ranker.{name} is {options[name]!r}; it is one of {', '.join(known)}"
       )
-  train, held_out = ([_Labelled.of(row, corpus, options["positives"]) for row in s] for s in rows)
+  position = functools.lru_cache(_REMEMBERED)(corpus.position)
+  label = lambda row: _Labelled.of(row, corpus, position, options["positives"])
+  train, held_out = ([label(row) for row in split] for split in rows)
   asked = len(train) + len(held_out)
   if options["negatives_among"] == "positives":
     pools: dict[str, set[int]] = collections.defaultdict(set)
@@ -103,7 +107,7 @@ def groups_of(
       f"for none of {len(train)} training questions both a passage that answers it and one that"
       " does not were found; raise reader.depth, or set reader.re_ranker.negatives_among=corpus"
     )
-  return groups, checked, asked - len(groups) - len(checked)
+  return (groups, checked), asked - len(groups) - len(checked)
 
 
 def _groups(
@@ -128,10 +132,12 @@ class _Labelled(NamedTuple):
   found: list[int]
 
   @classmethod
-  def of(cls, row: Row, corpus: Corpus, positives: str) -> "_Labelled":
-    found = [corpus.position(context["id"]) for context in row["ctxs"]]
+  def of(
+    cls, row: Row, corpus: Corpus, position: Callable[[str], int], positives: str
+  ) -> "_Labelled":
+    found = [position(context["id"]) for context in row["ctxs"]]
     if positives == "gold":
-      own = [corpus.position(id) for id in row["positive_ids"]]
+      own = [position(id) for id in row["positive_ids"]]
     else:
       wanted = [normalise(answer) for answer in row["answers"]]
       own = [at for at in found if contains(normalise(corpus[at].joined()), wanted)][:1]

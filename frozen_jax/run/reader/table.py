@@ -56,9 +56,7 @@ def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, 
   reader = options["reader"]
   found: dict[str, Figures] = {}
   text_of = functools.cache(lambda at: job.corpus[at].joined())
-  ranked = ("lm", "re_ranked", "blended")
-  orders = [*reader["retrievers"], "fused", *(o for o in ranked if o in reader["orders"])]
-  for order in filter(job.made, orders):
+  for order in filter(job.made, [*reader["retrievers"], "fused", "lm", "re_ranked", "blended"]):
     ids, gold, answers = [], [], []
     for row in job.rows(order):
       passages, _ = pack.ordered(row, order, job.corpus)

@@ -34,7 +34,7 @@ def row(number, found=PASSAGES, source="plain"):
 
 def test_a_negative_answers_another_question(corpus):
   """Training questions name plain passages alone: the style must not tell them from the others."""
-  train, held_out, left_out = groups_of(([row(0), row(1)], [row(2)]), corpus, OPTIONS)
+  (train, held_out), left_out = groups_of(([row(0), row(1)], [row(2)]), corpus, OPTIONS)
   assert [group.positives for group in (*train, *held_out)] == [(0,), (1,), (2,)]
   assert [group.negatives for group in (*train, *held_out)] == [(1,), (0,), (0, 1)]
   assert left_out == 0
@@ -42,7 +42,7 @@ def test_a_negative_answers_another_question(corpus):
 
 def test_a_negative_answers_a_question_of_the_same_data_set(corpus):
   rows = [row(0), row(1), row(2, source="styled"), row(3, source="styled")]
-  train, held_out, _ = groups_of((rows, [row(2)]), corpus, OPTIONS)
+  (train, held_out), _ = groups_of((rows, [row(2)]), corpus, OPTIONS)
   assert [group.positives for group in train] == [(0,), (1,), (6,), (7,)]
   assert [group.negatives for group in train] == [(1,), (0,), (7,), (6,)]
   assert held_out[0].negatives == (0, 1, 6, 7)
@@ -50,16 +50,16 @@ def test_a_negative_answers_a_question_of_the_same_data_set(corpus):
 
 def test_a_negative_is_any_passage_found(corpus):
   options = OPTIONS | {"negatives_among": "corpus", "mining_depth": 5}
-  (group,), _, _ = groups_of(([row(0)], []), corpus, options)
+  ((group,), _), _ = groups_of(([row(0)], []), corpus, options)
   assert group.negatives == (1, 2, 3, 4, 5)
 
 
 def test_questions_that_have_nothing_to_tell_apart_are_left_out_and_counted(corpus):
   rows = [row(0), row(1, PASSAGES[4:])], [row(2, PASSAGES[2:3])]  # 1 finds no plain passage
-  train, held_out, left_out = groups_of(rows, corpus, OPTIONS)
+  (train, held_out), left_out = groups_of(rows, corpus, OPTIONS)
   assert [group.question for group in train] == ["what is 0"]
   assert (held_out, left_out) == ([], 2)
-  train, held_out, left_out = groups_of(rows, corpus, OPTIONS | {"in_batch": 1})
+  (train, held_out), left_out = groups_of(rows, corpus, OPTIONS | {"in_batch": 1})
   assert (len(train), len(held_out), left_out) == (2, 1, 0)
 
 
@@ -67,14 +67,14 @@ def test_nothing_to_train_on(corpus):
   alone = [row(1, PASSAGES[4:])], [row(2)]
   with pytest.raises(UserError, match="for none of 1 training questions .* raise reader.depth, or"):
     groups_of(alone, corpus, OPTIONS)
-  assert groups_of(([], [row(2)]), corpus, OPTIONS)[0] == []
+  assert groups_of(([], [row(2)]), corpus, OPTIONS)[0][0] == []
 
 
 def test_passages_that_hold_an_answer_stand_for_positives(corpus):
   found = row(3) | {"answers": ["fact 3"], "positive_ids": []}
   lost = row(1) | {"answers": ["nowhere"], "positive_ids": []}
   options = OPTIONS | {"positives": "answers", "negatives_among": "corpus"}
-  (group,), _, left_out = groups_of(([found, lost], []), corpus, options)
+  ((group,), _), left_out = groups_of(([found, lost], []), corpus, options)
   assert (group.positives, left_out) == ((3,), 1)
   assert group.negatives == (0, 1, 2, 4, 5, 6), "styled3 holds the answer too"
 
