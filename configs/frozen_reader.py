@@ -6,7 +6,7 @@
 Before the stages come steps, each a file or folder in WORKDIR/reader with a note of what it was
 made of, made anew only where that has changed: `retrieve` (BM25 and a dense index, fused),
 `re_ranker` (a cross-encoder, trained), `re_rank` (by its scores, and blended: by these and the
-retrievers' ranks), `pack`. `--config.until=NAME` stops behind one of them and prints the recall of
+retrievers'), `pack`. `--config.until=NAME` stops behind one of them and prints the recall of
 the orders made so far; the folder may be copied into another workdir. Then stage `closed_book`
 tunes a prompt on the bare questions and stage `reader` one on the packed passages. The table has
 the reader on every order of passages at every budget of tokens, with 95% intervals. Any method of

@@ -1,9 +1,9 @@
-"""The re-ranker's scores and the retrievers' ranks as one score, weighted on validation questions.
+"""The re-ranker's scores and the retrievers' as one score, weighted on validation questions.
 
 A re-ranker that was trained on a few thousand questions knows things that the retrievers do not,
-and the other way round. The score of a passage is a weighted sum of the re-ranker's and of
--log(rank) in the order of each retriever; the weights are those under which the softmax over a
-question's passages gives the right ones the highest likelihood.
+and the other way round. The score of a passage is a weighted sum of the re-ranker's and of each
+retriever's; the weights are those under which the softmax over a question's passages gives the
+right ones the highest likelihood.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,8 @@ from frozen_jax.text.answers import contains, normalise
 Row = Mapping[str, Any]  # of `re_rank.py`
 
 RE_RANKER = "re_ranker"
-_DECAY = 1e-3  # of the squared weights: where the questions leave them open they stay small
+_DECAY = 1e-3  # of the squared weights, each times the spread of its scores: where the questions
+# leave them open they stay small
 
 
 def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
@@ -35,17 +36,20 @@ def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
     if marks.any() and not marks.all():
       features.append(_features(row, names))
       right.append(marks)
-  start = np.array([1.0, *(0.0 for _ in names[1:])])
   if not features:
-    return dict(zip(names, start.tolist(), strict=True))
+    return dict(zip(names, [1.0, *(0.0 for _ in names[1:])], strict=True))
+  spread = np.mean([own.std(axis=0) for own in features], axis=0)  # they are of different units
+  spread = np.where(spread > 0, spread, 1.0)
+  features = [own / spread for own in features]
 
   def loss(weights: np.ndarray) -> float:
     scores = [own @ weights for own in features]
     missed = [_log_sum(s) - _log_sum(s[marks]) for s, marks in zip(scores, right, strict=True)]
     return float(np.mean(missed) + _DECAY * np.square(weights).sum())
 
+  start = np.ones(len(names))
   found = minimize(loss, start, method="L-BFGS-B", bounds=[(0.0, None)] * len(names))
-  return dict(zip(names, found.x.tolist(), strict=True))
+  return dict(zip(names, (found.x / spread).tolist(), strict=True))
 
 
 def blended(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
@@ -61,14 +65,15 @@ def blended(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[
 
 
 def _features(row: Row, names: Sequence[str]) -> np.ndarray:
-  """The re-ranker's score and -log(rank) of each passage of a row, float64 [P, names].
+  """The scores of re-ranker and retrievers for each passage of a row, float64 [P, names].
 
-  A passage that a retriever has not found stands behind all that it has.
+  A passage that a retriever has not found counts as the worst that it has.
   """
   columns = [[one["score"] for one in row["ctxs"]]]
   for name in names[1:]:
-    places = {id: place for place, id in enumerate(row["orders"][name])}
-    columns.append([-np.log1p(places.get(one["id"], len(places))) for one in row["ctxs"]])
+    given = dict(zip(row["orders"][name], row["scores"][name], strict=True))
+    worst = min(given.values(), default=0.0)
+    columns.append([given.get(one["id"], worst) for one in row["ctxs"]])
   return np.array(columns, np.float64).T
 
 

@@ -3,7 +3,7 @@
   none       no passages: closed book           bm25, dense  as that retriever found them
   bm25_1     the best of BM25 alone             fused        as retrieved
   gold       those known to answer: the bound   re_ranked    by the trained re-ranker
-  blended    by a weighted sum of the re-ranker's score and the retrievers' ranks
+  blended    by a weighted sum of the re-ranker's score and the retrievers'
   lm         by the likelihood of the question behind the passage under the frozen LM, as zero-shot
              re-ranking of in-context RALM (Ram et al. 2023)
 
@@ -127,4 +127,5 @@ def _ranked_by_likelihood(
   for row in rows:
     scored = [one | {"score": next(scores)} for one in row["ctxs"][:depth]]
     scored.sort(key=lambda one: -one["score"])
-    yield {key: value for key, value in row.items() if key != "orders"} | {"ctxs": scored}
+    kept = {key: value for key, value in row.items() if key not in ("orders", "scores")}
+    yield kept | {"ctxs": scored}

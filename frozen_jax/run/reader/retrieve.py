@@ -1,7 +1,8 @@
 """The first stage: what each retriever finds for a question, and their fusion, as FiD rows.
 
 A row's `ctxs` are the fused passages, best first; beside them `orders` has the ids that each
-retriever found, in its own order, and `positive_ids` those of the passages known to answer.
+retriever found, in its own order, `scores` what it gave them, and `positive_ids` those of the
+passages known to answer.
 """
 
 import functools
@@ -28,6 +29,7 @@ from frozen_jax.sharding.rules import row_groups
 RETRIEVERS = ("bm25", "dense")
 FUSIONS = ("reciprocal_ranks", "weighted_sum")
 SEARCHED_AT_ONCE = 256  # questions
+_FORM = 2  # of a row: counted on where it holds something else than before
 
 
 class Retrieval:
@@ -57,6 +59,7 @@ class Retrieval:
       self._encoders = passages, load_encoder(asked, dtype, mesh) if asked else passages
     self._retrievers: dict[str, Retriever] = {}
     self.fingerprint = {
+      "form": _FORM,
       "corpus": corpus.fingerprint,
       "retrievers": self._names,
       "fusion": options["fusion"],
@@ -77,6 +80,7 @@ class Retrieval:
       fused = self._fuse(list(found.values()), self.depth)
       for row, one in enumerate(block):
         orders = {name: self._ids(ids[row]) for name, (ids, _) in found.items()}
+        given = {name: scores[row].astype(float).tolist() for name, (_, scores) in found.items()}
         passages = [self.corpus[int(at)]._asdict() for at in fused.ids[row]]
         contexts = [
           passage | {"score": float(score)}
@@ -90,6 +94,7 @@ class Retrieval:
           "positive_ids": self._ids(one.positives),
           "ctxs": contexts,
           "orders": orders,
+          "scores": given,
         }
 
   def _ids(self, positions: Any) -> list[str]:

@@ -25,7 +25,8 @@ def rows(count=60, trusted="dense", seed=0):
       for at in range(5)
     ]
     row = {"id": str(number), "question": "?", "answers": [f"text {right[1:]}"], "ctxs": contexts}
-    made.append(row | {"positive_ids": [right], "orders": found})
+    given = {"dense": [0.9, 0.7, 0.6, 0.5, 0.5], "bm25": [30.0, 20.0, 15.0, 14.0, 2.0]}
+    made.append(row | {"positive_ids": [right], "orders": found, "scores": given})
   return made
 
 
@@ -33,7 +34,9 @@ def rows(count=60, trusted="dense", seed=0):
 def test_what_finds_the_right_passage_gets_the_weight(trusted, other):
   weights = fit_weights(rows(200, trusted))
   assert set(weights) == {"re_ranker", "dense", "bm25"} and min(weights.values()) >= 0
-  assert weights[trusted] > 3 * max(weights["re_ranker"], weights[other])
+  spread = {"re_ranker": 1.0, "dense": 0.15, "bm25": 9.0}  # of the scores above
+  counted = {name: weight * spread[name] for name, weight in weights.items()}
+  assert counted[trusted] > 3 * max(counted["re_ranker"], counted[other])
   new = rows(100, trusted, seed=1)
   first = [row["ctxs"][0]["id"] for row in blended(new, weights)]
   right = np.mean([id == row["positive_ids"][0] for id, row in zip(first, new, strict=True)])
@@ -53,16 +56,27 @@ def test_questions_that_say_nothing_leave_the_re_rankers_order():
     assert after["ctxs"] == sorted(before["ctxs"], key=lambda one: -one["score"])
 
 
-def test_a_blended_score_is_the_weighted_sum_of_score_and_ranks():
+def test_the_unit_of_a_retrievers_scores_does_not_matter():
+  made = rows()
+  other = [
+    row | {"scores": row["scores"] | {"bm25": [100 * one for one in row["scores"]["bm25"]]}}
+    for row in made
+  ]
+  weights, others = fit_weights(made), fit_weights(other)
+  assert 100 * others["bm25"] == pytest.approx(weights["bm25"], rel=1e-3)
+  assert others["dense"] == pytest.approx(weights["dense"], rel=1e-3)
+
+
+def test_a_blended_score_is_the_weighted_sum_of_scores():
   (row,) = rows(1)
-  row["orders"]["bm25"] = ["p3"]  # the others were not found: they stand behind it
+  row["orders"]["bm25"], row["scores"]["bm25"] = ["p3", "p9"], [30.0, 20.0]  # others: not found
   weights = {"re_ranker": 2.0, "dense": 0.5, "bm25": 1.0}
   (made,) = blended([row], weights)
   given = {one["id"]: one["score"] for one in row["ctxs"]}
   for one in made["ctxs"]:
-    place = row["orders"]["dense"].index(one["id"])
-    behind = 0.0 if one["id"] == "p3" else np.log(2)
-    expected = 2.0 * given[one["id"]] - 0.5 * np.log(1 + place) - behind
+    dense = row["scores"]["dense"][row["orders"]["dense"].index(one["id"])]
+    bm25 = 30.0 if one["id"] == "p3" else 20.0
+    expected = 2.0 * given[one["id"]] + 0.5 * dense + bm25
     assert one["score"] == pytest.approx(expected)
   scores = [one["score"] for one in made["ctxs"]]
   assert scores == sorted(scores, reverse=True)
