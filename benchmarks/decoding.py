@@ -9,9 +9,9 @@ side knows an end token, so both draw all 32,768 tokens. Three works:
                            with one sample; float32
 
 The peer writes as many continuations at once as is fastest for it (`--batches`), chosen, like the
-dtypes, by short passes of 4 tokens a sample. Each side is a process of its own; they do a pass in
-turn, and ratios are taken pair by pair. Memory is the peak of the whole process. `--json=FILE` also
-writes the rows. Needs `pip install -e '.[test]'`.
+dtypes, by short passes of a quarter of the prompts and 4 tokens a sample. Each side is a process of
+its own; they do a pass in turn, and ratios are taken pair by pair. Memory is the peak of the whole
+process. `--json=FILE` also writes the rows. Needs `pip install -e '.[test]'`.
 """
 
 import argparse
@@ -30,9 +30,10 @@ from benchmarks.training_step import DTYPES, machine
 from benchmarks.work import MODEL
 from frozen_jax.decoding.engine import ROWS
 
-TRIED = 4  # tokens a sample of the passes that choose
+TRIED, SHARE = 4, 4  # tokens a sample of the passes that choose; one of so many prompts is read
 
 How = tuple[str, int]  # dtype, and how many continuations are written at once
+Sizes = tuple[int, int]  # prompts, and tokens of a sample
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
   """The three works; folder: the model as transformers reads it."""
-  side = lambda name, how, new=options.new: _side(name, how, new, options, folder)
+  whole = options.prompts, options.new
+  side = lambda name, how, sizes=whole: _side(name, how, sizes, options, folder)
+  tried = -(-options.prompts // SHARE), TRIED
   ours = [(dtype, options.rows) for dtype in options.dtypes]
   theirs = list(itertools.product(options.dtypes, options.batches))
-  took = {name: _seconds(side, name, hows) for name, hows in (("ours", ours), ("peer", theirs))}
+  both = (("ours", ours), ("peer", theirs))
+  took = {name: _seconds(side, name, hows, tried) for name, hows in both}
   best = {name: min(seconds, key=seconds.__getitem__) for name, seconds in took.items()}
   wide = {how: seconds for how, seconds in took["peer"].items() if how[0] == "float32"}
   plain = ("float32", options.rows)
@@ -83,23 +87,21 @@ def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
   return rows
 
 
-def _side(name: str, how: How, new: int, options: argparse.Namespace, folder: str) -> pairs.Side:
-  model = folder if name == "peer" else options.model
-  sizes = (how[1], options.prompts, options.samples, new)
-  return pairs.Side("benchmarks.decoding_side", name, model, how[0], *map(str, sizes))
+def _side(name: str, how: How, sizes: Sizes, options: argparse.Namespace, folder: str) -> Any:
+  model, (prompts, new) = folder if name == "peer" else options.model, sizes
+  numbers = (how[1], prompts, options.samples, new)
+  return pairs.Side("benchmarks.decoding_side", name, model, how[0], *map(str, numbers))
 
 
-def _seconds(side: Any, name: str, hows: list[How]) -> dict[How, float]:
-  """How long a short pass takes in each way: the better of two, in turn, behind a first."""
+def _seconds(side: Any, name: str, hows: list[How], sizes: Sizes) -> dict[How, float]:
+  """How long a short pass takes in each way, in turn, behind a first."""
   if len(hows) == 1:
     return {hows[0]: 0.0}
   with contextlib.ExitStack() as stack:
-    processes = {how: stack.enter_context(side(name, how, TRIED)) for how in hows}
-    seconds: dict[How, list[float]] = {how: [] for how in hows}
-    for _ in range(3):
-      for how, process in processes.items():
-        seconds[how].append(process.ask("step")["seconds"])
-  return {how: min(each[1:]) for how, each in seconds.items()}
+    processes = {how: stack.enter_context(side(name, how, sizes)) for how in hows}
+    for _ in range(2):
+      seconds = {how: process.ask("step")["seconds"] for how, process in processes.items()}
+  return seconds
 
 
 def row_of(

@@ -170,37 +170,37 @@ def _weights(scores, visible, bias, cap):
   return weights, top, jnp.maximum(weights.sum(axis=-1), TINY)
 
 
-def look_behind(
+def look_back(
   q: Float[Array, "B N H C"],
-  k: Float[Array, "B N K C"],
-  v: Float[Array, "B N K C"],
   slots: tuple[cache.Slots, cache.Slots],
-  visible: Bool[Array, "B N S+N"],
-  bias: Float[Array, "#B H #N S+N"] | None = None,
+  visible: Bool[Array, "B N S"],
+  bias: Float[Array, "#B H #N S"] | None = None,
   cap: float | None = None,
+  new: tuple[Float[Array, "B N K C"], Float[Array, "B N K C"]] | None = None,
 ) -> Float[Array, "B N H C"]:
-  """`attend` of N new tokens behind cached ones, which are read where they lie; no derivative.
+  """`attend` to cached keys and values, which are read where they lie; no derivative.
 
-  slots: cached keys and values, as `cache.KVCache` keeps them. The last axis of `visible` and bias
-  has the cached tokens, then the new ones.
+  slots: as `cache.KVCache` keeps them. new: keys and values that are in no slot; the last axis of
+  `visible` and bias has the cached ones, then these.
   """
   b, n, _, c = q.shape
-  queries = _by_head(q, k.shape[2])
-  old_keys, key_scales = cache.numbers_and_scales(slots[0], k.dtype)
-  old_values, value_scales = cache.numbers_and_scales(slots[1], v.dtype)
-  scores = jnp.concatenate(
-    [_product(queries, old_keys, 3, 2), _product(queries, _by_head(k), 3, 3)], axis=-1
-  )
-  scores = _scaled(scores.reshape(b, k.shape[2], -1, n, scores.shape[-1]), key_scales)
+  keys, key_scales = cache.numbers_and_scales(slots[0], q.dtype)
+  values, value_scales = cache.numbers_and_scales(slots[1], q.dtype)
+  queries = _by_head(q, values.shape[1])
+  scores = _product(queries, keys, 3, 2)
+  if new is not None:
+    scores = jnp.concatenate([scores, _product(queries, _by_head(new[0]), 3, 3)], axis=-1)
+  scores = _scaled(scores.reshape(b, values.shape[1], -1, n, scores.shape[-1]), key_scales)
   weights, _, total = _weights(scores, visible, bias, cap)
-  weights = _scaled(weights, value_scales).astype(v.dtype).reshape(*queries.shape[:3], -1)
-  old = old_values.shape[2]
-  mixed = _product(weights[..., :old], old_values, 3, 2)
-  mixed += _product(weights[..., old:], _by_head(v), 3, 2)
+  weights = _scaled(weights, value_scales).astype(q.dtype).reshape(*queries.shape[:3], -1)
+  old = values.shape[2]
+  mixed = _product(weights[..., :old], values, 3, 2)
+  if new is not None:
+    mixed += _product(weights[..., old:], _by_head(new[1]), 3, 2)
   return _by_position(mixed.reshape(*total.shape, c) / total[..., None]).astype(q.dtype)
 
 
-def _scaled(x: Float[Array, "B K G N S+N"], scales: Float[Array, "B K S"] | None) -> Array:
+def _scaled(x: Float[Array, "B K G N S"], scales: Float[Array, "B K S"] | None) -> Array:
   """x times the scale of each cached slot, where the slots have any."""
   if scales is None:
     return x

@@ -8,7 +8,6 @@ scale, by which its largest number becomes 127. Attention multiplies with the in
 bfloat16 holds exactly, and puts the scales to the scores and weights.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,34 +80,35 @@ def from_prefix(
   )
 
 
-def append(
-  cache: KVCache, k: Sequence[Float[Array, "B 1 K C"]], v: Sequence[Float[Array, "B 1 K C"]]
-) -> KVCache:
-  """The cache with one more real token a row, given its keys and values in each layer.
+def lengthened(cache: KVCache) -> tuple[KVCache, Int[Array, "B"]]:
+  """The cache with one more real token a row, and the slot of each row that `put` is to fill.
 
   Past the last slot the newest one is overwritten.
   """
-  rows = jnp.arange(len(cache.used))
   slot = jnp.minimum(cache.used, cache.mask.shape[1] - 1)
-
-  def put(slots: Slots, new: jax.Array, axis: int) -> Slots:
-    if isinstance(slots, Narrow):
-      new = _narrow(new, 3)
-      scales = slots.scales.at[rows, :, slot].set(new.scales[:, 0])
-      return Narrow(put(slots.numbers, new.numbers, axis), scales)
-    where = [slice(None)] * 4
-    where[0], where[axis] = rows, slot
-    written = stack.pack(slots).at[tuple(where)].set(stack.pack(new[:, 0].astype(slots.dtype)))
-    return stack.unpack(written, slots.dtype)
-
-  return KVCache(
-    k=tuple(put(slots, new, 3) for slots, new in zip(cache.k, k, strict=True)),
-    v=tuple(put(slots, new, 2) for slots, new in zip(cache.v, v, strict=True)),
-    mask=cache.mask.at[rows, slot].set(1),
+  longer = cache._replace(
+    mask=cache.mask.at[jnp.arange(len(slot)), slot].set(1),
     position=cache.position + 1,
-    reach=cache.reach,
     used=cache.used + 1,
   )
+  return longer, slot
+
+
+def put(slots: Slots, new: Float[Array, "B 1 K C"], slot: Int[Array, "B"], axis: int) -> Slots:
+  """A layer's slots with new keys or values in one of them; axis: that of the slots, S."""
+  if isinstance(slots, Narrow):
+    new = _narrow(new, 3)
+    scales = slots.scales.at[jnp.arange(len(slot)), :, slot].set(new.scales[:, 0])
+    return Narrow(put(slots.numbers, new.numbers, slot, axis), scales)
+  new = new[:, 0].astype(slots.dtype)
+  if slots.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    # XLA's CPU backend would widen all slots to write to one; it reads and writes them once so.
+    chosen = jnp.arange(slots.shape[axis]) == slot[:, None]
+    chosen = jnp.expand_dims(chosen, [at for at in (1, 2, 3) if at != axis])
+    return jnp.where(chosen, jnp.expand_dims(new, axis), slots)
+  where: list[Any] = [slice(None)] * 4
+  where[0], where[axis] = jnp.arange(len(slot)), slot
+  return slots.at[tuple(where)].set(new)
 
 
 def numbers_and_scales(slots: Slots, dtype: Any) -> tuple[jax.Array, jax.Array | None]:

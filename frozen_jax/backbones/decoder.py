@@ -12,9 +12,8 @@ Only the rival of all frozen methods, full fine-tuning, asks for gradients of th
 themselves (`trained=True`).
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,20 +119,29 @@ def step(
   """One more token a row: its hidden state and the longer cache; `inner` as in `prefill`.
 
   The caller sees to it that a slot is free: past the last one the newest slot is overwritten. The
-  layers are written out one by one: a scan would copy each layer's weights and cache at each token.
+  layers (stacked, or `stack.apart`) are written out one by one: a scan would copy each layer's
+  weights and cache at each token.
+  Each layer puts the token's keys and values into its slots before it reads them: were the slots
+  read as they were, too, XLA would copy them all.
   """
   positions = kept.position[:, None]
-  seen = _seen_behind(config, kept, positions, jnp.ones((len(x), 1, 1), bool))
-  body = _behind(config, seen)
+  longer, slot = cache.lengthened(kept)
+  visible = longer.mask[:, None] > 0
+  seen = sights.of_kinds(config, positions, sights.positions(longer.mask), visible, kept.reach)
   stream, keys, values = _enter(params, config, x, positions), [], []
   small = inner_parts.within_layers(inner)
   for at, kind in enumerate(sights.kind_numbers(config)):
-    weights = stack.each(lambda a, at=at: a[at], params["layers"])
+    weights = stack.layer(params["layers"], at)
     parts = jax.tree.map(lambda a, at=at: a[at], small)
-    stream, (k, v) = body(stream, ((weights, kept.k[at], kept.v[at], kind), parts))
+
+    def look(q, k, v, sight, at=at):
+      slots = cache.put(kept.k[at], k, slot, 3), cache.put(kept.v[at], v, slot, 2)
+      return attention.look_back(q, slots, sight.visible, sight.bias, config.score_cap), slots
+
+    stream, (k, v) = _layer(_Layer(weights, parts, project), config, stream, seen[kind], look)
     keys.append(k)
     values.append(v)
-  return _leave(params, config, stream), cache.append(kept, keys, values)
+  return _leave(params, config, stream), longer._replace(k=tuple(keys), v=tuple(values))
 
 
 def branch(
@@ -153,7 +161,22 @@ def branch(
   it is, needs no free slot and is not made longer; `inner` as in `prefill`.
   """
   places = kept.position[:, None] + places
-  body = _behind(config, _seen_behind(config, kept, places, among))
+  behind = jnp.concatenate([sights.positions(kept.mask), places], axis=1)
+  old = jnp.broadcast_to(kept.mask[:, None] > 0, (*among.shape[:2], kept.mask.shape[1]))
+  visible = jnp.concatenate([old, among], axis=2)
+  seen = sights.of_kinds(config, places, behind, visible, kept.reach)
+
+  def body(stream, scanned):
+    (weights, k_slots, v_slots, kind), small = scanned
+
+    def look(q, k, v, sight):
+      slots = k_slots, v_slots
+      return attention.look_back(
+        q, slots, sight.visible, sight.bias, config.score_cap, (k, v)
+      ), None
+
+    return _layer(_Layer(weights, small, project), config, stream, sights.pick(seen, kind), look)
+
   together = lambda each: stack.each(lambda *arrays: jnp.stack(arrays), *each)
   scanned = (
     params["layers"],
@@ -162,33 +185,8 @@ def branch(
     jnp.asarray(sights.kind_numbers(config), jnp.int32),
   )
   stream = _enter(params, config, x, places)
-  only_stream = lambda stream, scanned: (body(stream, scanned)[0], None)
-  stream, _ = stack.scan(only_stream, stream, scanned, trained=inner_parts.within_layers(inner))
+  stream, _ = stack.scan(body, stream, scanned, trained=inner_parts.within_layers(inner))
   return _leave(params, config, stream)
-
-
-def _seen_behind(config, kept, places, among):
-  """What N new tokens at these places see of a cache, and of each other (`among` [B, N, N])."""
-  keys = jnp.concatenate([sights.positions(kept.mask), places], axis=1)
-  old = jnp.broadcast_to(kept.mask[:, None] > 0, (*among.shape[:2], kept.mask.shape[1]))
-  visible = jnp.concatenate([old, among], axis=2)
-  return sights.of_kinds(config, places, keys, visible, kept.reach)
-
-
-def _behind(config, seen):
-  """The body of a pass over new tokens behind a cache: it gives their keys and values, too."""
-
-  def body(stream, scanned):
-    (weights, k_slots, v_slots, kind), small = scanned
-
-    def look(q, k, v, sight):
-      slots = (k_slots, v_slots)
-      return attention.look_behind(q, k, v, slots, sight.visible, sight.bias, config.score_cap)
-
-    layer = _Layer(weights, small, project)
-    return _layer(layer, config, stream, sights.pick(seen, kind), look)
-
-  return body
 
 
 def logits(
@@ -239,17 +237,14 @@ def _whole(params, config, x, mask, new, how: _How):
 
   def body(stream, scanned):
     (weights, kind), small = scanned
-    if before:
-      look = functools.partial(_look_with_prefix, small["prefix"], config)
-    else:
-      look = lambda q, k, v, sight: attention.attend(
-        q, k, v, sight.visible, sight.bias, True, config.score_cap
-      )
+
+    def look(q, k, v, sight):
+      k, v = inner_parts.behind_prefix(k, v, small)
+      mixed = attention.attend(q, k, v, sight.visible, sight.bias, not before, config.score_cap)
+      return mixed, (k, v) if how.caching else None
+
     layer = _Layer(weights, small, product if how.trained else project)
-    stream, (k, v) = _layer(layer, config, stream, sights.pick(seen, kind), look)
-    if not how.caching:
-      return stream, None
-    return stream, inner_parts.behind_prefix(k, v, small)
+    return _layer(layer, config, stream, sights.pick(seen, kind), look)
 
   stream = _enter(params, config, x, positions)
   scanned, small = (
@@ -262,11 +257,6 @@ def _whole(params, config, x, mask, new, how: _How):
   else:
     stream, kept = stack.scan(body, stream, scanned, how.keep, trained=small)
   return _leave(params, config, stream), kept
-
-
-def _look_with_prefix(prefix, config, q, k, v, sight):
-  k, v = inner_parts.behind_prefix(k, v, {"prefix": prefix})
-  return attention.attend(q, k, v, sight.visible, sight.bias, False, config.score_cap)
 
 
 def _norm(weights: Params, config: DecoderConfig, x: Array) -> Array:
@@ -313,12 +303,12 @@ def _layer(
   config: DecoderConfig,
   x: Array,
   sight: sights.Sight,
-  look: Callable[[Array, Array, Array, sights.Sight], Array],
-) -> tuple[Array, tuple[Array, Array]]:
-  """One layer of the residual stream x float32 [B, T, D] -> x, and its rotated keys and values.
+  look: Callable[[Array, Array, Array, sights.Sight], tuple[Array, Any]],
+) -> tuple[Array, Any]:
+  """One layer of the residual stream x float32 [B, T, D] -> x, and what `look` keeps.
 
   `look(q, k, v, sight)` is the attention: it decides which keys and values beside the new ones
-  count.
+  (k and q rotated) count, and what is kept of them.
   """
   weights = layer.weights
   attn_input = _norm(weights["attn_norm"], config, x)
@@ -333,7 +323,7 @@ def _layer(
 
 
 def _attention(layer: _Layer, config: DecoderConfig, x, sight: sights.Sight, look):
-  """Normed x float32 [B, T, D] -> what attention adds, and the layer's keys and values."""
+  """Normed x float32 [B, T, D] -> what attention adds, and what `look` keeps."""
   weights, dtype = layer.weights, layer.weights["attn_norm"]["scale"].dtype
   split = (*x.shape[:2], -1, config.head_dim)
   q, k, v = (layer.linear(f"attn/{name}", x).reshape(split) for name in "qkv")
@@ -345,10 +335,10 @@ def _attention(layer: _Layer, config: DecoderConfig, x, sight: sights.Sight, loo
   if config.query_scale is not None:  # attention divides by the root of C
     q = q * (config.query_scale * config.head_dim**0.5)
   q, k, v = (a.astype(dtype) for a in (q, k, v))
-  mixed = look(q, k, v, sight)  # [B, T, H, C]
+  mixed, kept = look(q, k, v, sight)  # [B, T, H, C]
   given = layer.linear("attn/o", mixed.reshape(*x.shape[:2], -1))
   given = inner_parts.adapted(given, layer.small, "attn")
-  return (_norm(weights["attn_after"], config, given) if config.norm_after else given), (k, v)
+  return (_norm(weights["attn_after"], config, given) if config.norm_after else given), kept
 
 
 def _mlp(layer: _Layer, config: DecoderConfig, x):

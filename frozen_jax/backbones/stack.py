@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from frozen_jax.backbones.quantized import Quantized, dense
 
@@ -89,6 +91,37 @@ def each(change: Callable[..., jax.Array], tree: Tree, *others: Tree) -> Tree:
   """
   dtypes = jax.tree.map(lambda a: a.dtype, tree)
   return unpack(jax.tree.map(change, pack(tree), *(pack(other) for other in others)), dtypes)
+
+
+def apart(stacked: Tree) -> list[Tree] | Tree:
+  """The layers as arrays of their own, which share the memory of the stack.
+
+  A program that reads layers one by one copies each out of a stack first. Only on one CPU device
+  can memory be shared so; elsewhere, and where a leaf is packed, it is the stack itself.
+  """
+  leaves = jax.tree.leaves(stacked)
+  shared = all(
+    len(a.devices()) == 1 and jax.default_backend() == "cpu" and a.dtype.itemsize > 1
+    for a in leaves
+  )
+  if not shared:
+    return stacked
+  views = [np.asarray(a) for a in leaves]
+  where = [_alone(a.sharding) if a.committed else None for a in leaves]
+  layers = (jax.device_put([view[at] for view in views], where) for at in range(len(leaves[0])))
+  return [jax.tree.unflatten(jax.tree.structure(stacked), layer) for layer in layers]
+
+
+def _alone(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+  """The sharding of a slice on the one device of a whole array."""
+  if isinstance(sharding, NamedSharding):
+    return NamedSharding(sharding.mesh, PartitionSpec())
+  return sharding
+
+
+def layer(layers: list[Tree] | Tree, at: int) -> Tree:
+  """One of the layers, which are stacked or `apart`."""
+  return layers[at] if isinstance(layers, list) else each(lambda a: a[at], layers)
 
 
 def pack(tree: Tree) -> Tree:

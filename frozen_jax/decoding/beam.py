@@ -67,7 +67,7 @@ def search(
       best = _search(
         engine.method,
         engine.trainable,
-        engine.frozen,
+        engine.trees,
         engine.place(_arrays(these, width, min(most, power_of_two(len(numbers))))),
         num_beams=num_beams,
         new=max_new_tokens,
@@ -115,7 +115,8 @@ def _continuations(
 )
 def _search(method, trainable, frozen, batch, *, num_beams, new, end_ids, out_sharding) -> Beams:
   """The best continuations of each row of a batch of prompts; of an empty row, nothing."""
-  logits, state = method.prefill(trainable, frozen, batch, new, new)
+  whole, stepped = frozen
+  logits, state = method.prefill(trainable, whole, batch, new, new)
   rows, ends = len(logits), jnp.asarray(end_ids, jnp.int32)
   # Before the first token all beams of a prompt are one.
   source = jnp.repeat(jnp.arange(rows), num_beams)
@@ -133,7 +134,7 @@ def _search(method, trainable, frozen, batch, *, num_beams, new, end_ids, out_sh
     place, live, done, source, state = carry
     state = jax.tree.map(lambda a: jnp.take(a, source, axis=0), state)
     tokens = jax.lax.dynamic_index_in_dim(live.tokens, place - 1, axis=2, keepdims=False)
-    logits, state = method.decode(trainable, frozen, tokens.reshape(-1), state)
+    logits, state = method.decode(trainable, stepped, tokens.reshape(-1), state)
     return place + 1, *_extended(live, done, logits, place, ends), state
 
   carry = (jnp.int32(1), *_extended(live, nothing, logits, 0, ends), state)

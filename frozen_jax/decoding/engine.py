@@ -63,7 +63,8 @@ class Engine:
 
   place: puts host arrays on the mesh. whole: the sharding of what every host reads. rows: at most
   so many continuations at once. end_ids, decode: the end tokens, and ids -> text (None without a
-  tokenizer; then there are no stop texts).
+  tokenizer; then there are no stop texts). stepped: the frozen tree as single steps read it, None:
+  as it is.
   """
 
   method: Method
@@ -76,6 +77,12 @@ class Engine:
   rows: int = ROWS
   steps: int = STEPS
   cache_bytes: int = CACHE_BYTES
+  stepped: Tree = None
+
+  @property
+  def trees(self) -> tuple[Tree, Tree]:
+    """The frozen tree as prefills read it, and as single steps do."""
+    return self.frozen, self.frozen if self.stepped is None else self.stepped
 
   def run(
     self, prompts: Sequence[Prompt], sampling: Sampling, report: Report = lambda count: None
@@ -223,7 +230,7 @@ class _Batch:
     self.state, self.at, drawn = _steps(
       engine.method,
       engine.trainable,
-      engine.frozen,
+      engine.trees[1],
       self.state,
       self.at,
       self._options(self.size),

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from frozen_jax.backbones import stack
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompt, Tree
 from frozen_jax.decoding import beam
@@ -145,8 +146,14 @@ def _engine(
     everywhere(lm.mesh),
     _end_ids(lm.tokenizer),
     None if lm.tokenizer is None else functools.partial(_decoded, lm.tokenizer),
+    stepped=_stepped(frozen),
     rows=max(rows, 1 if lm.mesh is None else row_groups(lm.mesh)),
   )
+
+
+def _stepped(frozen: Tree) -> Tree:
+  """The frozen tree as single steps read it: with the LM's layers apart."""
+  return frozen | {"lm": frozen["lm"] | {"layers": stack.apart(frozen["lm"]["layers"])}}
 
 
 def _progress(prompts: Sequence[Prompt]) -> tqdm:

@@ -36,6 +36,14 @@ def assert_rounded(slots, wanted, axis):
   assert (np.abs(whole(slots, axis) - wanted) <= 0.501 * steps).all()
 
 
+def longer(kept, k, v):
+  """The cache with one more token's keys and values in each layer."""
+  made, slot = cache.lengthened(kept)
+  k = tuple(cache.put(slots, new, slot, 3) for slots, new in zip(kept.k, k, strict=True))
+  v = tuple(cache.put(slots, new, slot, 2) for slots, new in zip(kept.v, v, strict=True))
+  return made._replace(k=k, v=v)
+
+
 def test_numbers_are_rounded_to_127ths_of_the_largest_of_their_slot():
   narrow, _, _ = kept()
   wide, _, _ = kept("")
@@ -44,7 +52,7 @@ def test_numbers_are_rounded_to_127ths_of_the_largest_of_their_slot():
     assert_rounded(narrow.k[at], wide.k[at], 2)
     assert_rounded(narrow.v[at], wide.v[at], 3)
   new = jax.random.normal(jax.random.key(4), (2, 2, 3, 1, 2, 16))
-  narrow, wide = (cache.append(each, list(new[0]), list(new[1])) for each in (narrow, wide))
+  narrow, wide = (longer(each, *new) for each in (narrow, wide))
   assert_rounded(narrow.k[1], wide.k[1], 2)
   assert_rounded(narrow.v[0], wide.v[0], 3)
   assert narrow.v[0].scales[:, :, 7].all() and not narrow.v[0].scales[:, :, 8:].any()
@@ -64,9 +72,9 @@ def test_attention_reads_what_the_numbers_stand_for(dtype, cap):
   )
   new = jax.random.normal(jax.random.key(3), (2, 3, 4, 2, 16)).astype(dtype)
   visible = jax.random.bernoulli(jax.random.key(5), 0.7, (3, 4, 16)).at[:, :, 7:12].set(False)
-  look = lambda slots, *each: attention.look_behind(*each, slots, visible, bias, cap)
-  wanted = look(wide, q, *new.astype(jnp.float32))
-  found = look((k, v), q.astype(dtype), *new)
+  look = lambda slots, q, new: attention.look_back(q, slots, visible, bias, cap, tuple(new))
+  wanted = look(wide, q, new.astype(jnp.float32))
+  found = look((k, v), q.astype(dtype), new)
   assert found.dtype == dtype
   tolerance = 1e-5 if dtype == "float32" else 5e-2
   np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=tolerance)

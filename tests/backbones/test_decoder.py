@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frozen_jax.backbones import decoder
+from frozen_jax.backbones import decoder, stack
 from frozen_jax.backbones.config import DecoderConfig, Rope
 from frozen_jax.core import paths
 
@@ -146,6 +146,49 @@ def test_prefill_and_steps_equal_the_full_pass(name, padding):
   assert set(np.asarray(kept.used)) == {length + more.shape[1]}
   np.testing.assert_array_equal(kept.mask, whole_mask)
   np.testing.assert_array_equal(kept.position, whole_mask.sum(axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_apart_share_the_memory_of_the_stack_and_compute_the_same(dtype):
+  params = decoder.random_params(TINY, jax.random.key(0), dtype)
+  layers = stack.apart(params["layers"])
+  assert len(layers) == TINY.layers
+  for at, layer in enumerate(layers):
+    for own, whole in zip(jax.tree.leaves(layer), jax.tree.leaves(params["layers"]), strict=True):
+      np.testing.assert_array_equal(own, whole[at])
+      start = own.unsafe_buffer_pointer() - whole.unsafe_buffer_pointer()
+      aligned = own.nbytes % 64 == 0  # else a CPU device takes a copy
+      assert start == at * own.nbytes or not aligned
+  x, mask = jnp.ones((2, 5, TINY.width)), jnp.ones((2, 5), jnp.int32)
+  _, kept = decoder.prefill(params, TINY, x, mask, 2)
+  step = jax.jit(decoder.step, static_argnums=1)
+  found = step(params | {"layers": layers}, TINY, x[:, :1], kept)
+  jax.tree.map(np.testing.assert_array_equal, found, step(params, TINY, x[:, :1], kept))
+
+
+def test_layers_on_several_devices_stay_stacked():
+  mesh = jax.sharding.Mesh(jax.devices(), "fsdp")
+  where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  stacked = jax.device_put({"kernel": jnp.ones((3, 8, 8))}, where)
+  assert stack.apart(stacked) is stacked
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_in_a_loop_copy_no_cache(dtype):
+  params = decoder.random_params(TINY, jax.random.key(0), dtype)
+  x, mask = jnp.ones((2, 5, TINY.width)), jnp.ones((2, 5), jnp.int32)
+  _, kept = decoder.prefill(params, TINY, x, mask, 14)
+
+  def steps(params, x, kept):
+    turn = lambda _, carry: decoder.step(params, TINY, *carry)
+    return jax.lax.fori_loop(0, 14, turn, (x, kept))
+
+  x = x[:, :1].astype(dtype)
+  program = jax.jit(steps, donate_argnums=2).lower(params, x, kept).compile().as_text()
+  for slots in (kept.k[0], kept.v[0]):
+    shape = ",".join(map(str, slots.shape))
+    copied = [line for line in program.splitlines() if f"[{shape}]" in line and " copy(" in line]
+    assert f"[{shape}]" in program and not copied, copied[0]
 
 
 def test_empty_rows_and_padded_queries_yield_numbers():

@@ -52,8 +52,8 @@ def test_samples_of_one_prompt_differ(folder):
 class Stub:
   """A side that takes as long as its dtype and batch say."""
 
-  def __init__(self, log, name, how, new):
-    self.log, self.name, self.new = log, name, new
+  def __init__(self, log, name, how, sizes):
+    self.log, self.name, self.sizes = log, name, sizes
     self.seconds = {"float32": 4.0, "bfloat16": 2.0}[how[0]] / how[1]
 
   def __enter__(self):
@@ -63,7 +63,7 @@ class Stub:
     pass
 
   def ask(self, word):
-    self.log.append((self.name, word, self.new))
+    self.log.append((self.name, word, self.sizes))
     answers = {"step": {"seconds": self.seconds, "loss": 30.0}, "end": {"peak_bytes": 10}}
     return answers.get(word, {"flops_per_second": math.inf})
 
@@ -71,7 +71,7 @@ class Stub:
 def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
   log = []
   monkeypatch.setattr(
-    decoding, "_side", lambda name, how, new, options, folder: Stub(log, name, how, new)
+    decoding, "_side", lambda name, how, sizes, options, folder: Stub(log, name, how, sizes)
   )
   options = SimpleNamespace(
     dtypes=decoding.DTYPES, batches=[2, 8], rows=4, prompts=3, samples=2, new=5, pairs=2
@@ -84,7 +84,7 @@ def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
   assert (best["ours_dtype"], best["peer_dtype"], best["peer_at_once"]) == ("bfloat16",) * 2 + (8,)
   assert (wide["ours"], wide["peer"], wide["ratio"]) == (30.0, 60.0, 0.5)
   assert shared["peer_name"] == "a prefill for each sample" and shared["ratio"] == 1
-  assert {new for _, word, new in log if word == "step"} == {decoding.TRIED, 5}
+  assert {sizes for _, word, sizes in log if word == "step"} == {(1, decoding.TRIED), (3, 5)}
   assert "decoding_best_dtype: 0.50 times transformers" in capsys.readouterr().out
 
 
