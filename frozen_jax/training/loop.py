@@ -53,8 +53,9 @@ class FitOptions:
   log_every         steps between lines in metrics.jsonl (the first and last step always have one)
   validate_every    steps between validations; the last step always has one
   checkpoint_every  steps between checkpoints; the last step always has one
-  patience          validations in a row without a better loss after which the stage ends; 0: none
+  patience          validations in a row without a better one after which the stage ends; 0: none
   validate_first    also validate before the first step, so that the start can be the best
+  best_by           loss: the lowest is the best; or accuracy: the highest, of equals the lower loss
   """
 
   steps: int
@@ -64,6 +65,7 @@ class FitOptions:
   checkpoint_every: int = 0
   patience: int = 0
   validate_first: bool = False
+  best_by: str = "loss"
 
   def __post_init__(self) -> None:
     for name in ("steps", "accumulate", "log_every"):
@@ -78,7 +80,7 @@ class FitOptions:
 class Fit:
   """What a stage has come to.
 
-  best               the trained tree with the lowest validation loss; the last without validation
+  best               the trained tree that validated best; the last without validation
   last               the trained tree after the last step
   best_step          the step of `best`
   best_figures       its validation figures; empty without validation
@@ -355,9 +357,16 @@ class _Loop:
     self.writer.write(self.stage, step, "validation", **figures)
     entry = {"step": step, **figures}
     self.record.validation.append(entry)
-    loss, record = figures["loss"], self.record
-    if loss is not None and (record.best is None or loss < record.best["loss"]):
-      record.best, self.best = entry, copy_tree(tree, self.mesh)
+    if self._is_better(entry):
+      self.record.best, self.best = entry, copy_tree(tree, self.mesh)
+
+  def _is_better(self, found: Mapping[str, float | None]) -> bool:
+    """Whether a validation is better than the best so far; one whose loss is no number never is."""
+    best, by_accuracy = self.record.best, self.options.best_by == "accuracy"
+    if found["loss"] is None or best is None:
+      return found["loss"] is not None
+    rank = lambda figures: (figures["accuracy"] if by_accuracy else 0.0, -figures["loss"])
+    return rank(found) > rank(best)
 
   def _is_done(self, step: int) -> bool:
     """Whether the stage is complete behind this step, with its validation; noted in the record."""

@@ -214,6 +214,14 @@ def test_the_best_tree_is_returned(tmp_path):
   assert toy.digest(load_best(tmp_path, "toy")[0]) == toy.digest(fitted.best)
 
 
+def test_the_best_may_be_that_of_the_highest_accuracy(tmp_path):
+  """Of equal accuracies the lower loss; a loss that is no number is never the best."""
+  figures = iter([(1.0, 50.0), (2.0, 75.0), (1.5, 75.0), (float("nan"), 100.0), (0.5, 50.0)])
+  validate = lambda trainable: dict(zip(("loss", "accuracy"), next(figures), strict=True))
+  fitted = toy.train(tmp_path, steps=20, validate=validate, best_by="accuracy")
+  assert (fitted.best_step, fitted.best_figures) == (12, {"loss": 1.5, "accuracy": 75.0})
+
+
 def test_without_validation_the_last_tree_is_the_best(tmp_path):
   fitted = toy.train(tmp_path, validate=False)
   assert toy.digest(fitted.best) == toy.digest(fitted.last)

@@ -145,7 +145,7 @@ def train(workdir, steps=12, mesh=None, batches=None, method=None, validate=True
     return defaults | {name: changes.pop(name) for name in names if name in changes}
 
   periods = ("accumulate", "log_every", "validate_every", "checkpoint_every", "patience")
-  options = take((*periods, "validate_first"), {"log_every": 1, "validate_every": 4})
+  options = take((*periods, "validate_first", "best_by"), {"log_every": 1, "validate_every": 4})
   rates = take(("learning_rate", "warmup_steps", "weight_decay"), {"learning_rate": 0.02})
   call = {
     "stage": "toy",

@@ -259,7 +259,9 @@ def _optimizer(options: Mapping[str, Any], fresh: Tree) -> Any:
 
 def _fit_options(options: Mapping[str, Any]) -> FitOptions:
   names = ("steps", "accumulate", "log_every", "validate_every", "checkpoint_every", "patience")
-  return FitOptions(validate_first=True, **{name: options[name] for name in names})
+  chosen = {name: options[name] for name in names}
+  # A loss grows by what the scores are too sure of, which changes no order.
+  return FitOptions(validate_first=True, best_by="accuracy", **chosen)
 
 
 def _validator(
