@@ -73,12 +73,12 @@ class Job:
       self._train_re_ranker(writer)
       if until == "re_ranker":
         return self.options
-      for split in self._splits("re_ranked"):
+      for split in self._splits("re_ranked", until):
         self._ranked("re_ranked", split)
     if "blended" in self._orders():
-      self._blend()
+      self._blend(self._splits("blended", until))
     if "lm" in self._orders():
-      for split in self._splits("lm"):
+      for split in self._splits("lm", until):
         self._ranked("lm", split)
     if until in ("re_ranker", "re_rank"):
       return self.options
@@ -135,13 +135,16 @@ class Job:
   def _orders(self) -> set[str]:
     return {order for order, _ in self._read.values()} | set(self._reader["orders"])
 
-  def _splits(self, order: str) -> tuple[str, ...]:
-    """The splits for which an order is needed; `blended` is made of `re_ranked` and weighs it."""
+  def _splits(self, order: str, until: str) -> tuple[str, ...]:
+    """The splits for which an order is needed; `blended` is made of `re_ranked` and weighs it.
+
+    Training questions are needed for the packing alone, and are many.
+    """
     read = {of for of, _ in self._read.values()}
-    if order in read or (order == "re_ranked" and "blended" in read):
+    if until != "re_rank" and (order in read or (order == "re_ranked" and "blended" in read)):
       return SPLITS
     weighed = order == "re_ranked" and "blended" in self._orders()
-    return ("validation", "test") if weighed else ("test",)
+    return SPLITS[1:] if weighed else SPLITS[2:]
 
   def _retrieve(self) -> None:
     data = self.options["data"]
@@ -216,7 +219,7 @@ class Job:
     at_once = pack.RANKED_AT_ONCE if order == "lm" else re_rank.SCORED_AT_ONCE
     self.steps.rows(f"{_source(order)}_{split}.jsonl", inputs, make, at_once, count)
 
-  def _blend(self) -> None:
+  def _blend(self, splits: Sequence[str]) -> None:
     """Weighs re-ranker and retrievers on validation questions, and orders passages by their sum."""
     of = self.steps.digests["re_ranked_validation.jsonl"]
 
@@ -225,7 +228,7 @@ class Job:
 
     self.steps.file(BLEND, {"of": of}, make)
     _LOG.info("blended: %s", ", ".join(f"{k} {w:.2f}" for k, w in self._weights().items()))
-    for split in self._splits("blended"):
+    for split in splits:
       inputs = {"of": self.steps.digests[f"re_ranked_{split}.jsonl"]}
       inputs |= {"weights": self.steps.digests[BLEND]}
       made = functools.partial(self._blended, split)

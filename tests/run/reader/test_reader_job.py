@@ -86,6 +86,11 @@ def test_a_finished_reader_answers_with_the_passages_that_it_read(
 
 def test_a_reader_of_blended_passages(make_config, tmp_path):
   given = {"reader.read": "blended", "reader.orders": ("bm25",)}
+  done = run.train(make_config(**given, until="re_rank"), tmp_path / "run")
+  assert {"re_ranked", "blended"} <= set(done["retrieval"])
+  made = {path.name for path in (tmp_path / "run" / "reader").glob("*.jsonl")}
+  assert "blended_test.jsonl" in made, "the recall is that of the test questions"
+  assert "re_ranked_train.jsonl" not in made, "these are for the packing"
   table = run.train(make_config(**given), tmp_path / "run")["rows"]
   assert {"bm25 110", "reader"} <= set(table)
   weights = json.loads((tmp_path / "run" / "reader" / "blend.json").read_text())
