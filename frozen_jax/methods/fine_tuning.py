@@ -31,7 +31,8 @@ class FineTuning(SinglePass):
 
   def parts(self, trainable: Tree, frozen: Tree) -> Parts:
     """See `SinglePass.parts`; the copy computes in the dtype of the frozen weights."""
-    own = jax.tree.map(lambda a, like: a.astype(like.dtype), trainable["lm"], frozen["lm"])
+    del frozen
+    own = jax.tree.map(lambda a, like: a.astype(like.dtype), trainable["lm"], self.initial)
     return Parts(own, trained=True)
 
 
