@@ -87,7 +87,9 @@ def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
   return rows
 
 
-def _side(name: str, how: How, sizes: Sizes, options: argparse.Namespace, folder: str) -> Any:
+def _side(
+  name: str, how: How, sizes: Sizes, options: argparse.Namespace, folder: str
+) -> pairs.Side:
   model, (prompts, new) = folder if name == "peer" else options.model, sizes
   numbers = (how[1], prompts, options.samples, new)
   return pairs.Side("benchmarks.decoding_side", name, model, how[0], *map(str, numbers))

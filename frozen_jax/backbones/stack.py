@@ -100,11 +100,8 @@ def apart(stacked: Tree) -> list[Tree] | Tree:
   can memory be shared so; elsewhere, and where a leaf is packed, it is the stack itself.
   """
   leaves = jax.tree.leaves(stacked)
-  shared = all(
-    len(a.devices()) == 1 and jax.default_backend() == "cpu" and a.dtype.itemsize > 1
-    for a in leaves
-  )
-  if not shared:
+  alone = all(len(a.devices()) == 1 and a.dtype.itemsize > 1 for a in leaves)
+  if jax.default_backend() != "cpu" or not alone:
     return stacked
   views = [np.asarray(a) for a in leaves]
   where = [_alone(a.sharding) if a.committed else None for a in leaves]

@@ -225,12 +225,12 @@ class _Batch:
 
   def _advance(self) -> None:
     """Some more tokens for every row, fewer where many rows end that others wait for."""
-    engine = self.engine
+    engine, (_, frozen) = self.engine, self.engine.trees
     kept = int(_KEPT * self.size) if self.queue or self.waiting else 0
     self.state, self.at, drawn = _steps(
       engine.method,
       engine.trainable,
-      engine.trees[1],
+      frozen,
       self.state,
       self.at,
       self._options(self.size),

@@ -74,6 +74,8 @@ class FitOptions:
     for name in ("validate_every", "checkpoint_every", "patience"):
       if getattr(self, name) < 0:
         raise UserError(f"{name} is {getattr(self, name)}; give a whole number of 0 or more")
+    if self.best_by not in ("loss", "accuracy"):
+      raise UserError(f"best_by is {self.best_by!r}; choose loss or accuracy")
 
 
 @dataclasses.dataclass(frozen=True)

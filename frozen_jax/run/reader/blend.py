@@ -18,8 +18,9 @@ from frozen_jax.text.answers import contains, normalise
 Row = Mapping[str, Any]  # of `re_rank.py`
 
 RE_RANKER = "re_ranker"
-_DECAY = 1e-3  # of the squared weights, each times the spread of its scores: where the questions
-# leave them open they stay small
+# Of the squared weights, each times the spread of its scores: where the questions leave them open
+# they stay small.
+_DECAY = 1e-3
 
 
 def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
