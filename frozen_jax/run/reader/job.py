@@ -31,7 +31,7 @@ from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
 FOLDER = "reader"  # within a workdir
-RE_RANKER, BLEND = "re_ranker", "blend.json"
+RE_RANKER, BLEND = "re_ranker", "blend_weights.json"
 UNTIL = ("retrieve", "re_ranker", "re_rank", "pack")
 SPLITS = ("train", "validation", "test")
 _LOG = logging.getLogger(__name__)

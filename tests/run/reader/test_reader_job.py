@@ -93,7 +93,7 @@ def test_a_reader_of_blended_passages(make_config, tmp_path):
   assert "re_ranked_train.jsonl" not in made, "these are for the packing"
   table = run.train(make_config(**given), tmp_path / "run")["rows"]
   assert {"bm25 110", "reader"} <= set(table)
-  weights = json.loads((tmp_path / "run" / "reader" / "blend.json").read_text())
+  weights = json.loads((tmp_path / "run" / "reader" / "blend_weights.json").read_text())
   assert set(weights) == {"re_ranker", "bm25", "dense"}
   path = tmp_path / "asked.txt"
   path.write_text("What is the capital of Mali?\n")
