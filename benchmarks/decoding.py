@@ -6,12 +6,12 @@ side knows an end token, so both draw all 32,768 tokens. Three works:
   decoding_float32         both sides in float32
   decoding_best_dtype      the same, each side in its faster dtype
   decoding_shared_prefill  ours with 16 samples of one reading of a prompt, against ours 16 times
-                           with one sample; float32
+                           with one sample; in our faster dtype
 
-The peer writes as many continuations at once as is fastest for it (`--batches`), chosen, like the
-dtypes, by short passes of a quarter of the prompts and 4 tokens a sample. Each side is a process of
-its own; they do a pass in turn, and ratios are taken pair by pair. Memory is the peak of the whole
-process. `--json=FILE` also writes the rows. Needs `pip install -e '.[test]'`.
+Each side writes as many continuations at once as is fastest for it (`--rows`, `--batches`), chosen,
+like the dtypes, by short passes of a quarter of the prompts and 8 tokens a sample. Each side is a
+process of its own; they do a pass in turn, and ratios are taken pair by pair. Memory is the peak of
+the whole process. `--json=FILE` also writes the rows. Needs `pip install -e '.[test]'`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.training_step import DTYPES, machine
 from benchmarks.work import MODEL
 from frozen_jax.decoding.engine import ROWS
 
-TRIED, SHARE = 4, 4  # tokens a sample of the passes that choose; one of so many prompts is read
+TRIED, SHARE = 8, 4  # tokens a sample of the passes that choose; one of so many prompts is read
 
 How = tuple[str, int]  # dtype, and how many continuations are written at once
 Sizes = tuple[int, int]  # prompts, and tokens of a sample
@@ -42,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--prompts", type=int, default=64, help="how many prompts")
   parser.add_argument("--samples", type=int, default=16, help="samples of each")
   parser.add_argument("--new", type=int, default=32, help="tokens of a sample")
-  parser.add_argument("--rows", type=int, default=ROWS, help="continuations at once, our side")
   parser.add_argument(
-    "--batches", type=int, nargs="+", default=[64, 256], help="the same, the peer's: the best of"
+    "--rows", type=int, nargs="+", default=[64, ROWS], help="continuations at once: the best of"
+  )
+  parser.add_argument(
+    "--batches", type=int, nargs="+", default=[64, 256], help="the same of the peer"
   )
   parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="the dtypes that are tried")
   parser.add_argument("--pairs", type=int, default=3, help="measured passes of each side")
@@ -63,19 +65,22 @@ def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
   whole = options.prompts, options.new
   side = lambda name, how, sizes=whole: _side(name, how, sizes, options, folder)
   tried = -(-options.prompts // SHARE), TRIED
-  ours = [(dtype, options.rows) for dtype in options.dtypes]
+  ours = list(itertools.product(options.dtypes, options.rows))
   theirs = list(itertools.product(options.dtypes, options.batches))
   both = (("ours", ours), ("peer", theirs))
   took = {name: _seconds(side, name, hows, tried) for name, hows in both}
-  best = {name: min(seconds, key=seconds.__getitem__) for name, seconds in took.items()}
-  wide = {how: seconds for how, seconds in took["peer"].items() if how[0] == "float32"}
-  plain = ("float32", options.rows)
+
+  def best(name: str, dtypes: Sequence[str]) -> How:
+    return min((how for how in took[name] if how[0] in dtypes), key=took[name].__getitem__)
+
+  ours_best, peer_best = (best(name, options.dtypes) for name in took)
   works = [
-    ("decoding_best_dtype", best["ours"], "peer", best["peer"]),
-    ("decoding_shared_prefill", plain, "separate", plain),
+    ("decoding_best_dtype", ours_best, "peer", peer_best),
+    ("decoding_shared_prefill", ours_best, "separate", ours_best),
   ]
-  if wide:
-    works.insert(0, ("decoding_float32", plain, "peer", min(wide, key=wide.__getitem__)))
+  if "float32" in options.dtypes:
+    ours_wide, peer_wide = (best(name, ["float32"]) for name in took)
+    works.insert(0, ("decoding_float32", ours_wide, "peer", peer_wide))
   tokens = options.prompts * options.samples * options.new
   rows, known = [], {}
   for name, our_how, other, other_how in works:

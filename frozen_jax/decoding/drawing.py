@@ -58,7 +58,7 @@ def draw(
       and whether any of those is cut by top-k or top-p; what nobody asks for costs nothing.
   """
   logits = logits.astype(jnp.float32)
-  tokens = jnp.argmax(logits, axis=-1)
+  tokens = _likeliest(logits)
   if sampled:
     warm = jnp.maximum(options.temperature, 1e-6)[:, None]
     scores = (logits - logits.max(axis=-1, keepdims=True)) / warm
@@ -83,6 +83,16 @@ def numbers(
     return jax.random.uniform(key)
 
   return jax.vmap(one)(seeds, samples, places)
+
+
+def _likeliest(logits: Float[Array, "R V"]) -> Int[Array, "R"]:
+  """The first of the largest logits.
+
+  As two plain reductions: of an arg max XLA's CPU backend makes a loop over single numbers.
+  """
+  last = logits.shape[-1] - 1
+  largest = logits == logits.max(axis=-1, keepdims=True)
+  return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
 
 
 def _likeliest_other(logits: Float[Array, "R V"], tokens: Int[Array, "R"]) -> Float[Array, "R"]:

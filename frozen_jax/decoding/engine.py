@@ -30,7 +30,7 @@ from frozen_jax.decoding.writing import Writing
 from frozen_jax.sharding.place import constrained
 from frozen_jax.text.padding import beside, few_sizes, padded, power_of_two
 
-ROWS = 64
+ROWS = 128
 STEPS = 16  # tokens a row, at most, between two looks at what has ended
 _KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
 CACHE_BYTES = 2**31  # of keys and values, on all devices together
@@ -308,12 +308,21 @@ def _insert(state, at, read, where, options, limit, *, end_ids, sampled, cut, ou
   zeros = jnp.zeros_like(source)
   numbers = drawing.numbers(seeds, samples, zeros)
   drawn = drawing.draw(jnp.take(logits, source, axis=0), numbers, options, sampled=sampled, cut=cut)
-  put = lambda whole, part: whole.at[rows].set(jnp.take(part, source, axis=0), mode="drop")
-  state = jax.tree.map(put, state, prefix)
+  state = jax.tree.map(functools.partial(_placed, source=source, rows=rows), state, prefix)
   ended = jnp.isin(drawn.tokens, jnp.asarray(end_ids, jnp.int32))
   new = Rows(drawn.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
   at = jax.tree.map(lambda whole, part: whole.at[rows].set(part, mode="drop"), at, new)
   return state, *_everywhere((at, drawn), out_sharding)
+
+
+def _placed(whole, part, source, rows):
+  """An array of the state with some rows of a prefill's in place of its own.
+
+  Chosen row by row: a scatter takes ten times as long on a CPU, and more in bfloat16.
+  """
+  which = jnp.full(len(whole), -1).at[rows].set(source, mode="drop")
+  new = (which >= 0).reshape(-1, *(1,) * (whole.ndim - 1))
+  return jnp.where(new, jnp.take(part, which, axis=0), whole)
 
 
 def _everywhere(tree, sharding):

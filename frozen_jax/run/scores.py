@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from frozen_jax.data.batches import scoring_batches
@@ -73,9 +73,23 @@ def _score(system: System, lm: FrozenLM, name: str) -> tuple[Figures, dict[str, 
     own = {key: figures[key] for key in ("loss", "perplexity")}
     counts = {"examples": table["rows"], "skipped": table["skipped"]}
     return {**table["mean"], **own, **counts}, {name: table}, predictions
-  examples = _examples(source, system.options)
-  found = score_answers(task, examples, answer(system, lm, task, examples))
+  found = _answered(system, lm, source, task)
   return found.figures | figures, {}, found.predictions
+
+
+def answered(system: System, lm: FrozenLM) -> Scores:
+  """Exact match and F1 of a system on the questions of its `data.test`, with their intervals.
+
+  `score` without the likelihoods, for which every prompt is read once more.
+  """
+  source, task = open_task(system.options, system.options["data"]["test"], lm, system.method)
+  assert isinstance(task, QuestionTask)
+  return _answered(system, lm, source, task)
+
+
+def _answered(system: System, lm: FrozenLM, source: Source, task: QuestionTask) -> Scores:
+  examples = _examples(source, system.options)
+  return score_answers(task, examples, answer(system, lm, task, examples))
 
 
 def score_answers(task: QuestionTask, examples: Rows, answers: Sequence[str]) -> Scores:
@@ -118,11 +132,15 @@ def compared(systems: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
   return score_all(rows | same, lm)
 
 
-def score_all(rows: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
-  """{row of the table: the scores of its system}."""
+def score_all(
+  rows: Mapping[str, System],
+  lm: FrozenLM,
+  by: Callable[[System, FrozenLM], Scores] = score,
+) -> dict[str, Scores]:
+  """{row of the table: the scores of its system}, `by` this function."""
   scores: dict[str, Scores] = {}
   for name, system in rows.items():
     begun = time.monotonic()
-    scores[name] = score(system, lm)
+    scores[name] = by(system, lm)
     _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
   return scores

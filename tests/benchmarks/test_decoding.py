@@ -74,7 +74,7 @@ def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
     decoding, "_side", lambda name, how, sizes, options, folder: Stub(log, name, how, sizes)
   )
   options = SimpleNamespace(
-    dtypes=decoding.DTYPES, batches=[2, 8], rows=4, prompts=3, samples=2, new=5, pairs=2
+    dtypes=decoding.DTYPES, batches=[2, 8], rows=[2, 4], prompts=3, samples=2, new=5, pairs=2
   )
   rows = {row["work"]: row for row in decoding.measure(options, "")}
   wide, best, shared = (
@@ -82,6 +82,7 @@ def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
   )
   assert (wide["ours_dtype"], wide["peer_dtype"], wide["peer_at_once"]) == ("float32",) * 2 + (8,)
   assert (best["ours_dtype"], best["peer_dtype"], best["peer_at_once"]) == ("bfloat16",) * 2 + (8,)
+  assert (wide["ours_at_once"], best["ours_at_once"]) == (4, 4)
   assert (wide["ours"], wide["peer"], wide["ratio"]) == (30.0, 60.0, 0.5)
   assert shared["peer_name"] == "a prefill for each sample" and shared["ratio"] == 1
   assert {sizes for _, word, sizes in log if word == "step"} == {(1, decoding.TRIED), (3, 5)}

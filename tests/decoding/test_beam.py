@@ -164,7 +164,7 @@ def test_little_memory_means_fewer_at_once_and_the_same_texts():
   assert beam._at_once(engine, PROMPTS[0], 16, 4, 5) == 1
   found = beam.search(engine, PROMPTS[:3], 4, 5)
   large = make(PromptTuning(CONFIG, None), PARAMS)
-  assert beam._at_once(large, PROMPTS[0], 16, 4, 5) == 16
+  assert beam._at_once(large, PROMPTS[0], 16, 4, 5) == large.rows // 4
   for row, other in zip(found, beam.search(large, PROMPTS[:3], 4, 5), strict=True):
     assert [one.ids for one in row] == [one.ids for one in other]
 

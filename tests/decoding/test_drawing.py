@@ -65,6 +65,13 @@ def test_greedy_rows_stand_beside_sampled_ones(logits):
   assert alone.tolist() == [tokens[0]] * 2
 
 
+def test_greedy_takes_the_first_of_equal_logits(logits):
+  rows = jnp.stack([jnp.zeros(V), -logits, logits.at[jnp.array([9, 300])].set(50.0)])
+  rows = rows.at[1, :4].set(-jnp.inf)
+  tokens, *_ = draw(rows, jnp.zeros(3), options(3, 0.0), sampled=False, cut=False)
+  assert tokens.tolist() == np.argmax(rows, axis=-1).tolist() and tokens.tolist()[::2] == [0, 9]
+
+
 def test_margins_are_those_of_sorting(logits):
   rows = jnp.stack([logits, -logits, jnp.zeros(V), logits.at[5].set(50.0)])
   drawn = draw(rows, jnp.zeros(4), options(4, 0.0), sampled=False, cut=False)

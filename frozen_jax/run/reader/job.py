@@ -200,7 +200,9 @@ class Job:
 
   def _ranked(self, order: str, split: str) -> None:
     """Orders the passages of a split by the re-ranker, or by the LM."""
-    count = self._count(split)
+    # All validation questions by the re-ranker: the weights of `blended` stand on them.
+    every = order == "re_ranked" and split == "validation"
+    count = None if every else self._count(split)
     inputs = {"of": self.steps.digests[f"retrieved_{split}.jsonl"], "questions": count}
     options = self._reader["re_ranker"]
     if order == "re_ranked":

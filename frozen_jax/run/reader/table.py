@@ -15,7 +15,7 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run.frozen_lm import FrozenLM
 from frozen_jax.run.reader import pack
 from frozen_jax.run.reader.job import Job
-from frozen_jax.run.scores import Scores, score_all
+from frozen_jax.run.scores import Scores, answered, score, score_all
 from frozen_jax.run.stages import System
 from frozen_jax.text.answers import contains, normalise
 
@@ -25,26 +25,28 @@ Figures = dict[str, float]
 def compared(job: Job, systems: Mapping[str, System], lm: FrozenLM) -> dict[str, Scores]:
   """Scores the LM as it comes, the last stage on every pack, and each stage on its own test data.
 
-  Returns {row of the table: its scores}, the last system's last. Beside exact match and F1 a row
-  has `gold_read` and `answer_read`, percent of questions whose passages in the prompt are among
-  those that answer, or hold an accepted answer; `tokens_read` and `passages_read`, means.
+  Returns {row of the table: its scores}, the last system's last. A pack that no stage reads has
+  exact match and F1 alone. Beside these a row has `gold_read` and `answer_read`, percent of
+  questions whose passages in the prompt are among those that answer, or hold an accepted answer;
+  `tokens_read` and `passages_read`, means.
   """
   *_, last = systems.values()
   as_it_comes = System(METHODS["zero_shot"](lm, {}), {}, {}, last.options)
-  rows = {"zero_shot": as_it_comes}
+  packs = {}
   for order, budget in job.compared():
     data = last.options["data"] | {"test": str(job.test_pack(order, budget))}
-    options = last.options | {"data": data}
-    rows[f"{order} {budget}"] = dataclasses.replace(last, options=options)
-  rows |= systems
+    packs[f"{order} {budget}"] = dataclasses.replace(last, options=last.options | {"data": data})
+  rows = {"zero_shot": as_it_comes, **systems, **packs}
   # Rows may read the same: no passages at all under each budget, or the pack of a stage.
   first: dict[tuple[int, str], str] = {}
   same = {name: first.setdefault((id(s.trained), _pack(job, s)), name) for name, s in rows.items()}
-  scores = score_all({name: rows[name] for name in first.values()}, lm)
+  scores = {}
+  for by, of in ((answered, packs), (score, rows.keys() - packs.keys())):
+    scores |= score_all({name: rows[name] for name in first.values() if name in of}, lm, by)
   for name, found in scores.items():
     read = _what_is_read(job, rows[name].options["data"]["test"])
     scores[name] = dataclasses.replace(found, figures=found.figures | read)
-  return {name: scores[equal] for name, equal in same.items()}
+  return {name: scores[same[name]] for name in ("zero_shot", *packs, *systems)}
 
 
 def retrieval(job: Job, options: experiment.Options, lm: FrozenLM) -> dict[str, Figures]:

@@ -31,6 +31,7 @@ def test_the_whole_job_and_again_from_where_it_was_killed(
   )
   assert table["gold 110"]["gold_read"] == 100.0 and table["none 110"]["gold_read"] == 0.0
   assert table["reader"] == table["blended 110"] and table["closed_book"]["tokens_read"] < 30
+  assert "loss" in table["reader"] and "loss" not in table["gold 110"]
   low, mean, high = (table["reader"][f"exact_match{end}"] for end in ("_low", "", "_high"))
   assert low <= mean <= high
   assert table["bm25 110"]["tokens_read"] <= 110 - 8 - 4
