@@ -40,7 +40,7 @@ def compared(job: Job, systems: Mapping[str, System], lm: FrozenLM) -> dict[str,
   # Rows may read the same: no passages at all under each budget, or the pack of a stage.
   first: dict[tuple[int, str], str] = {}
   same = {name: first.setdefault((id(s.trained), _pack(job, s)), name) for name, s in rows.items()}
-  scores = {}
+  scores: dict[str, Scores] = {}
   for by, of in ((answered, packs), (score, rows.keys() - packs.keys())):
     scores |= score_all({name: rows[name] for name in first.values() if name in of}, lm, by)
   for name, found in scores.items():
