@@ -14,9 +14,9 @@ one pass can read: `--config.stages.reader.method=lora`, or `id_pt` with
 `--config.model.encoder=minilm-l6-v2`.
 
 The default needs no network: two passages on each country, and the questions of world_facts. Its
-table is not measured yet. Measured on `:nq`, 500 test questions, seed 0, two cores, 2026-11-27: exact
-match 31.8% with 512 tokens of `blended` passages, 2.6% closed book, 33.4% with the gold passage; the
-gold passage is the first of `blended` for 83.0%, of the bi-encoder for 78.2% (BUILD_NOTES).
+table is not measured yet. Measured on `:nq`, 500 test questions, seed 0, two cores, 2026-11-27:
+exact match 31.8% with 512 tokens of `blended` passages, 2.6% closed book, 33.4% with the gold
+passage, which is the first of `blended` for 83.0%, of the bi-encoder for 78.2% (BUILD_NOTES).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions (or whatever has such rows) from
 files:
