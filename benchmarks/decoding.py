@@ -9,9 +9,15 @@ side knows an end token, so both draw all 32,768 tokens. Three works:
                            with one sample; in our faster dtype
 
 Each side writes as many continuations at once as is fastest for it (`--rows`, `--batches`), chosen,
-like the dtypes, by short passes of a quarter of the prompts and 8 tokens a sample. Each side is a
-process of its own; they do a pass in turn, and ratios are taken pair by pair. Memory is the peak of
-the whole process. `--json=FILE` also writes the rows. Needs `pip install -e '.[test]'`.
+like the dtypes, by short passes of a quarter of the prompts and 8 tokens a sample; the defaults are
+for a CPU. Each side is a process of its own; they do a pass in turn, and ratios are taken pair by
+pair. Memory is the peak of the whole process, on the host. Needs `pip install -e '.[test]'`; on a
+GPU both sides compute there:
+
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.decoding --dtypes bfloat16 \\
+    --rows 512 1024 --batches 256 1024
+
+`--json=FILE` also writes the rows.
 """
 
 import argparse
@@ -28,7 +34,6 @@ from typing import Any
 from benchmarks import pairs
 from benchmarks.training_step import DTYPES, machine
 from benchmarks.work import MODEL
-from frozen_jax.decoding.engine import ROWS
 
 TRIED, SHARE = 8, 4  # tokens a sample of the passes that choose; one of so many prompts is read
 
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--samples", type=int, default=16, help="samples of each")
   parser.add_argument("--new", type=int, default=32, help="tokens of a sample")
   parser.add_argument(
-    "--rows", type=int, nargs="+", default=[64, ROWS], help="continuations at once: the best of"
+    "--rows", type=int, nargs="+", default=[64, 128], help="continuations at once: the best of"
   )
   parser.add_argument(
     "--batches", type=int, nargs="+", default=[64, 256], help="the same of the peer"

@@ -20,6 +20,10 @@ Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, f
       --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
       --config.data.test=nq_open_test.jsonl.gz
 
+Its 16,525 training questions are sampled 16 times each: for a GPU. Measured 2026-11-27 on an H200
+(7 minutes a run, three at once), 2,955 test questions, seeds 0, 1, 2: `answer` 2.6, 2.6, 3.2%,
+oracle 5.7, 4.9, 5.9, `select` 3.0, 2.5, 2.7%: no gain (BUILD_NOTES).
+
 `:reader` proposes with a frozen reader (configs/frozen_reader.py): pass one reads passages, pass
 two the proposals. Its questions and passages are the built-in ones, or are named as there.
 """
@@ -61,7 +65,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages.select.train.steps = 3
   elif variant == "nq":
     natural_questions(config)
-    config.stages.select.train.steps = 600
+    config.train.update({"steps": 600, "validate_every": 50, "checkpoint_every": 100})
+    config.evaluate.update({"batch_size": 512, "max_examples": 3000})
+    config.stages.select.train.steps = 900
   elif variant == "reader":
     _reader(config)
   elif variant:

@@ -4,13 +4,16 @@ Negatives are passages that a retriever ranks high and that do not answer the qu
 al. 2020, section 3.2). Passages are named by whatever their corpus names them by (`Key`).
 """
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.text.answers import normalise
+from frozen_jax.text.answers import contains, normalise
 
 Key = Hashable
+
+_REMEMBERED = 2**16  # passages whose texts are not looked up again
 
 
 class Group(NamedTuple):
@@ -43,6 +46,8 @@ def mined_groups(
   Raises:
     UserError: a question without a positive.
   """
+  text_of = functools.lru_cache(_REMEMBERED)(text_of)
+  words_of = functools.lru_cache(_REMEMBERED)(lambda key: normalise(text_of(key)))
   groups = []
   for number, (row, own, found) in enumerate(
     zip(questions, positives, ranked, strict=True), start=1
@@ -58,18 +63,12 @@ def mined_groups(
     for key in found:
       if len(kept) == depth:
         break
-      if key in taken or (text := text_of(key)) in known or _holds(text, answers):
+      if key in taken or (text := text_of(key)) in known:
+        continue
+      if answers and contains(words_of(key), answers):
         continue
       taken.add(key)
       known.add(text)
       kept.append(key)
     groups.append(Group(row["question"], tuple(own), tuple(kept)))
   return groups
-
-
-def _holds(text: str, answers: Sequence[str]) -> bool:
-  """Whether a text holds one of the normalised answers as whole words."""
-  if not answers:
-    return False
-  words = f" {normalise(text)} "
-  return any(answer and f" {answer} " in words for answer in answers)

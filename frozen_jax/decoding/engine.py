@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from frozen_jax.core.device import memory_bytes, suited
 from frozen_jax.core.types import Method, Prompt, Tree
 from frozen_jax.decoding import drawing
 from frozen_jax.decoding.prompts import size_class
@@ -30,11 +31,11 @@ from frozen_jax.decoding.writing import Writing
 from frozen_jax.sharding.place import constrained
 from frozen_jax.text.padding import beside, few_sizes, padded, power_of_two
 
-ROWS = 128
+ROWS = {"cpu": 128, "gpu": 1024}
 STEPS = 16  # tokens a row, at most, between two looks at what has ended
 _KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
-CACHE_BYTES = 2**31  # of keys and values, on all devices together
-_READ_AT_ONCE = 2**11  # tokens of prompts
+_CACHES = 4  # one part in so many of the devices' memory is for keys and values
+_READ_AT_ONCE = {"cpu": 2**11, "gpu": 2**13}  # tokens of prompts
 _SLOTS = 32  # a cache's length is a multiple of it
 
 Report = Callable[[int], Any]
@@ -62,9 +63,9 @@ class Engine:
   """Continues prompts by one method with its trees.
 
   place: puts host arrays on the mesh. whole: the sharding of what every host reads. rows: at most
-  so many continuations at once. end_ids, decode: the end tokens, and ids -> text (None without a
-  tokenizer; then there are no stop texts). stepped: the frozen tree as single steps read it, None:
-  as it is.
+  so many continuations at once. cache_bytes: of their keys and values, on all devices together.
+  end_ids, decode: the end tokens, and ids -> text (None without a tokenizer; then there are no stop
+  texts). stepped: the frozen tree as single steps read it, None: as it is.
   """
 
   method: Method
@@ -74,9 +75,9 @@ class Engine:
   whole: jax.sharding.Sharding | None = None
   end_ids: tuple[int, ...] = ()
   decode: Callable[[Sequence[int]], str] | None = None
-  rows: int = ROWS
+  rows: int = dataclasses.field(default_factory=lambda: suited(ROWS))
   steps: int = STEPS
-  cache_bytes: int = CACHE_BYTES
+  cache_bytes: int = dataclasses.field(default_factory=lambda: memory_bytes() // _CACHES)
   stepped: Tree = None
 
   @property
@@ -104,8 +105,8 @@ class Engine:
     classes: dict[int, list[int]] = collections.defaultdict(list)
     for number, prompt in enumerate(prompts):
       classes[size_class(len(prompt.tokens))].append(number)
-    # What needs like caches goes together, the longest first.
-    for group in _alike(classes):
+    enough = -(-self.rows // sampling.num_samples)
+    for group in _alike(classes, enough):
       yield from _Batch(self, prompts, group, sampling).stream()
 
 
@@ -155,7 +156,7 @@ class _Batch:
   def _read(self) -> None:
     """Prefills the next prompts of one width."""
     engine, width = self.engine, self.queue[0][0]
-    most = power_of_two(max(min(_READ_AT_ONCE // width, engine.rows), 1) // 2 + 1)
+    most = power_of_two(max(min(suited(_READ_AT_ONCE) // width, engine.rows), 1) // 2 + 1)
     chosen = [number for w, number in self.queue[:most] if w == width]
     self.queue = self.queue[len(chosen) :]
     these = [self.prompts[number] for number in chosen]
@@ -280,13 +281,20 @@ class _Waiting(NamedTuple):
   samples: collections.deque[tuple[int, int, int, int]]
 
 
-def _alike(classes: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
-  """The classes, longest first, in groups: none is over four times as long as another."""
-  widths = sorted(classes, reverse=True)
-  while widths:
-    group = [width for width in widths if 4 * width >= widths[0]]
-    widths = widths[len(group) :]
-    yield {width: classes[width] for width in group}
+def _alike(classes: dict[int, list[int]], enough: int) -> Iterator[dict[int, list[int]]]:
+  """The classes, longest first, in groups that need like caches.
+
+  None is over four times as long as another, unless the longer ones are fewer than `enough` prompts
+  and would leave rows free.
+  """
+  group: dict[int, list[int]] = {}
+  for width in sorted(classes, reverse=True):
+    if group and 4 * width < next(iter(group)) and sum(map(len, group.values())) >= enough:
+      yield group
+      group = {}
+    group[width] = classes[width]
+  if group:
+    yield group
 
 
 @functools.partial(jax.jit, static_argnames=("method", "room"))

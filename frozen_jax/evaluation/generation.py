@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from frozen_jax.backbones import stack
+from frozen_jax.core.device import suited
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompt, Tree
 from frozen_jax.decoding import beam
@@ -33,9 +34,11 @@ def continuations(
   lm: Answerer,
   prompts: Sequence[Prompt],
   sampling: Sampling,
-  rows: int = ROWS,
+  rows: int | None = None,
 ) -> list[list[Continuation]]:
   """Continues each prompt `sampling.num_samples` times, at most `rows` at once.
+
+  None: as many as suits the device.
 
   Raises UserError for a prompt that leaves no room in the model's context, and for stop texts where
   the model has no tokenizer.
@@ -55,7 +58,7 @@ def beams(
   prompts: Sequence[Prompt],
   num_beams: int,
   max_new_tokens: int,
-  rows: int = ROWS,
+  rows: int | None = None,
 ) -> list[list[Continuation]]:
   """The `num_beams` likeliest continuations that beam search finds for each prompt, best first.
 
@@ -77,7 +80,7 @@ def generate_ids(
   lm: Answerer,
   prompts: Sequence[Prompt],
   sampling: Sampling,
-  rows: int = ROWS,
+  rows: int | None = None,
 ) -> list[list[int]]:
   """The new ids of each prompt's first continuation, before the end token; see `continuations`."""
   found = continuations(method, trainable, frozen, lm, prompts, sampling, rows)
@@ -92,7 +95,7 @@ def generate_texts(
   texts: Sequence[str],
   encode: Callable[[Sequence[str]], list[Prompt]],
   sampling: Sampling,
-  rows: int = ROWS,
+  rows: int | None = None,
 ) -> list[Any]:
   """Continues texts; a list of str, or of lists of str with `num_samples` above 1.
 
@@ -132,7 +135,7 @@ def _engine(
   lm: Answerer,
   prompts: Sequence[Prompt],
   max_new_tokens: int,
-  rows: int,
+  rows: int | None,
 ) -> Engine:
   """The engine for these prompts, all of which fit the context (else UserError)."""
   taken = method.taken(trainable, frozen)
@@ -147,7 +150,7 @@ def _engine(
     _end_ids(lm.tokenizer),
     None if lm.tokenizer is None else functools.partial(_decoded, lm.tokenizer),
     stepped=_stepped(frozen),
-    rows=max(rows, 1 if lm.mesh is None else row_groups(lm.mesh)),
+    rows=max(rows or suited(ROWS), 1 if lm.mesh is None else row_groups(lm.mesh)),
   )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from frozen_jax.core.device import suited
 from frozen_jax.core.types import Tree
 from frozen_jax.data.pairs import Pair, PairEncoder, pad_pairs
 from frozen_jax.methods.re_ranker import ReRanker
@@ -46,7 +47,7 @@ def score_pairs(
   found = np.zeros(len(pairs), np.float32)
   place, groups = make_place(mesh), 1 if mesh is None else row_groups(mesh)
   whole, network = everywhere(mesh), _network(re_ranker, trainable, frozen)
-  at_once = at_once or _AT_ONCE.get(jax.default_backend(), _AT_ONCE["gpu"])
+  at_once = at_once or suited(_AT_ONCE)
   hidden = not progress or not is_first_host()
   with tqdm(total=len(pairs), desc="re-rank", unit="pair", disable=hidden, delay=_QUIET) as bar:
     for start in range(0, len(pairs), _CHUNK):

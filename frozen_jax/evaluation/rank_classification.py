@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from frozen_jax.core.device import suited
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method, Prompt, Tree
 from frozen_jax.evaluation.generation import QUIET, Answerer, check_length
@@ -193,7 +194,7 @@ def _by_shape(questions: Sequence[Question]) -> dict[_Shape, list[int]]:
     width = _size(len(question.prompt.tokens), _SHORTEST)
     length = 1 if longest == 1 else 1 + _size(longest - 1, _FEWEST)
     shapes.setdefault(_Shape(width, len(question.choices), length), []).append(index)
-  worth = _COMPILING.get(jax.default_backend(), _COMPILING["gpu"])
+  worth = suited(_COMPILING)
   for shape in sorted(shapes, key=_Shape.read):
     larger = [
       s for s in shapes if s != shape and all(a >= b for a, b in zip(s, shape, strict=True))

@@ -13,13 +13,23 @@ from collections import Counter
 from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_ASCII_PUNCTUATION = frozenset(string.punctuation)
+
+
+class _Unpunctuated(dict[int, int | None]):
+  """Each character's code as `str.translate` asks for it; None: it is punctuation and goes."""
+
+  def __missing__(self, code: int) -> int | None:
+    kept = None if unicodedata.category(chr(code)).startswith("P") else code
+    return self.setdefault(code, kept)
+
+
+# Some of ASCII's punctuation is none of Unicode's: $+<=>^`|~.
+_UNPUNCTUATED = _Unpunctuated((ord(character), None) for character in string.punctuation)
 
 
 def normalise(answer: str) -> str:
   """Lower case, without punctuation and English articles, words separated by single spaces."""
-  text = unicodedata.normalize("NFKC", answer).lower()
-  text = "".join(character for character in text if not _is_punctuation(character))
+  text = unicodedata.normalize("NFKC", answer).lower().translate(_UNPUNCTUATED)
   return " ".join(_ARTICLES.sub(" ", text).split())
 
 
@@ -55,7 +65,3 @@ def _overlap(predicted: list[str], accepted: list[str]) -> float:
     return 0.0
   precision, recall = shared / len(predicted), shared / len(accepted)
   return 2 * precision * recall / (precision + recall)
-
-
-def _is_punctuation(character: str) -> bool:
-  return character in _ASCII_PUNCTUATION or unicodedata.category(character).startswith("P")

@@ -29,6 +29,7 @@ from frozen_jax.sharding.rules import row_groups
 RETRIEVERS = ("bm25", "dense")
 FUSIONS = ("reciprocal_ranks", "weighted_sum")
 SEARCHED_AT_ONCE = 256  # questions
+_REMEMBERED = 2**16  # passages that are not parsed again
 _FORM = 2  # of a row: counted on where it holds something else than before
 
 
@@ -48,6 +49,7 @@ class Retrieval:
       )
     self._fuse = fusion(options)
     self.corpus, self._mesh = corpus, mesh
+    self._passage = functools.lru_cache(_REMEMBERED)(corpus.__getitem__)
     self.depth = min(options["depth"], len(corpus))
     if self.depth < 1:
       raise UserError(f"reader.depth is {options['depth']}; give at least 1")
@@ -81,7 +83,7 @@ class Retrieval:
       for row, one in enumerate(block):
         orders = {name: self._ids(ids[row]) for name, (ids, _) in found.items()}
         given = {name: scores[row].astype(float).tolist() for name, (_, scores) in found.items()}
-        passages = [self.corpus[int(at)]._asdict() for at in fused.ids[row]]
+        passages = [self._passage(int(at))._asdict() for at in fused.ids[row]]
         contexts = [
           passage | {"score": float(score)}
           for passage, score in zip(passages, fused.scores[row], strict=True)
@@ -98,7 +100,7 @@ class Retrieval:
         }
 
   def _ids(self, positions: Any) -> list[str]:
-    return [self.corpus[int(at)].id for at in positions]
+    return [self._passage(int(at)).id for at in positions]
 
   def _open(self, name: str) -> Retriever:
     if name not in self._retrievers:
