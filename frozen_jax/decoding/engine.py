@@ -36,6 +36,7 @@ STEPS = 16  # tokens a row, at most, between two looks at what has ended
 _KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
 _CACHES = 4  # one part in so many of the devices' memory is for keys and values
 _READ_AT_ONCE = {"cpu": 2**11, "gpu": 2**13}  # tokens of prompts
+_ALIKE = 4  # prompts over so many times as long as others are read, and written on, apart
 _SLOTS = 32  # a cache's length is a multiple of it
 
 Report = Callable[[int], Any]
@@ -154,13 +155,17 @@ class _Batch:
       self._place(self.waiting.popleft(), free)
 
   def _read(self) -> None:
-    """Prefills the next prompts of one width."""
+    """Prefills the next prompts, the longest first, padded to the width of the first.
+
+    They fill the batch, whatever their widths, and what is left at the end is read in a batch of
+    that size too: so there is one size for each width, but for prompts that are few altogether.
+    """
     engine, width = self.engine, self.queue[0][0]
     most = power_of_two(max(min(suited(_READ_AT_ONCE) // width, engine.rows), 1) // 2 + 1)
-    chosen = [number for w, number in self.queue[:most] if w == width]
+    chosen = [number for w, number in self.queue[:most] if _ALIKE * w >= width]
     self.queue = self.queue[len(chosen) :]
     these = [self.prompts[number] for number in chosen]
-    size = few_sizes(len(these), most)
+    size = most if self.state is not None else few_sizes(len(these), most)
     tokens, mask = padded([one.tokens for one in these], width, size, left=True)
     batch = engine.place({"tokens": tokens, "mask": mask, **beside(these, size)})
     room = self.slots - width - self.taken
@@ -284,12 +289,12 @@ class _Waiting(NamedTuple):
 def _alike(classes: dict[int, list[int]], enough: int) -> Iterator[dict[int, list[int]]]:
   """The classes, longest first, in groups that need like caches.
 
-  None is over four times as long as another, unless the longer ones are fewer than `enough` prompts
-  and would leave rows free.
+  None is over `_ALIKE` times as long as another, unless the longer ones are fewer than `enough`
+  prompts and would leave rows free.
   """
   group: dict[int, list[int]] = {}
   for width in sorted(classes, reverse=True):
-    if group and 4 * width < next(iter(group)) and sum(map(len, group.values())) >= enough:
+    if group and _ALIKE * width < next(iter(group)) and sum(map(len, group.values())) >= enough:
       yield group
       group = {}
     group[width] = classes[width]

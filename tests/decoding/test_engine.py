@@ -228,6 +228,17 @@ def test_a_prompt_is_read_once_for_all_its_samples():
   assert [one.ids for one in found[1]] == [[91, 92, 93]] * 7
 
 
+@pytest.mark.parametrize("long, read", [(20, [6]), (100, [3, 3])])
+def test_prompts_of_unlike_lengths_share_rows_that_are_free(long, read):
+  """Up to four times as long they are read together, too; the steps are all together."""
+  counter = Counter()
+  prompts = [Prompt([5] * long)] * 3 + [Prompt([5])] * 3
+  found = Engine(counter, {}, {}, make_place(None), rows=8).run(prompts, Sampling(4))
+  jax.effects_barrier()
+  assert (counter.read, len(counter.stepped)) == (read, 3)
+  assert [one.ids for (one,) in found] == [[6, 7, 8, 9]] * 6
+
+
 def test_a_long_answer_holds_up_nobody():
   """One row goes on for 60 tokens; the other serves the 12 short answers meanwhile."""
   counter = Counter()
