@@ -15,6 +15,6 @@ def suited(sizes: Mapping[str, int]) -> int:
 
 @functools.cache
 def memory_bytes() -> int:
-  """The memory of all devices together, of which a process on a CPU is given 8 GiB."""
+  """The memory of all devices together; those that do not tell it, CPUs, count as 8 GiB."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("bytes_limit", _UNKNOWN) * (jax.device_count() if stats else 1)
