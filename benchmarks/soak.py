@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--minutes", type=float, default=10.0, help="at least so long")
   parser.add_argument("--call", type=int, default=100, help="prompts of a call")
   parser.add_argument("--new", type=int, default=32, help="tokens of a continuation at most")
-  parser.add_argument("--warm-up", type=int, default=2500, help="prompts that are not judged")
+  parser.add_argument("--warm-up", type=int, default=1000, help="prompts that are not judged")
   parser.add_argument("--growth", type=float, default=0.02, help="share that memory may grow by")
   parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
   options = parser.parse_args(arguments)

@@ -36,6 +36,7 @@ STEPS = 16  # tokens a row, at most, between two looks at what has ended
 _KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
 _CACHES = 4  # one part in so many of the devices' memory is for keys and values
 _READ_AT_ONCE = {"cpu": 2**11, "gpu": 2**13}  # tokens of prompts
+_READERS = 4  # and prompts at once: one in so many of the rows, as each brings a cache of its own
 _ALIKE = 4  # prompts over so many times as long as others are read, and written on, apart
 _SLOTS = 32  # a cache's length is a multiple of it
 
@@ -161,7 +162,8 @@ class _Batch:
     that size too: so there is one size for each width, but for prompts that are few altogether.
     """
     engine, width = self.engine, self.queue[0][0]
-    most = power_of_two(max(min(suited(_READ_AT_ONCE) // width, engine.rows), 1) // 2 + 1)
+    most = min(suited(_READ_AT_ONCE) // width, engine.rows // _READERS)
+    most = power_of_two(max(most, 1) // 2 + 1)
     chosen = [number for w, number in self.queue[:most] if _ALIKE * w >= width]
     self.queue = self.queue[len(chosen) :]
     these = [self.prompts[number] for number in chosen]
@@ -221,11 +223,11 @@ class _Batch:
       **self._kinds(),
       out_sharding=engine.whole,
     )
-    drawn = jax.tree.map(np.asarray, drawn)
-    for index, (_, number, _, sample) in enumerate(placed):
+    news = zip(*(np.asarray(each).tolist() for each in drawn), strict=True)
+    for row, (_, number, _, sample), new in zip(free, placed, news, strict=False):
       writing = Writing(number, sample, self.sampling, engine.end_ids, engine.decode)
-      writing.add(drawing.Drawn(*(each[index : index + 1] for each in drawn)))
-      self.writings[free[index]] = writing
+      writing.add(*([each] for each in new))
+      self.writings[row] = writing
     if waiting.samples:
       self.waiting.appendleft(waiting)
 
@@ -246,10 +248,10 @@ class _Batch:
       **self._kinds(),
       out_sharding=engine.whole,
     )
-    drawn = jax.tree.map(np.asarray, drawn)
-    for row, writing in enumerate(self.writings):
+    news = zip(*(np.asarray(each).tolist() for each in drawn), strict=True)
+    for writing, new in zip(self.writings, news, strict=True):
       if writing is not None:
-        writing.add(drawing.Drawn(*(each[row] for each in drawn)))
+        writing.add(*new)
 
   def _finished(self) -> Iterator[tuple[int, int, Continuation]]:
     stopped = []

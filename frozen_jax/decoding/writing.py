@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 
-from frozen_jax.decoding.drawing import Drawn
 from frozen_jax.decoding.requests import Continuation, Sampling
 
 
@@ -25,22 +24,29 @@ class Writing:
     self._log_probs: list[float] = []
     self._total, self._margin, self._text = 0.0, math.inf, ""
 
-  def add(self, drawn: Drawn) -> None:
-    """New tokens [N] of this row, up to the first below 0, which is none."""
-    for token, log_prob, margin in zip(*(each.tolist() for each in drawn), strict=True):
-      if self.ended or token < 0:
-        break
-      self._total += log_prob
-      self._margin = math.nan if math.isnan(margin) else min(self._margin, margin)
-      if token in self._end_ids:
-        self.ended = "end"
-        break
-      self._ids.append(token)
-      self._log_probs.append(log_prob)
-      if self._sampling.stop and self._cut_at_stop():
-        self.ended = "stop"
-      elif len(self._ids) == self._sampling.max_new_tokens:
-        self.ended = "length"
+  def add(self, tokens: list[int], log_probs: list[float], margins: list[float]) -> None:
+    """New tokens of this row, as `drawing.Drawn` has them; behind an end token stand none (-1)."""
+    if not self._sampling.stop:
+      self._take(tokens, log_probs, margins)
+      return
+    for one in zip(tokens, log_probs, margins, strict=True):
+      if not self.ended:
+        self._take(*([each] for each in one))
+
+  def _take(self, tokens: list[int], log_probs: list[float], margins: list[float]) -> None:
+    count = tokens.index(-1) if -1 in tokens else len(tokens)
+    ends = count > 0 and tokens[count - 1] in self._end_ids
+    self._ids += tokens[: count - ends]
+    self._log_probs += log_probs[: count - ends]
+    self._total += sum(log_probs[:count])
+    unknown = math.isnan(sum(margins[:count]))
+    self._margin = math.nan if unknown else min([self._margin, *margins[:count]])
+    if ends:
+      self.ended = "end"
+    elif self._sampling.stop and count and self._cut_at_stop():
+      self.ended = "stop"
+    elif len(self._ids) == self._sampling.max_new_tokens:
+      self.ended = "length"
 
   def continuation(self) -> Continuation:
     """What was written."""

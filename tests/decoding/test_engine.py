@@ -233,7 +233,7 @@ def test_prompts_of_unlike_lengths_share_rows_that_are_free(long, read):
   """Up to four times as long they are read together, too; the steps are all together."""
   counter = Counter()
   prompts = [Prompt([5] * long)] * 3 + [Prompt([5])] * 3
-  found = Engine(counter, {}, {}, make_place(None), rows=8).run(prompts, Sampling(4))
+  found = Engine(counter, {}, {}, make_place(None), rows=32).run(prompts, Sampling(4))
   jax.effects_barrier()
   assert (counter.read, len(counter.stepped)) == (read, 3)
   assert [one.ids for (one,) in found] == [[6, 7, 8, 9]] * 6
