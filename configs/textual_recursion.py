@@ -9,10 +9,11 @@ which reads the question with the proposals. The table has pass one alone, the m
 likeliest of the same samples, and the oracle: whether any sample is right. Files are in
 WORKDIR/candidates.
 
-Measured 2026-11-23 on two cores (Intel Xeon, AMX bfloat16), seed 0, 300 test questions, exact
-match: `answer` 58.0%, majority 58.0%, likeliest 58.7%, oracle 74.7%, `select` 58.7%; against
-`answer` +0.7 points (95%: -3.0 to +4.3). Pass two starts from pass one's prompt and reads 3
-candidates: with 8, 150 steps and a prompt of its own it had 52.0% (-6.0, -9.7 to -2.0).
+Measured 2026-11-23 and 27 on two cores, seeds 0, 1, 2, 300 test questions, exact match: `answer`
+58.0, 55.3, 56.0%, majority 58.0, 56.3, 57.7, likeliest 58.7, 57.7, 58.3, oracle 74.7, 71.0, 69.7,
+`select` 58.7, 55.7, 58.0; against `answer` +0.7, +0.3, +2.0 points (each ±3.7). Pass two starts
+from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it had
+52.0% (seed 0; -6.0, -9.7 to -2.0).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
 
