@@ -13,9 +13,9 @@ Measured 2026-11-23 and 27 on two cores, seeds 0, 1, 2, 300 test questions, exac
 58.0, 55.3, 56.0%, majority 58.0, 56.3, 57.7, likeliest 58.7, 57.7, 58.3, oracle 74.7, 71.0, 69.7,
 `select` 58.7, 55.7, 58.0; against `answer` +0.7, +0.3, +2.0 points (each ±3.7). Where only the
 questions that pass one is unsure of take pass two (recursion.compute_budget=1.3), seeds 1 and 2
-have 58.0 and 58.7%: +2.7 points in both. Pass two starts
-from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it had
-52.0% (seed 0; -6.0, -9.7 to -2.0).
+have 58.0 and 58.7%: +2.7 points in both (95%: 0.0 to 5.7, 0.7 to 5.0). Pass two starts from pass
+one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it had 52.0% (seed 0;
+-6.0, -9.7 to -2.0).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
 
