@@ -291,12 +291,13 @@ class _Waiting(NamedTuple):
 def _alike(classes: dict[int, list[int]], enough: int) -> Iterator[dict[int, list[int]]]:
   """The classes, longest first, in groups that need like caches.
 
-  None is over `_ALIKE` times as long as another, unless the longer ones are fewer than `enough`
-  prompts and would leave rows free.
+  None is over `_ALIKE` times as long as another, unless they are `enough` prompts at most, which
+  apart would leave rows free: many short ones do not pay for a few long ones' cache.
   """
   group: dict[int, list[int]] = {}
   for width in sorted(classes, reverse=True):
-    if group and _ALIKE * width < next(iter(group)) and sum(map(len, group.values())) >= enough:
+    count = sum(map(len, group.values())) + len(classes[width])
+    if group and _ALIKE * width < next(iter(group)) and count > enough:
       yield group
       group = {}
     group[width] = classes[width]

@@ -239,6 +239,12 @@ def test_prompts_of_unlike_lengths_share_rows_that_are_free(long, read):
   assert [one.ids for (one,) in found] == [[6, 7, 8, 9]] * 6
 
 
+def test_many_short_prompts_do_not_share_the_cache_of_a_long_one():
+  classes = {128: [0], 16: [1, 2, 3]}
+  assert list(engine._alike(classes, 4)) == [classes]
+  assert list(engine._alike(classes, 3)) == [{128: [0]}, {16: [1, 2, 3]}]
+
+
 def test_a_long_answer_holds_up_nobody():
   """One row goes on for 60 tokens; the other serves the 12 short answers meanwhile."""
   counter = Counter()
