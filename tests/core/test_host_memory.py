@@ -1,6 +1,7 @@
 """A process that keeps freed memory asks the system for no new pages; asked for in its own one."""
 
 import ctypes
+import statistics
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ if "keep" in sys.argv: keep_freed_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: (jax.lax.optimization_barrier(jnp.roll(x, 1, axis=1)) @ x.T).sum())
 x, before = jnp.ones((8, 2**21)), 0
-for _ in range(6):
+for _ in range(24):
   step(x).block_until_ready()
   pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   print(pages - before)
@@ -22,7 +23,7 @@ for _ in range(6):
 
 
 def pages(argument, **variables):
-  """New pages of each of six steps whose temporaries fill 16,384."""
+  """New pages of each of 24 steps, one array of whose temporaries fills 16,384."""
   told = subprocess.run(
     [sys.executable, "-c", STEPS, argument],
     capture_output=True,
@@ -36,4 +37,6 @@ def pages(argument, **variables):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
 def test_steps_ask_for_no_new_pages():
   given_back, kept = pages("give"), pages("keep")
-  assert min(given_back[1:]) > 8 * (sorted(kept[1:])[2] + 1)  # pages may be huge ones, and few
+  # Of the last half, as what is kept is split in other places at first, and such a step asks for
+  # more; pages may be huge ones, and few.
+  assert min(given_back[1:]) > 8 * (statistics.median(kept[12:]) + 1)
