@@ -13,7 +13,8 @@ def candidates_defaults() -> ConfigDict:
       "top_k": 0,
       "top_p": 1.0,
       "folds": 4,  # training questions are answered by prompts that were tuned on the other folds
-      "questions": 0,  # training questions that pass two learns from; 0: all
+      "questions": 0,  # training questions that are sampled for pass two; 0: all
+      "learn_from": "all",  # of these; or right: those alone that are shown a right candidate
       "orders": 4,  # times that each of them is shown, its candidates in another order each time
       "most": 3,  # candidates shown at most
       "template": {

@@ -141,13 +141,23 @@ class Job:
       "seed": seed,
       **{key: self._options[key] for key in showing.OPTIONS},
     }
+    teaching = split != "test"
+    if teaching:
+      inputs["learn_from"] = self._options["learn_from"]
 
     def make(done: int) -> Iterator[showing.Row]:
       rows = itertools.chain.from_iterable(map(_lines, paths))
+      if teaching:
+        rows = (row for row in rows if showing.teaches(row, self._options))
       texts = (text for row in rows for text in showing.shown(row, self._options, orders, seed))
       return itertools.islice(texts, done, None)
 
-    self.steps.rows(self.texts(split).name, inputs, make, _WRITTEN_AT_ONCE)
+    path = self.steps.rows(self.texts(split).name, inputs, make, _WRITTEN_AT_ONCE)
+    if not path.stat().st_size:
+      raise UserError(
+        f"no {split} question has a right answer among the {self._options['most']} that are shown,"
+        " so that pass two has nothing to learn from; set candidates.learn_from=all"
+      )
 
 
 def check(options: experiment.Options) -> None:
@@ -165,7 +175,7 @@ def check(options: experiment.Options) -> None:
     if candidates[key] < least:
       raise UserError(f"candidates.{key} is {candidates[key]}; give at least {least}")
   sampling.sampling_of(options)
-  showing.check(candidates["template"])
+  showing.check(candidates)
   forms = [
     experiment.stage_options(options, n)["data"]["template"] for n in (candidates["of"], order[-1])
   ]

@@ -22,14 +22,22 @@ _FIELDS = {
   "separator": set(),
 }
 
+LEARN_FROM = ("all", "right")
+
 # What of `candidates` the texts depend on.
 OPTIONS = ("most", "template")
 
 Row = dict[str, Any]
 
 
-def check(template: Mapping[str, str]) -> None:
-  """UserError for a template of the config that is malformed or leaves out what it must hold."""
+def check(options: Mapping[str, Any]) -> None:
+  """UserError for a template that is malformed or leaves out what it must hold, and for questions
+  to learn from that are none; `options`: the config's `candidates`."""
+  if options["learn_from"] not in LEARN_FROM:
+    raise UserError(
+      f"candidates.learn_from is {options['learn_from']!r}; it is one of {', '.join(LEARN_FROM)}"
+    )
+  template = options["template"]
   for name, allowed in _FIELDS.items():
     try:
       parts = string.Formatter().parse(template[name])
@@ -48,16 +56,21 @@ def check(template: Mapping[str, str]) -> None:
       raise UserError(f"candidates.template.{name} lacks {{{missing.pop()}}}; add it")
 
 
+def teaches(row: Row, options: Mapping[str, Any]) -> bool:
+  """Whether pass two learns from this sampled row: any, or one that is shown a right candidate."""
+  if options["learn_from"] == "all":
+    return True
+  return any(exact_match(one.text, _accepted(row)) for one in _best(row, options))
+
+
 def shown(row: Row, options: Mapping[str, Any], orders: int = 0, seed: int = 0) -> Iterator[Row]:
   """The texts of one sampled row: one, best first, or so many `orders` of its candidates.
 
   options: the config's `candidates`. In training (`orders` above 0) the target is an accepted
   answer as it stands among the candidates, if one does, else the first accepted one.
   """
-  template, best = options["template"], merged([tuple(one) for one in row["samples"]])
-  best = best[: options["most"]]
+  template, best, answers = options["template"], _best(row, options), _accepted(row)
   question = row.get("asked") or row.get("question") or row["input"]
-  answers = list(row.get("answers") or ([row["target"]] if "target" in row else []))
   carried: Row = {key: row[key] for key in ("passages", "tokens") if key in row}
   draws = np.random.default_rng([zlib.crc32(str(row["id"]).encode()), seed])
   for number in range(max(orders, 1)):
@@ -74,6 +87,15 @@ def shown(row: Row, options: Mapping[str, Any], orders: int = 0, seed: int = 0) 
       target = next(proposed, answers[0])
       made |= {"target": target, "answers": list(dict.fromkeys([target, *answers]))}
     yield made | {"candidates": [[one.text, one.count, one.log_prob] for one in candidates]}
+
+
+def _best(row: Row, options: Mapping[str, Any]) -> list[Candidate]:
+  """The candidates that are shown, the most frequent first."""
+  return merged([tuple(one) for one in row["samples"]])[: options["most"]]
+
+
+def _accepted(row: Row) -> list[str]:
+  return list(row.get("answers") or ([row["target"]] if "target" in row else []))
 
 
 def _filled(template: str, candidate: Candidate, samples: int) -> str:

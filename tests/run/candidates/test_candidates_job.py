@@ -169,6 +169,8 @@ def test_answers_by_beam_search(finished, make_config, files, lm, tmp_path):
       {"candidates.folds": "6"},
       "candidates.folds is 6, but the training questions are of 5 groups",
     ),
+    ({"candidates.learn_from": "wrong"}, "candidates.learn_from is 'wrong'; it is one of"),
+    ({"candidates.learn_from": "right"}, "no train question has a right answer among the 3"),
     ({"candidates.template.candidate": "{name}"}, "candidates.template.candidate has name"),
     ({"candidates.template.prompt": "{question}"}, "template.prompt lacks {candidates}"),
     ({"candidates.template.separator": "{"}, "separator is malformed"),

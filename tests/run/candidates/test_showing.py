@@ -4,7 +4,7 @@ import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.run.candidates.defaults import candidates_defaults
-from frozen_jax.run.candidates.showing import check, shown
+from frozen_jax.run.candidates.showing import check, shown, teaches
 
 ROW = {
   "id": "PE/0",
@@ -45,6 +45,15 @@ def test_other_templates_and_fewer_candidates():
   assert "answers: Cusco: 50%, 61% | city of kings: 25%, 14%\n" in row["input"]
 
 
+@pytest.mark.parametrize(
+  "learn_from, most, expected",
+  [("all", 1, True), ("right", 1, False), ("right", 2, True), ("right", 3, True)],
+)
+def test_what_pass_two_learns_from(learn_from, most, expected):
+  """The right candidate, an accepted answer in other letters, is the second most frequent."""
+  assert teaches(ROW, options() | {"learn_from": learn_from, "most": most}) == expected
+
+
 def test_a_question_without_answers_is_shown_as_well():
   bare = {key: value for key, value in ROW.items() if key != "answers"}
   (row,) = shown(bare, options())
@@ -70,5 +79,5 @@ def test_of_a_packed_prompt_the_question_is_shown_and_the_passages_are_kept():
 )
 def test_mistakes(template, message):
   with pytest.raises(UserError) as caught:
-    check(options(**template)["template"])
+    check(options(**template))
   assert message in str(caught.value)
