@@ -13,8 +13,10 @@ the reader on every order of passages at every budget of tokens, with 95% interv
 one pass can read: `--config.stages.reader.method=lora`, or `id_pt` with
 `--config.model.encoder=minilm-l6-v2`.
 
-The default needs no network: two passages on each country, and the questions of world_facts. Its
-table is not measured yet. Measured on `:nq`, 500 test questions, seed 0, two cores, 2026-11-27:
+The default needs no network: two passages on each country, and the questions of world_facts.
+Measured 2026-11-28, 300 test questions, seed 0, 49 minutes on one busy core: exact match 96.0% with
+192 tokens of `blended` passages, 56.0% closed book; the gold passage is the first of `blended` for
+99.7%, of the bi-encoder for 87.7%. On `:nq`, 500 test questions, seed 0, two cores, 2026-11-27:
 exact match 31.8% with 512 tokens of `blended` passages, 2.6% closed book, 33.4% with the gold
 passage, which is the first of `blended` for 83.0%, of the bi-encoder for 78.2% (BUILD_NOTES).
 
@@ -52,6 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.update({"steps": 100, "batch_size": 8})
   config.train.validate_examples = 100
   config.evaluate.batch_size = 16
+  if variant in ("", "smoke"):
+    _countries(config)
   if variant == "smoke":
     shrink(config)
     shrink_reader(config.reader)
@@ -73,6 +77,15 @@ def get_config(variant: str = "") -> ConfigDict:
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke, nq, dpr_nq")
   return config
+
+
+def _countries(config: ConfigDict) -> None:
+  """The built-in questions and passages: 390 short ones, of which nobody need read many."""
+  config.reader.update({"depth": 20, "ranks": (1, 5, 20), "questions": 500, "lm_depth": 8})
+  config.reader.update({"budgets": (96, 192), "budget": 192})
+  config.reader.re_ranker.update({"length": 128, "steps": 150})
+  config.data.lengths = (64, 96, 128, 192)
+  config.evaluate.max_examples = 300
 
 
 def _natural_questions(config: ConfigDict) -> None:
