@@ -146,7 +146,7 @@ class Job:
       inputs["learn_from"] = self._options["learn_from"]
 
     def make(done: int) -> Iterator[showing.Row]:
-      rows = itertools.chain.from_iterable(map(_lines, paths))
+      rows: Iterator[sampling.Row] = itertools.chain.from_iterable(map(_lines, paths))
       if teaching:
         rows = (row for row in rows if showing.teaches(row, self._options))
       texts = (text for row in rows for text in showing.shown(row, self._options, orders, seed))
