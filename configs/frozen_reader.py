@@ -36,7 +36,7 @@ to be named: --config.model.name=FOLDER. Not run here.
 from ml_collections import ConfigDict
 
 from frozen_jax.run.defaults import adapters, defaults, generator, lora, shrink
-from frozen_jax.run.reader.defaults import reader_defaults, shrink_reader
+from frozen_jax.run.reader.defaults import for_countries, reader_defaults, shrink_reader
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -55,7 +55,9 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_examples = 100
   config.evaluate.batch_size = 16
   if variant in ("", "smoke"):
-    _countries(config)
+    for_countries(config.reader)
+    config.data.lengths = (64, 96, 128, 192)
+    config.evaluate.max_examples = 300
   if variant == "smoke":
     shrink(config)
     shrink_reader(config.reader)
@@ -77,15 +79,6 @@ def get_config(variant: str = "") -> ConfigDict:
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke, nq, dpr_nq")
   return config
-
-
-def _countries(config: ConfigDict) -> None:
-  """The built-in questions and passages: 390 short ones, of which nobody need read many."""
-  config.reader.update({"depth": 20, "ranks": (1, 5, 20), "questions": 500, "lm_depth": 8})
-  config.reader.update({"budgets": (96, 192), "budget": 192})
-  config.reader.re_ranker.update({"length": 128, "steps": 150})
-  config.data.lengths = (64, 96, 128, 192)
-  config.evaluate.max_examples = 300
 
 
 def _natural_questions(config: ConfigDict) -> None:

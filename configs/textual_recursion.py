@@ -28,14 +28,15 @@ Its 16,525 training questions are sampled 16 times each: for a GPU. Measured 202
 oracle 5.7, 4.9, 5.9, `select` 3.0, 2.5, 2.7%: no gain (BUILD_NOTES).
 
 `:reader` proposes with a frozen reader (configs/frozen_reader.py): pass one reads passages, pass
-two the proposals. Its questions and passages are the built-in ones, or are named as there.
+two the proposals. Its questions and passages are the built-in ones, or are named as there; longer
+passages want other reader.budgets, reader.budget and data.lengths.
 """
 
 from ml_collections import ConfigDict
 
 from frozen_jax.run.candidates.defaults import candidates_defaults, shrink_candidates
 from frozen_jax.run.defaults import defaults, natural_questions, shrink
-from frozen_jax.run.reader.defaults import reader_defaults
+from frozen_jax.run.reader.defaults import for_countries, reader_defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -81,8 +82,9 @@ def get_config(variant: str = "") -> ConfigDict:
 def _reader(config: ConfigDict) -> None:
   """Pass one reads passages, as the reader of configs/frozen_reader.py."""
   config.reader = reader_defaults()
+  for_countries(config.reader)
   config.until = ""
-  config.data.lengths = config.stages.select.data.lengths = (128, 256, 384, 512)
+  config.data.lengths = config.stages.select.data.lengths = (64, 96, 128, 192)
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})
   config.evaluate.batch_size = 16
