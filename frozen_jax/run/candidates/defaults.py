@@ -19,7 +19,7 @@ def candidates_defaults() -> ConfigDict:
       "most": 3,  # candidates shown at most
       "template": {
         "prompt": "Question: {question}\nProposed answers: {candidates}\nAnswer:",
-        "candidate": "{text} ({count})",  # or with {share}, {likelihood}: percents
+        "candidate": "{text} ({likelihood}%)",  # or with {count}, {share} (percent) of the samples
         "separator": ", ",
       },
     }

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 
 import pytest
@@ -76,8 +77,9 @@ def test_training_texts_have_the_candidates_in_several_orders(finished):
     assert first["input"].startswith(f"Question: {row['question']}\nProposed answers: ")
     proposed = {normalise(text) for text, _ in row["samples"]}
     assert len(row["samples"]) == 4 and len(first["candidates"]) == min(len(proposed), 3)
-    for text, count, _ in first["candidates"]:
-      assert normalise(text) in proposed and f"{text} ({count})" in first["input"]
+    for text, _, log_prob in first["candidates"]:
+      shown = f"{text} ({round(100 * math.exp(log_prob))}%)"
+      assert normalise(text) in proposed and shown in first["input"]
   orders = [[one[0] for one in row["candidates"]] for row in texts.values()]
   assert any(a != b for a, b in zip(orders[::2], orders[1::2], strict=True))
 

@@ -23,7 +23,7 @@ def test_the_most_frequent_stands_first_and_the_target_is_the_first_answer():
   (row,) = shown(ROW, options())
   assert row["input"] == (
     "Question: What is the capital of Peru?\n"
-    "Proposed answers: Cusco (2), city of kings (1), Quito (1)\nAnswer:"
+    "Proposed answers: Cusco (61%), city of kings (14%), Quito (5%)\nAnswer:"
   )
   assert row["id"] == "PE/0" and row["target"] == "Lima"
   assert row["answers"] == ["Lima", "City of Kings"]
@@ -40,9 +40,9 @@ def test_in_training_the_target_stands_as_it_was_proposed_and_the_order_changes(
 
 
 def test_other_templates_and_fewer_candidates():
-  given = options(candidate="{text}: {share}%, {likelihood}%", separator=" | ") | {"most": 2}
+  given = options(candidate="{text}: {share}%, {count}", separator=" | ") | {"most": 2}
   (row,) = shown(ROW, given)
-  assert "answers: Cusco: 50%, 61% | city of kings: 25%, 14%\n" in row["input"]
+  assert "answers: Cusco: 50%, 2 | city of kings: 25%, 1\n" in row["input"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_pass_two_learns_from(learn_from, most, expected):
 def test_a_question_without_answers_is_shown_as_well():
   bare = {key: value for key, value in ROW.items() if key != "answers"}
   (row,) = shown(bare, options())
-  assert "target" not in row and "answers" not in row and "Cusco (2)" in row["input"]
+  assert "target" not in row and "answers" not in row and "Cusco (61%)" in row["input"]
 
 
 def test_of_a_packed_prompt_the_question_is_shown_and_the_passages_are_kept():
