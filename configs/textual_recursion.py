@@ -11,12 +11,12 @@ WORKDIR/candidates.
 
 Measured 2026-11-28 on one core a run, seeds 1 and 2, 300 test questions, exact match: `answer`
 55.3, 56.0%, majority 56.3, 57.7, likeliest 57.7, 58.3, oracle 71.0, 69.7, `select` 60.3, 61.7;
-against `answer` +5.0 (95%: 1.0 to 9.3) and +5.7 (2.0 to 9.7) points. Each proposal is shown with
-its likelihood; with how often it was sampled in its place `select` gained +0.7, +0.3, +2.0 points
-(seeds 0, 1, 2; each ±3.7), and where only the questions that pass one is unsure of took pass two
-(recursion.compute_budget=1.3) +2.7 in seeds 1 and 2. Pass two starts from pass one's prompt and
-reads 3 candidates: with 8, 150 steps and a prompt of its own it had 52.0% (seed 0, counts; -6.0,
--9.7 to -2.0).
+against `answer` +5.0 (95%: 1.0 to 9.3) and +5.7 (2.0 to 9.7) points; where only the questions
+that pass one is unsure of take pass two (recursion.compute_budget=1.3) +3.3 and +4.7. Each
+proposal is shown with its likelihood; with how often it was sampled in its place `select` gained
++0.7, +0.3, +2.0 points (seeds 0, 1, 2; each ±3.7), gated +2.7 in seeds 1 and 2. Pass two starts
+from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it had
+52.0% (seed 0, counts; -6.0, -9.7 to -2.0).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
 
