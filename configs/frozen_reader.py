@@ -55,8 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_examples = 100
   config.evaluate.batch_size = 16
   if variant in ("", "smoke"):
-    for_countries(config.reader)
-    config.data.lengths = (64, 96, 128, 192)
+    for_countries(config)
     config.evaluate.max_examples = 300
   if variant == "smoke":
     shrink(config)

@@ -84,9 +84,9 @@ def get_config(variant: str = "") -> ConfigDict:
 def _reader(config: ConfigDict) -> None:
   """Pass one reads passages, as the reader of configs/frozen_reader.py."""
   config.reader = reader_defaults()
-  for_countries(config.reader)
+  for_countries(config)
   config.until = ""
-  config.data.lengths = config.stages.select.data.lengths = (64, 96, 128, 192)
+  config.stages.select.data.lengths = config.data.lengths
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})
   config.evaluate.batch_size = 16

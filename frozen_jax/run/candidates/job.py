@@ -153,7 +153,7 @@ class Job:
       return itertools.islice(texts, done, None)
 
     path = self.steps.rows(self.texts(split).name, inputs, make, _WRITTEN_AT_ONCE)
-    if not path.stat().st_size:
+    if teaching and not path.stat().st_size:
       raise UserError(
         f"no {split} question has a right answer among the {self._options['most']} that are shown,"
         " so that pass two has nothing to learn from; set candidates.learn_from=all"
