@@ -164,6 +164,8 @@ def _scored_anew(
   run, kept = experiment.resolve(config), Results()
   row, most = run["order"][-1], run["evaluate"]["max_examples"]
   reader = Reader(run, lm, folder) if "reader" in run else None
+  if "candidates" in run:  # shown as the adapter was tuned to read them
+    run["candidates"]["template"] = system.options["candidates"]["template"]
   candidates = Candidates(run, lm, folder) if "candidates" in run else None
   if reader is not None:
     system = _on(system, reader.prepare(MetricsWriter(folder))["stages"][row]["data"])

@@ -143,6 +143,10 @@ def test_a_finished_run_is_scored_on_other_questions(finished, make_config, resu
   workdir = shutil.copytree(finished, tmp_path / "run")
   again = run.evaluate(make_config(), workdir)
   assert again["metrics"]["exact_match"] == results["metrics"]["exact_match"]
+  template = {"candidates.template.candidate": "{text} ({count})"}
+  run.evaluate(make_config(**template), workdir)
+  shown = "candidates/shown_test.jsonl"
+  assert (workdir / shown).read_bytes() == (finished / shown).read_bytes(), "as it was tuned"
   fewer = run.evaluate(make_config(**{"evaluate.max_examples": 1}), workdir)
   assert fewer["metrics"]["examples"] == 1
 
