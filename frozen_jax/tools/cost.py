@@ -3,11 +3,11 @@
     python -m frozen_jax.tools.cost --config=configs/id_pt.py:t0_j1 [--length=512]
       [--encoder_length=512] [--config.KEY=VALUE ...]
 
-Parameters are those of the shapes; FLOPs are counted by XLA's cost analysis of the compiled program
-(`compiled_flops`), in float32. Of a model with a name the headers alone are read; one that cannot
-be had is given by its sizes (`model.sizes`, `model.encoder_sizes`: the fields of DecoderConfig and
-EncoderConfig). A training step is the loss and its gradient; the optimizer adds some tens of FLOPs
-for each trained parameter.
+Parameters are those of the shapes; FLOPs are counted by XLA's cost analysis of the program before
+it is optimised (`flop_count`), in float32. Of a model with a name the headers alone are read; one
+that cannot be had is given by its sizes (`model.sizes`, `model.encoder_sizes`: the fields of
+DecoderConfig and EncoderConfig). A training step is the loss and its gradient; the optimizer adds
+some tens of FLOPs for each trained parameter.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from frozen_jax.run import options as experiment
 from frozen_jax.run import overrides
 from frozen_jax.run.config_file import load_config
 from frozen_jax.run.stages import data_sets
-from frozen_jax.tools.compiled_flops import by_layers, flops
+from frozen_jax.tools.flop_count import by_layers, flops
 from frozen_jax.tools.inspect import Parser
 from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
 

@@ -15,7 +15,7 @@ from frozen_jax.core import paths
 from frozen_jax.run import options as experiment
 from frozen_jax.run.config_file import load_config
 from frozen_jax.tools import cost, model_sizes
-from frozen_jax.tools.compiled_flops import by_layers, flops
+from frozen_jax.tools.flop_count import by_layers, flops
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
 
@@ -109,11 +109,12 @@ def test_every_turn_of_a_loop_counts():
     return jax.lax.scan(lambda y, _: (y @ x, None), x, None, length=turns)[0]
 
   once = 2 * 16**3
-  assert flops(lambda x: powers(x, 1), matrix) == once
-  assert flops(lambda x: powers(x, 7), matrix) == 7 * once
-  assert flops(lambda x: jax.jit(lambda x: powers(x, 7))(x), matrix) == 7 * once
+  turns = lambda count: pytest.approx(count * once, rel=1e-3)  # a turn has its number, too
+  assert flops(lambda x: powers(x, 1), matrix) == turns(1)
+  assert flops(lambda x: powers(x, 7), matrix) == turns(7)
+  assert flops(lambda x: jax.jit(lambda x: powers(x, 7))(x), matrix) == turns(7)
   inner = lambda x: jax.lax.scan(lambda y, _: (powers(y, 3), None), x, None, length=5)[0]
-  assert flops(inner, matrix) == 15 * once
+  assert flops(inner, matrix) == turns(15)
   gradient = jax.grad(lambda x: powers(x, 7).sum())
   assert flops(gradient, matrix) == pytest.approx(3 * 7 * once, rel=0.1)
 

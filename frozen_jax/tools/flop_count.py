@@ -1,8 +1,9 @@
-"""Counts the FLOPs of a function as XLA compiles it, from shapes alone.
+"""Counts the FLOPs of a function as it is handed to XLA, from shapes alone.
 
-XLA counts the body of a loop once, however often it turns, so every scan is laid out in full before
-compiling. A deep model would then compile for minutes; but a model of L equal layers costs
-a + b * L, and two shallow ones give a and b (`by_layers`).
+What XLA's optimisation would spare or add is not in it (within 1% where the two were compared), so
+nothing has to be compiled. XLA counts the body of a loop once, however often it turns, so every
+scan is laid out in full. A deep model would then be traced for long; but a model of L equal layers
+costs a + b * L, and two shallow ones give a and b (`by_layers`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ SHALLOW = 2  # layers of the smaller model: the first may differ (it has no grad
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
-  """The FLOPs of one call, given pytrees of `jax.ShapeDtypeStruct`s; nothing is computed.
+  """The FLOPs of one call, given pytrees of `jax.ShapeDtypeStruct`s; nothing is compiled.
 
   A multiplication and an addition are two. Raises ValueError for a loop that ends only on what it
   computes.
@@ -23,7 +24,7 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
   leaves, form = jax.tree.flatten(arguments)
   traced = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(form, flat)))(*leaves)
   program = jaxpr_as_fun(_laid_out(traced))
-  return jax.jit(program).lower(*leaves).compile().cost_analysis()["flops"]
+  return jax.jit(program).lower(*leaves).cost_analysis()["flops"]
 
 
 def by_layers(count: Callable[..., float], *layers: int) -> float:
