@@ -9,14 +9,15 @@ which reads the question with the proposals. The table has pass one alone, the m
 likeliest of the same samples, and the oracle: whether any sample is right. Files are in
 WORKDIR/candidates.
 
-Measured 2026-11-28 on one core a run, seeds 1 and 2, 300 test questions, exact match: `answer`
-55.3, 56.0%, majority 56.3, 57.7, likeliest 57.7, 58.3, oracle 71.0, 69.7, `select` 60.3, 61.7;
-against `answer` +5.0 (95%: 1.0 to 9.3) and +5.7 (2.0 to 9.7) points; where only the questions
-that pass one is unsure of take pass two (recursion.compute_budget=1.3) +3.3 and +4.7. Each
-proposal is shown with its likelihood; with how often it was sampled in its place `select` gained
-+0.7, +0.3, +2.0 points (seeds 0, 1, 2; each ±3.7), gated +2.7 in seeds 1 and 2. Pass two starts
-from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it had
-52.0% (seed 0, counts; -6.0, -9.7 to -2.0).
+Measured 2026-11-28 on two cores, seeds 0, 1, 2, all 708 test questions, exact match: `answer` 59.3,
+58.2, 57.5%, majority 60.0, 59.6, 60.7, likeliest 62.4, 61.9, 61.2, oracle 74.2, 74.0, 72.6,
+`select` 61.7, 61.9, 61.4: against `answer` +3.3 points (95%: 1.5 to 5.2), against the likeliest
+sample -0.1 (-2.0 to 1.7). Where only the questions that pass one is unsure of take pass two
+(--mode=evaluate --config.recursion.compute_budget=1.3 --config.train.validate_examples=620): 62.0,
+62.4, 61.0% at 1.32 passes. Each proposal is shown with its likelihood; with how often it was
+sampled in its place `select` gained +0.7, +0.3, +2.0 points (300 questions, each ±3.7). Pass two
+starts from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it
+lost 6.0 points (seed 0, counts, 300 questions; 95%: 2.0 to 9.7).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, from files:
 
@@ -53,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.baseline = "answer"
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.evaluate.max_examples = 300
+  config.evaluate.max_examples = 1000  # all 708
   config.stages.answer = ConfigDict({"method": "prompt_tuning"})
   config.stages.select = ConfigDict(
     {
@@ -89,4 +90,4 @@ def _reader(config: ConfigDict) -> None:
   config.stages.select.data.lengths = config.data.lengths
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})
-  config.evaluate.batch_size = 16
+  config.evaluate.update({"batch_size": 16, "max_examples": 300})
