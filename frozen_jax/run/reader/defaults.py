@@ -48,7 +48,7 @@ def reader_defaults() -> ConfigDict:
         "negatives_among": "positives",  # of other questions of a data set, so that nothing of a
         # passage itself tells which it is; or corpus: any passage found
         "in_batch": 0,
-        "mining_depth": 30,
+        "mining_depth": 30,  # negatives are drawn from so many, the best ranked
         "drop_answers": True,  # as negatives, passages that hold an answer
         "steps": 300,  # 0: the base is taken as it is
         "batch_size": 8,
