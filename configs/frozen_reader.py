@@ -20,7 +20,8 @@ Measured 2026-11-28, 300 test questions, seed 0, 49 minutes on one busy core: ex
 exact match 31.8% with 512 tokens of `blended` passages, 2.6% closed book, 33.4% with the gold
 passage, which is the first of `blended` for 83.0%, of the bi-encoder for 78.2%. Harder negatives,
 --config.reader.re_ranker.mining_depth=8, and 2,000 steps are better where training questions are
-like the test's (squad_test 81.0 instead of 77.0%) and not on nq_test (82.2; BUILD_NOTES).
+like the test's (squad_test 81.0 instead of 77.0%) and not on nq_test (82.2). These values are the
+best of four recipes that were compared on nq_test itself (82.2 to 83.0; BUILD_NOTES).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions (or whatever has such rows) from
 files:
