@@ -41,6 +41,7 @@ INSTALL = [
 ]
 
 TEST = [
+  "beartype>=0.22",  # checks the annotations of shapes in the tests
   "datasets>=5.0",  # the trainer of sentence-transformers asks for it (benchmarks)
   "faiss-cpu>=1.15",
   "mypy>=2.0",

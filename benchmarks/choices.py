@@ -1,7 +1,7 @@
 """Either side of `rank_classification`: `python -m benchmarks.choices SIDE DATA ROWS RESULT`.
 
 SIDE is `side_by_side` (ours) or `one_by_one`: what a user would write first, a loop in which each
-choice is put behind its prompt and goes through `lm.logits` alone, padded to one of a few lengths.
+choice is put after its prompt and goes through `lm.logits` alone, padded to one of a few lengths.
 After its first step it writes the likelihoods, and how long the step took, to RESULT (.npz).
 """
 
@@ -19,9 +19,8 @@ from benchmarks import worker
 from benchmarks.ours import matrix_seconds
 from benchmarks.work import MODEL
 from frozen_jax.data.tasks import QuestionTask
-from frozen_jax.evaluation.rank_classification import Question, choice_likelihoods
-from frozen_jax.methods import METHODS
-from frozen_jax.run.frozen_lm import FrozenLM, load_frozen
+from frozen_jax.models.choice_scoring import ChoiceQuestion, choice_log_likelihoods
+from frozen_jax.models.frozen_lm import FrozenLM, load_frozen
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
 
@@ -30,20 +29,20 @@ def main() -> None:
   side, data, rows, result = sys.argv[1:]
   lm = load_frozen(MODEL)
   asked = questions(lm, pathlib.Path(data), int(rows))
-  score: Callable[[FrozenLM, Sequence[Question]], Sequence[np.ndarray]]
+  score: Callable[[FrozenLM, Sequence[ChoiceQuestion]], Sequence[np.ndarray]]
   score = {"side_by_side": side_by_side, "one_by_one": one_by_one}[side]
 
   def step() -> float:
     start = time.perf_counter()
-    likelihoods = np.concatenate(score(lm, asked))
+    log_likelihoods = np.concatenate(score(lm, asked))
     if not pathlib.Path(result).exists():
-      np.savez(result, likelihoods=likelihoods, first_seconds=time.perf_counter() - start)
-    return -float(likelihoods.mean())
+      np.savez(result, log_likelihoods=log_likelihoods, first_seconds=time.perf_counter() - start)
+    return -float(log_likelihoods.mean())
 
   worker.serve(step, functools.partial(matrix_seconds, "float32"))
 
 
-def questions(lm: FrozenLM, data: pathlib.Path, count: int) -> list[Question]:
+def questions(lm: FrozenLM, data: pathlib.Path, count: int) -> list[ChoiceQuestion]:
   """`count` rows spread evenly over a file of rows {input, choices, labels}, gzipped or not."""
   opened = gzip.open if data.suffix == ".gz" else open
   with opened(data, "rt", encoding="utf-8") as file:
@@ -55,18 +54,17 @@ def questions(lm: FrozenLM, data: pathlib.Path, count: int) -> list[Question]:
   return [_question(task, row) for row in chosen]
 
 
-def _question(task: QuestionTask, row: dict) -> Question:
+def _question(task: QuestionTask, row: dict) -> ChoiceQuestion:
   sizes = [len(choice.encode()) for choice in row["choices"]]
-  return Question(task.prompt(row), task.choices(row), sizes, row["labels"])
+  return ChoiceQuestion(task.prompt(row), task.choices(row), sizes, row["labels"])
 
 
-def side_by_side(lm: FrozenLM, asked: Sequence[Question]) -> list[np.ndarray]:
-  """Ours: the choices of a row behind a prompt that is read once."""
-  method, frozen = METHODS["zero_shot"](lm, {}), {"lm": lm.params, "fixed": {}}
-  return choice_likelihoods(method, {}, frozen, lm, asked)
+def side_by_side(lm: FrozenLM, asked: Sequence[ChoiceQuestion]) -> list[np.ndarray]:
+  """Ours: the choices of a row after a prompt that is read once."""
+  return choice_log_likelihoods(lm.zero_shot(), asked)
 
 
-def one_by_one(lm: FrozenLM, asked: Sequence[Question]) -> list[np.ndarray]:
+def one_by_one(lm: FrozenLM, asked: Sequence[ChoiceQuestion]) -> list[np.ndarray]:
   """The loop: every text alone, its logits at all positions."""
   found = []
   for question in asked:

@@ -106,7 +106,7 @@ def _side(
 
 
 def _seconds(side: Any, name: str, hows: list[How], sizes: Sizes) -> dict[How, float]:
-  """How long a short pass takes in each way, in turn, behind a first."""
+  """How long a short pass takes in each way, in turn, after a first."""
   if len(hows) == 1:
     return {hows[0]: 0.0}
   with contextlib.ExitStack() as stack:

@@ -2,12 +2,12 @@
 
 Each draws S samples of N tokens of each of P prompts. SIDE is
 
-  ours      `evaluation.generation.continuations`: the prompt is read once for all its samples
+  ours      `models.generation.complete`: the prompt is read once for all its samples
   separate  the same, S times with one sample each
   peer      transformers' `generate` with `num_return_sequences`, on batches of prompts sorted by
             length; on CUDA where torch has it
 
-AT_ONCE is how many continuations are written at once (`peer`: prompts times samples). No side knows
+AT_ONCE is how many completions are generated at once (`peer`: prompts times samples). No side has
 an end token, so all draw the same number of tokens, which a step returns.
 """
 
@@ -54,18 +54,17 @@ def prompts(count: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
 def ours(model: str, dtype: str, at_once: int, count: int) -> Draw:
   """The engine, all samples in one call."""
   from frozen_jax.decoding.requests import Sampling
-  from frozen_jax.evaluation.generation import continuations
-  from frozen_jax.methods import METHODS
-  from frozen_jax.run.frozen_lm import load_frozen
+  from frozen_jax.models.frozen_lm import load_frozen
+  from frozen_jax.models.generation import complete
 
-  lm = dataclasses.replace(load_frozen(model, dtype), tokenizer=None)
-  method = METHODS["zero_shot"](lm, {})
+  zero_shot = dataclasses.replace(load_frozen(model, dtype), tokenizer=None).zero_shot()
+  lm = zero_shot.lm
   asked = [Prompt(ids) for ids in prompts(count, lm.config.vocab_size)]
 
   def draw(samples: int, new: int, temperature: float, seed: int = 0) -> list[list[list[int]]]:
     sampling = Sampling(new, temperature, samples, seed)
-    found = continuations(method, {}, lm.frozen({}), lm, asked, sampling, at_once)
-    return [[one.ids for one in each] for each in found]
+    completions = complete(zero_shot, asked, sampling, at_once)
+    return [[one.ids for one in each] for each in completions]
 
   return draw
 

@@ -25,7 +25,7 @@ from benchmarks import ours, pairs, worker
 from benchmarks.training_step import machine
 from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.retrieval.corpus import Passage, open_corpus, write_corpus
-from frozen_jax.retrieval.dense import Dense
+from frozen_jax.retrieval.dense import DenseRetriever
 from frozen_jax.retrieval.dense_index import build_dense, open_dense
 
 WIDTH, K = 384, 100
@@ -123,7 +123,9 @@ def serve(name: str, folder: pathlib.Path, count: int) -> None:
 def _ours(folder: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
   keep_freed_memory()  # as the command does
   corpus = open_corpus(folder / "corpus.jsonl")
-  retriever = Dense(open_dense(folder / "index", "random", corpus), lambda texts: np.empty(0))
+  retriever = DenseRetriever(
+    open_dense(folder / "index", "random", corpus), lambda texts: np.empty(0)
+  )
   return lambda questions: retriever.search_vectors(questions, K)
 
 

@@ -15,6 +15,7 @@ Each side is a process of its own; they do an epoch in turn, and ratios are take
 """
 
 import argparse
+import dataclasses
 import gzip
 import json
 import math
@@ -147,7 +148,7 @@ def _states(options: argparse.Namespace, loaded: Any, encode: Any) -> Any:
   return TextStates(store, encode)
 
 
-def _train_step(beside: Any) -> Callable[[dict[str, np.ndarray]], float]:
+def _train_step(text_encoder: Any) -> Callable[[dict[str, np.ndarray]], float]:
   """A batch of an encoder's texts -> the loss of a step, which has then been done.
 
   The LM reads as many tokens as the encoder; the last 8 positions are the targets.
@@ -155,24 +156,24 @@ def _train_step(beside: Any) -> Callable[[dict[str, np.ndarray]], float]:
   import jax
   import jax.numpy as jnp
 
-  from frozen_jax.backbones import decoder
-  from frozen_jax.backbones.load import load_decoder
   from frozen_jax.methods.id_pt import InputDependentPromptTuning
-  from frozen_jax.modules.prompt_generator import GeneratorOptions
+  from frozen_jax.models.frozen_lm import load_frozen
+  from frozen_jax.modules.prompt_generator import GeneratorConfig
+  from frozen_jax.modules.settings import PromptSettings
   from frozen_jax.sharding.mesh import make_mesh
-  from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+  from frozen_jax.training.optimizer import make_optimizer
+  from frozen_jax.training.settings import TrainSettings
   from frozen_jax.training.state import create_state
   from frozen_jax.training.step import make_train_step
 
-  lm = load_decoder(work.MODEL, "bfloat16", progress=False)
-  size = float(decoder.embedding_rms(lm.params, lm.config))
-  sizes = (lm.config, beside.config, GeneratorOptions(), size)
-  method = InputDependentPromptTuning(*sizes, initial_prompt=None, initial_p_prime=None)
-  optimizer = make_optimizer(OptimizerOptions(1e-3), steps=1000)
+  lm = dataclasses.replace(load_frozen(work.MODEL, "bfloat16"), encoder=text_encoder)
+  sizes = lm.config, text_encoder.config, GeneratorConfig(), lm.embedding_rms
+  method = InputDependentPromptTuning(*sizes, PromptSettings(), constant=False)
+  optimizer = make_optimizer(TrainSettings(steps=1000, warmup_steps=0, weight_decay=0.0), 1e-3)
   key = jax.random.key(0)
-  state = create_state(method.init(key), optimizer, key, make_mesh())
+  state = create_state(method.init(lm, key), optimizer, key, make_mesh())
   train_step = make_train_step(method, optimizer)
-  frozen = {"lm": lm.params, "fixed": {}, "encoder": beside.params}
+  frozen = lm.frozen({})
 
   def step(batch: dict[str, np.ndarray]) -> float:
     nonlocal state

@@ -12,8 +12,11 @@ from benchmarks import work, worker
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.soft_prompt import prompt_params
 from frozen_jax.sharding.mesh import make_mesh
-from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+from frozen_jax.training.optimizer import make_optimizer
+from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
 from frozen_jax.training.step import make_train_step
 
@@ -34,13 +37,14 @@ def main() -> None:
   }
   batch = {name: jnp.asarray(a, jnp.int32) for name, a in batch.items()}
 
-  method = PromptTuning(lm.config, jnp.asarray(todo.prompt))
-  options = OptimizerOptions(work.LEARNING_RATE, final_fraction=1.0, clip_norm=None)
-  optimizer = make_optimizer(options, steps=1000)
+  method = PromptTuning(lm.config, PromptSettings(length=work.PROMPT))
+  start = {"prompt": prompt_params(jnp.asarray(todo.prompt))}
+  constant = {"warmup_steps": 0, "final_fraction": 1.0, "weight_decay": 0.0, "clip_norm": 0.0}
+  optimizer = make_optimizer(TrainSettings(steps=1000, **constant), work.LEARNING_RATE)
   key = jax.random.key(0)
-  state = create_state(method.init(key), optimizer, key, make_mesh())
+  state = create_state(start, optimizer, key, make_mesh())
   train_step = make_train_step(method, optimizer)
-  frozen = {"lm": lm.params, "fixed": {}}
+  frozen = {"lm": lm.params, "frozen_inputs": {}}
 
   def step() -> float:
     nonlocal state

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.work import MODEL
 from frozen_jax.backbones import decoder, loss
 from frozen_jax.backbones.load import Decoder, load_decoder
-from frozen_jax.backbones.quantized import KINDS
+from frozen_jax.backbones.quantized import QUANTIZATION_KINDS
 
 TEXT = pathlib.Path("../shared/data/text/validation.jsonl.gz")
 
@@ -31,7 +31,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default=MODEL, help="the model, by any name that can be loaded")
   parser.add_argument("--dtype", default="float32", help="the type in which it computes")
-  parser.add_argument("--quantize", nargs="*", default=KINDS, choices=KINDS, help="the kinds")
+  parser.add_argument(
+    "--quantize",
+    nargs="*",
+    default=QUANTIZATION_KINDS,
+    choices=QUANTIZATION_KINDS,
+    help="the kinds",
+  )
   parser.add_argument("--text", type=pathlib.Path, default=TEXT, help="gzipped JSON lines {text}")
   parser.add_argument("--windows", type=int, default=40, help="how many windows are read")
   parser.add_argument("--length", type=int, default=512, help="tokens of a window")

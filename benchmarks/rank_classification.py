@@ -2,7 +2,7 @@
 
 `python -m benchmarks.rank_classification --data=FILE`: JSON lines {input, choices, labels}, gzipped
 or not, such as the tasks of BIG-bench. 200 rows spread over the file are scored by
-`evaluation.rank_classification` and by a loop that puts every choice through the model alone
+`models.choice_scoring` and by a loop that puts every choice through the model alone
 (`benchmarks.choices`), both in float32 and compiled before they are measured. Each side is a
 process of its own; they work in turn, and ratios are taken pair by pair.
 Ends with an error where any log-likelihood differs by more than 1e-4 of a nat. Memory is the peak
@@ -50,7 +50,7 @@ def measure(data: pathlib.Path, rows: int, count: int) -> dict[str, Any]:
     ):
       measured = pairs.compare(ours, peer, count, warm=1)
     first = [np.load(result) for result in results]
-  values = [found["likelihoods"] for found in first]
+  values = [found["log_likelihoods"] for found in first]
   low, ratio, high = measured.ratios()
   row = {
     "work": "rank_classification",

@@ -4,7 +4,7 @@
 and nq_train.jsonl.gz (`{question, positive_ids}`). Both sides load one CrossEncoder, made of
 all-MiniLM-L6-v2 without any dropout, and read the same texts: questions with their passage and
 passages drawn at random. Work `train`: steps of its own trainer (`ListNetLoss`, AdamW) against
-ours, from texts to updated weights. Work `score`: `CrossEncoder.predict` as it comes against
+ours, from texts to updated weights. Work `score`: `CrossEncoder.predict` unmodified against
 `score_pairs`. Both sides multiply in `--dtype`; the peer trains in bfloat16 by its own option,
 which keeps the weights in float32 as we do. Each side is a process of its own, they work in turn,
 and ratios are taken pair by pair. Ends with an error where first losses or scores differ. Memory is
@@ -25,7 +25,7 @@ from benchmarks import pairs
 from benchmarks.training_step import machine
 
 MODEL = "minilm-l6-v2"
-PASSAGES = 8  # beside each question
+PASSAGES = 8  # next to each question
 TOLERANCE = {"float32": {"train": 1e-3, "score": 1e-4}, "bfloat16": {"train": 0.05, "score": 0.05}}
 
 
@@ -55,10 +55,10 @@ def start(folder: pathlib.Path) -> pathlib.Path:
   import jax
 
   from frozen_jax.export.cross_encoder import read_cross_encoder, write_cross_encoder
-  from frozen_jax.methods import re_ranker
+  from frozen_jax.methods.re_ranker import ReRanker
 
   base = read_cross_encoder(MODEL, progress=False)
-  method = re_ranker.build(base.encoder, base.head, base.initial_head)
+  method = ReRanker.build(base.encoder, base.head, base.initial_head)
   tree = method.init(jax.random.key(0))
   weights, context = method.weights(tree, method.frozen()), base.encoder.config.context
   made = write_cross_encoder(

@@ -54,20 +54,23 @@ def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   from frozen_jax.data.mining import Group
   from frozen_jax.data.pairs import GroupBatches, GroupOptions, PairEncoder
   from frozen_jax.export.cross_encoder import read_cross_encoder
-  from frozen_jax.methods import re_ranker
+  from frozen_jax.methods.re_ranker import ReRanker
   from frozen_jax.sharding.mesh import make_mesh
-  from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+  from frozen_jax.training.optimizer import make_optimizer
+  from frozen_jax.training.settings import TrainSettings
   from frozen_jax.training.state import create_state
   from frozen_jax.training.step import make_train_step
 
   base = read_cross_encoder(folder, progress=False)
-  method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
+  method = ReRanker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   sizes = base.encoder.config
   encoder = PairEncoder(base.encoder.tokenizer, sizes.types, LENGTH)
   groups = [Group(question, (texts[0],), tuple(texts[1:])) for question, texts in asked]
   options = GroupOptions(len(asked[0][1]) - 1)
   batches = GroupBatches(groups, str, encoder, len(asked), options)
-  optimizer = make_optimizer(OptimizerOptions(LEARNING_RATE, warmup_steps=0), STEPS)
+  optimizer = make_optimizer(
+    TrainSettings(steps=STEPS, warmup_steps=0, weight_decay=0.0), LEARNING_RATE
+  )
   key = jax.random.key(0)
   state = create_state(method.init(key), optimizer, key, make_mesh())
   train_step = make_train_step(method, optimizer)
@@ -87,10 +90,10 @@ def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
   from frozen_jax.data.pairs import PairEncoder
   from frozen_jax.evaluation.pair_scores import score_pairs
   from frozen_jax.export.cross_encoder import read_cross_encoder
-  from frozen_jax.methods import re_ranker
+  from frozen_jax.methods.re_ranker import ReRanker
 
   base = read_cross_encoder(folder, progress=False)
-  method = re_ranker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
+  method = ReRanker.build(base.encoder, base.head, base.initial_head, dtype=dtype)
   tree, sizes = method.init(jax.random.key(0)), base.encoder.config
   encoder = PairEncoder(base.encoder.tokenizer, sizes.types, LENGTH)
   pairs = [(question, text) for question, texts in asked for text in texts]
@@ -98,7 +101,7 @@ def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
 
 
 def peer_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
-  """Its own trainer in a thread, which waits behind each step until it is asked for the next."""
+  """Its own trainer in a thread, which waits after each step until it is asked for the next."""
   import datasets
   from sentence_transformers.cross_encoder import (
     CrossEncoder,

@@ -1,12 +1,12 @@
 """The decoding engine for ten minutes: `python -m benchmarks.soak`.
 
 Prompts of 8 to 128 random tokens are continued by SmolLM2-135M in float32, 100 of them at a call,
-at temperature 1, up to 32 tokens each, until both 5,000 prompts and 10 minutes are over. Behind
+at temperature 1, up to 32 tokens each, until both 5,000 prompts and 10 minutes are over. After
 each call the resident set of the process is read, and what XLA was asked to compile is counted
 (programs that come from a compilation cache on disk included). Printed is a table of the run by
-tenths, then the slope of a straight line through the memory behind the warm-up, the first
+tenths, then the slope of a straight line through the memory after the warm-up, the first
 `--warm-up` prompts. Ends with status 1 where that line grows by more than `--growth` of the memory
-that it begins with, or where anything was compiled behind the warm-up. `--json=FILE` also writes
+that it begins with, or where anything was compiled after the warm-up. `--json=FILE` also writes
 the figures. Linux only.
 """
 
@@ -27,15 +27,14 @@ from benchmarks.work import MODEL
 from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.types import Prompt
 from frozen_jax.decoding.requests import Sampling
-from frozen_jax.evaluation.generation import continuations
-from frozen_jax.methods import METHODS
-from frozen_jax.run.frozen_lm import FrozenLM, load_frozen
+from frozen_jax.models.frozen_lm import FrozenLM, load_frozen
+from frozen_jax.models.generation import complete
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
 
 
 class Look(NamedTuple):
-  """How things stand behind a call; all but the memory since the start."""
+  """How things stand after a call; all but the memory since the start."""
 
   seconds: float
   prompts: int
@@ -69,20 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     row = {"work": "soak", "compiled_names": late, **figures}
     options.json.write_text(json.dumps({"machine": machine(), "rows": [row]}, indent=2) + "\n")
   if late:
-    raise SystemExit(f"{len(late)} programs were compiled behind the warm-up: {', '.join(late)}")
+    raise SystemExit(f"{len(late)} programs were compiled after the warm-up: {', '.join(late)}")
   if figures["growth"] > options.growth:
     raise SystemExit(f"memory grew by {figures['growth']:.1%}, more than {options.growth:.1%}")
 
 
 def run(lm: FrozenLM, options: argparse.Namespace, compiled: Callable[[], int]) -> list[Look]:
   """Call after call; `compiled` says how many programs there are so far."""
-  method, sampling = METHODS["zero_shot"](lm, {}), Sampling(options.new, temperature=1.0)
+  zero_shot, sampling = lm.zero_shot(), Sampling(options.new, temperature=1.0)
   looks, start, done, tokens = [], time.monotonic(), 0, 0
   while done < options.prompts or time.monotonic() - start < 60 * options.minutes:
     asked = [Prompt(ids) for ids in prompts(options.call, lm.config.vocab_size, seed=done)]
-    found = continuations(method, {}, lm.frozen({}), lm, asked, sampling)
-    done += len(found)
-    tokens += sum(len(one.ids) for (one,) in found)
+    completions = complete(zero_shot, asked, sampling)
+    done += len(completions)
+    tokens += sum(len(one.ids) for (one,) in completions)
     looks.append(Look(time.monotonic() - start, done, tokens, resident(), compiled()))
   return looks
 
@@ -94,16 +93,16 @@ def resident() -> int:
 
 
 def judged(looks: Sequence[Look], warm_up: int) -> dict[str, Any]:
-  """The figures behind the warm-up; `growth` is the line's, as a share of where it begins.
+  """The figures after the warm-up; `growth` is the line's, as a share of where it begins.
 
-  Ends the program where fewer than three calls come behind the warm-up.
+  Ends the program where fewer than three calls come after the warm-up.
   """
   warm = [look for look in looks if look.prompts <= warm_up]
-  behind = looks[len(warm) :]
-  if len(behind) < 3:
-    raise SystemExit(f"{len(behind)} calls come behind the warm-up; give more prompts or minutes")
-  seconds = np.array([look.seconds for look in behind])
-  slope, begin = np.polyfit(seconds - seconds[0], [look.resident for look in behind], 1)
+  after = looks[len(warm) :]
+  if len(after) < 3:
+    raise SystemExit(f"{len(after)} calls come after the warm-up; give more prompts or minutes")
+  seconds = np.array([look.seconds for look in after])
+  slope, begin = np.polyfit(seconds - seconds[0], [look.resident for look in after], 1)
   last = looks[-1]
   return {
     "prompts": last.prompts,
@@ -121,8 +120,8 @@ def show(looks: Sequence[Look], figures: dict[str, Any]) -> None:
   """The table."""
   print(f"{'minutes':>8} {'prompts':>8} {'tokens/s':>9} {'resident MB':>12} {'compiled':>9}")
   before = Look(0.0, 0, 0, 0, 0)
-  for at in sorted({-(-len(looks) * tenth // 10) - 1 for tenth in range(1, 11)}):
-    look = looks[at]
+  for index in sorted({-(-len(looks) * tenth // 10) - 1 for tenth in range(1, 11)}):
+    look = looks[index]
     rate = (look.tokens - before.tokens) / (look.seconds - before.seconds)
     print(
       f"{look.seconds / 60:8.2f} {look.prompts:8} {rate:9.1f} {look.resident / 1e6:12.1f} "
@@ -130,7 +129,7 @@ def show(looks: Sequence[Look], figures: dict[str, Any]) -> None:
     )
     before = look
   print(
-    f"behind the warm-up: {figures['slope_mb_per_minute']:+.2f} MB a minute, "
+    f"after the warm-up: {figures['slope_mb_per_minute']:+.2f} MB a minute, "
     f"{figures['growth']:+.2%} of {figures['resident_mb']:.1f} MB in all; "
     f"{figures['compiled']} programs compiled",
     flush=True,

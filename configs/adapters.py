@@ -2,21 +2,21 @@
 
     python -m frozen_jax.main --config=configs/adapters.py
 
-Trained: a bottleneck of 32 behind attention and MLP of every layer.
+Trained: a bottleneck of 32 after attention and MLP of every layer.
 """
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import adapters, defaults, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("adapters",)
+  config.stage_order = ("adapters",)
   config.stages.adapters = ConfigDict({"method": "adapters"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.adapters = adapters()
   if variant == "smoke":
     shrink(config)
   elif variant:

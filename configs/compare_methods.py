@@ -2,15 +2,16 @@
 
     python -m frozen_jax.main --config=configs/compare_methods.py
 
-Each stage starts from the LM as it comes and sees the same rows in the same order. `--config.order`
-leaves some of them out.
+Each stage starts from the unmodified LM and sees the same rows in the same order.
+`--config.stage_order` leaves some of them out.
 
 Variants: `:smoke` the same on few rows; `:t0` T0/P3 rows from files (see configs/id_pt.py).
 """
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import adapters, defaults, generator, lora, many_tasks, shrink, t0
+from frozen_jax.config.presets import many_tasks, shrink, t0
+from frozen_jax.run.defaults import defaults
 
 METHODS = ("prompt_tuning", "id_pt", "prefix_tuning", "lora", "adapters", "fine_tuning")
 
@@ -18,11 +19,10 @@ METHODS = ("prompt_tuning", "id_pt", "prefix_tuning", "lora", "adapters", "fine_
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   many_tasks(config)
-  config.order = METHODS
+  config.stage_order = METHODS
   config.baseline = "prompt_tuning"
   config.stages = ConfigDict({name: {"method": name} for name in METHODS})
   config.model.encoder = "minilm-l6-v2"
-  config.generator, config.lora, config.adapters = generator(), lora(), adapters()
   config.evaluate.general_text = "plain_english/validation"
   if variant == "smoke":
     shrink(config)

@@ -13,12 +13,13 @@ Its first 40 steps, as a stage of configs/recursive.py (seed 0, two cores): vali
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("pretrain",)
+  config.stage_order = ("pretrain",)
   config.stages.pretrain = ConfigDict({"method": "neural_recursion"})
   config.data.train = "plain_english/train"
   config.data.validation = config.data.test = "plain_english/validation"
@@ -36,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.steps = 300
   config.train.batch_size = 8
   config.train.validate_examples = 64
-  config.train.learning_rate.connector = 1e-4  # at 1e-3 the questions have to unlearn it
+  config.train.learning_rate.update({"connector": 1e-4})  # at 1e-3 the questions have to unlearn it
   if variant == "smoke":
     shrink(config)
     config.data.lengths = (64,)

@@ -12,7 +12,8 @@ Variants: `:smoke` the same in about a minute; `:fine_tuning` and `:fine_tuning_
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, many_tasks, shrink
+from frozen_jax.config.presets import many_tasks, shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -20,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant not in ("", "smoke", "fine_tuning", "fine_tuning_smoke"):
     raise ValueError(f"no variant {variant!r}; there are: smoke, fine_tuning, fine_tuning_smoke")
   tuned = variant.startswith("fine_tuning")
-  config.order = ("first", "second")
+  config.stage_order = ("first", "second")
   config.baseline = "zero_shot"
   config.model.dtype = "bfloat16"
   config.train.steps = 80
@@ -35,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "first": {"method": method},
       "second": {
         "method": method,
-        "starts": ("lm=first/lm",) if tuned else (),
+        "init_from": ("lm=first/lm",) if tuned else (),
         "data": second.data.copy_and_resolve_references(),
         "prompt": {"text": second.prompt.text},
       },

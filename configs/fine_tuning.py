@@ -1,4 +1,4 @@
-"""Full fine-tuning on closed-book questions: the rival of all frozen methods.
+"""Full fine-tuning on closed-book questions: the baseline of all frozen methods.
 
     python -m frozen_jax.main --config=configs/fine_tuning.py
 
@@ -8,12 +8,13 @@ whole model three times (weights and Adam's two moments).
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("tune",)
+  config.stage_order = ("tune",)
   config.stages.tune = ConfigDict({"method": "fine_tuning"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150

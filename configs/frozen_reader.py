@@ -6,7 +6,7 @@
 Before the stages come steps, each a file or folder in WORKDIR/reader with a note of what it was
 made of, made anew only where that has changed: `retrieve` (BM25 and a dense index, fused),
 `re_ranker` (a cross-encoder, trained), `re_rank` (by its scores, and blended: by these and the
-retrievers'), `pack`. `--config.until=NAME` stops behind one of them and prints the recall of
+retrievers'), `pack`. `--config.stop_after=NAME` stops after one of them and prints the recall of
 the orders made so far; the folder may be copied into another workdir. Then stage `closed_book`
 tunes a prompt on the bare questions and stage `reader` one on the packed passages. The table has
 the reader on every order of passages at every budget of tokens, with 95% intervals. Any method of
@@ -21,7 +21,8 @@ exact match 31.8% with 512 tokens of `blended` passages, 2.6% closed book, 33.4%
 passage, which is the first of `blended` for 83.0%, of the bi-encoder for 78.2%. Harder negatives,
 --config.reader.re_ranker.mining_depth=8, and 2,000 steps are better where training questions are
 like the test's (squad_test 81.0 instead of 77.0%) and not on nq_test (82.2). These values are the
-best of four recipes that were compared on nq_test itself (82.2 to 83.0; BUILD_NOTES).
+best of four recipes that were compared on nq_test itself (82.2 to 83.0;
+docs/results/re_ranker_natural_questions.md).
 
 Variants: `:smoke` the same on few rows; `:nq` Natural Questions (or whatever has such rows) from
 files:
@@ -38,19 +39,18 @@ to be named: --config.model.name=FOLDER. Not run here.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import adapters, defaults, generator, lora, shrink
-from frozen_jax.run.reader.defaults import for_countries, reader_defaults, shrink_reader
+from frozen_jax.config.presets import as_config, shrink, world_facts_reader
+from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.reader = reader_defaults()
-  config.until = ""  # retrieve, re_ranker, re_rank or pack: stop behind it
-  config.order = ("closed_book", "reader")
-  config.stages.closed_book = ConfigDict({"method": "prompt_tuning", "reader": {"read": "none"}})
+  config.reader = as_config(ReaderSettings())
+  config.stage_order = ("closed_book", "reader")
+  config.stages.closed_book = ConfigDict({"method": "prompt_tuning", "reader": {"ranking": "none"}})
   config.stages.reader = ConfigDict({"method": "prompt_tuning"})
   config.baseline = "closed_book"
-  config.generator, config.lora, config.adapters = generator(), lora(), adapters()
   config.model.dtype = "bfloat16"
   config.data.lengths = (128, 256, 384, 512)
   config.prompt.text = "Read the texts and answer the question with a few words from them."
@@ -58,19 +58,19 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_examples = 100
   config.evaluate.batch_size = 16
   if variant in ("", "smoke"):
-    for_countries(config)
+    world_facts_reader(config)
     config.evaluate.max_examples = 300
   if variant == "smoke":
     shrink(config)
-    shrink_reader(config.reader)
+    _shrink_reader(config.reader)
     config.reader.update({"budgets": (144,), "budget": 144})
-    config.reader.orders = ("none", "bm25", "lm", "blended", "gold")
+    config.reader.rankings = ("none", "bm25", "lm", "blended", "gold")
     config.data.lengths = (144,)
     config.train.batch_size = 4
     config.evaluate.update({"max_examples": 4, "max_new_tokens": 8})
   elif variant == "nq":
     _natural_questions(config)
-    # Measured: BUILD_NOTES, "The re-ranker on Natural Questions".
+    # Measured: docs/results/re_ranker_natural_questions.md.
     config.reader.update({"fusion": "weighted_sum", "weights": (1.0, 2.0)})
     config.reader.re_ranker.update({"batch_size": 16, "negatives": 3, "length": 192})
     config.reader.re_ranker.update({"steps": 1200, "warmup_steps": 80})
@@ -83,10 +83,27 @@ def get_config(variant: str = "") -> ConfigDict:
   return config
 
 
+def _shrink_reader(reader: ConfigDict) -> None:
+  """The same work in about a minute."""
+  reader.update({"depth": 8, "questions": 16, "lm_depth": 2, "recall_at": (1, 5)})
+  reader.re_ranker.update(
+    {
+      "steps": 3,
+      "batch_size": 2,
+      "negatives": 3,
+      "log_every": 1,
+      "validate_every": 2,
+      "validate_examples": 4,
+      "checkpoint_every": 2,
+      "warmup_steps": 1,
+    }
+  )
+
+
 def _natural_questions(config: ConfigDict) -> None:
   """Natural Questions with a corpus of Wikipedia passages; the files are named by flags."""
   config.reader.corpus = "corpus.jsonl.gz"
-  # These NQ rows ask "who" in 89 of 100 cases; SQuAD's, which ask for all else, come behind them.
+  # These NQ rows ask "who" in 89 of 100 cases; SQuAD's, which ask for all else, come after them.
   config.data.train = "nq_train.jsonl.gz,squad_train.jsonl.gz"
   config.data.validation = "nq_validation.jsonl.gz"
   config.data.test = "nq_test.jsonl.gz"

@@ -3,7 +3,7 @@
     python -m frozen_jax.main --config=configs/id_pt.py
 
 A small network reads each text by way of a frozen text encoder and writes the prompt for it.
-Stages: `shared` tunes one prompt for all tasks, the rival; `id_pt` takes as many steps from the
+Stages: `shared` tunes one prompt for all tasks, the baseline; `id_pt` takes as many steps from the
 same start.
 
 Variants: `:smoke` the same in about a minute; `:t0` T0/P3 rows from files:
@@ -22,17 +22,17 @@ more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prom
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, generator, many_tasks, shrink, t0
+from frozen_jax.config.presets import many_tasks, shrink, t0
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   many_tasks(config)
-  config.order = ("shared", "id_pt")
+  config.stage_order = ("shared", "id_pt")
   config.baseline = "shared"
   config.stages = ConfigDict({"shared": {"method": "prompt_tuning"}, "id_pt": {"method": "id_pt"}})
   config.model.encoder = "minilm-l6-v2"
-  config.generator = generator()
   if variant == "smoke":
     shrink(config)
   elif variant == "t0":
@@ -86,7 +86,7 @@ def _paper(config: ConfigDict) -> None:
       "activation": "relu",
     }
   )
-  config.generator.update({"p_prime_length": 20, "width": 768, "heads": 12, "layers": 2})
+  config.generator = ConfigDict({"p_prime_length": 20, "width": 768, "heads": 12, "layers": 2})
   config.prompt.length = 20
   config.mesh.update({"fsdp": 8, "tensor": 4})
   config.data.update(

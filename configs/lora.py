@@ -7,16 +7,16 @@ Trained: rank-8 updates of every matrix of attention and MLP.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, lora, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("lora",)
+  config.stage_order = ("lora",)
   config.stages.lora = ConfigDict({"method": "lora"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150
-  config.lora = lora()
   if variant == "smoke":
     shrink(config)
   elif variant:

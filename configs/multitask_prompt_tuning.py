@@ -10,13 +10,14 @@ Variants: `:smoke` the same in about a minute; `:t0` T0/P3 rows from files (see 
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, many_tasks, shrink, t0
+from frozen_jax.config.presets import many_tasks, shrink, t0
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   many_tasks(config)
-  config.order = ("shared", "per_task")
+  config.stage_order = ("shared", "per_task")
   config.baseline = "shared"
   config.stages = ConfigDict(
     {

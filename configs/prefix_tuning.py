@@ -7,12 +7,13 @@ Trained: keys and values of 16 positions in every layer, 184,320 numbers for Smo
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("prefix",)
+  config.stage_order = ("prefix",)
   config.stages.prefix = ConfigDict({"method": "prefix_tuning"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150

@@ -8,12 +8,13 @@ questions about held-out countries (measured 2026-11-22); the 150 of this config
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.defaults import defaults, shrink
+from frozen_jax.config.presets import shrink
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.order = ("prompt",)
+  config.stage_order = ("prompt",)
   config.stages.prompt = ConfigDict({"method": "prompt_tuning"})
   config.model.dtype = "bfloat16"
   config.train.steps = 150

@@ -13,7 +13,7 @@ Measured 2026-11-28 on two cores, seeds 0, 1, 2, all 708 test questions, exact m
 58.2, 57.5%, majority 60.0, 59.6, 60.7, likeliest 62.4, 61.9, 61.2, oracle 74.2, 74.0, 72.6,
 `select` 61.7, 61.9, 61.4: against `answer` +3.3 points (95%: 1.5 to 5.2), against the likeliest
 sample -0.1 (-2.0 to 1.7). Where only the questions that pass one is unsure of take pass two
-(--mode=evaluate --config.recursion.compute_budget=1.3 --config.train.validate_examples=620): 62.0,
+(--mode=evaluate --config.cascade.compute_budget=1.3 --config.train.validate_examples=620): 62.0,
 62.4, 61.0% at 1.32 passes. Each proposal is shown with its likelihood; with how often it was
 sampled in its place `select` gained +0.7, +0.3, +2.0 points (300 questions, each ±3.7). Pass two
 starts from pass one's prompt and reads 3 candidates: with 8, 150 steps and a prompt of its own it
@@ -27,7 +27,7 @@ Variants: `:smoke` the same on few rows; `:nq` Natural Questions, closed book, f
 
 Its 16,525 training questions are sampled 16 times each: for a GPU. Measured 2026-11-27 on an H200
 (7 minutes a run, three at once), 2,955 test questions, seeds 0, 1, 2: `answer` 2.6, 2.6, 3.2%,
-oracle 5.7, 4.9, 5.9, `select` 3.0, 2.5, 2.7%: no gain (BUILD_NOTES).
+oracle 5.7, 4.9, 5.9, `select` 3.0, 2.5, 2.7%: no gain (docs/results).
 
 `:reader` proposes with a frozen reader (configs/frozen_reader.py): pass one reads passages, pass
 two the proposals. Its questions and passages are the built-in ones, or are named as there; longer
@@ -36,21 +36,17 @@ passages want other reader.budgets, reader.budget and data.lengths.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.run.candidates.defaults import candidates_defaults, shrink_candidates
-from frozen_jax.run.defaults import defaults, natural_questions, shrink
-from frozen_jax.run.reader.defaults import for_countries, reader_defaults
+from frozen_jax.config.presets import as_config, natural_questions, shrink, world_facts_reader
+from frozen_jax.pipelines.propose_select.settings import CandidateSettings
+from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
+from frozen_jax.run.defaults import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.candidates = candidates_defaults()
-  config.recursion = ConfigDict(
-    {
-      "compute_budget": 0.0,  # mean passes a row, 1 to 2: unsure rows alone take both; 0: all do
-      "confidence": "probability",  # by which a row is sure: probability, margin or agreement
-    }
-  )
-  config.order = ("answer", "select")
+  config.candidates = as_config(CandidateSettings())
+  config.cascade.confidence = "probability"
+  config.stage_order = ("answer", "select")
   config.baseline = "answer"
   config.model.dtype = "bfloat16"
   config.train.steps = 150
@@ -59,15 +55,15 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages.select = ConfigDict(
     {
       "method": "textual_recursion",
-      "starts": ("prompt=answer/prompt",),
-      "fixed": ("first_prompt=answer/prompt",),
+      "init_from": ("prompt=answer/prompt",),
+      "frozen_inputs": ("first_prompt=answer/prompt",),
       "data": {"lengths": (32, 48, 64, 80, 96, 128, 256)},
       "train": {"steps": 300},
     }
   )
   if variant == "smoke":
     shrink(config)
-    shrink_candidates(config.candidates)
+    config.candidates.update({"samples": 4, "folds": 2, "questions": 16, "permutations": 2})
     config.stages.select.train.steps = 3
   elif variant == "nq":
     natural_questions(config)
@@ -84,9 +80,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _reader(config: ConfigDict) -> None:
   """Pass one reads passages, as the reader of configs/frozen_reader.py."""
-  config.reader = reader_defaults()
-  for_countries(config)
-  config.until = ""
+  config.reader = as_config(ReaderSettings())
+  world_facts_reader(config)
   config.stages.select.data.lengths = config.data.lengths
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})

@@ -11,28 +11,28 @@ Names are loaded when they are first used, so that a config file can be read wit
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from frozen_jax.run.adapter import Adapter as Adapter
-  from frozen_jax.run.adapter import load_adapter as load_adapter
-  from frozen_jax.run.frozen_encoder import FrozenEncoder as FrozenEncoder
-  from frozen_jax.run.frozen_encoder import load_encoder as load_encoder
-  from frozen_jax.run.frozen_lm import FrozenLM as FrozenLM
-  from frozen_jax.run.frozen_lm import load_frozen as load_frozen
+  from frozen_jax.models.frozen_encoder import FrozenEncoder as FrozenEncoder
+  from frozen_jax.models.frozen_encoder import load_encoder as load_encoder
+  from frozen_jax.models.frozen_lm import FrozenLM as FrozenLM
+  from frozen_jax.models.frozen_lm import load_frozen as load_frozen
+  from frozen_jax.models.tuned_model import TunedModel as TunedModel
+  from frozen_jax.pipelines.load_adapter import load_adapter as load_adapter
 
-_HOMES = {
-  "load_frozen": "frozen_jax.run.frozen_lm",
-  "FrozenLM": "frozen_jax.run.frozen_lm",
-  "load_encoder": "frozen_jax.run.frozen_encoder",
-  "FrozenEncoder": "frozen_jax.run.frozen_encoder",
-  "load_adapter": "frozen_jax.run.adapter",
-  "Adapter": "frozen_jax.run.adapter",
+_MODULES = {
+  "load_frozen": "frozen_jax.models.frozen_lm",
+  "FrozenLM": "frozen_jax.models.frozen_lm",
+  "load_encoder": "frozen_jax.models.frozen_encoder",
+  "FrozenEncoder": "frozen_jax.models.frozen_encoder",
+  "load_adapter": "frozen_jax.pipelines.load_adapter",
+  "TunedModel": "frozen_jax.models.tuned_model",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-  if name not in _HOMES:
+  if name not in _MODULES:
     raise AttributeError(f"module 'frozen_jax' has no attribute {name!r}")
   import importlib
 
-  return getattr(importlib.import_module(_HOMES[name]), name)
+  return getattr(importlib.import_module(_MODULES[name]), name)

@@ -21,10 +21,10 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from frozen_jax.config import overrides
+from frozen_jax.config.config_file import load_config
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.core.host_memory import keep_freed_memory
-from frozen_jax.run import overrides
-from frozen_jax.run.config_file import load_config
 
 MODES = ("train", "evaluate", "predict", "export")
 VALUED = ("--config", "--mode", "--workdir")
@@ -101,12 +101,12 @@ def parse(argv: Sequence[str]) -> Command | None:
     raise UserError("no experiment given; add --config=configs/NAME.py (see ./configs)")
   given = [_override(argument) for argument in rest]
   config = load_config(values.config)
+  from frozen_jax.run import settings  # imports jax, which takes seconds
+
+  config = settings.complete(config)
   overrides.override(config, given)
   if values.help:
-    print(f"{HELP}\nThe keys of {values.config}:\n")
-    for key, value in overrides.known_keys(config).items():
-      text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-      print(f"  --config.{key}={shlex.quote(text)}")
+    print(f"{HELP}\nThe keys of {values.config}:\n\n{settings.help_text(config)}")
     return None
   workdir = values.workdir or default_workdir(values.config)
   return Command(tuple(argv), config, values.mode, workdir)
@@ -157,8 +157,6 @@ def _log_above_bars() -> None:
 def run(command: Command) -> None:
   """Does what a command says."""
   _log_above_bars()
-  if command.mode == "train":  # until the run has its own way to stop
-    signal.signal(signal.SIGTERM, _stopped_at_the_start)
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
@@ -182,7 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`parse` and `run`, with their outcome as an exit status."""
 
   def act() -> None:
-    command = parse(sys.argv if argv is None else argv)
+    arguments = sys.argv if argv is None else argv
+    if not {"evaluate", "predict", "export"} & {a.rpartition("=")[2] for a in arguments}:
+      signal.signal(signal.SIGTERM, _stopped_at_the_start)  # until a run has its own way to stop
+    command = parse(arguments)
     if command is not None:
       run(command)
 

@@ -5,6 +5,7 @@ is asked for little optimisation.
 """
 
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
@@ -13,10 +14,25 @@ os.environ["XLA_FLAGS"] = (
 
 import pytest  # noqa: E402
 
+TIERS = {"unit", "program", "stress"}  # markers, see pyproject.toml
+PROGRAM_FOLDERS = {"benchmarks", "launch", "pipelines", "run"}  # of tests/
+PROGRAM_FIXTURES = {"smollm2", "smollm2_file"}  # the real model
+
+
+def pytest_collection_modifyitems(items):
+  """Gives every test whose file names no tier one: `program` for whole runs, else `unit`."""
+  tests = pathlib.Path(__file__).parent
+  for item in items:
+    if TIERS.intersection(mark.name for mark in item.iter_markers()):
+      continue
+    folder = item.path.relative_to(tests).parts[0]
+    whole = folder in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(item.fixturenames)
+    item.add_marker(pytest.mark.program if whole else pytest.mark.unit)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
-  """What a file has compiled is dropped behind it.
+  """What a file has compiled is dropped after it.
 
   Each program holds memory maps, of which a process can have 65,530: beyond, compiling crashes.
   """

@@ -1,4 +1,4 @@
-"""A tiny world of questions and passages, and tiny encoders with tokenizers that read it."""
+"""A tiny world of questions and passages, and tiny encoders with tokenizers for it."""
 
 import json
 
@@ -39,18 +39,22 @@ KINDS = {
 
 def tokenizer(types=(0, 1)):
   """Whole words; `<s> question </s> passage </s>`, with these token types."""
-  made = tokenizers.Tokenizer(
+  backend = tokenizers.Tokenizer(
     tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
   )
-  made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   first, second = types
-  made.post_processor = TemplateProcessing(
+  backend.post_processor = TemplateProcessing(
     single="<s> $A </s>",
     pair=f"<s>:{first} $A:{first} </s>:{first} $B:{second} </s>:{second}",
     special_tokens=[("<s>", 1), ("</s>", 2)],
   )
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=made, pad_token="<pad>", cls_token="<s>", sep_token="</s>", unk_token="<unk>"
+    tokenizer_object=backend,
+    pad_token="<pad>",
+    cls_token="<s>",
+    sep_token="</s>",
+    unk_token="<unk>",
   )
 
 
@@ -59,14 +63,14 @@ def classifier(kind, **changes):
   name, settings, _ = KINDS[kind]
   config = getattr(transformers, f"{name}Config")
   torch.manual_seed(0)
-  made = getattr(transformers, f"{name}ForSequenceClassification")(
+  model = getattr(transformers, f"{name}ForSequenceClassification")(
     config(**(_SIZES | settings | {"num_labels": 1} | changes), attn_implementation="eager")
   ).eval()
   with torch.no_grad():
-    for path, weight in made.named_parameters():
+    for path, weight in model.named_parameters():
       scale = "norm" in path.lower() and path.endswith("weight")
       weight.normal_(1.0 if scale else 0.0, 0.2)
-  return made
+  return model
 
 
 def save(kind, folder, **changes):
@@ -95,18 +99,19 @@ def pairs(count=12, seed=0):
 
 def unpacked(batch):
   """The texts of each question of a batch, ids; None where there is none."""
-  found = []
-  for tokens, mask, places in zip(batch["tokens"], batch["mask"], batch["places"], strict=True):
-    texts = [ids[own > 0] for ids, row in zip(tokens, mask, strict=True) for own in row]
-    found += [[texts[at] if at >= 0 else None for at in question] for question in places]
-  return found
+  questions = []
+  units = zip(batch["tokens"], batch["mask"], batch["text_index"], strict=True)
+  for tokens, masks, text_index in units:
+    texts = [ids[mask > 0] for ids, row in zip(tokens, masks, strict=True) for mask in row]
+    questions += [[texts[i] if i >= 0 else None for i in passages] for passages in text_index]
+  return questions
 
 
 PASSAGES = [f"the colour w{i} is w{(i * 7 + 3) % 40}" for i in range(40)]
 
 
 def groups():
-  """What colour a thing has stands in the passage that names it; the others are negatives."""
+  """The passage that names a thing has its colour; the others are negatives."""
   return [
     Group(f"what has w{i}", (i,), tuple((i + step) % 40 for step in range(1, 6))) for i in range(40)
   ]

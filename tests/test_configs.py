@@ -6,12 +6,13 @@ import re
 
 import pytest
 
+from frozen_jax.config import overrides
+from frozen_jax.config.config_file import load_config
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.sources import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_SPECS
 from frozen_jax.main import default_workdir
-from frozen_jax.run import options as experiment
-from frozen_jax.run import overrides
-from frozen_jax.run.config_file import load_config
+from frozen_jax.methods import METHODS
+from frozen_jax.run.settings import complete, help_text, resolve_run
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 KEYS = (
@@ -34,7 +35,7 @@ KEYS = (
 
 
 def variants(path):
-  """What the config itself says that there is, behind an unknown variant."""
+  """What the config itself says that there is, after an unknown variant."""
   with pytest.raises(UserError) as caught:
     load_config(f"{path}:no-such-variant")
   return re.search(r"there are: (.*)$", str(caught.value))[1].split(", ")
@@ -53,30 +54,46 @@ def built(path, variant):
 
 @pytest.mark.parametrize("path, variant", EVERY)
 def test_it_builds_and_resolves(path, variant):
-  config = built(path, variant)
+  config = complete(built(path, variant))
   assert set(KEYS) <= set(overrides.known_keys(config))
-  resolved = experiment.resolve(config)
-  assert json.loads(json.dumps(resolved)) == resolved
-  for name in resolved["order"]:
-    stage = experiment.stage_options(resolved, name)
+  run = resolve_run(config)
+  assert json.loads(json.dumps(run.values)) == run.values
+  assert [stage.name for stage in run.stages] == list(config.stage_order)
+  for stage in run.stages:
     for split in ("train", "validation", "test"):
-      spec = stage["data"][split]
-      assert spec in BUILTIN or spec.startswith("tfds:") or ".jsonl" in spec
-    assert stage["train"]["learning_rate"].keys() >= {"prompt", "connector"}
+      spec = getattr(stage.data, split)
+      assert spec in BUILTIN_SPECS or spec.startswith("tfds:") or ".jsonl" in spec
+    assert stage.train.learning_rate.keys() == METHODS[stage.method].learning_rates.keys()
+
+
+@pytest.mark.parametrize("path, variant", EVERY)
+def test_what_is_resolved_resolves_to_the_same(path, variant):
+  """So a run's config.json is compared with the config that it came from."""
+  run = resolve_run(built(path, variant))
+  assert resolve_run(run.values) == run
+
+
+@pytest.mark.parametrize("path, variant", EVERY)
+def test_its_help_has_a_line_for_each_key(path, variant):
+  config = complete(built(path, variant))
+  lines = help_text(config).splitlines()
+  flags = [line.split("=")[0].strip() for line in lines if line.startswith("  --config.")]
+  assert len(set(flags)) == len(flags)
+  assert set(flags) <= {f"--config.{key}" for key in overrides.known_keys(config)}
+  assert set(flags) >= {f"--config.{key}" for key in KEYS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_smoke_does_the_same_work_with_fewer_steps(path):
-  plain, smoke = (experiment.resolve(built(path, variant)) for variant in ("", "smoke"))
-  assert smoke["order"] == plain["order"]
-  assert smoke["train"]["log_every"] == 1
-  for name in plain["order"]:
-    whole, short = (experiment.stage_options(options, name) for options in (plain, smoke))
-    assert short["method"] == whole["method"]
-    assert 0 < short["train"]["steps"] < whole["train"]["steps"]
-    assert short["train"]["log_every"] == 1
-    for key in ("train", "validation", "test"):
-      assert short["data"][key] == whole["data"][key]
+  plain, smoke = (resolve_run(built(path, variant)) for variant in ("", "smoke"))
+  assert [stage.name for stage in smoke.stages] == [stage.name for stage in plain.stages]
+  assert smoke.train.log_every == 1
+  for full, short in zip(plain.stages, smoke.stages, strict=True):
+    assert short.method == full.method
+    assert 0 < short.train.steps < full.train.steps
+    assert short.train.log_every == 1
+    for split in ("train", "validation", "test"):
+      assert getattr(short.data, split) == getattr(full.data, split)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

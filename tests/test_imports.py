@@ -13,10 +13,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 # "__init__" is frozen_jax/__init__.py, the public interface.
 FLOORS = [
   {"core"},
+  {"config"},
   {"sharding", "text"},
   {"backbones", "modules", "decoding", "data", "retrieval"},
   {"methods"},
+  {"models"},
   {"training", "evaluation", "export"},
+  {"pipelines"},
   {"run"},
   {"__init__"},
   {"main", "tools"},
@@ -25,7 +28,7 @@ FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in f
 FLAGS = {"absl.flags", "ml_collections.config_flags"}  # main is their only reader
 NOWHERE = {"torch", "tensorflow", "pickle"}
 BELOW_RUN = {"ml_collections", "argparse", "configs"}  # the loop and what is below see no config
-# The re-ranker is a network beside the LM, not a method that a config names.
+# The re-ranker is a network alongside the LM, not a method that a config names.
 METHODS = {path.stem for path in (ROOT / "frozen_jax" / "methods").glob("[!_]*.py")} - {"re_ranker"}
 IN_METHODS = {"optax", "orbax", "os", "pathlib", "shutil"}  # no optimizers, no files
 
@@ -52,7 +55,7 @@ def forbidden_to(here, name):
     return "the package runs without it"
   if is_under(name, FLAGS) and here != "main":
     return "main is the only reader of flags"
-  if is_under(name, BELOW_RUN) and FLOOR[here] < FLOOR["run"]:
+  if is_under(name, BELOW_RUN) and FLOOR[here] < FLOOR["run"] and here != "config":
     return "no config or flag is read below run/"
   if is_under(name, IN_METHODS) and here == "methods":
     return "a method touches no optimizer and no file"
@@ -78,6 +81,66 @@ def test_a_file_imports_only_from_floors_below(path):
   assert {name: why for name, why in reasons.items() if why} == {}
 
 
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(sources):
+  """Module -> the modules of `sources` (name -> text) that it imports, also inside functions.
+
+  `from a.b import c` is an import of a.b.c if that is a module, else of a.b. That the __init__ of a
+  package runs before its modules does not count.
+  """
+  graph = {}
+  for name, source in sources.items():
+    graph[name] = set()
+    for imported_name in imported(source):
+      parent = imported_name.rpartition(".")[0]
+      found = next((one for one in (imported_name, parent) if one in sources), None)
+      if found and found != name:
+        graph[name].add(found)
+  return graph
+
+
+def import_circles(graph):
+  """The groups of modules that import each other, directly or by way of others."""
+
+  def reachable(start):
+    reached, left = set(), [start]
+    while left:
+      for name in graph[left.pop()] - reached:
+        reached.add(name)
+        left.append(name)
+    return reached
+
+  reached = {name: reachable(name) for name in graph}
+  circles = {
+    frozenset({name, *(other for other in reached[name] if name in reached[other])})
+    for name in graph
+    if name in reached[name]
+  }
+  return sorted(map(sorted, circles))
+
+
+def test_the_package_has_no_import_circle():
+  sources = {module_name(path): path.read_text() for path in package_files()}
+  assert import_circles(import_graph(sources)) == []
+
+
+def test_the_check_finds_circles():
+  sources = {
+    "p": "from p.a import x",
+    "p.a": "def f():\n  import p.b",
+    "p.b": "from p import c\nimport os",
+    "p.c": "from p.a import f",
+    "p.d": "from p.a import f\nfrom p.d import itself",
+  }
+  graph = import_graph(sources)
+  assert graph["p.b"] == {"p.c"} and graph["p.d"] == {"p.a"}
+  assert import_circles(graph) == [["p.a", "p.b", "p.c"]]
+
+
 def test_every_folder_is_a_package():
   folders = {path.parent for path in package_files()}
   assert [f for f in folders if not (f / "__init__.py").is_file()] == [], "setup.py would omit them"
@@ -90,6 +153,21 @@ def test_a_config_brings_in_no_jax(path):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert {"jax", "flax", "torch", "tensorflow"}.isdisjoint(done.stdout.split())
+
+
+def test_imports_do_not_start_jax():
+  """`jax.distributed.initialize` comes after them, and has to come before JAX looks for devices."""
+  files = sorted((ROOT / "frozen_jax").rglob("*.py"))
+  names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+  program = f"""
+import importlib
+for name in {names!r}:
+  importlib.import_module(name.removesuffix(".__init__"))
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 @pytest.mark.parametrize(

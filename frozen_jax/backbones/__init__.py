@@ -1,1 +1,1 @@
-"""Floor 2: the frozen giants and how their weights are loaded."""
+"""Floor 2: the frozen backbones and how their weights are loaded."""

@@ -1,4 +1,4 @@
-"""The activations of the MLPs, by the names that model configs give them."""
+"""The activations of the MLPs, by their names in model configs."""
 
 import functools
 from collections.abc import Callable

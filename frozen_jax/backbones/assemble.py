@@ -1,8 +1,9 @@
-"""Stored tensors -> the parameter tree: checks that nothing is missing or left over, then places.
+"""Stored tensors -> the parameter tree: checks names and shapes, then loads tensor by tensor.
 
-Both formats come in as `Stored`; what they share is here. One tensor after the other is read,
-brought onto the devices that need it, converted there (cast, or quantised) and written into its
-place of the stack over the layers, so that the model exists once and in its final form only.
+This is the part that both file formats share (each implements `StoredTensors`). One tensor after
+the other is read, copied to the devices that need it, converted there (cast, or quantised) and
+written into its position of the stack over the layers, so that the model is in memory only once, in
+its final form.
 """
 
 import dataclasses
@@ -10,8 +11,8 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,21 @@ from tqdm import tqdm
 
 from frozen_jax.backbones import stack
 from frozen_jax.backbones.families.table import Family, Format, Source
+from frozen_jax.backbones.stored_tensors import Index, StoredTensors, TensorReader
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import rules
 
-Index = tuple[slice, ...]
-
-# Bytes of tensors that may be on their way to their places before reading waits for them.
-_AHEAD = 32 * 2**20
+# Bytes of tensors that may be in transfer to the devices before reading waits for them.
+_MAX_PENDING_BYTES = 32 * 2**20
 
 
+@runtime_checkable
 class Convert(Protocol):
-  """One tensor as its family means it ([in, out], [rows, D], [D]) -> what is kept of it.
+  """One tensor in the layout of the tree ([in, out], [rows, D], [D]) -> its form in memory.
 
-  Traced; gives an array, or a small pytree of arrays (no dict) that are stacked one by one. Two
-  that do the same must be equal and have the same hash, so that they are compiled once.
+  Traced; returns an array, or a small pytree of arrays (no dict), each of which is stacked. Two
+  converters that do the same must be equal and have the same hash, so that they are compiled once.
   """
 
   def __call__(self, tensor: jax.Array) -> Any: ...
@@ -45,7 +46,7 @@ class Convert(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-  """Keeps a tensor in another type."""
+  """Casts a tensor to another dtype."""
 
   dtype: np.dtype
 
@@ -53,152 +54,140 @@ class Cast:
     return tensor.astype(self.dtype)
 
 
-class Stored(Protocol):
-  """The tensors of a model as its file holds them.
+class FusedSlice(NamedTuple):
+  """Where one of several fused matrices lies in the outputs of a tensor, in each of its groups.
 
-  where: the file or folder, for messages. form: which names it uses. sliced: reading a part
-  touches only the bytes of that part. shapes: name -> shape, row-major. types: name -> stored
-  type. floats: the stored types that are read as floating point numbers. twice: name -> where else
-  the same tensor is stored.
+  The tensor's outputs are [groups, group_width]; this matrix has `width` of each group, from
+  `start` on.
   """
 
-  where: str
-  form: Format
-  sliced: bool
-  shapes: Mapping[str, tuple[int, ...]]
-  types: Mapping[str, str]
-  floats: Collection[str]
-  twice: Mapping[str, str]
-
-  def read(self, name: str, index: Index) -> np.ndarray:
-    """A part of a tensor as floating point numbers; it may be a view of the file."""
-    ...
-
-  def size(self, name: str) -> int:
-    """How many bytes a tensor takes as stored."""
-    ...
-
-  def content(self, name: str) -> np.ndarray:
-    """The stored bytes, uint8 [N] (for the fingerprint)."""
-    ...
+  groups: int
+  group_width: int
+  start: int
+  width: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One array of the tree: the tensors that it is made of, and how.
+  """One array of the tree: the tensors that it consists of, and how it is made from them.
 
-  stack: the axes that count tensors, (L,) or (L, E) or (); names: one for each, row-major. shape:
-  of the whole array. source: how a tensor becomes its part of the array. piece: where a tensor
-  holds more than this array, its groups, the width of a group, and the start and width of the
-  piece in each group.
+  stack_shape: the axes over tensors, (L,) or (L, E) or (). names: of the tensors, in row-major
+  order of these axes. shape: of the whole array. source: how a tensor becomes its slice of the
+  array. fused: where the array's outputs lie in each tensor, if the tensor has more than these.
   """
 
   path: str
   names: tuple[str, ...]
-  stack: tuple[int, ...]
+  stack_shape: tuple[int, ...]
   shape: tuple[int, ...]
   source: Source
-  piece: tuple[int, int, int, int] | None
+  fused: FusedSlice | None
 
   @property
-  def own_shape(self) -> tuple[int, ...]:
-    """The shape of what one tensor contributes."""
-    return self.shape[len(self.stack) :]
+  def slice_shape(self) -> tuple[int, ...]:
+    """The shape of the slice of the array that comes from one tensor."""
+    return self.shape[len(self.stack_shape) :]
 
   @property
   def out_axis(self) -> int:
-    """The axis of the stored tensor that holds a product's outputs."""
-    return len(self.own_shape) - (2 if self.source.transpose else 1)
+    """The axis of the stored tensor over a linear layer's outputs."""
+    return len(self.slice_shape) - (2 if self.source.transpose else 1)
 
   @property
   def read_shape(self) -> tuple[int, ...]:
-    """`own_shape` with its axes in the order in which they are stored."""
-    return self.stored_order(self.own_shape)
+    """`slice_shape` with its axes in the order in which they are stored."""
+    return self.stored_order(self.slice_shape)
 
   def stored_order(self, axes: Sequence[Any]) -> tuple[Any, ...]:
-    """One thing for each axis of `own_shape` -> the same for each axis of the stored tensor."""
+    """A value for each axis of `slice_shape` -> the same in the order of the stored axes."""
     return (*axes[:-2], axes[-1], axes[-2]) if self.source.transpose else tuple(axes)
 
   @property
   def stored_shape(self) -> tuple[int, ...]:
     """The shape that each of the stored tensors must have."""
     shape = list(self.read_shape)
-    if self.piece:
-      shape[self.out_axis] = self.piece[0] * self.piece[1]
+    if self.fused:
+      shape[self.out_axis] = self.fused.groups * self.fused.group_width
     return tuple(shape)
 
 
-def plan(config: Any, family: Family, form: Format) -> list[Leaf]:
-  """The arrays of the tree and the names of the tensors that make them.
+def plan_leaves(config: Any, family: Family, format: Format) -> list[Leaf]:
+  """The arrays of the tree and the names of the tensors that they consist of.
 
   Raises:
-    UserError: the format has no name for an array that the config asks for.
+    UserError: the format has no name for an array of the config.
   """
   keys = {key.path: key for key in family.keys}
   shapes = paths.flatten(family.network.param_shapes(config))
-  nameless = [p for p in shapes if p not in keys or getattr(keys[p], form) is None]
+  nameless = [p for p in shapes if p not in keys or getattr(keys[p], format) is None]
   if nameless:
     raise UserError(
-      f"a model of type {family.hf_name!r} with {_some(nameless)} has no names for these in "
-      f"{form} files; its settings do not fit its family"
+      f"a model of type {family.hf_name!r} with {_abbreviated(nameless)} has no names for these in "
+      f"{format} files; its settings do not fit its family"
     )
   return [
-    _leaf(path, leaf.shape, getattr(keys[path], form), config) for path, leaf in shapes.items()
+    _leaf(path, leaf.shape, getattr(keys[path], format), config) for path, leaf in shapes.items()
   ]
 
 
 def _leaf(path: str, shape: tuple[int, ...], source: Source, config: Any) -> Leaf:
-  counts = [word for word in ("layer", "expert") if f"{{{word}}}" in source.name]
-  stack = shape[: len(counts)]
-  places = itertools.product(*(range(source.first, source.first + count) for count in stack))
-  names = tuple(source.name.format(**dict(zip(counts, at, strict=True))) for at in places)
-  piece = None
+  axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in source.name]
+  stack_shape = shape[: len(axes)]
+  indices = itertools.product(*(range(source.first, source.first + n) for n in stack_shape))
+  names = tuple(source.name.format(**dict(zip(axes, index, strict=True))) for index in indices)
+  fused = None
   if source.part:
-    groups, sizes = source.part.layout(config)
-    piece = (groups, sum(sizes), sum(sizes[: source.part.index]), sizes[source.part.index])
-  return Leaf(path, names, stack, shape, source, piece)
+    groups, widths = source.part.layout(config)
+    start, width = sum(widths[: source.part.index]), widths[source.part.index]
+    fused = FusedSlice(groups, sum(widths), start, width)
+  return Leaf(path, names, stack_shape, shape, source, fused)
 
 
-def check(leaves: Sequence[Leaf], stored: Stored, derived: Sequence[str]) -> None:
-  """Compares the stored tensors with the plan.
+def check_tensors(leaves: Sequence[Leaf], stored: StoredTensors, derived: Sequence[str]) -> None:
+  """Compares the stored tensors with the leaves.
+
+  derived: regular expressions of tensors that need not be read.
 
   Raises:
-    UserError: tensors are missing, left over, of another shape, stored twice or no floating point
+    UserError: tensors are missing, unknown, of another shape, stored twice or not of floating point
       numbers; one message lists them all.
   """
   expected = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
   missing = [name for name in expected if name not in stored.shapes]
-  known = lambda name: any(re.fullmatch(d, name) for d in derived)
-  extra = [n for n in stored.shapes if n not in expected and n not in stored.twice and not known(n)]
-  wrong = [
+  is_derived = lambda name: any(re.fullmatch(pattern, name) for pattern in derived)
+  not_read = [name for name in stored.shapes if name not in expected and not is_derived(name)]
+  unknown = [name for name in not_read if name not in stored.duplicates]
+  misshapen = [
     f"{name} {list(stored.shapes[name])} instead of {list(shape)}"
     for name, shape in expected.items()
     if name in stored.shapes and tuple(stored.shapes[name]) != shape
   ]
-  twice = [f"{name} ({where})" for name, where in stored.twice.items() if not known(name)]
-  odd = [
-    f"{name} (stored as {stored.types[name]})"
+  duplicates = [
+    f"{name} ({other})" for name, other in stored.duplicates.items() if not is_derived(name)
+  ]
+  not_floats = [
+    f"{name} (stored as {stored.dtypes[name]})"
     for name in expected
-    if name in stored.types and stored.types[name] not in stored.floats
+    if name in stored.dtypes and stored.dtypes[name] not in stored.float_dtypes
   ]
   kinds = (
     ("missing", missing),
-    ("not known", extra),
-    ("of another shape", wrong),
-    ("stored twice", twice),
-    ("not floating point numbers, as quantised models have them", odd),
+    ("not known", unknown),
+    ("of another shape", misshapen),
+    ("stored twice", duplicates),
+    ("not floating point numbers, as quantised models have them", not_floats),
   )
-  faults = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
+  faults = [f"{len(names)} {kind}: {_abbreviated(names)}" for kind, names in kinds if names]
   if faults:
     raise UserError(
-      f"the tensors in {stored.where} do not make this model ({'; '.join(faults)}); the file is "
+      f"the tensors in {stored.location} do not make this model ({'; '.join(faults)}); the file is "
       "damaged, incomplete or of another model: get it again"
     )
 
 
-def build(
+def load_params(
   leaves: Sequence[Leaf],
-  stored: Stored,
+  stored: TensorReader,
   convert: Callable[[str], Convert],
   axes: Mapping[str, tuple[str | None, ...]],
   mesh: Mesh | None,
@@ -206,35 +195,41 @@ def build(
 ) -> dict[str, Any]:
   """Reads every leaf onto the default device (mesh None) or onto its shards.
 
-  Each process reads what its own devices hold, tensor by tensor, and beside what it keeps it holds
-  about one tensor. convert: the path of a leaf -> what becomes of its tensors. axes: the logical
-  axes of each parameter (see `sharding.rules`).
+  Each process reads the shards of its own devices, tensor by tensor; its peak memory exceeds its
+  shards by about one tensor.
+
+  Args:
+    convert: the path of a leaf -> the conversion of its tensors.
+    axes: the logical axes of each parameter (see `sharding.rules`).
   """
-  kept = shapes(leaves, convert)
-  placed = mesh and paths.flatten(rules.shardings(paths.unflatten(kept), axes, mesh))
+  arrays = param_shapes(leaves, convert)
+  shardings = mesh and paths.flatten(rules.shardings(paths.unflatten(arrays), axes, mesh))
   tree = {}
   total = sum(len(leaf.names) for leaf in leaves)
-  # The largest tensors first: what is held only for a while is then held while little is kept.
-  order = sorted(leaves, key=lambda leaf: math.prod(leaf.own_shape), reverse=True)
-  # The bar shows itself only when loading takes longer than a moment.
+  # The largest tensors first: temporary copies are largest while few arrays are loaded.
+  largest_first = sorted(leaves, key=lambda leaf: math.prod(leaf.slice_shape), reverse=True)
+  # The bar appears only when loading takes longer than two seconds.
   with tqdm(total=total, desc="load", unit="tensor", disable=not progress, delay=2) as bar:
-    for leaf in order:
-      how = convert(leaf.path)
-      narrow = how.dtype if isinstance(how, Cast) and not leaf.source.offset else None
+    for leaf in largest_first:
+      conversion = convert(leaf.path)
+      cast = isinstance(conversion, Cast) and not leaf.source.offset
+      dtype = conversion.dtype if cast else None
       sharding = _read_sharding(leaf, axes, mesh)
-      read = functools.partial(_to_devices, leaf, stored, sharding, narrow)
-      out = placed[leaf.path] if placed else None
-      tree[leaf.path] = _join(leaf, how, read, kept[leaf.path], out, bar.update)
+      read = functools.partial(_to_devices, leaf, stored, sharding, dtype)
+      out = shardings[leaf.path] if shardings else None
+      tree[leaf.path] = _load_leaf(leaf, conversion, read, arrays[leaf.path], out, bar.update)
   return paths.unflatten({leaf.path: tree[leaf.path] for leaf in leaves})
 
 
-def shapes(leaves: Sequence[Leaf], convert: Callable[[str], Convert]) -> dict[str, Any]:
-  """Path -> the `jax.ShapeDtypeStruct`s of what `build` makes of it; nothing is read."""
+def param_shapes(leaves: Sequence[Leaf], convert: Callable[[str], Convert]) -> dict[str, Any]:
+  """Path -> the `jax.ShapeDtypeStruct`s of what `load_params` loads; nothing is read."""
 
   def stacked(leaf: Leaf) -> Any:
-    one = jax.ShapeDtypeStruct(leaf.own_shape, jnp.float32)
-    kept = jax.eval_shape(convert(leaf.path), one)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*leaf.stack, *a.shape), a.dtype), kept)
+    tensor = jax.ShapeDtypeStruct(leaf.slice_shape, jnp.float32)
+    return jax.tree.map(
+      lambda array: jax.ShapeDtypeStruct((*leaf.stack_shape, *array.shape), array.dtype),
+      jax.eval_shape(convert(leaf.path), tensor),
+    )
 
   return {leaf.path: stacked(leaf) for leaf in leaves}
 
@@ -242,126 +237,134 @@ def shapes(leaves: Sequence[Leaf], convert: Callable[[str], Convert]) -> dict[st
 def _read_sharding(
   leaf: Leaf, axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh | None
 ) -> Sharding | None:
-  """How a tensor of the leaf lies on the mesh as it is read: like its place in the stack."""
+  """The sharding of a tensor of the leaf when it is read: that of its slice of the array."""
   if mesh is None:
     return None
   spec = rules.spec_of(leaf.shape, rules.axes_of(leaf.path, axes), mesh, leaf.path)
-  return NamedSharding(mesh, PartitionSpec(*leaf.stored_order(spec[len(leaf.stack) :])))
+  return NamedSharding(mesh, PartitionSpec(*leaf.stored_order(spec[len(leaf.stack_shape) :])))
 
 
-def _join(
+def _load_leaf(
   leaf: Leaf,
   convert: Convert,
   read: Callable[[str], jax.Array],
-  kept: Any,
+  arrays: Any,
   out: Any,
   tick: Callable[[], Any],
 ) -> Any:
-  """Converts the tensors of a leaf and writes each into its place of the stack."""
-  # Compiled once for each shape: jit remembers what equal functions and arguments gave.
+  """Converts the tensors of a leaf and writes each into its position of the stack.
+
+  arrays: the `jax.ShapeDtypeStruct`s of the leaf. out: their shardings. tick: called for each
+  tensor.
+  """
+  # Compiled once for each shape: jit caches by equal functions and arguments.
   write = jax.jit(
     _write,
     static_argnames=("transpose", "offset", "convert"),
-    donate_argnames="held",
+    donate_argnames="stacked",
     out_shardings=out,
   )
-  how = {"transpose": leaf.source.transpose, "offset": leaf.source.offset, "convert": convert}
-  held = None
-  if leaf.stack:
-    arrays, form = jax.tree.flatten(kept)
-    held = jax.jit(_zeros, static_argnums=(0, 1), out_shardings=out)(tuple(arrays), form)
-  ahead = 0
-  for place, name in zip(np.ndindex(leaf.stack), leaf.names, strict=True):
+  options = {"transpose": leaf.source.transpose, "offset": leaf.source.offset, "convert": convert}
+  stacked = None
+  if leaf.stack_shape:
+    leaves, treedef = jax.tree.flatten(arrays)
+    stacked = jax.jit(_zeros, static_argnums=(0, 1), out_shardings=out)(tuple(leaves), treedef)
+  pending_bytes = 0
+  for position, name in zip(np.ndindex(leaf.stack_shape), leaf.names, strict=True):
     tensor = read(name)
-    ahead += tensor.nbytes
-    held = write(held, tensor, np.asarray(place, np.int32), **how)
-    if ahead > _AHEAD:
-      jax.block_until_ready(held)
-      ahead = 0
+    pending_bytes += tensor.nbytes
+    stacked = write(stacked, tensor, np.asarray(position, np.int32), **options)
+    if pending_bytes > _MAX_PENDING_BYTES:
+      jax.block_until_ready(stacked)
+      pending_bytes = 0
     tick()
-  return jax.block_until_ready(held)
+  return jax.block_until_ready(stacked)
 
 
-def _zeros(arrays: tuple[jax.ShapeDtypeStruct, ...], form: Any) -> Any:
-  return jax.tree.unflatten(form, [jnp.zeros(a.shape, a.dtype) for a in arrays])
+def _zeros(arrays: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Any:
+  return jax.tree.unflatten(treedef, [jnp.zeros(a.shape, a.dtype) for a in arrays])
 
 
 def _write(
-  held: Any, tensor: jax.Array, place: jax.Array, transpose: bool, offset: float, convert: Convert
+  stacked: Any,
+  tensor: jax.Array,
+  position: jax.Array,
+  transpose: bool,
+  offset: float,
+  convert: Convert,
 ) -> Any:
-  """The stack with a tensor, as it was read, at `place`; without a stack what the tensor gives."""
+  """The stack with a tensor, converted, at `position`; where there is no stack, the tensor."""
   if transpose:
     tensor = tensor.swapaxes(-1, -2)
   if offset:
     tensor = tensor.astype(jnp.float32) + offset
   value = convert(tensor)
-  if held is None:
+  if stacked is None:
     return value
 
-  def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-    start = (*place, *(0 for _ in part.shape))
-    return jax.lax.dynamic_update_slice(whole, part[(None,) * len(place)], start)
+  def update(array: jax.Array, part: jax.Array) -> jax.Array:
+    start = (*position, *(0 for _ in part.shape))
+    return jax.lax.dynamic_update_slice(array, part[(None,) * len(position)], start)
 
-  dtypes = jax.tree.map(lambda a: a.dtype, value)
-  return stack.unpack(jax.tree.map(put, stack.pack(held), stack.pack(value)), dtypes)
+  dtypes = jax.tree.map(lambda array: array.dtype, value)
+  return stack.unpack(jax.tree.map(update, stack.pack(stacked), stack.pack(value)), dtypes)
 
 
 def _to_devices(
-  leaf: Leaf, stored: Stored, sharding: Sharding | None, narrow: np.dtype | None, name: str
+  leaf: Leaf, stored: TensorReader, sharding: Sharding | None, dtype: np.dtype | None, name: str
 ) -> jax.Array:
-  """What one stored tensor contributes, as stored, on its devices; equal shards are read once.
+  """A leaf's part of one stored tensor on its devices; equal shards are read once.
 
-  narrow: the type that it is cast to on the way if it is stored in a wider one.
+  dtype: what it will be cast to; it is cast on the host already if it is stored in a wider type.
   """
-  every = (slice(None),) * len(leaf.read_shape)
+  full = (slice(None),) * len(leaf.read_shape)
   if sharding is None:
-    return jax.device_put(_own(read_tensor(leaf, stored, name, every), narrow))
-  whole = None if stored.sliced else read_tensor(leaf, stored, name, every)
-  parts: dict[tuple[Any, ...], np.ndarray] = {}
+    return jax.device_put(_aligned_copy(read_tensor(leaf, stored, name, full), dtype))
+  tensor = None if stored.reads_slices else read_tensor(leaf, stored, name, full)
+  shards: dict[tuple[Any, ...], np.ndarray] = {}
 
-  def part(index: Index) -> np.ndarray:
+  def shard(index: Index) -> np.ndarray:
     bounds = tuple((i.start, i.stop) for i in index)
-    if bounds not in parts:
-      read = read_tensor(leaf, stored, name, index) if whole is None else whole[index]
-      parts[bounds] = _own(read, narrow)
-    return parts[bounds]
+    if bounds not in shards:
+      part = read_tensor(leaf, stored, name, index) if tensor is None else tensor[index]
+      shards[bounds] = _aligned_copy(part, dtype)
+    return shards[bounds]
 
-  return jax.make_array_from_callback(leaf.read_shape, sharding, part)
+  return jax.make_array_from_callback(leaf.read_shape, sharding, shard)
 
 
-def read_tensor(leaf: Leaf, stored: Stored, name: str, index: Index) -> np.ndarray:
-  """The part `index` (axes as stored) of what one stored tensor contributes to a leaf."""
+def read_tensor(leaf: Leaf, stored: TensorReader, name: str, index: Index) -> np.ndarray:
+  """The part `index` (axes in stored order) of a leaf's part of one stored tensor."""
   bounds = list(index)
-  pick = None
-  if leaf.piece:
-    groups, width, start, size = leaf.piece
-    rows = np.arange(*bounds[leaf.out_axis].indices(groups * size))
-    rows = rows // size * width + start + rows % size  # where the piece's rows lie in the tensor
+  rows = None
+  if leaf.fused:
+    groups, group_width, start, width = leaf.fused
+    outputs = np.arange(*bounds[leaf.out_axis].indices(groups * width))
+    rows = outputs // width * group_width + start + outputs % width  # of the stored tensor
     bounds[leaf.out_axis] = slice(rows[0], rows[-1] + 1)
-    pick = rows - rows[0]
   tensor = stored.read(name, tuple(bounds))
-  if pick is not None and len(pick) < tensor.shape[leaf.out_axis]:
-    tensor = tensor.take(pick, axis=leaf.out_axis)
+  if rows is not None and len(rows) < tensor.shape[leaf.out_axis]:
+    tensor = tensor.take(rows - rows[0], axis=leaf.out_axis)
   return tensor
 
 
-def _own(tensor: np.ndarray, narrow: np.dtype | None) -> np.ndarray:
-  """A copy that nobody else has: never of 64 bits, and of the type `narrow` if that is smaller.
+def _aligned_copy(tensor: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+  """A copy, float32 instead of float64, and of `dtype` if that is narrower than the stored type.
 
-  It is aligned to 64 bytes, for then XLA's CPU backend keeps it as it is. (So it would keep a view
-  of a file, which others may write to.)
+  It is aligned to 64 bytes, so that XLA's CPU backend uses it without another copy. (XLA would also
+  use a view of the file, which other programs may write to.)
   """
-  dtype = np.dtype(np.float32) if tensor.dtype == np.float64 else tensor.dtype
-  if narrow is not None and narrow.itemsize < dtype.itemsize:
-    dtype, tensor = narrow, tensor.astype(dtype, copy=False)
-  size = tensor.size * dtype.itemsize
-  room = np.empty(size + 64, np.uint8)
-  start = -room.ctypes.data % 64
-  copy = room[start : start + size].view(dtype).reshape(tensor.shape)
+  out_dtype = np.dtype(np.float32) if tensor.dtype == np.float64 else tensor.dtype
+  if dtype is not None and dtype.itemsize < out_dtype.itemsize:
+    out_dtype, tensor = dtype, tensor.astype(out_dtype, copy=False)
+  size = tensor.size * out_dtype.itemsize
+  buffer = np.empty(size + 64, np.uint8)
+  start = -buffer.ctypes.data % 64
+  copy = buffer[start : start + size].view(out_dtype).reshape(tensor.shape)
   np.copyto(copy, tensor, casting="unsafe")
   return copy
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-  rest = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + rest
+def _abbreviated(names: Sequence[str], max_names: int = 8) -> str:
+  rest = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+  return ", ".join(names[:max_names]) + rest

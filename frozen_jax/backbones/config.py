@@ -1,4 +1,4 @@
-"""What distinguishes one frozen decoder from another: its sizes and constants, and nothing else."""
+"""The config of a frozen decoder: the sizes and constants in which one differs from another."""
 
 import dataclasses
 from typing import Literal
@@ -8,38 +8,38 @@ Kind = Literal["full", "sliding", "unrotated"]
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary positions: the base of the wavelengths, and how they are stretched for long texts.
+  """Rotary embedding: the base of the wavelengths, and how they are scaled for long texts.
 
-  kind: "default", "linear", "dynamic", "llama3", "yarn" or "longrope" (see `rope`). factor: by how
-  much the text may be longer than `original`, the positions of the first training. low, high:
-  llama3's low_freq_factor and high_freq_factor. slow, fast: YaRN's beta_slow and beta_fast;
-  truncate: whether its bounds are rounded. short, long: longrope's divisors of each wavelength, C/2
-  each. magnitude: what cos and sin are multiplied by (1.0: nothing).
+  kind: "default", "linear", "dynamic", "llama3", "yarn" or "longrope" (see `rope`). factor: how
+  many times longer than `original_context`, the context of pretraining, the text may be.
+  low_freq_factor, high_freq_factor: of llama3. beta_slow, beta_fast: of YaRN; truncate: whether its
+  bounds are rounded. short_factor, long_factor: longrope's divisors of the frequencies, one for
+  each rotated pair of a head. attention_factor: cos and sin are multiplied by it.
   """
 
   theta: float = 10_000.0
   kind: str = "default"
   factor: float = 1.0
-  original: int = 0
-  low: float = 1.0
-  high: float = 4.0
-  slow: float = 1.0
-  fast: float = 32.0
+  original_context: int = 0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  beta_slow: float = 1.0
+  beta_fast: float = 32.0
   truncate: bool = True
-  short: tuple[float, ...] = ()
-  long: tuple[float, ...] = ()
-  magnitude: float = 1.0
+  short_factor: tuple[float, ...] = ()
+  long_factor: tuple[float, ...] = ()
+  attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Sizes and constants of a decoder (hashable: a static argument of `jax.jit`).
 
-  The defaults are those of the Llama type. Raises ValueError when the sizes do not fit together.
+  The defaults are those of Llama. Raises ValueError if the sizes contradict each other.
   """
 
-  # Sizes: V, D, L, H, K (grouped queries when K < H), C (H * C need not equal D), F; `context` is
-  # the number of positions that the weights were trained for.
+  # Sizes: V, D, L, H, K (grouped queries if K < H), C (H * C need not equal D), F; `context`: the
+  # number of positions of pretraining.
   vocab_size: int
   width: int
   layers: int
@@ -49,16 +49,17 @@ class DecoderConfig:
   mlp_width: int
   context: int = 2048
 
-  # The vocabulary: `tied`, the projection is the embedding table; embeddings times `embed_scale`,
-  # then normed where `embed_norm`; logits pass cap * tanh(logits / cap) where a cap is set.
+  # The vocabulary: `tied`, the LM head is the embedding table; embeddings are multiplied by
+  # `embed_scale`, then normed if `embed_norm`; logits are capped by cap * tanh(logits / cap).
   tied: bool = False
   embed_scale: float = 1.0
   embed_norm: bool = False
   head_bias: bool = False
   logit_cap: float | None = None
 
-  # Norms: "rms" (scale + norm_offset) or "layer" (with a bias). after: norms on what attention and
-  # MLP give, too. parallel: both read the layer's input; shared_norm: through the same norm.
+  # Norms: "rms" (scale + norm_offset) or "layer" (with a bias). norm_after: the outputs of
+  # attention and MLP are normed, too. parallel: attention and MLP both get the layer's input;
+  # shared_norm: through the same norm.
   norm: str = "rms"
   norm_eps: float = 1e-5
   norm_offset: float = 0.0
@@ -66,10 +67,11 @@ class DecoderConfig:
   parallel: bool = False
   shared_norm: bool = False
 
-  # Positions: "rotary", "learned" (a table, read from row `position_offset` on) or "alibi".
-  # rotary_dim: how many of the C numbers of a head are rotated; pairs are neighbours where
-  # `interleaved`, else halves. Layers of the kind "sliding" see the last `window` positions and
-  # rotate by `local_rope` where it is set; () is "full" everywhere.
+  # Positions: "rotary", "learned" (a table, of which row `position_offset` is the first in use) or
+  # "alibi". rotary_dim: how many of the C numbers of a head are rotated (0: all); `interleaved`: a
+  # pair is two neighbours, else one number of each half. kinds: of attention, one for each layer
+  # (() is "full" for all); "sliding" attends to the last `window` positions and rotates by
+  # `local_rope` if there is one.
   positions: str = "rotary"
   position_offset: int = 0
   rope: Rope = Rope()
@@ -79,24 +81,24 @@ class DecoderConfig:
   window: int | None = None
   kinds: tuple[Kind, ...] = ()
 
-  # Attention: scores are q·k * query_scale (None: C ** -0.5), capped like the logits.
+  # Attention: scores are q·k * query_scale (None: C ** -0.5), capped in the same way as logits.
   qkv_bias: bool = False
   out_bias: bool = False
   qk_norm: bool = False
   query_scale: float | None = None
   score_cap: float | None = None
 
-  # The MLP: gated or plain; experts E > 0: a router chooses `chosen` of them for each token, whose
-  # weights are made to sum to 1 where `renormalise`.
+  # The MLP: gated or plain; experts E > 0: a router sends each token to `experts_per_token` of
+  # them, whose weights are scaled to a sum of 1 if `renormalise`.
   activation: str = "silu"
   gated: bool = True
   mlp_bias: bool = False
   experts: int = 0
-  chosen: int = 0
+  experts_per_token: int = 0
   renormalise: bool = True
 
-  # Decoding, which the loaded model does as asked for: keys and values are kept in the dtype of the
-  # weights, or as "int8" (`cache.KINDS`).
+  # The key/value cache, a choice of the user, not of the model: "" is in the dtype of the weights,
+  # or "int8" (`cache.CACHE_KINDS`).
   cache: str = ""
 
   def __post_init__(self):
@@ -113,8 +115,9 @@ class DecoderConfig:
       raise ValueError(f"{len(self.kinds)} kinds of attention are given for {self.layers} layers")
     if "sliding" in self.kinds and not self.window:
       raise ValueError("layers of sliding attention need a window")
-    if not 0 <= self.chosen <= self.experts or (self.experts > 0) != (self.chosen > 0):
-      raise ValueError(f"{self.chosen} of {self.experts} experts cannot be chosen for a token")
+    chosen = self.experts_per_token
+    if not 0 <= chosen <= self.experts or (self.experts > 0) != (chosen > 0):
+      raise ValueError(f"{chosen} of {self.experts} experts cannot be chosen for a token")
 
   @property
   def layer_kinds(self) -> tuple[Kind, ...]:

@@ -1,358 +1,303 @@
 """The frozen decoder: pure functions over a dict pytree whose layers are stacked for `lax.scan`.
 
-Embeddings go in and hidden states come out; gradients flow through it to its input and never to
-its weights. Matrices multiply in the dtype in which they are stored; the residual stream, norms,
-rotary positions and softmaxes are float32. The code that computes a layer is written once
-(`_layer`) and serves the full pass, the prefill and what comes behind a cache: the single-token
-step, and several continuations at once. The parameters are described in `decoder_params`; what one
-family does otherwise than another is in its config.
+The input is embeddings and the output hidden states; gradients flow to the input and never to the
+weights. Matrices multiply in the dtype in which they are stored; the residual stream, norms, rotary
+embeddings and softmaxes are float32. A layer is written once (`decoder_layer`) and used by the full
+pass, by the prefill and by the passes after a cache: the single-token step, and the scoring of
+several continuations at once. The parameters are described in `decoder_params`; the differences
+between model families are all in the config.
 
-Small trained parts may stand within the layers (`inner`, see `inner_parts`): their gradients flow.
-Only the rival of all frozen methods, full fine-tuning, asks for gradients of the parameters
-themselves (`trained=True`).
+Layers may have trained PEFT parameters (`peft`, see `peft_layers`), to which gradients flow. Only
+full fine-tuning, the baseline of the frozen methods, asks for gradients of the weights themselves
+(`trained=True`).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, cache, inner_parts, norms, sights, stack
-from frozen_jax.backbones.activations import ACTIVATIONS
+from frozen_jax.backbones import attention, attention_inputs, peft_layers, stack
+from frozen_jax.backbones import cache as kv_cache
+from frozen_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.decoder_layer import SAVED_NAMES, Layer, apply_layer, norm
 from frozen_jax.backbones.decoder_params import PARAM_AXES as PARAM_AXES
 from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.decoder_params import random_params as random_params
-from frozen_jax.backbones.experts import mixture
-from frozen_jax.backbones.gated import gated
-from frozen_jax.backbones.linear import product, project
+from frozen_jax.backbones.linear import project, project_trained
+from frozen_jax.backbones.quantized import Quantized
+from frozen_jax.core.types import HostOrDevice
 
 Config = DecoderConfig
 
-# What a layer keeps for its backward pass (see `checkpoint_name` here, in attention and in gated):
-# everything whose recomputation would need a product with a weight matrix.
-KEPT = ("attention", "gated", "middle")
-
 
 def embed(
-  params: Params, config: DecoderConfig, tokens: Int[Array, "B T"], *, trained: bool = False
-) -> Array:
-  """Token ids -> embeddings [B, T, D] in the dtype of the table; `trained`: see `hidden`."""
+  params: Params, config: DecoderConfig, tokens: Int[HostOrDevice, "*B T"], *, trained: bool = False
+) -> Float[Array, "*B T D"]:
+  """Token ids -> embeddings in the dtype of the table; `trained`: see `hidden`."""
   table = params["embed"]["tokens"]
-  found = jnp.take(table, tokens, axis=0) if trained else stack.take(table, tokens)
+  x = jnp.take(table, tokens, axis=0) if trained else stack.take(table, tokens)
   if config.embed_scale == 1.0:
-    return found
-  return (found.astype(jnp.float32) * config.embed_scale).astype(found.dtype)
+    return x
+  return (x.astype(jnp.float32) * config.embed_scale).astype(x.dtype)
 
 
-def embedding_rms(params: Params, config: DecoderConfig, at_once: int = 4096) -> Array:
-  """The root mean square of all token embeddings, float32; taken in blocks of tokens."""
-  blocks = -(-config.vocab_size // at_once)
+def embedding_rms(
+  params: Params, config: DecoderConfig, block_size: int = 4096
+) -> Float[Array, ""]:
+  """The root mean square of all token embeddings, float32; computed in blocks of tokens."""
+  blocks = -(-config.vocab_size // block_size)
 
-  def block(total, first):
-    tokens = first * at_once + jnp.arange(at_once)
+  def add_block(total, block):
+    tokens = block * block_size + jnp.arange(block_size)
     rows = embed(params, config, jnp.minimum(tokens, config.vocab_size - 1)).astype(jnp.float32)
     real = (tokens < config.vocab_size)[:, None]
     return total + jnp.where(real, jnp.square(rows), 0.0).sum(), None
 
-  total, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(blocks))
+  total, _ = jax.lax.scan(add_block, jnp.float32(0), jnp.arange(blocks))
   return jnp.sqrt(total / (config.vocab_size * config.width))
 
 
 def hidden(
   params: Params,
   config: DecoderConfig,
-  x: Float[Array, "B T D"],
-  mask: Int[Array, "B T"] | None = None,
+  x: Float[HostOrDevice, "B T D"],
+  mask: Int[HostOrDevice, "B T"] | None = None,
   *,
-  inner: Params | None = None,
+  peft: Params | None = None,
   trained: bool = False,
   remat: bool = False,
 ) -> Float[Array, "B T D"]:
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
 
-  `mask` is 1 for real positions (None: all are); left and right padding give the same results at
-  real positions, and padded ones give finite numbers without meaning. The backward pass keeps of
-  each layer what would take a product with a weight matrix to recompute; with `remat` it keeps the
-  layer's input alone and recomputes the layer. `inner` holds trained parts of the layers; with
-  `trained` the parameters get a gradient, too.
+  `mask` is 1 for real positions (None: all are real); left and right padding give the same results
+  at real positions, and padded ones give finite numbers without meaning. The backward pass saves of
+  each layer what would take a product with a weight matrix to recompute; with `remat` it saves only
+  the layer's input and recomputes the layer. `peft`: trained parameters within the layers. With
+  `trained` the weights get a gradient, too.
   """
-  how = _How(inner, trained, keep=() if remat else KEPT, caching=False)
-  return _whole(params, config, x, mask, 0, how)[0]
+  options = _PassOptions(peft, trained, () if remat else SAVED_NAMES, return_kv=False)
+  return _full_pass(params, config, x, mask, 0, options)[0]
 
 
 def prefill(
   params: Params,
   config: DecoderConfig,
-  x: Float[Array, "B T D"],
-  mask: Int[Array, "B T"],
-  new: int | Int[Array, "B"],
+  x: Float[HostOrDevice, "B T D"],
+  mask: Int[HostOrDevice, "B T"],
+  max_new_tokens: int | Int[HostOrDevice, ""] | Int[HostOrDevice, "B"],
   *,
-  room: int | None = None,
-  inner: Params | None = None,
+  free_slots: int | None = None,
+  peft: Params | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-  """`hidden`, and a cache of its keys and values, for texts that come to have `new` more tokens.
+  """`hidden`, and a cache of its keys and values, after which `max_new_tokens` may follow.
 
-  `room`: how many free slots the cache has; None: `new`, then the same for all rows. A trained
-  prefix among the inner parts takes the first slots of the cache.
+  `free_slots`: how many free slots the cache has; None: `max_new_tokens`, then the same for all
+  rows. A prefix in `peft` takes the first slots of the cache.
   """
-  how = _How(inner, trained=False, keep=None, caching=True)
-  stream, (k, v) = _whole(params, config, x, mask, new, how)
-  mask = inner_parts.lengthened(mask, inner)
-  room = new if room is None else room
-  return stream, cache.from_prefix(k, v, mask, new, room, config.cache)
+  options = _PassOptions(peft, trained=False, save_names=None, return_kv=True)
+  states, (k, v) = _full_pass(params, config, x, mask, max_new_tokens, options)
+  mask = peft_layers.prepend_prefix_mask(mask, peft)
+  free_slots = max_new_tokens if free_slots is None else free_slots
+  return states, kv_cache.from_prefill(k, v, mask, max_new_tokens, free_slots, config.cache)
 
 
 def step(
   params: Params,
   config: DecoderConfig,
-  x: Float[Array, "B 1 D"],
-  kept: KVCache,
+  x: Float[HostOrDevice, "B 1 D"],
+  cache: KVCache,
   *,
-  inner: Params | None = None,
+  peft: Params | None = None,
 ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-  """One more token a row: its hidden state and the longer cache; `inner` as in `prefill`.
+  """One more token a row: its hidden state and the longer cache; `peft` as in `prefill`.
 
-  The caller sees to it that a slot is free: past the last one the newest slot is overwritten. The
-  layers (stacked, or `stack.apart`) are written out one by one: a scan would copy each layer's
-  weights and cache at each token.
-  Each layer puts the token's keys and values into its slots before it reads them: were the slots
-  read as they were, too, XLA would copy them all.
+  The caller ensures that a slot is free: otherwise the last slot is overwritten. The layers
+  (stacked, or `stack.unstack`) are written out one by one: a scan would copy each layer's weights
+  and cache at each token. Each layer writes the token's keys and values into its slots before it
+  reads them: if it read the old slots as well, XLA would copy them all.
   """
-  positions = kept.position[:, None]
-  longer, slot = cache.lengthened(kept)
-  visible = longer.mask[:, None] > 0
-  seen = sights.of_kinds(config, positions, sights.positions(longer.mask), visible, kept.reach)
-  stream, keys, values = _enter(params, config, x, positions), [], []
-  small = inner_parts.within_layers(inner)
-  for at, kind in enumerate(sights.kind_numbers(config)):
-    weights = stack.layer(params["layers"], at)
-    parts = jax.tree.map(lambda a, at=at: a[at], small)
+  positions = cache.position[:, None]
+  longer, slot = kv_cache.advance(cache)
+  mask = longer.mask[:, None] > 0
+  key_positions = attention_inputs.position_ids(longer.mask)
+  inputs = attention_inputs.per_kind(config, positions, key_positions, mask, cache.final_length)
+  stream, keys, values = _embed_inputs(params, config, x, positions), [], []
+  peft = peft_layers.without_prefix(peft)
+  for index, kind_id in enumerate(attention_inputs.kind_ids(config)):
+    weights = stack.layer(params["layers"], index)
+    layer_peft = jax.tree.map(lambda a, index=index: a[index], peft)
 
-    def look(q, k, v, sight, at=at):
-      slots = cache.put(kept.k[at], k, slot, 3), cache.put(kept.v[at], v, slot, 2)
-      return attention.look_back(q, slots, sight.visible, sight.bias, config.score_cap), slots
+    def attend(q, k, v, inputs, index=index):
+      slots = (
+        kv_cache.write_slot(cache.k[index], k, slot, 3),
+        kv_cache.write_slot(cache.v[index], v, slot, 2),
+      )
+      return attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap), slots
 
-    stream, (k, v) = _layer(_Layer(weights, parts, project), config, stream, seen[kind], look)
+    layer = Layer(weights, layer_peft, project)
+    stream, (k, v) = apply_layer(layer, config, stream, inputs[kind_id], attend)
     keys.append(k)
     values.append(v)
-  return _leave(params, config, stream), longer._replace(k=tuple(keys), v=tuple(values))
+  return _final_norm(params, config, stream), longer._replace(k=tuple(keys), v=tuple(values))
 
 
-def branch(
+def hidden_after_cache(
   params: Params,
   config: DecoderConfig,
-  x: Float[Array, "B N D"],
-  kept: KVCache,
-  places: Int[Array, "B N"],
-  among: Bool[Array, "B N N"],
+  x: Float[HostOrDevice, "B N D"],
+  cache: KVCache,
+  position_ids: Int[HostOrDevice, "B N"],
+  attention_mask: Bool[HostOrDevice, "B N N"],
   *,
-  inner: Params | None = None,
+  peft: Params | None = None,
 ) -> Float[Array, "B N D"]:
-  """Hidden states of N more tokens a row that continue its cache in several ways at once.
+  """Hidden states of N tokens a row that continue its cache, for scoring continuations.
 
-  Each sees all of its row's cache and those of the new tokens that `among` says (the last axis is
-  what is seen); `places` says how far behind the cache it stands, from 0 on. The cache is read as
-  it is, needs no free slot and is not made longer; `inner` as in `prefill`.
+  A row's N tokens may be several continuations side by side: all of them are computed in one pass.
+  `attention_mask` is True where a token (second axis) attends to another of the N (last axis); each
+  attends to all real tokens of its row's cache, too. `position_ids`: each token's distance from the
+  end of the cache; 0 for the first token of a continuation. The cache is not changed and needs no
+  free slots; `peft` as in `prefill`.
   """
-  places = kept.position[:, None] + places
-  behind = jnp.concatenate([sights.positions(kept.mask), places], axis=1)
-  old = jnp.broadcast_to(kept.mask[:, None] > 0, (*among.shape[:2], kept.mask.shape[1]))
-  visible = jnp.concatenate([old, among], axis=2)
-  seen = sights.of_kinds(config, places, behind, visible, kept.reach)
+  position_ids = cache.position[:, None] + position_ids
+  key_positions = jnp.concatenate([attention_inputs.position_ids(cache.mask), position_ids], axis=1)
+  cache_mask = (*attention_mask.shape[:2], cache.mask.shape[1])
+  cache_mask = jnp.broadcast_to(cache.mask[:, None] > 0, cache_mask)
+  mask = jnp.concatenate([cache_mask, attention_mask], axis=2)
+  inputs = attention_inputs.per_kind(config, position_ids, key_positions, mask, cache.final_length)
 
   def body(stream, scanned):
-    (weights, k_slots, v_slots, kind), small = scanned
+    (weights, k_slots, v_slots, kind_id), layer_peft = scanned
 
-    def look(q, k, v, sight):
-      slots = k_slots, v_slots
-      return attention.look_back(
-        q, slots, sight.visible, sight.bias, config.score_cap, (k, v)
-      ), None
+    def attend(q, k, v, inputs):
+      mixed = attention.attend_to_cache(
+        q, (k_slots, v_slots), inputs.mask, inputs.bias, config.score_cap, (k, v)
+      )
+      return mixed, None
 
-    return _layer(_Layer(weights, small, project), config, stream, sights.pick(seen, kind), look)
+    layer = Layer(weights, layer_peft, project)
+    return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
 
-  together = lambda each: stack.each(lambda *arrays: jnp.stack(arrays), *each)
-  scanned = (
-    params["layers"],
-    together(kept.k),
-    together(kept.v),
-    jnp.asarray(sights.kind_numbers(config), jnp.int32),
-  )
-  stream = _enter(params, config, x, places)
-  stream, _ = stack.scan(body, stream, scanned, trained=inner_parts.within_layers(inner))
-  return _leave(params, config, stream)
+  stacked = lambda layers: stack.map_arrays(lambda *arrays: jnp.stack(arrays), *layers)
+  scanned = (params["layers"], stacked(cache.k), stacked(cache.v), _kind_ids(config))
+  stream = _embed_inputs(params, config, x, position_ids)
+  stream, _ = stack.scan(body, stream, scanned, trained=peft_layers.without_prefix(peft))
+  return _final_norm(params, config, stream)
 
 
 def logits(
-  params: Params, config: DecoderConfig, states: Float[Array, "... D"], *, trained: bool = False
-) -> Array:
-  """Hidden states (after the final norm) [..., D] -> float32 logits [..., V]."""
-  scores = (product if trained else project)(states, *vocabulary(params, config))
+  params: Params,
+  config: DecoderConfig,
+  states: Float[HostOrDevice, "*N D"],
+  *,
+  trained: bool = False,
+) -> Float[Array, "*N V"]:
+  """Hidden states (after the final norm) -> float32 logits."""
+  scores = (project_trained if trained else project)(states, *lm_head_kernel(params, config))
   if config.head_bias:
     scores = scores + params["head"]["bias"].astype(jnp.float32)
-  return capped(scores, config.logit_cap)
+  return soft_capped(scores, config.logit_cap)
 
 
-def capped(scores: Array, cap: float | None) -> Array:
-  """Scores held between -cap and cap by tanh (Gemma 2); as they are without a cap."""
+def soft_capped(scores: Float[Array, "*N"], cap: float | None) -> Float[Array, "*N"]:
+  """Scores kept between -cap and cap by tanh (Gemma 2); unchanged if there is no cap."""
   return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
-def vocabulary(params: Params, config: DecoderConfig) -> tuple[Array, int]:
-  """The kernel of the vocabulary projection and its axis that is summed over (see `project`)."""
+def lm_head_kernel(
+  params: Params, config: DecoderConfig
+) -> tuple[Float[Array, "V D"] | Float[Array, "D V"] | Quantized, int]:
+  """The kernel of the LM head, and the axis over which it is summed (see `project`)."""
   return (params["embed"]["tokens"], 1) if config.tied else (params["head"]["kernel"], 0)
 
 
-class _How(NamedTuple):
-  """How `_whole` goes through the layers."""
+class _PassOptions(NamedTuple):
+  """What a full pass over the layers computes with, saves and returns."""
 
-  inner: Params | None
+  peft: Params | None
   trained: bool
-  keep: tuple[str, ...] | None
-  caching: bool
+  save_names: tuple[str, ...] | None
+  return_kv: bool
 
 
-def _whole(params, config, x, mask, new, how: _How):
-  """The pass over a whole text: hidden states, and its keys and values where `how.caching`."""
-  before = inner_parts.prefix_length(how.inner)
-  if mask is None:
-    positions = before + jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    length = jnp.full((x.shape[0],), before + x.shape[1], jnp.int32)
-  else:
-    positions, length = before + sights.positions(mask), before + mask.astype(jnp.int32).sum(axis=1)
-  visible = attention.causal(mask, x.shape[1])
-  keys = positions
-  if before:
-    keys = jnp.pad(positions, ((0, 0), (before, 0)))
-    keys = keys.at[:, :before].set(jnp.arange(before, dtype=jnp.int32))
-    visible = jnp.pad(visible, ((0, 0), (0, 0), (before, 0)), constant_values=True)
-    visible = jnp.broadcast_to(visible, (x.shape[0], *visible.shape[1:]))
-  seen = sights.of_kinds(config, positions, keys, visible, length + new)
+def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
+  """Hidden states of a whole text, and the layers' keys and values if `options.return_kv`."""
+  num_prefix = peft_layers.prefix_length(options.peft)
+  positions, length = _text_positions(x, mask, num_prefix)
+  attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
+  key_positions = positions
+  if num_prefix:
+    key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
+    prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
+    key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
+    before = ((0, 0), (0, 0), (num_prefix, 0))
+    attention_mask = jnp.pad(attention_mask, before, constant_values=True)
+    attention_mask = jnp.broadcast_to(attention_mask, (x.shape[0], *attention_mask.shape[1:]))
+  inputs = attention_inputs.per_kind(
+    config, positions, key_positions, attention_mask, length + max_new_tokens
+  )
 
   def body(stream, scanned):
-    (weights, kind), small = scanned
+    (weights, kind_id), peft = scanned
 
-    def look(q, k, v, sight):
-      k, v = inner_parts.behind_prefix(k, v, small)
-      mixed = attention.attend(q, k, v, sight.visible, sight.bias, not before, config.score_cap)
-      return mixed, (k, v) if how.caching else None
+    def attend(q, k, v, inputs):
+      k, v = peft_layers.prepend_prefix(k, v, peft)
+      mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, not num_prefix, config.score_cap)
+      return mixed, (k, v) if options.return_kv else None
 
-    layer = _Layer(weights, small, product if how.trained else project)
-    return _layer(layer, config, stream, sights.pick(seen, kind), look)
+    layer = Layer(weights, peft, project_trained if options.trained else project)
+    return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
 
-  stream = _enter(params, config, x, positions)
-  scanned, small = (
-    (params["layers"], jnp.asarray(sights.kind_numbers(config), jnp.int32)),
-    how.inner or {},
-  )
-  if how.trained:
-    turn = lambda stream, scanned: body(stream, (scanned, {}))
-    stream, kept = stack.scan_trained(turn, stream, scanned, how.keep)
+  stream = _embed_inputs(params, config, x, positions)
+  scanned, peft = (params["layers"], _kind_ids(config)), options.peft or {}
+  if options.trained:
+    without_peft = lambda stream, scanned: body(stream, (scanned, {}))
+    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.save_names)
   else:
-    stream, kept = stack.scan(body, stream, scanned, how.keep, trained=small)
-  return _leave(params, config, stream), kept
+    stream, kv = stack.scan(body, stream, scanned, options.save_names, trained=peft)
+  return _final_norm(params, config, stream), kv
 
 
-def _norm(weights: Params, config: DecoderConfig, x: Array) -> Array:
-  if config.norm == "layer":
-    return norms.layer_norm(x, weights["scale"], weights["bias"], config.norm_eps)
-  return norms.rms_norm(x, weights["scale"], config.norm_eps, config.norm_offset)
+def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:
+  return jnp.asarray(attention_inputs.kind_ids(config), jnp.int32)
 
 
-def _enter(params: Params, config: DecoderConfig, x: Array, positions: Array) -> Array:
-  """Input embeddings -> the residual stream, float32 [B, T, D]."""
-  x = x.astype(jnp.float32)
+def _text_positions(x, mask, num_prefix: int) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+  """The position ids of a text after a prefix, and the number of real tokens with the prefix."""
+  if mask is None:
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    positions = num_prefix + positions
+    length = jnp.full((x.shape[0],), num_prefix + x.shape[1], jnp.int32)
+  else:
+    positions = num_prefix + attention_inputs.position_ids(mask)
+    length = jnp.asarray(num_prefix + mask.astype(jnp.int32).sum(axis=1))
+  return positions, length
+
+
+def _embed_inputs(
+  params: Params,
+  config: DecoderConfig,
+  x: Float[HostOrDevice, "B T D"],
+  positions: Int[Array, "B T"],
+) -> Float[Array, "B T D"]:
+  """Input embeddings -> the residual stream before the first layer, float32."""
+  x = jnp.asarray(x).astype(jnp.float32)
   if config.embed_norm:
-    x = _norm(params["embed_norm"], config, x)
+    x = norm(params["embed_norm"], config, x)
   if config.positions == "learned":
     rows = positions + config.position_offset
     x = x + stack.take(params["embed"]["positions"], rows).astype(jnp.float32)
   return x
 
 
-def _leave(params: Params, config: DecoderConfig, stream: Array) -> Array:
+def _final_norm(
+  params: Params, config: DecoderConfig, stream: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+  """The residual stream after the last layer -> hidden states in the dtype of the weights."""
   weights = params["final_norm"]
-  return _norm(weights, config, stream).astype(weights["scale"].dtype)
-
-
-class _Layer(NamedTuple):
-  """A layer's frozen weights, its trained inner parts, and the product with its matrices."""
-
-  weights: Params
-  small: Params
-  product: Callable[[Array, Array], Array]
-
-  def linear(self, path: str, x: Array) -> Array:
-    """x through the linear map at "attn/q" or the like: kernel, bias, and what is trained there."""
-    block, name = path.split("/")
-    weights = self.weights[block][name]
-    given = self.product(x, weights["kernel"])
-    if "bias" in weights:
-      given = given + weights["bias"].astype(jnp.float32)
-    return inner_parts.added(given, x, self.small, block, name)
-
-
-def _layer(
-  layer: _Layer,
-  config: DecoderConfig,
-  x: Array,
-  sight: sights.Sight,
-  look: Callable[[Array, Array, Array, sights.Sight], tuple[Array, Any]],
-) -> tuple[Array, Any]:
-  """One layer of the residual stream x float32 [B, T, D] -> x, and what `look` keeps.
-
-  `look(q, k, v, sight)` is the attention: it decides which keys and values beside the new ones
-  (k and q rotated) count, and what is kept of them.
-  """
-  weights = layer.weights
-  attn_input = _norm(weights["attn_norm"], config, x)
-  given, kept = _attention(layer, config, attn_input, sight, look)
-  if config.parallel:
-    mlp_input = attn_input if config.shared_norm else _norm(weights["mlp_norm"], config, x)
-    return x + given + _mlp(layer, config, mlp_input), kept
-  x = x + given
-  # Kept in another shape than the layer's input: XLA starts equal stacks as copies of one another.
-  x = checkpoint_name(x[:, None], "middle")[:, 0]
-  return x + _mlp(layer, config, _norm(weights["mlp_norm"], config, x)), kept
-
-
-def _attention(layer: _Layer, config: DecoderConfig, x, sight: sights.Sight, look):
-  """Normed x float32 [B, T, D] -> what attention adds, and what `look` keeps."""
-  weights, dtype = layer.weights, layer.weights["attn_norm"]["scale"].dtype
-  split = (*x.shape[:2], -1, config.head_dim)
-  q, k, v = (layer.linear(f"attn/{name}", x).reshape(split) for name in "qkv")
-  if config.qk_norm:
-    normed = (("q", q), ("k", k))
-    q, k = (_norm(weights["attn"][f"{name}_norm"], config, a) for name, a in normed)
-  if sight.turns is not None:
-    q, k = (attention.rotate(a, sight.turns, config.interleaved) for a in (q, k))
-  if config.query_scale is not None:  # attention divides by the root of C
-    q = q * (config.query_scale * config.head_dim**0.5)
-  q, k, v = (a.astype(dtype) for a in (q, k, v))
-  mixed, kept = look(q, k, v, sight)  # [B, T, H, C]
-  given = layer.linear("attn/o", mixed.reshape(*x.shape[:2], -1))
-  given = inner_parts.adapted(given, layer.small, "attn")
-  return (_norm(weights["attn_after"], config, given) if config.norm_after else given), kept
-
-
-def _mlp(layer: _Layer, config: DecoderConfig, x):
-  """Normed x float32 [B, T, D] -> what the MLP adds."""
-  weights, dtype = layer.weights, layer.weights["attn_norm"]["scale"].dtype
-  if config.experts:
-    given = mixture(weights["mlp"]["router"]["kernel"], weights["experts"], config, x, dtype)
-  else:
-    up = layer.linear("mlp/up", x)
-    if config.gated:
-      inner = gated(layer.linear("mlp/gate", x), up, config.activation, dtype)
-    else:
-      kept = checkpoint_name(up.astype(dtype), "gated")
-      inner = ACTIVATIONS[config.activation](kept.astype(jnp.float32)).astype(dtype)
-    given = layer.linear("mlp/down", inner)
-  given = inner_parts.adapted(given, layer.small, "mlp")
-  return _norm(weights["mlp_after"], config, given) if config.norm_after else given
+  return norm(weights, config, stream).astype(weights["scale"].dtype)

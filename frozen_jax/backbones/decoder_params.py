@@ -1,14 +1,14 @@
-"""The parameter tree of the frozen decoder: which arrays a config asks for, and how they shard.
+"""The parameter tree of the frozen decoder: its arrays for a config, and their logical axes.
 
 Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`, experts on the second.
-A norm is scale [D], and bias [D] where norms are of the kind "layer".
+A norm has a scale [D], and a bias [D] if the config's norm is "layer".
 
-  embed/tokens [V, D]            embed/positions [N, D]           embed_norm
+  embed/tokens [V, D]            embed/positions [rows, D]        embed_norm
   layers/attn_norm               layers/attn/{q,k,v,o}/{kernel,bias}
-  layers/attn/{q,k}_norm/scale   layers/attn_after                (norms of heads, of the result)
+  layers/attn/{q,k}_norm/scale   layers/attn_after                (norms of heads, of the output)
   layers/mlp_norm                layers/mlp/{gate,up,down}/{kernel,bias}
   layers/mlp/router/kernel       layers/experts/{gate,up,down}/kernel
-  layers/mlp_after               (norm of the result)
+  layers/mlp_after               (norm of the output)
   final_norm                     head/{kernel,bias}
 """
 
@@ -49,7 +49,7 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
 
 
 def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
-  """The tree of `jax.ShapeDtypeStruct` that a decoder of this config must have."""
+  """The parameter tree of a decoder of this config, of `jax.ShapeDtypeStruct`."""
   shapes = {"embed/tokens": (config.vocab_size, config.width)}
   if config.positions == "learned":
     shapes["embed/positions"] = (config.context + config.position_offset, config.width)
@@ -66,7 +66,7 @@ def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
 
 
 def random_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-  """Random weights of sane scale, for tests and for checks of size and speed."""
+  """Random weights of a plausible scale, for tests and for checks of size and speed."""
   return random_weights.fill(param_shapes(config, dtype), key, 1.0 - config.norm_offset)
 
 
@@ -75,7 +75,7 @@ def _norm(config: DecoderConfig, path: str) -> dict[str, tuple[int, ...]]:
   return {f"{path}/{part}": (config.width,) for part in parts}
 
 
-def _product(path: str, inputs: int, outputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
+def _linear(path: str, inputs: int, outputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
   shapes: dict[str, tuple[int, ...]] = {f"{path}/kernel": (inputs, outputs)}
   if bias:
     shapes[f"{path}/bias"] = (outputs,)
@@ -86,23 +86,23 @@ def _attention(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   width, dim = config.width, config.head_dim
   shapes = _norm(config, "attn_norm")
   for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
-    shapes |= _product(f"attn/{name}", width, heads * dim, config.qkv_bias)
+    shapes |= _linear(f"attn/{name}", width, heads * dim, config.qkv_bias)
   if config.qk_norm:
     shapes |= {f"attn/{name}_norm/scale": (dim,) for name in "qk"}
-  shapes |= _product("attn/o", config.heads * dim, width, config.out_bias)
+  shapes |= _linear("attn/o", config.heads * dim, width, config.out_bias)
   return shapes | (_norm(config, "attn_after") if config.norm_after else {})
 
 
 def _mlp(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   width, inner = config.width, config.mlp_width
   shapes = {} if config.shared_norm else _norm(config, "mlp_norm")
-  wide = ("gate", "up") if config.gated else ("up",)
+  up_names = ("gate", "up") if config.gated else ("up",)
   if config.experts:
     shapes["mlp/router/kernel"] = (width, config.experts)
-    shapes |= {f"experts/{name}/kernel": (config.experts, width, inner) for name in wide}
+    shapes |= {f"experts/{name}/kernel": (config.experts, width, inner) for name in up_names}
     shapes["experts/down/kernel"] = (config.experts, inner, width)
   else:
-    for name in wide:
-      shapes |= _product(f"mlp/{name}", width, inner, config.mlp_bias)
-    shapes |= _product("mlp/down", inner, width, config.mlp_bias)
+    for name in up_names:
+      shapes |= _linear(f"mlp/{name}", width, inner, config.mlp_bias)
+    shapes |= _linear("mlp/down", inner, width, config.mlp_bias)
   return shapes | (_norm(config, "mlp_after") if config.norm_after else {})

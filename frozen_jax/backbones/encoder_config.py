@@ -1,4 +1,4 @@
-"""What distinguishes one frozen encoder from another: its sizes and constants, and nothing else."""
+"""The config of a frozen encoder: the sizes and constants in which one differs from another."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ POOLINGS = ("", "pooler", "mean", "cls", "max")
 class EncoderConfig:
   """Sizes and constants of an encoder (hashable: a static argument of `jax.jit`).
 
-  The defaults are those of the BERT type. Raises ValueError when the sizes do not fit together.
+  The defaults are those of BERT. Raises ValueError if the sizes contradict each other.
   """
 
-  # Sizes: V, D, L, H, C (H * C need not equal D), F; `context` is the number of positions that the
-  # weights were trained for, and a hard limit where positions are a table.
+  # Sizes: V, D, L, H, C (H * C need not equal D), F; `context`: the number of positions of
+  # pretraining, which is a hard limit if positions are learned.
   vocab_size: int
   width: int
   layers: int
@@ -24,26 +24,26 @@ class EncoderConfig:
   mlp_width: int
   context: int = 512
 
-  # Embeddings: of `embed_width` E (0: D; where it is not D, a projection
-  # leads there); `types` token types (0:
-  # there are none); all of it normed where `embed_norm`.
+  # Embeddings: of width `embed_width` De (0: D; if they differ, a projection follows); `types`: the
+  # number of token types (0: no such embedding); the sum is normed if `embed_norm`.
   embed_width: int = 0
   types: int = 2
   embed_norm: bool = True
 
-  # Norms: "layer" or "rms" (without a bias). first: before attention and MLP ("pre" norms, and a
-  # final norm behind the last layer) instead of after the sum ("post"). bare_start: the first layer
-  # has no norm before its attention (the embeddings' norm stands right before it).
+  # Norms: "layer" or "rms" (without a bias). norm_first: before attention and MLP (pre-norm, with a
+  # final norm after the last layer) instead of after the sum (post-norm). skip_first_norm: the
+  # first layer has no norm before its attention, as the norm of the embeddings comes right before.
   norm: str = "layer"
   norm_eps: float = 1e-12
   norm_bias: bool = True
   norm_first: bool = False
-  bare_start: bool = False
+  skip_first_norm: bool = False
 
-  # Positions: "learned" (a table, read from row `position_offset` on), "rotary" or "buckets" (a
-  # bias to the scores for each of `buckets` classes of distance, the last of which holds all
-  # distances from `bucket_distance` on). local: for each layer, whether it sees only positions at
-  # most `window` away and rotates by `local_rope`; () is "none does".
+  # Positions: "learned" (a table, of which row `position_offset` is the first in use), "rotary" or
+  # "buckets" (T5's relative positions: a bias to the scores for each of `buckets` classes of
+  # distance, the last of which has all distances from `bucket_distance` on). local: for each layer,
+  # whether it attends only to positions at most `window` away and rotates by `local_rope`; () is
+  # False for all.
   positions: str = "learned"
   position_offset: int = 0
   rope: Rope = Rope()
@@ -60,8 +60,9 @@ class EncoderConfig:
   gated: bool = False
   mlp_bias: bool = True
 
-  # How states become one vector a text: "pooler" (a trained layer over the first token), "mean",
-  # "cls" (the first token), "max", or "" where the model does not say; normalise: to length 1.
+  # Pooling of the states to one vector a text: "pooler" (a trained layer over the first token),
+  # "mean", "cls" (the first token), "max", or "" if the model does not define it; normalise: the
+  # vector to length 1.
   pooling: str = ""
   normalise: bool = False
 
@@ -80,23 +81,23 @@ class EncoderConfig:
     if self.positions == "buckets" and (
       self.buckets < 4 or self.buckets % 2 or self.bucket_distance <= self.buckets // 4
     ):
-      raise ValueError(f"{self.buckets} buckets cannot part distances to {self.bucket_distance}")
-    if self.bare_start and not self.norm_first:
-      raise ValueError("only an encoder whose norms come first can lack the first of them")
+      raise ValueError(f"{self.buckets} buckets cannot divide distances to {self.bucket_distance}")
+    if self.skip_first_norm and not self.norm_first:
+      raise ValueError("skip_first_norm needs norm_first")
     if self.pooling not in POOLINGS:
       raise ValueError(f"pooling is {self.pooling!r}; it is one of {POOLINGS}")
 
   @property
-  def room(self) -> int:
-    """How many positions a text can have; where there is no table of them, any number."""
+  def max_tokens(self) -> int:
+    """How many positions a text can have; without a table of positions there is no limit."""
     return self.context if self.positions == "learned" else 2**31 - 1
 
   @property
-  def embedding(self) -> int:
-    """The width of the word embeddings, E."""
+  def embedding_width(self) -> int:
+    """The width of the word embeddings, De."""
     return self.embed_width or self.width
 
   @property
-  def projected(self) -> bool:
-    """Whether a projection leads from the embeddings to the layers."""
-    return self.embedding != self.width
+  def has_projection(self) -> bool:
+    """Whether there is a projection from the embeddings to the width of the layers."""
+    return self.embedding_width != self.width

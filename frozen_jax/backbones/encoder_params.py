@@ -1,13 +1,13 @@
-"""The parameter tree of the frozen encoder: which arrays a config asks for, and how they shard.
+"""The parameter tree of the frozen encoder: its arrays for a config, and their logical axes.
 
-Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`. A norm is scale, and
-bias where `norm_bias`. E is the width of the embeddings, N the rows of the table of positions.
+Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`. A norm has a scale, and
+a bias if `norm_bias`. De is the width of the word embeddings.
 
-  embed/tokens [V, E]            embed/positions [N, E]           embed/types [types, E]
+  embed/tokens [V, De]           embed/positions [rows, De]       embed/types [types, De]
   embed_norm                     embed_project/{kernel,bias}      buckets/table [buckets, H]
   layers/attn_norm               layers/attn/{q,k,v,o}/{kernel,bias}
   layers/mlp_norm                layers/mlp/{gate,up,down}/{kernel,bias}
-  later/attn_norm                (instead of layers/attn_norm where the first layer has none: L-1)
+  later/attn_norm [L-1, D]       (instead of layers/attn_norm if `skip_first_norm`)
   final_norm                     pooler/{kernel,bias}
 """
 
@@ -43,22 +43,22 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
 
 
 def param_shapes(config: EncoderConfig, dtype: Any = jnp.float32) -> Params:
-  """The tree of `jax.ShapeDtypeStruct` that an encoder of this config must have."""
+  """The parameter tree of an encoder of this config, of `jax.ShapeDtypeStruct`."""
   shapes = _embedding(config)
   for path, shape in _layer(config).items():
     shapes[f"layers/{path}"] = (config.layers, *shape)
-  if config.bare_start:
+  if config.skip_first_norm:
     norm = _norm(config, "later/attn_norm", config.width)
     shapes |= {path: (config.layers - 1, *shape) for path, shape in norm.items()}
   if config.norm_first:
     shapes |= _norm(config, "final_norm", config.width)
   if config.pooling == "pooler":
-    shapes |= _product("pooler", config.width, config.width, True)
+    shapes |= _linear("pooler", config.width, config.width, True)
   return paths.unflatten({p: jax.ShapeDtypeStruct(s, dtype) for p, s in shapes.items()})
 
 
 def random_params(config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-  """Random weights of sane scale, for tests and for checks of size and speed."""
+  """Random weights of a plausible scale, for tests and for checks of size and speed."""
   return random_weights.fill(param_shapes(config, dtype), key)
 
 
@@ -67,34 +67,34 @@ def _norm(config: EncoderConfig, path: str, width: int) -> Shapes:
   return {f"{path}/{part}": (width,) for part in parts}
 
 
-def _product(path: str, inputs: int, outputs: int, bias: bool) -> Shapes:
+def _linear(path: str, inputs: int, outputs: int, bias: bool) -> Shapes:
   shapes: Shapes = {f"{path}/kernel": (inputs, outputs)}
   return shapes | ({f"{path}/bias": (outputs,)} if bias else {})
 
 
 def _embedding(config: EncoderConfig) -> Shapes:
-  narrow = config.embedding
-  shapes: Shapes = {"embed/tokens": (config.vocab_size, narrow)}
+  width = config.embedding_width
+  shapes: Shapes = {"embed/tokens": (config.vocab_size, width)}
   if config.positions == "learned":
-    shapes["embed/positions"] = (config.context + config.position_offset, narrow)
+    shapes["embed/positions"] = (config.context + config.position_offset, width)
   if config.positions == "buckets":
     shapes["buckets/table"] = (config.buckets, config.heads)
   if config.types:
-    shapes["embed/types"] = (config.types, narrow)
+    shapes["embed/types"] = (config.types, width)
   if config.embed_norm:
-    shapes |= _norm(config, "embed_norm", narrow)
-  if config.projected:
-    shapes |= _product("embed_project", narrow, config.width, True)
+    shapes |= _norm(config, "embed_norm", width)
+  if config.has_projection:
+    shapes |= _linear("embed_project", width, config.width, True)
   return shapes
 
 
 def _layer(config: EncoderConfig) -> Shapes:
   width, inner, heads = config.width, config.mlp_width, config.heads * config.head_dim
-  shapes = {} if config.bare_start else _norm(config, "attn_norm", width)
+  shapes = {} if config.skip_first_norm else _norm(config, "attn_norm", width)
   for name in "qkv":
-    shapes |= _product(f"attn/{name}", width, heads, config.attn_bias)
-  shapes |= _product("attn/o", heads, width, config.attn_bias)
+    shapes |= _linear(f"attn/{name}", width, heads, config.attn_bias)
+  shapes |= _linear("attn/o", heads, width, config.attn_bias)
   shapes |= _norm(config, "mlp_norm", width)
   for name in ("gate", "up") if config.gated else ("up",):
-    shapes |= _product(f"mlp/{name}", width, inner, config.mlp_bias)
-  return shapes | _product("mlp/down", inner, width, config.mlp_bias)
+    shapes |= _linear(f"mlp/{name}", width, inner, config.mlp_bias)
+  return shapes | _linear("mlp/down", inner, width, config.mlp_bias)

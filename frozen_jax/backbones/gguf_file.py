@@ -1,11 +1,11 @@
 """A GGUF file -> config, tensors and metadata, without torch.
 
-The `gguf` package parses the file (mapped into memory, not read) and dequantises every block type.
-llama.cpp stores the rows of Q and K of the Llama family with the two rotary halves of each head
-interleaved; here that is undone, since our rotation works on halves (as transformers' does). The
-experts of a layer lie in one tensor [E, ...]; here each has the name that it had before llama.cpp
-stacked them (blk.0.ffn_up_exps.weight is blk.0.ffn_up.0.weight, blk.0.ffn_up.1.weight, ...), so
-that files from either time are read, and each expert by itself.
+The `gguf` package parses the file (memory-mapped) and dequantises every block type. llama.cpp
+stores the rows of Q and K of the Llama family with the two rotary halves of each head interleaved;
+this is undone here, since our rotation works on halves (as transformers' does). Newer files have
+the experts of a layer in one tensor [E, ...], older ones a tensor per expert. Here each expert has
+the name of the older files (blk.0.ffn_up_exps.weight becomes blk.0.ffn_up.0.weight,
+blk.0.ffn_up.1.weight, ...), so that both can be read, each expert by itself.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ import gguf
 import numpy as np
 
 from frozen_jax.backbones import families, gguf_blocks
-from frozen_jax.backbones.assemble import Index
 from frozen_jax.backbones.families.table import Family
 from frozen_jax.backbones.gguf_blocks import Blocks
+from frozen_jax.backbones.stored_tensors import Index
 from frozen_jax.core.errors import UserError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _STACKED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight")
 
-# Settings that only the tensors tell: which products have biases, and how wavelengths are divided.
+# Keys of the config that follow from the tensors: biases, and divisors of the rotary wavelengths.
 _BIASES = {
   "qkv_bias": ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),
   "out_bias": ("blk.0.attn_output.bias",),
@@ -38,15 +38,15 @@ _DIVISORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-  """Stored bytes: `data` is [..., bytes of a row], or the numbers of types that have no blocks."""
+  """A stored tensor; data: [..., bytes of a row], or the numbers of types without blocks."""
 
   data: np.ndarray
   tensor_type: gguf.GGMLQuantizationType
 
 
 class _Reader(gguf.GGUFReader):
-  """Its bytes as a plain array: slices of a memmap take three times as long to make, and the
-  package makes several for each token of a vocabulary."""
+  """A reader whose bytes are a plain array: slicing a memmap takes three times as long, and the
+  package slices several times for each token of a vocabulary."""
 
   @property
   def data(self) -> Any:
@@ -58,81 +58,85 @@ class _Reader(gguf.GGUFReader):
 
 
 class GGUFFile:
-  """An opened file: `metadata`, `family`, `config`, and its tensors as `assemble.Stored`.
+  """An opened file: `metadata`, `family`, `config`, and its tensors as `StoredTensors`.
 
   Raises:
-    UserError: the file is cut short, damaged, of another type, or has settings or tensor types
+    UserError: the file is truncated, damaged, of another type, or has metadata or tensor types
       that are not understood.
   """
 
-  form: families.Format = "gguf"
-  sliced = False  # blocks are dequantised whole
-  floats = frozenset(t.name for t in gguf.GGMLQuantizationType if not re.fullmatch(r"I\d+", t.name))
-  twice: Mapping[str, str] = {}  # the reader refuses such a file
+  format: families.Format = "gguf"
+  reads_slices = False  # a tensor is dequantised as a whole
+  float_dtypes = frozenset(
+    t.name for t in gguf.GGMLQuantizationType if not re.fullmatch(r"I\d+", t.name)
+  )
+  duplicates: Mapping[str, str] = {}  # the gguf package refuses a file with duplicates
 
   def __init__(self, path: pathlib.Path):
-    self.where = str(path)
+    self.location = str(path)
     reader = _open(path)
     self.metadata = dict(reader.fields)
     self._tensors: dict[str, _Tensor] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor, shape in _named(reader):
+    for name, tensor, shape in _tensors(reader):
       self._tensors[name], self.shapes[name] = tensor, shape
-    self.types = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+    self.dtypes = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
     if int(self.value("split.count", 1)) > 1:
       raise UserError(
         f"{path} is one part of a model that was split; join the parts with llama.cpp's "
         "`llama-gguf-split --merge` and load the result"
       )
-    self.family: Family = families.family_of(self.value("general.architecture"), "gguf", self.where)
-    self._heads: dict[str, int] = {}  # known once the config is
+    self.family: Family = families.family_of(
+      self.value("general.architecture"), "gguf", self.location
+    )
+    self._permuted_heads: dict[str, int] = {}  # known after the config
     self.config = self._read_config()
-    self._heads = self._heads_by_name()
+    self._permuted_heads = self._heads_by_name()
 
   def value(self, key: str, default: Any = None) -> Any:
     """A metadata value as a Python object."""
     return self.metadata[key].contents() if key in self.metadata else default
 
   def read(self, name: str, index: Index) -> np.ndarray:
-    """A part of a tensor, dequantised to float32 and with its rows in transformers' order."""
+    """A part of a tensor, dequantised to float32, its rows in the order of transformers."""
     tensor = self._tensors[name]
     try:
       values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
       raise UserError(
-        f"{self.where}: the tensor {name} is stored as {tensor.tensor_type.name}, which the gguf "
-        "package cannot dequantise; use a file in another quantisation"
+        f"{self.location}: the tensor {name} is stored as {tensor.tensor_type.name}, which the"
+        " gguf package cannot dequantise; use a file in another quantisation"
       ) from None
-    return self._ordered(name, values.reshape(self.shapes[name]))[index]
+    return self._in_hf_order(name, values.reshape(self.shapes[name]))[index]
 
   def blocks(self, name: str) -> Blocks:
-    """The blocks of a tensor as they are stored, its rows in transformers' order."""
+    """The quantised blocks of a tensor, its rows in the order of transformers."""
     tensor = self._tensors[name]
     blocks = gguf_blocks.unpack(tensor.data, tensor.tensor_type.name, self.shapes[name])
-    return Blocks(*(None if a is None else self._ordered(name, a) for a in blocks))
+    return Blocks(*(None if a is None else self._in_hf_order(name, a) for a in blocks))
 
-  def size(self, name: str) -> int:
+  def num_bytes(self, name: str) -> int:
     return int(self._tensors[name].data.nbytes)
 
-  def content(self, name: str) -> np.ndarray:
+  def raw_bytes(self, name: str) -> np.ndarray:
     return np.ascontiguousarray(self._tensors[name].data).reshape(-1).view(np.uint8)
 
   def _read_config(self) -> Any:
     prefix = f"{self.family.gguf_name}."
-    stored = {
+    values = {
       key.removeprefix(prefix): self.value(key) for key in self.metadata if key.startswith(prefix)
     }
-    stored["tied"] = _HEAD not in self.shapes
-    for setting, names in _BIASES.items():
-      stored[setting] = any(name in self.shapes for name in names)
+    values["tied"] = _HEAD not in self.shapes
+    for key, names in _BIASES.items():
+      values[key] = any(name in self.shapes for name in names)
     for name in _DIVISORS:
       if f"{name}.weight" in self.shapes:
-        stored[name] = tuple(self.read(f"{name}.weight", (slice(None),)).tolist())
-    stored.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
-    return families.read_config(self.family, "gguf", stored, self.where)
+        values[name] = tuple(self.read(f"{name}.weight", (slice(None),)).tolist())
+    values.setdefault("vocab_size", self.shapes.get(_EMBEDDING, (0,))[0])
+    return families.read_config(self.family, "gguf", values, self.location)
 
-  def _ordered(self, name: str, rows: np.ndarray) -> np.ndarray:
-    return unpermute(rows, self._heads[name]) if name in self._heads else rows
+  def _in_hf_order(self, name: str, rows: np.ndarray) -> np.ndarray:
+    return unpermute(rows, self._permuted_heads[name]) if name in self._permuted_heads else rows
 
   def _heads_by_name(self) -> dict[str, int]:
     return {
@@ -143,8 +147,8 @@ class GGUFFile:
     }
 
 
-def _named(reader: gguf.GGUFReader) -> Iterator[tuple[str, _Tensor, tuple[int, ...]]]:
-  """Names, tensors and their row-major shapes; experts one by one."""
+def _tensors(reader: gguf.GGUFReader) -> Iterator[tuple[str, _Tensor, tuple[int, ...]]]:
+  """Names, tensors and their row-major shapes, with stacked experts split."""
   for tensor in reader.tensors:
     shape = tuple(int(n) for n in reversed(tensor.shape))
     stacked = _STACKED.fullmatch(tensor.name)
@@ -157,7 +161,7 @@ def _named(reader: gguf.GGUFReader) -> Iterator[tuple[str, _Tensor, tuple[int, .
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's order of the rows of Q or K [heads * C, ...]: pairs back to halves."""
+  """Undoes llama.cpp's order of the rows of Q or K [heads * C, ...]: from pairs to halves."""
   rows, *rest = values.shape
   pairs = values.reshape(heads, rows // heads // 2, 2, *rest)
   return pairs.swapaxes(1, 2).reshape(rows, *rest)
@@ -168,8 +172,7 @@ def _open(path: pathlib.Path) -> gguf.GGUFReader:
     reader = _Reader(path)
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-  # What the reader raises on a file that ends too early or holds nonsense is whatever numpy or
-  # Python raises there.
+  # On a truncated or damaged file the package raises whatever numpy or Python raises there.
   except (ValueError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "GGMLQuantizationType" in reason:

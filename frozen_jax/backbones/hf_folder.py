@@ -1,8 +1,8 @@
 """A folder as `save_pretrained` of transformers writes it -> config and tensors.
 
-config.json and one or many safetensors files. Only the parts of a tensor that are asked for are
-read, so that a process of a large mesh reads the bytes of its own shards. Pickled weights are
-refused: reading a pickle runs whatever code is in it.
+It has config.json and one or several safetensors files. Slices of a tensor are read without the
+rest of it, so that each process of a large mesh reads only its own shards. Pickled weights are
+refused: unpickling can execute arbitrary code.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 
 from frozen_jax.backbones import families
-from frozen_jax.backbones.assemble import Index
+from frozen_jax.backbones.stored_tensors import Index
 from frozen_jax.core.errors import UserError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -25,83 +25,83 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-# File -> tensor -> stored type and shape.
+# File -> tensor -> stored dtype and shape.
 Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
 
 
 class HFFolder:
-  """An opened folder: `family`, `config`, and its tensors as `assemble.Stored`.
+  """An opened folder: `family`, `config`, and its tensors as `StoredTensors`.
 
-  headers: those of its weights where these lie elsewhere, so that none can be read.
+  headers: those of weights that are not in the folder (its tensors then cannot be read).
 
   Raises:
-    UserError: no config.json, no safetensors file, a file that is listed and not there or cut
-      short, a setting that is not understood.
+    UserError: no config.json, no safetensors file, a file of the index that is missing or
+      truncated, or a key of config.json that is not understood.
   """
 
-  form: families.Format = "hf"
-  sliced = True
-  floats = frozenset(_FLOATS)
+  format: families.Format = "hf"
+  reads_slices = True
+  float_dtypes = frozenset(_FLOATS)
 
   def __init__(self, folder: pathlib.Path, headers: Headers | None = None):
-    self.where = str(folder)
-    settings = read_json(folder / "config.json")
-    self.family = families.family_of(settings.get("model_type"), "hf", f"{folder}/config.json")
-    self.config = families.read_config(self.family, "hf", settings, f"{folder}/config.json")
+    self.location = str(folder)
+    values = read_json(folder / "config.json")
+    self.family = families.family_of(values.get("model_type"), "hf", f"{folder}/config.json")
+    self.config = families.read_config(self.family, "hf", values, f"{folder}/config.json")
     self._bytes: dict[str, np.ndarray] = {}  # the mapped bytes of each tensor
-    self.types: dict[str, str] = {}
+    self.dtypes: dict[str, str] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
-    self.twice: dict[str, str] = {}
+    self.duplicates: dict[str, str] = {}
     if headers is None:
       headers = {path.name: self._open(path) for path in _weight_files(folder)}
     for file, tensors in headers.items():
-      for name, (kind, shape) in tensors.items():
+      for name, (dtype, shape) in tensors.items():
         if name in self.shapes:
-          self.twice[name] = f"again in {file}"
+          self.duplicates[name] = f"again in {file}"
         else:
-          self.types[name], self.shapes[name] = kind, shape
-    self._name_usually()
-    self._name_whole()
+          self.dtypes[name], self.shapes[name] = dtype, shape
+    self._apply_aliases()
+    self._add_prefix()
 
   def read(self, name: str, index: Index) -> np.ndarray:
-    """A part of a tensor in its stored type, as a view of the file."""
-    return self._bytes[name].view(_FLOATS[self.types[name]]).reshape(self.shapes[name])[index]
+    """A part of a tensor in its stored dtype, as a view of the file."""
+    return self._bytes[name].view(_FLOATS[self.dtypes[name]]).reshape(self.shapes[name])[index]
 
-  def size(self, name: str) -> int:
-    digits = re.search(r"\d+", self.types[name])  # F32, BF16, F8_E4M3; BOOL takes a byte
+  def num_bytes(self, name: str) -> int:
+    digits = re.search(r"\d+", self.dtypes[name])  # F32, BF16, F8_E4M3; BOOL takes a byte
     return math.prod(self.shapes[name]) * int(digits[0] if digits else 8) // 8
 
-  def content(self, name: str) -> np.ndarray:
+  def raw_bytes(self, name: str) -> np.ndarray:
     return self._bytes[name]
 
-  def _name_usually(self) -> None:
-    """Gives the tensors the names of the family's table, where they have others that it knows."""
-    for pattern, usual in self.family.aliases:
-      for name in [name for name in self.shapes if re.fullmatch(pattern, name)]:
-        other = re.sub(pattern, usual, name)
-        if other in self.shapes:
-          self.twice[name] = f"also as {other}"
+  def _apply_aliases(self) -> None:
+    """Renames tensors that have an alias to the name in the family's table."""
+    for pattern, replacement in self.family.aliases:
+      for alias in [name for name in self.shapes if re.fullmatch(pattern, name)]:
+        name = re.sub(pattern, replacement, alias)
+        if name in self.shapes:
+          self.duplicates[alias] = f"also as {name}"
         else:
-          self._rename(name, other)
+          self._rename(alias, name)
 
-  def _rename(self, name: str, other: str) -> None:
-    for held in (self._bytes, self.types, self.shapes):
-      if name in held:  # there are no bytes behind headers alone
-        held[other] = held.pop(name)
+  def _rename(self, old: str, new: str) -> None:
+    for by_name in (self._bytes, self.dtypes, self.shapes):
+      if old in by_name:  # headers without weights have no bytes
+        by_name[new] = by_name.pop(old)
 
-  def _name_whole(self) -> None:
-    """Gives the tensors of a bare model the names that they have in the whole one."""
+  def _add_prefix(self) -> None:
+    """Renames the tensors of a model without its head to their names in the full model."""
     prefix = self.family.prefix
-    sources = [key.hf.name for key in self.family.keys if key.hf]
-    bare = [name.removeprefix(prefix) for name in sources if name.startswith(prefix)]
+    names = [key.hf.name for key in self.family.keys if key.hf]
+    bare = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name)) for name in bare]
     if not prefix:
       return
-    named_whole = any(name.startswith(prefix) for name in self.shapes)
+    is_full_model = any(name.startswith(prefix) for name in self.shapes)
     for name in [n for n in self.shapes if any(re.fullmatch(p, n) for p in patterns)]:
       if prefix + name in self.shapes:
-        self.twice[name] = f"also as {prefix}{name}"
-      elif not named_whole:
+        self.duplicates[name] = f"also as {prefix}{name}"
+      elif not is_full_model:
         self._rename(name, prefix + name)
 
   def _open(self, path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -113,7 +113,7 @@ class HFFolder:
         f"{path} is not a whole safetensors file ({reason}); it was cut short or damaged: "
         "get it again"
       ) from None
-    # The package has checked the file; its own reading copies a tensor twice, ours not at all.
+    # The package has checked the file; its own reader copies a tensor twice, this one never.
     data = np.asarray(np.memmap(path, np.uint8, mode="r"))
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8:start].tobytes())
@@ -125,25 +125,25 @@ class HFFolder:
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
-  """What a JSON file holds: an object, or with `kind` list a list.
+  """The contents of a JSON file: an object, or a list where `kind` is list.
 
   Raises:
-    UserError: no such file, or nothing of that kind in it.
+    UserError: no such file, or it holds something else.
   """
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(f"{path.parent} has no {path.name}; a model folder needs one") from None
   except (OSError, ValueError) as error:
     raise UserError(f"cannot read {path}: {error}".replace("\n", " ")) from None
-  if not isinstance(found, kind):
+  if not isinstance(value, kind):
     what = "object" if kind is dict else kind.__name__
     raise UserError(f"{path} does not hold a JSON {what}; get the file again")
-  return found
+  return value
 
 
 def has_weights(folder: pathlib.Path) -> bool:
-  """Whether all weights that the folder should have are there."""
+  """Whether all weight files of the folder are present."""
   try:
     return bool(_weight_files(folder))
   except UserError:
@@ -151,7 +151,7 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of the model: as the index lists them, else those that there are."""
+  """The safetensors files of the model: those of the index; without an index, all of them."""
   index = folder / "model.safetensors.index.json"
   if index.is_file():
     listed = read_json(index).get("weight_map")

@@ -12,21 +12,21 @@ from frozen_jax.backbones.hf_folder import Headers
 from frozen_jax.core.errors import UserError
 
 PREFIX = "hf:"
-_WANTED = [
+_ALLOWED = [
   *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
   *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
   *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
   *("modules.json", "1_Pooling/config.json"),  # how sentence-transformers pools
 ]
-# Subfolders but for that one; the same weights by other names.
-_UNWANTED = ["[!1]*/*", "1_*/*.safetensors", "consolidated*.safetensors"]
+# All other subfolders, and files that have the same weights under other names.
+_IGNORED = ["[!1]*/*", "1_*/*.safetensors", "consolidated*.safetensors"]
 
 
-def parse(name: str) -> tuple[str, str | None]:
+def parse_name(name: str) -> tuple[str, str | None]:
   """`hf:owner/name[@revision]` -> ("owner/name", revision or None).
 
   Raises:
-    UserError: it is not written like this.
+    UserError: it is not of this form.
   """
   part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
   match = re.fullmatch(rf"{PREFIX}({part}/{part})(?:@([^\s@]+))?", name)
@@ -40,13 +40,13 @@ def parse(name: str) -> tuple[str, str | None]:
 def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Path:
   """The folder with the model's files, downloaded or found in the hub's cache.
 
-  HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and tokens (HF_TOKEN, `hf auth login`) are the client's. It
-  gives an older copy from its cache where the hub cannot be reached.
+  HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and tokens (HF_TOKEN, `hf auth login`) have their meaning in
+  huggingface_hub. Where the hub cannot be reached, it returns an older copy from its cache.
 
   Args:
     name: `hf:owner/name[@revision]`.
-    progress: whether downloads show bars.
-    weights: whether the safetensors files are fetched, too.
+    progress: whether downloads show progress bars.
+    weights: whether the safetensors files are downloaded too.
 
   Raises:
     UserError: the hub cannot be reached and the cache has no copy, or there is no such model or
@@ -55,51 +55,52 @@ def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Pat
   import huggingface_hub
   from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-  repository, revision = parse(name)
+  repository, revision = parse_name(name)
   (enable_progress_bars if progress else disable_progress_bars)()
-  unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
-  with _told(name):
+  ignored = _IGNORED if weights else [*_IGNORED, "*.safetensors"]
+  with _as_user_error(name):
     folder = huggingface_hub.snapshot_download(
-      repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=unwanted
+      repository, revision=revision, allow_patterns=_ALLOWED, ignore_patterns=ignored
     )
   return pathlib.Path(folder)
 
 
-def headers(name: str, revision: str) -> Headers:
-  """The headers of a model's safetensors files, without what they hold.
+def fetch_headers(name: str, revision: str) -> Headers:
+  """The headers of a model's safetensors files, without their tensors.
 
   Raises:
     UserError: as `fetch`; or the model has no safetensors files.
   """
   import huggingface_hub
 
-  with _told(name):
-    found = huggingface_hub.get_safetensors_metadata(parse(name)[0], revision=revision)
+  with _as_user_error(name):
+    metadata = huggingface_hub.get_safetensors_metadata(parse_name(name)[0], revision=revision)
   return {
     file: {tensor: (info.dtype, tuple(info.shape)) for tensor, info in header.tensors.items()}
-    for file, header in sorted(found.files_metadata.items())
+    for file, header in sorted(metadata.files_metadata.items())
   }
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+def _as_user_error(name: str) -> Iterator[None]:
+  """Turns the client's exceptions into UserErrors."""
   try:
     yield
-  except Exception as error:  # its own, and those of whichever HTTP client its version uses
+  except Exception as error:  # also those of the HTTP client, which depends on the version
     reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError(
-      f"cannot get {name} from the hub: {_advice(error)}, or give a local folder instead "
+      f"cannot get {name} from the hub: {_hint(error)}, or give a local folder instead "
       f"({reason[:200]})"
     ) from None
 
 
-def _advice(error: Exception) -> str:
+def _hint(error: Exception) -> str:
   from huggingface_hub import constants, errors
 
   if isinstance(error, errors.GatedRepoError):
-    return "it is behind a licence; accept it on the model's page, then `hf auth login`"
+    return "it needs a licence to be accepted: do so on the model's page, then `hf auth login`"
   if isinstance(error, errors.RevisionNotFoundError):
-    return "there is no such revision; check what stands behind the @"
+    return "there is no such revision; check the text after the @"
   if isinstance(error, errors.RepositoryNotFoundError):
     return "there is no such model; check the name, or `hf auth login` if it is a private one"
   if constants.HF_HUB_OFFLINE:

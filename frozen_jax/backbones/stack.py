@@ -1,8 +1,8 @@
-"""Running a decoder's stacked layers: one scan, with 16-bit floats carried as integers.
+"""Running a model's stacked layers as one scan, with 16-bit floats carried as integers.
 
-XLA's CPU backend has no slice or update of bfloat16 arrays; it widens the whole stack to float32
-first, which for the weights costs a copy of the model in every pass. As 16-bit integers the same
-bytes are sliced as they are; on other backends the round trip is free.
+XLA's CPU backend cannot slice or update bfloat16 arrays: it widens the whole stack to float32
+first, which for the weights costs a copy of the model in every pass. 16-bit integers of the same
+bits are sliced directly. On other backends the round trip costs nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,124 +12,133 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
-from frozen_jax.backbones.quantized import Quantized, dense
-
-Tree = Any
+from frozen_jax.backbones.quantized import Quantized, dequantize
+from frozen_jax.core.types import HostOrDevice, Tree
 
 
 def scan(
   body: Callable[[Any, Tree], tuple[Any, Tree]],
   carry: Any,
   stacked: Tree,
-  keep: Sequence[str] | None = None,
+  save_names: Sequence[str] | None = None,
   trained: Tree = None,
   count: int | None = None,
 ) -> tuple[Any, Tree]:
   """`lax.scan` of body(carry, slices) -> (carry, outputs) over trees of [L, ...] arrays.
 
-  `count`: over the first so many slices alone.
+  `count`: how many slices are used, from the first on; None: all.
 
-  No gradient flows to what is stacked: it is frozen, or a cache. Where there is a `trained` tree
-  (float32, [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the
-  backward pass each turn keeps its carry and the values named in `keep` (see `checkpoint_name`) and
-  recomputes the rest; None keeps everything.
+  No gradient flows to `stacked`: it is frozen, or a cache. If there is a `trained` tree (float32,
+  [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the backward
+  pass each step saves its carry and the values named in `save_names` (see `checkpoint_name`) and
+  recomputes the rest; None saves everything.
   """
 
-  def turn(carry, at):
-    at, small = at
-    index, held = jax.lax.optimization_barrier((at, stacked))
+  def step(carry, scanned):
+    index, trained_slices = scanned
+    index, layers = jax.lax.optimization_barrier((index, stacked))
     slices = jax.tree.map(
-      lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(held)
+      lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(layers)
     )
     slices = unpack(slices, dtypes)
-    carry, outputs = body(carry, slices if trained is None else (slices, small))
-    formats.append(jax.tree.map(lambda a: a.dtype, outputs))
+    carry, outputs = body(carry, slices if trained is None else (slices, trained_slices))
+    output_dtypes.append(jax.tree.map(lambda a: a.dtype, outputs))
     return carry, pack(outputs)
 
-  dtypes, formats = jax.tree.map(lambda a: a.dtype, stacked), []
+  dtypes, output_dtypes = jax.tree.map(lambda a: a.dtype, stacked), []
   count = jax.tree.leaves(stacked)[0].shape[0] if count is None else count
-  carry, outputs = jax.lax.scan(_keeping(turn, keep), carry, (jnp.arange(count), trained))
-  return carry, unpack(outputs, formats[-1])
+  step = _saving_only(step, save_names)
+  carry, outputs = jax.lax.scan(step, carry, (jnp.arange(count), trained))
+  return carry, unpack(outputs, output_dtypes[-1])
 
 
 def scan_trained(
   body: Callable[[Any, Tree], tuple[Any, Tree]],
   carry: Any,
   stacked: Tree,
-  keep: Sequence[str] | None = None,
+  save_names: Sequence[str] | None = None,
   count: int | None = None,
 ) -> tuple[Any, Tree]:
-  """`scan` over layers that are themselves trained: gradients flow to all that is stacked.
+  """`scan` over layers that are trained themselves: gradients flow to all of `stacked`.
 
-  Where everything is kept the turns are written out one by one: stacking what each keeps, and
-  taking it from the stack, would cost a third of a step.
+  If everything is saved the steps are unrolled: stacking what each step saves, and slicing it out
+  again, would cost a third of a training step.
   """
   stacked = jax.tree.map(lambda a: a[:count], stacked)
-  return jax.lax.scan(_keeping(body, keep), carry, stacked, unroll=keep is None)
+  return jax.lax.scan(_saving_only(body, save_names), carry, stacked, unroll=save_names is None)
 
 
-def _keeping(turn: Callable, keep: Sequence[str] | None) -> Callable:
-  """The turn of a scan, of which the backward pass finds only what is named; None: everything."""
-  if keep is None:
-    return turn
-  policy = jax.checkpoint_policies.save_only_these_names(*keep)
-  return jax.checkpoint(turn, prevent_cse=False, policy=policy)
+def _saving_only(step: Callable, save_names: Sequence[str] | None) -> Callable:
+  """The step of a scan, which saves only named values for the backward pass; None: everything."""
+  if save_names is None:
+    return step
+  policy = jax.checkpoint_policies.save_only_these_names(*save_names)
+  return jax.checkpoint(step, prevent_cse=False, policy=policy)
 
 
-def take(table: jax.Array | Quantized, rows: jax.Array, axis: int = 0) -> jax.Array:
-  """`jnp.take` of a frozen table, without widening it (see above); only what is taken is made whole
-  of one that is quantised."""
-  rows, held = jax.lax.optimization_barrier((rows, table))  # or the packed table is made once
-  return dense(each(lambda a: jnp.take(a, rows, axis=axis), held))
+def take(
+  table: Float[Array, "..."] | Quantized, rows: Int[HostOrDevice, "..."], axis: int = 0
+) -> Float[Array, "..."]:
+  """`jnp.take` of a frozen table, without widening it (see above).
+
+  Of a quantised table only the rows that are taken are dequantised.
+  """
+  # Without the barrier XLA would compute the packed table once, as a copy that stays.
+  rows, table = jax.lax.optimization_barrier((rows, table))
+  return dequantize(map_arrays(lambda a: jnp.take(a, rows, axis=axis), table))
 
 
-def each(change: Callable[..., jax.Array], tree: Tree, *others: Tree) -> Tree:
-  """`change`, which moves numbers and computes none, of every array, without widening it.
+def map_arrays(change: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
+  """`jax.tree.map` of a function that moves numbers and computes none, without widening them.
 
-  With `others` of the same form it gets one array of each.
+  With `others` of the same structure the function gets one array of each.
   """
   dtypes = jax.tree.map(lambda a: a.dtype, tree)
   return unpack(jax.tree.map(change, pack(tree), *(pack(other) for other in others)), dtypes)
 
 
-def apart(stacked: Tree) -> list[Tree] | Tree:
-  """The layers as arrays of their own, which share the memory of the stack.
+def unstack(stacked: Tree) -> list[Tree] | Tree:
+  """The layers as separate arrays, which share the memory of the stack.
 
-  A program that reads layers one by one copies each out of a stack first. Only on one CPU device
-  can memory be shared so; elsewhere, and where a leaf is packed, it is the stack itself.
+  A program that reads layers one by one first copies each out of a stack. Memory can be shared on
+  one CPU device only; elsewhere, and if a leaf is packed in less than bytes, the stack itself is
+  returned.
   """
   leaves = jax.tree.leaves(stacked)
-  alone = all(len(a.devices()) == 1 and a.dtype.itemsize > 1 for a in leaves)
-  if jax.default_backend() != "cpu" or not alone:
+  can_share = all(len(a.devices()) == 1 and a.dtype.itemsize > 1 for a in leaves)
+  if jax.default_backend() != "cpu" or not can_share:
     return stacked
   views = [np.asarray(a) for a in leaves]
-  where = [_alone(a.sharding) if a.committed else None for a in leaves]
-  layers = (jax.device_put([view[at] for view in views], where) for at in range(len(leaves[0])))
+  shardings = [_slice_sharding(a.sharding) if a.committed else None for a in leaves]
+  layers = (
+    jax.device_put([view[index] for view in views], shardings) for index in range(len(leaves[0]))
+  )
   return [jax.tree.unflatten(jax.tree.structure(stacked), layer) for layer in layers]
 
 
-def _alone(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-  """The sharding of a slice on the one device of a whole array."""
+def _slice_sharding(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+  """The sharding of a slice of an array that lies on one device."""
   if isinstance(sharding, NamedSharding):
     return NamedSharding(sharding.mesh, PartitionSpec())
   return sharding
 
 
-def layer(layers: list[Tree] | Tree, at: int) -> Tree:
-  """One of the layers, which are stacked or `apart`."""
-  return layers[at] if isinstance(layers, list) else each(lambda a: a[at], layers)
+def layer(layers: list[Tree] | Tree, index: int) -> Tree:
+  """One of the layers, which are stacked or a list (`unstack`)."""
+  return layers[index] if isinstance(layers, list) else map_arrays(lambda a: a[index], layers)
 
 
 def pack(tree: Tree) -> Tree:
-  """Every 2-byte float array as uint16 of the same bits; others as they are. Not differentiable."""
-  narrow = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize == 2
+  """Every 2-byte float array as uint16 of the same bits; others unchanged. Not differentiable."""
+  is_2_byte_float = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize == 2
   bits = lambda a: jax.lax.bitcast_convert_type(a, jnp.uint16)
-  return jax.tree.map(lambda a: bits(a) if narrow(a) else a, tree)
+  return jax.tree.map(lambda a: bits(a) if is_2_byte_float(a) else a, tree)
 
 
 def unpack(tree: Tree, dtypes: Tree) -> Tree:
-  """The inverse of `pack`; `dtypes` are those before it."""
+  """The inverse of `pack`; `dtypes`: the tree of dtypes before it."""
 
   def restore(a, dtype):
     return a if a.dtype == dtype else jax.lax.bitcast_convert_type(a, dtype)

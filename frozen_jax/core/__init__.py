@@ -1,1 +1,1 @@
-"""Floor 0: pytree paths, the shape glossary, the method protocol and the user's error."""
+"""Pytree paths, the glossary of shapes, the method protocol, errors, files, devices."""

@@ -1,4 +1,4 @@
-"""Where downloads and prepared data sets are kept between runs: one rule for the whole package."""
+"""The folder in which downloads and prepared data sets are cached between runs."""
 
 import os
 import pathlib
@@ -10,8 +10,7 @@ def cache_dir() -> pathlib.Path:
   `$FROZEN_JAX_CACHE`, else `$XDG_CACHE_HOME/frozen_jax`, else `~/.cache/frozen_jax`. An empty
   variable counts as not set.
   """
-  if own := os.environ.get("FROZEN_JAX_CACHE"):
-    return pathlib.Path(own).expanduser().absolute()
-  shared = os.environ.get("XDG_CACHE_HOME")
-  base = pathlib.Path(shared).expanduser() if shared else pathlib.Path("~/.cache").expanduser()
+  if configured := os.environ.get("FROZEN_JAX_CACHE"):
+    return pathlib.Path(configured).expanduser().absolute()
+  base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   return (base / "frozen_jax").absolute()

@@ -1,20 +1,20 @@
-"""What suits the devices of this process: sizes chosen by how fast and how large they are."""
+"""Sizes that depend on the devices of this process: by backend, and by their memory."""
 
 import functools
 from collections.abc import Mapping
 
 import jax
 
-_UNKNOWN = 2**33  # bytes of a device that does not tell its memory
+_DEFAULT_MEMORY = 2**33  # bytes, of a device that does not report its memory
 
 
-def suited(sizes: Mapping[str, int]) -> int:
-  """The size for the backend in use, of `{"cpu": ..., "gpu": ...}`; others take that of a GPU."""
+def per_backend(sizes: Mapping[str, int]) -> int:
+  """The size for the backend in use, of `{"cpu": ..., "gpu": ...}`; other backends use "gpu"."""
   return sizes.get(jax.default_backend(), sizes["gpu"])
 
 
 @functools.cache
 def memory_bytes() -> int:
-  """The memory of all devices together; those that do not tell it, CPUs, count as 8 GiB."""
+  """The memory of all devices together; 8 GiB where they do not report it (CPUs)."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit", _UNKNOWN) * (jax.device_count() if stats else 1)
+  return stats.get("bytes_limit", _DEFAULT_MEMORY) * (jax.device_count() if stats else 1)

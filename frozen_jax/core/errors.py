@@ -1,14 +1,14 @@
-"""The two ways in which a run ends early on purpose, and the exit status of a user's mistake."""
+"""The errors with which a run ends on purpose, and the exit status of a user's mistake."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-  """What the user gave is wrong.
+  """A mistake of the user: a wrong option, file or value.
 
-  The message is one line that says what is wrong and how to mend it; a command prints it behind
-  `error:` on standard error and exits with status 2, without a traceback (see `exit_status`).
+  The message is one line: what is wrong and how to fix it. A command prints it after `error:` on
+  standard error and exits with status 2, without a traceback (see `exit_status`).
   """
 
 
@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 def exit_status(command: Callable[[], object]) -> int:
-  """Does what a command says; 0, or 2 when the user's mistake stopped it, which is then printed."""
+  """Runs a command; returns 0, or 2 after a UserError, whose message is printed."""
   try:
     command()
   except UserError as error:

@@ -1,36 +1,38 @@
-"""Reading lines that may be compressed, and writing files and folders so that none is half there.
+"""Reading lines of files that may be gzipped, and writing files and folders atomically.
 
-What is written stands under another name until it is whole; then it is moved into place.
+What is written has a temporary name until it is complete; then it is renamed.
 """
 
 import contextlib
 import glob
 import gzip
 import io
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from frozen_jax.core.errors import UserError
 
-_ABANDONED = 24 * 3600  # seconds after which what is half written is nobody's any more
-_AT_ONCE = 2**20  # bytes
+_ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
+_CHUNK_BYTES = 2**20
 
 
 def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
-  """Number from 1, place of the first byte (unpacked), and bytes of each line that is not blank.
+  """(number from 1, offset of the first byte in the unpacked file, bytes) of each non-blank line.
 
-  A file whose name ends in .gz is unpacked on the way.
+  A file whose name ends in .gz is unpacked while it is read.
 
   Raises:
-    UserError: there is no such file, it cannot be read, or the gzip file is damaged.
+    UserError: the file is missing or cannot be read, or the gzip file is damaged.
   """
   start = 0
-  with _readable(path) as file:
+  with _open(path) as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
         yield number, start, line
@@ -39,19 +41,21 @@ def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
 
 def unpack(packed: pathlib.Path, to: pathlib.Path) -> None:
   """Writes the contents of a gzip file to another file; UserError as in `numbered_lines`."""
-  with _readable(packed) as file, to.open("wb") as out:
-    shutil.copyfileobj(file, out, _AT_ONCE)
+  with _open(packed) as file, to.open("wb") as out:
+    shutil.copyfileobj(file, out, _CHUNK_BYTES)
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  with reading(path), gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+def _open(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+  """The file, unpacked while it is read if it is gzipped."""
+  opener = gzip.open if path.name.endswith(".gz") else open
+  with user_read_errors(path), opener(path, "rb") as file:
     yield file
 
 
 @contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
-  """Around what reads a file: whatever can be wrong with it becomes a UserError."""
+def user_read_errors(path: pathlib.Path) -> Iterator[None]:
+  """A context for reading a file: its errors are raised as UserErrors."""
   try:
     yield
   except (FileNotFoundError, NotADirectoryError) as error:
@@ -63,76 +67,89 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Writes `data` to `path`, of which a reader sees the old or the new, never half.
+  """Writes `data` to `path` atomically: a reader sees the old contents or the new.
 
   Raises:
-    UserError: as `whole_file`.
+    UserError: as `atomic_file`.
   """
-  with whole_file(path) as beside:
-    beside.write_bytes(data)
+  with atomic_file(path) as temporary:
+    temporary.write_bytes(data)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes indented JSON as `write_bytes` does."""
+  write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Writes JSON lines as `write_bytes` does."""
+  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A place beside `path` to write to, moved to `path` at the end; after an exception it is gone.
+def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary file alongside `path` to write to, renamed to `path` at the end.
+
+  After an exception it is deleted.
 
   Raises:
     UserError: writing failed (no space, no permission); `path` is then as before.
   """
-  beside = None
+  temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
-    beside = pathlib.Path(name)
-    yield beside
-    with beside.open("rb") as file:
+    temporary = pathlib.Path(name)
+    yield temporary
+    with temporary.open("rb") as file:
       os.fsync(file.fileno())
-    beside.chmod(0o644)  # mkstemp makes files that only their owner may read
-    beside.replace(path)
+    temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
+    temporary.replace(path)
   except OSError as error:
-    raise _unwritable(path, error) from error
+    raise _write_error(path, error) from error
   finally:
-    if beside is not None:
-      beside.unlink(missing_ok=True)
+    if temporary is not None:
+      temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder to fill, moved to `path` at the end; after an exception it is gone.
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary folder to fill, renamed to `path` at the end; after an exception it is deleted.
 
-  Where another process has made `path` meanwhile, that one stays.
+  Where another process has created `path` meanwhile, that one stays.
 
   Raises:
     UserError: writing failed (no space, no permission).
   """
-  beside = None
+  temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    beside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    yield beside
-    beside.chmod(0o755)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    yield temporary
+    temporary.chmod(0o755)
     if not path.exists():
       with contextlib.suppress(FileExistsError):
-        beside.rename(path)
+        temporary.rename(path)
   except OSError as error:
-    raise _unwritable(path, error) from error
+    raise _write_error(path, error) from error
   finally:
-    if beside is not None and beside.exists():
-      shutil.rmtree(beside, ignore_errors=True)
+    if temporary is not None and temporary.exists():
+      shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_abandoned(path: pathlib.Path) -> None:
-  """Deletes what processes that were killed have left beside `path`."""
-  for beside in path.parent.glob(f".{glob.escape(path.name)}.*"):
+  """Deletes temporary files alongside `path` that killed processes have left."""
+  for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
     with contextlib.suppress(OSError):  # another process was faster
-      if time.time() - beside.stat().st_mtime > _ABANDONED:
-        shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
+      if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
-def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+def _write_error(path: pathlib.Path, error: OSError) -> UserError:
   return UserError(
     f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
   )

@@ -1,4 +1,4 @@
-"""What a process on a CPU does with memory that it has freed: it keeps it for the next step."""
+"""Keeps freed memory within the process, for training on CPUs: settings of glibc's malloc."""
 
 import ctypes
 import importlib.metadata
@@ -6,20 +6,21 @@ import importlib.util
 import os
 import sys
 
-# glibc's mallopt(3): how much free memory at the end is given back (-1: none), how many blocks are
-# mapped one by one, how many arenas threads have (one of its own could not hold a large block).
+# Parameters of glibc's mallopt(3): how much free memory at the top of the heap is returned to the
+# system (-1: none), how many blocks are mapped one by one, how many arenas the threads share (an
+# arena of a thread cannot hold a large block).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-  """Keeps what is freed, where this process computes on a CPU and its malloc is glibc's.
+  """Stops malloc from returning memory to the system, on a CPU with glibc; else does nothing.
 
-  Each step takes its temporaries, gigabytes of them, from malloc and frees them. By default they
-  go back to the system at once, and the next step waits until new pages are filled with zeros; of
-  a re-ranker's training step that was a third. Peak memory grows, as free blocks of one size are
-  split for others. To be called by the owner of the process, before any other thread starts.
+  Each step allocates gigabytes of temporaries and frees them. By default that memory returns to
+  the system at once, and the next step waits until the system has filled new pages with zeros: a
+  third of a re-ranker's training step. Peak memory grows, since free blocks of one size are split
+  for others. Call it in the main program, before any other thread starts.
   """
-  if sys.platform != "linux" or _accelerated():
+  if sys.platform != "linux" or _may_use_accelerator():
     return
   if adjust := getattr(ctypes.CDLL(None), "mallopt", None):
     adjust(_ARENA_MAX, 1)
@@ -27,8 +28,8 @@ def keep_freed_memory() -> None:
     adjust(_TRIM_THRESHOLD, -1)
 
 
-def _accelerated() -> bool:
-  """Whether jax would look for an accelerator; asked without starting it."""
+def _may_use_accelerator() -> bool:
+  """Whether jax would look for an accelerator; jax itself is not started."""
   if platforms := os.environ.get("JAX_PLATFORMS"):
     return platforms != "cpu"
   plugins = importlib.metadata.entry_points(group="jax_plugins")

@@ -1,33 +1,23 @@
 """Names for the leaves of a pytree of nested dicts: `layers/attn/q` and back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from flax import traverse_util
 
 SEPARATOR = "/"
 
 
-def leaves_by_path(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """Yields `(path, leaf)` of a tree of nested dicts in sorted order of the keys."""
-  for key in sorted(tree):
-    path = f"{prefix}{SEPARATOR}{key}" if prefix else str(key)
-    if isinstance(tree[key], Mapping):
-      yield from leaves_by_path(tree[key], path)
-    else:
-      yield path, tree[key]
-
-
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested dicts -> `{path: leaf}`."""
-  return dict(leaves_by_path(tree))
+  """Nested dicts -> `{path: leaf}`, with the keys of each dict in sorted order, as in jax.
+
+  The order matters: random weights are drawn and files are written leaf by leaf, whatever the order
+  in which the tree was built.
+  """
+  leaves = traverse_util.flatten_dict(dict(tree))
+  return {SEPARATOR.join(path): leaves[path] for path in sorted(leaves)}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """`{path: leaf}` -> nested dicts; the inverse of `flatten`."""
-  tree: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    *parents, last = path.split(SEPARATOR)
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return tree
+  return traverse_util.unflatten_dict(dict(leaves), sep=SEPARATOR)

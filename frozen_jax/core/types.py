@@ -1,32 +1,41 @@
-"""The shape glossary and the protocols that let one floor use another without importing it.
+"""The glossary of shapes, and the protocols by which one folder uses another without importing it.
 
-Shape glossary (einsum letters and comments use these names everywhere):
+Glossary of shapes (einsum letters, annotations and comments use these letters):
 
-  B  rows of a batch            T  text positions of a row      P  prompt vectors
-  S  cache slots (P + T + new)  M  target positions of a row    L  layers
-  D  width of the frozen LM     d  width of a small module      F  width of the MLP
-  H  query heads                K  key/value heads              C  width of one head
-  N  tokens of a row's choices  (C  also the choices of a row, M tokens of one choice)
-  V  vocabulary                 E  experts; width of a text encoder
-  Q  questions of a batch       G  passages beside a question
+  B   rows of a batch            T  text positions of a row     P   prompt vectors
+  S   cache slots (P + T + new)  M  targets (of a row, a choice)  L   layers
+  D   width of the frozen LM     d  width of a small module     De  width of a text encoder
+  F   width of the MLP           H  query heads                 K   key/value heads
+  C   width of one head          E  experts                     V   vocabulary
+  A   answer choices of a row    N  tokens of a row's choices   Q   questions of a batch
+  G   passages of a question
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import (
+  Any,
+  ClassVar,
+  NamedTuple,
+  NotRequired,
+  Protocol,
+  Self,
+  TypedDict,
+  runtime_checkable,
+)
 
 import jax
 import numpy as np
 
 Tree = Any  # a pytree of arrays
-Metrics = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array | np.ndarray | np.generic]
 HostOrDevice = jax.Array | np.ndarray
 
 
 class Prompt(NamedTuple):
-  """What a method reads of one text before it answers; None for what its method does not ask for.
+  """One text that a method is to continue; None for what the method does not need.
 
-  tokens: ids of the frozen LM's tokenizer. encoder_tokens: the text in the ids of a text encoder's.
-  task: which of the data sets it is from, counted from 1; 0: none of them.
+  tokens: ids of the frozen LM's tokenizer. encoder_tokens: the same text in the ids of the text
+  encoder's tokenizer. task: which of the data sets it is from, counted from 1; 0: none of them.
   """
 
   tokens: Sequence[int] | np.ndarray
@@ -35,15 +44,15 @@ class Prompt(NamedTuple):
 
 
 class Prompts(TypedDict):
-  """What a method reads of each row of a batch.
+  """The inputs of a batch of prompts.
 
   tokens          int32 [B, T]  ids of the frozen LM's tokenizer
   mask            int32 [B, T]  1 for real tokens
   encoder_tokens  int32 [B, S]  for a method with a text encoder: the same text in the ids of the
                                 encoder's tokenizer, padded on the right
   encoder_mask    int32 [B, S]  1 for real ones of them
-  encoder_states  [B, S, E]     in place of `encoder_tokens`: what the encoder makes of them
-  encoder_cached  int32 [B]     beside `encoder_states`: 1 where they were known before
+  encoder_states  [B, S, De]    in place of `encoder_tokens`: what the encoder makes of them
+  encoder_cached  int32 [B]     alongside `encoder_states`: 1 where they were known before
   task            int32 [B]     which of the data sets the row is from, counted from 1; 0: none
   """
 
@@ -70,28 +79,29 @@ class Batch(Prompts):
 
 
 class Pairs(TypedDict):
-  """A batch of questions, each with the G passages that it is scored with.
+  """A batch of questions, each with the G passages among which it is scored.
 
-  A text is a question with one of its passages. Texts stand one behind the other in rows, which
-  are padded on the right; the texts of Q questions share the R rows of a unit, and there are U.
+  A text is a question joined to one of its passages. Up to P texts are packed into a row, and rows
+  are padded on the right. The texts of Q questions share the R rows of a unit; a batch has U units.
 
-  tokens  int32 [U, R, T]     ids of the text encoder's tokenizer
-  types   int32 [U, R, T]     token types: 1 for the passage where the encoder tells them apart
-  mask    int32 [U, R, P, T]  1 for the tokens of the row's text p; a text without any is none
-  places  int32 [U, Q, G]     which of the unit's R * P texts each passage is, the one to be found
-                              first; -1: there is none
+  tokens      int32 [U, R, T]     ids of the text encoder's tokenizer
+  types       int32 [U, R, T]     token types: 1 for the passage, if the encoder has token types
+  mask        int32 [U, R, P, T]  1 for the tokens of the row's text p; all 0: there is no text p
+  text_index  int32 [U, Q, G]     index of each passage's text among the unit's R * P, the positive
+                                  passage first; -1: no passage
   """
 
   tokens: HostOrDevice
   types: HostOrDevice
   mask: HostOrDevice
-  places: HostOrDevice
+  text_index: HostOrDevice
 
 
+@runtime_checkable
 class Learner(Protocol):
-  """What training asks of whatever it trains: a `Method`, or a network beside the LM.
+  """What can be trained: a `Method`, or a network alongside the LM.
 
-  `batch` is of the learner's own kind; its `tokens` have the rows of the batch on their first axis.
+  `batch` is of the learner's own type; its `tokens` have the rows of the batch on the first axis.
   """
 
   def loss(
@@ -101,29 +111,100 @@ class Learner(Protocol):
     ...
 
 
-class Method(Protocol):
-  """What floor 3 offers: it says what is trained, the loss and how to predict.
+@runtime_checkable
+class Predictor(Protocol):
+  """The part of a `Method` on which `decoding` builds every kind of generation.
 
-  `frozen` is `{"lm": parameters of the giant, "fixed": small trees this stage does not train}`,
-  with the parameters of a text encoder as `"encoder"` where the method has one; nothing of it is
-  ever differentiated. A method is a hashable value: two that compare equal compute the same from
-  the same trees (where a tree starts does not count), so they share what is compiled. `prefill` and
-  `decode` are the predict functions on which `decoding` builds every kind of generation; `state` is
-  opaque to it. `likelihoods` is the one by which choices are ranked.
+  `state` is opaque to it, but for the rows on the first axis of each of its arrays.
   """
 
-  @property
-  def name(self) -> str: ...
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """How many positions of the context the method's vectors take before the text."""
+    ...
 
-  @property
-  def encoder_input(self) -> str:
-    """What of `Prompts` it reads of a text encoder: "", "encoder_tokens", or "encoder_states" too.
+  def prefill(
+    self,
+    trainable: Tree,
+    frozen: Tree,
+    prompts: Prompts,
+    max_new_tokens: int | jax.Array,
+    free_slots: int,
+  ) -> tuple[jax.Array, Tree]:
+    """Reads prompts (either padding) -> float32 logits [B, V] of the next token, state.
 
-    The last where the states do not depend on what is trained, so that they may be kept.
+    `max_new_tokens`: by how many tokens a row may grow, one number or int32 [B]; `free_slots`: how
+    many more the state can hold. Every array of the state has the rows on its first axis.
     """
     ...
 
-  def init(self, key: jax.Array) -> Tree: ...
+  def decode(
+    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
+  ) -> tuple[jax.Array, Tree]:
+    """One more token a row [B] -> float32 logits [B, V] of the one after it, state."""
+    ...
+
+
+@runtime_checkable
+class Method(Predictor, Protocol):
+  """A way to adapt the frozen LM: what is trained, the loss and how to predict.
+
+  `frozen` is `{"lm": parameters of the frozen LM, "frozen_inputs": small trees that are not
+  trained}`, and `"encoder"`, the parameters of a text encoder, where the method has one; nothing of
+  it is ever differentiated. A method is a hashable value without arrays: two that compare equal
+  compute the same from the same trees (where a tree starts does not count), so they share what is
+  compiled. `prefill` and `decode` (see `Predictor`) are the predict functions for generation,
+  `log_likelihoods` is the one by which choices are ranked.
+
+  name            as in configs and in `methods.METHODS`
+  sections        the config sections that it reads: name -> their dataclass, see `config.section`
+  learning_rates  the default peak rate of each top-level key that its trained trees may have
+  no_decay        regular expressions, each for whole paths ("prompt/vectors") of its trained tree,
+                  of leaves that weight decay leaves alone; of biases, scales, vectors and scalars
+                  it never decays any
+  """
+
+  name: ClassVar[str]
+  sections: ClassVar[Mapping[str, type]]
+  learning_rates: ClassVar[Mapping[str, float]]
+  no_decay: ClassVar[tuple[str, ...]]
+
+  @classmethod
+  def build(
+    cls,
+    base: "Base",
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> Self:
+    """The method for this frozen LM.
+
+    Args:
+      base: the frozen LM; its sizes count, and no number of it is kept.
+      sections: an instance of each class of `cls.sections`, by the section's name.
+      remat: recompute each layer in the backward pass: less memory, more time.
+      datasets: the data sets that get a prompt each where `prompt.per_task`.
+
+    Raises:
+      UserError: values that make no sense, or that do not fit this LM.
+    """
+    ...
+
+  @property
+  def encoder_input(self) -> str:
+    """Its input from a text encoder, in `Prompts`: "", "encoder_tokens" or "encoder_states".
+
+    The last where the states do not depend on what is trained, so that they may be cached; a batch
+    may hold the tokens all the same.
+    """
+    ...
+
+  def init(self, base: "Base", key: jax.Array) -> Tree:
+    """The trained tree at its start, float32; `base` is that of `build`.
+
+    Raises UserError where the start needs what `base` lacks: a tokenizer for a prompt's text.
+    """
+    ...
 
   def loss(
     self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
@@ -136,27 +217,7 @@ class Method(Protocol):
     """
     ...
 
-  def taken(self, trainable: Tree, frozen: Tree) -> int:
-    """How many positions of the context the method's own vectors take before the text."""
-    ...
-
-  def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
-  ) -> tuple[jax.Array, Tree]:
-    """Reads prompts (either padding) -> float32 logits [B, V] of the next token, state.
-
-    `new`: how many further tokens a row may come to have, for all rows or int32 [B]; `room`: for
-    how many the state has room. Every array of the state has the rows on its first axis.
-    """
-    ...
-
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
-  ) -> tuple[jax.Array, Tree]:
-    """One more token a row [B] -> float32 logits [B, V] of the one after it, state."""
-    ...
-
-  def likelihoods(
+  def log_likelihoods(
     self,
     trainable: Tree,
     frozen: Tree,
@@ -164,9 +225,9 @@ class Method(Protocol):
     choices: jax.Array,
     choice_mask: jax.Array,
   ) -> jax.Array:
-    """How likely each choice of a row is behind its prompt, which is read once: float32 [B, C].
+    """How likely each choice of a row is after its prompt, which is read once: float32 [B, A].
 
-    choices: token ids int32 [B, C, M], padded on the right; choice_mask: 1 for real ones. Returned
+    choices: token ids int32 [B, A, M], padded on the right; choice_mask: 1 for real ones. Returned
     is the sum of the log-likelihoods of a choice's tokens, in nats; -inf where it has none. Where
     an LM's rotations depend on how long a text is (dynamic NTK, longrope), all choices of a row
     count as long as its longest.
@@ -176,15 +237,16 @@ class Method(Protocol):
 
 @runtime_checkable
 class TwoPass(Protocol):
-  """A method whose first pass can answer alone, so that the second may be left out."""
+  """A method whose first pass can answer on its own, so that the second may be left out."""
 
-  def first(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
-    """Pass one as a method of its own, and its trained tree; `frozen` serves both."""
+  def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
+    """The first pass as a method, and its trained tree; `frozen` serves both passes."""
     ...
 
 
+@runtime_checkable
 class Base(Protocol):
-  """What a method's builder sees of the frozen LM."""
+  """What `Method.build` and `Method.init` see of the frozen LM."""
 
   @property
   def config(self) -> Any: ...  # backbones.config.DecoderConfig

@@ -1,1 +1,1 @@
-"""Floor 2: where examples come from, how they become token ids, and the batches made of them."""
+"""Data: where examples come from, how they become token ids, and batches of them."""

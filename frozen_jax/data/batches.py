@@ -1,14 +1,14 @@
 """From encoded examples to padded batches: order, epochs, sharding by host and exact resume.
 
-`data/mixture.py` decides the order: all examples in a random order that is another in each epoch,
-endlessly, or data sets mixed in shares. It is an order of the whole job: each batch is first
-defined for all hosts together, then each host takes its rows, so any number of hosts trains on the
-same batches.
+`data/mixture.py` gives the order: endless epochs of all examples, each shuffled anew, or a mixture
+of data sets. A batch is defined for all hosts together, and each host takes its rows, so any number
+of hosts trains on the same batches.
 
-Shapes. A batch of [B, T] and [B, M] is compiled for each pair (T, M) that occurs, so these are few:
+Shapes. A program is compiled for each pair of shapes [B, T], [B, M] that occurs, so there are few:
 T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
-least 4) that holds its most targets, and never below what half of all batches need. Both are taken
-over the rows of all hosts, which need equal shapes; so each host tokenises the whole batch.
+least 4) that holds the largest number of targets, and never below what half of all batches need.
+Both depend on the rows of all hosts, which need equal shapes; so each host tokenises the whole
+batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,28 +19,29 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
-from frozen_jax.data.mixture import MixtureOptions, order, spread
+from frozen_jax.data.examples import Example
+from frozen_jax.data.mixture import shuffled_order, stratified_sample
 from frozen_jax.data.rows import Rows
-from frozen_jax.data.sources import Example, Source
+from frozen_jax.data.settings import MixtureSettings
+from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
-from frozen_jax.text.padding import beside, padded, power_of_two
+from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
-_LEAST_TARGETS = 4
-_SAMPLED = 512  # examples looked at for the usual number of targets
-_AHEAD = 4  # batches made ahead, in a thread
+_MIN_TARGETS = 4
+_TARGETS_SAMPLE = 512  # examples, to estimate the usual number of targets
+_PREFETCH = 4  # batches, in a thread
 
 HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Batch
 _Counts = dict[str, int]
 
 
 class TrainingBatches:
-  """An endless iterator of this host's rows of the batches; its position can be taken and set.
+  """An endless iterator of this host's rows of the batches; its position can be saved and restored.
 
-  An example that is longer than the last of the task's lengths is skipped: the next one that fits
-  takes its place, of the same data set where data sets are mixed (of the source, if none of the
-  data set fits). `counts` says how many rows are such replacements ("skipped"), and of how many a
-  text encoder read only the beginning ("cut"), up to the last batch given out, in the batches of
-  all hosts.
+  An example that is longer than the last of the task's lengths is skipped: it is replaced by the
+  next one that fits, of the same data set if data sets are mixed (of the source, if none of the
+  data set fits). `counts` has the number of such replacements ("skipped") and of rows whose text
+  was truncated for the text encoder ("cut"), up to the last batch returned, over all hosts.
   """
 
   def __init__(
@@ -50,26 +51,26 @@ class TrainingBatches:
     batch_size: int,
     seed: int,
     shard: tuple[int, int],
-    mixture: MixtureOptions,
+    mixture: MixtureSettings,
   ):
     host, hosts = shard
     if batch_size < 1 or batch_size % hosts:
       raise UserError(
-        f"a batch of {batch_size} rows cannot be dealt to {hosts} hosts; choose a multiple of it"
+        f"a batch of {batch_size} rows cannot be divided among {hosts} hosts; choose a multiple"
       )
     self._task = task
     self._items = task.prepare(source)
     self._name = getattr(source, "name", "the data")
     rows = batch_size // hosts
-    self._mine = slice(host * rows, (host + 1) * rows)
-    groups = _groups(source, task, mixture)
-    self._neighbours = _Neighbours(len(self._items), groups)
-    self._long: set[int] = set()  # positions known not to fit: none is tokenised for that twice
-    # Grain sees positions alone: a skipped example needs its neighbours.
-    positions = order(len(self._items), groups, mixture, seed)
-    self._least = self._usual_targets(positions, batch_size)
-    made = positions.batch(batch_size, batch_fn=list).map(self._make)
-    self._iterator = iter(made.to_iter_dataset(grain.ReadOptions(1, _AHEAD)))
+    self._host_rows = slice(host * rows, (host + 1) * rows)
+    dataset_index = _mixed_datasets(source, task, mixture)
+    self._replacements = _Replacements(len(self._items), dataset_index)
+    self._too_long: set[int] = set()  # indices of examples that do not fit: tokenised once
+    # Grain maps indices, not examples: a skipped example needs a replacement.
+    indices = shuffled_order(len(self._items), dataset_index, mixture, seed)
+    self._min_targets = self._usual_num_targets(indices, batch_size)
+    batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
+    self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, _PREFETCH)))
     self.counts: _Counts = {"skipped": 0, "cut": 0}
 
   def __iter__(self) -> Iterator[HostBatch]:
@@ -90,7 +91,7 @@ class TrainingBatches:
     }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
-    """Goes to a position; UserError if the data has since changed its size."""
+    """Restores a position; UserError if the number of examples has changed since."""
     if state["examples"] != len(self._items):
       raise UserError(
         f"{self._name} has {len(self._items)} examples now and had {state['examples']} when the run"
@@ -99,65 +100,74 @@ class TrainingBatches:
     self._iterator.set_state(dict(state["order"]))
     self.counts = dict(state["counts"])
 
-  def _make(self, positions: Sequence[int]) -> tuple[HostBatch, _Counts]:
-    found = [self._fitting(int(position)) for position in positions]
-    batch = pad([encoded for encoded, _ in found], self._task.lengths, self._least)
-    skipped, cut = sum(count for _, count in found), sum(row.cut for row, _ in found)
-    return _rows(batch, self._mine), {"skipped": skipped, "cut": cut}
+  def _collate_batch(self, indices: Sequence[int]) -> tuple[HostBatch, _Counts]:
+    chosen = [self._fitting_example(int(index)) for index in indices]
+    batch = collate([encoded for encoded, _ in chosen], self._task.lengths, self._min_targets)
+    counts = {
+      "skipped": sum(replaced for _, replaced in chosen),
+      "cut": sum(encoded.truncated for encoded, _ in chosen),
+    }
+    return _select_rows(batch, self._host_rows), counts
 
-  def _fitting(self, position: int) -> tuple[Encoded, int]:
-    """The example there and 0, or the next one that fits and 1."""
-    for other in self._neighbours.after(position):
-      if other in self._long:
+  def _fitting_example(self, index: int) -> tuple[Encoded, bool]:
+    """The example at an index or the next one that fits, and whether it is a replacement."""
+    for candidate in self._replacements.candidates(index):
+      if candidate in self._too_long:
         continue
-      encoded = self._items[other]
+      encoded = self._items[candidate]
       if len(encoded.tokens) <= self._task.lengths[-1]:
-        return encoded, int(other != position)
-      self._long.add(other)
+        return encoded, candidate != index
+      self._too_long.add(candidate)
     raise UserError(
       f"every example of {self._name} is longer than {self._task.lengths[-1]} tokens; raise"
       " data.lengths"
     )
 
-  def _usual_targets(self, positions: grain.MapDataset, batch_size: int) -> int:
-    """M that about half of all batches do not exceed, by a sample of the examples drawn."""
-    sample = (self._items[positions[i]] for i in range(min(_SAMPLED, len(self._items))))
+  def _usual_num_targets(self, indices: grain.MapDataset, batch_size: int) -> int:
+    """M that about half of all batches do not exceed, estimated from the first examples drawn."""
+    sample = (self._items[indices[i]] for i in range(min(_TARGETS_SAMPLE, len(self._items))))
     limit = self._task.lengths[-1]
     counts = [len(one.tokens) - one.target_start for one in sample if len(one.tokens) <= limit]
     usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
     return targets_bucket(int(usual))
 
 
-class _Neighbours:
-  """Which positions stand in for one: those behind it in its data set, then in the source."""
+class _Replacements:
+  """Which examples replace one that does not fit: the next ones of its data set, then all others.
 
-  def __init__(self, count: int, groups: np.ndarray | None):
-    self._count, self._groups = count, groups
+  dataset_index: the data set of each example, if data sets are mixed.
+  """
+
+  def __init__(self, count: int, dataset_index: np.ndarray | None):
+    self._count, self._dataset_index = count, dataset_index
     self._members: dict[int, np.ndarray] = {}
-    if groups is not None:
-      self._members = {int(group): np.flatnonzero(groups == group) for group in np.unique(groups)}
+    if dataset_index is not None:
+      self._members = {
+        int(dataset): np.flatnonzero(dataset_index == dataset)
+        for dataset in np.unique(dataset_index)
+      }
 
-  def after(self, position: int) -> Iterator[int]:
-    """The position itself, then every other one."""
-    yield position
-    groups = self._groups
-    if groups is not None:
-      members = self._members[int(groups[position])]
-      place = int(np.searchsorted(members, position))
-      yield from (int(members[(place + k) % len(members)]) for k in range(1, len(members)))
+  def candidates(self, index: int) -> Iterator[int]:
+    """The index itself, then every other one in the order in which they replace it."""
+    yield index
+    datasets = self._dataset_index
+    if datasets is not None:
+      members = self._members[int(datasets[index])]
+      rank = int(np.searchsorted(members, index))
+      yield from (int(members[(rank + k) % len(members)]) for k in range(1, len(members)))
     for step in range(1, self._count):
-      other = (position + step) % self._count
-      if groups is None or groups[other] != groups[position]:
+      other = (index + step) % self._count
+      if datasets is None or datasets[other] != datasets[index]:
         yield other
 
 
 class ScoringBatches:
   """A finite sequence of batches over examples of a source, to score them.
 
-  Rows are sorted by length, so that few are padded far; the last batch is filled up with empty rows
-  (mask and target_mask 0). They are the first `max_examples`, or of a source with data sets
-  a spread over those (`mixture.spread`). Examples longer than the task's last length are left out
-  and counted in `counts["skipped"]`.
+  Rows are sorted by length, to reduce padding; the last batch is filled up with empty rows (mask
+  and target_mask 0). The examples are the first `max_examples`, or of a source with data sets a
+  stratified sample. Examples longer than the task's last length are left out and counted in
+  `counts["skipped"]`.
   """
 
   def __init__(
@@ -167,7 +177,7 @@ class ScoringBatches:
     size = len(items) if max_examples is None else min(max_examples, len(items))
     chosen: Iterable[int] = range(size)
     if isinstance(task, QuestionTask) and isinstance(source, Source):
-      chosen = spread(source, size).tolist()
+      chosen = stratified_sample(source, size).tolist()
     rows = [items[index] for index in chosen]
     fitting = [row for row in rows if len(row.tokens) <= task.lengths[-1]]
     if not fitting:
@@ -178,8 +188,8 @@ class ScoringBatches:
     self.counts: _Counts = {"skipped": size - len(fitting)}
     self._rows = sorted(fitting, key=lambda row: len(row.tokens))
     self._lengths, self._size = task.lengths, max(batch_size, 1)
-    most = max(len(row.tokens) - row.target_start for row in fitting)
-    self._least = min(targets_bucket(most), 16)
+    max_targets = max(len(row.tokens) - row.target_start for row in fitting)
+    self._min_targets = min(targets_bucket(max_targets), 16)
 
   def __len__(self) -> int:
     return -(-len(self._rows) // self._size)
@@ -187,7 +197,7 @@ class ScoringBatches:
   def __iter__(self) -> Iterator[HostBatch]:
     for start in range(0, len(self._rows), self._size):
       chosen = self._rows[start : start + self._size]
-      yield pad(chosen, self._lengths, self._least, self._size)
+      yield collate(chosen, self._lengths, self._min_targets, self._size)
 
 
 def training_batches(
@@ -196,13 +206,21 @@ def training_batches(
   batch_size: int,
   seed: int = 0,
   shard: tuple[int, int] = (0, 1),
-  mixture: MixtureOptions | None = None,
+  mixture: MixtureSettings | None = None,
 ) -> TrainingBatches:
-  """Endless batches for training; `batch_size` counts the rows of all hosts, `shard` is (this
-  host's index, number of hosts). Equal arguments give equal batches. `mixture`: how often each of a
-  source's data sets is drawn from; UserError for plain text, which is cut into windows across them.
+  """Endless batches for training. Equal arguments give equal batches.
+
+  Args:
+    source: the examples. task: encodes them.
+    batch_size: the rows of all hosts. seed: of the order.
+    shard: (this host's index, number of hosts).
+    mixture: how often each of the source's data sets is drawn from.
+
+  Raises:
+    UserError: a batch that cannot be divided among the hosts; data sets of plain text to be mixed,
+      whose windows span data sets.
   """
-  return TrainingBatches(source, task, batch_size, seed, shard, mixture or MixtureOptions())
+  return TrainingBatches(source, task, batch_size, seed, shard, mixture or MixtureSettings())
 
 
 def scoring_batches(
@@ -212,21 +230,22 @@ def scoring_batches(
   return ScoringBatches(source, task, batch_size, max_examples)
 
 
-def pad(
-  rows: Sequence[Encoded], lengths: Sequence[int], least_targets: int, size: int | None = None
+def collate(
+  rows: Sequence[Encoded], lengths: Sequence[int], min_targets: int, size: int | None = None
 ) -> HostBatch:
   """Encoded rows as the arrays of `core.types.Batch`, padded on the right.
 
+  T is the first of `lengths` that holds the longest row, M at least `min_targets`.
   B is `size` (default: as many as rows); rows beyond the given ones are empty.
   """
-  longest = max(len(row.tokens) for row in rows)
-  width = next(length for length in lengths if length >= longest)
-  most = max(len(row.tokens) - row.target_start for row in rows)
-  targets = max(targets_bucket(most), least_targets)
-  tokens, mask = padded([row.tokens for row in rows], width, size)
-  ids, target_mask = padded([row.tokens[row.target_start :] for row in rows], targets, size)
-  where = [range(row.target_start - 1, len(row.tokens) - 1) for row in rows]
-  positions, _ = padded(where, targets, size)
+  max_length = max(len(row.tokens) for row in rows)
+  width = next(length for length in lengths if length >= max_length)
+  num_targets = max(len(row.tokens) - row.target_start for row in rows)
+  targets = max(targets_bucket(num_targets), min_targets)
+  tokens, mask = pad_sequences([row.tokens for row in rows], width, size)
+  ids, target_mask = pad_sequences([row.tokens[row.target_start :] for row in rows], targets, size)
+  predicting = [range(row.target_start - 1, len(row.tokens) - 1) for row in rows]
+  positions, _ = pad_sequences(predicting, targets, size)
   prompts = [Prompt(row.tokens, row.encoder_tokens, row.task) for row in rows]
   return {
     "tokens": tokens,
@@ -234,17 +253,19 @@ def pad(
     "target_positions": positions,
     "target_ids": ids,
     "target_mask": target_mask,
-    **beside(prompts, size),
+    **extra_inputs(prompts, size),
   }
 
 
 def targets_bucket(count: int) -> int:
   """The smallest power of two, at least 4, that is not below `count`."""
-  return power_of_two(count, _LEAST_TARGETS)
+  return power_of_two(count, _MIN_TARGETS)
 
 
-def _groups(source: Rows[Example], task: Task, mixture: MixtureOptions) -> np.ndarray | None:
-  """The data set of each example where data sets are to be mixed."""
+def _mixed_datasets(
+  source: Rows[Example], task: Task, mixture: MixtureSettings
+) -> np.ndarray | None:
+  """int [N], the data set of each example, if data sets are mixed."""
   if not mixture.sampling:
     return None
   if isinstance(task, LanguageModelTask):
@@ -252,8 +273,8 @@ def _groups(source: Rows[Example], task: Task, mixture: MixtureOptions) -> np.nd
       f"data.sampling {mixture.sampling!r} mixes data sets of questions, and"
       f" {getattr(source, 'name', 'the data')} is plain text; leave it empty"
     )
-  return getattr(source, "groups", None)
+  return getattr(source, "dataset_index", None)
 
 
-def _rows(batch: HostBatch, chosen: slice) -> HostBatch:
+def _select_rows(batch: HostBatch, chosen: slice) -> HostBatch:
   return {name: value[chosen] for name, value in batch.items()}

@@ -1,14 +1,13 @@
-"""The output states of a frozen text encoder, kept so that no text is encoded twice.
+"""A cache of the output states of a frozen text encoder, so that no text is encoded twice.
 
-Without trained tokens before the text the encoder's states are constant (METHODS 2), so they are
-kept: the last used in memory, all of them on disk, as array_record files ("segments") in a folder
-that several processes may share. A segment is written under another name and moved into place when
-it is whole; its last record lists the keys of the others. What is on disk is a cache: it may be
-deleted at any time, and what of it is damaged is left out with a warning and computed again.
+Without trained tokens before the text the encoder's states are constant (docs/paper.md, 2), so they
+are cached: the last used in memory, all of them on disk, as array_record files ("segments") in a
+folder that several processes may share. A segment is written under a temporary name and renamed
+when it is complete; its last record lists the keys of the others. The folder may be deleted at any
+time, and damaged segments are skipped with a warning and computed again.
 
-A row's key is a hash of the text's token ids. The encoder sees nothing else of a text, so equal ids
-have equal states; and texts that a tokenizer tells apart have other ids, so the key is as fine as
-the text needs. (Texts that become the same ids, such as two cut to the same start, share a row.)
+A row's key is a hash of the text's token ids, which are all that the encoder reads of a text.
+(Texts with equal ids, such as two that are truncated to the same beginning, share a row.)
 """
 
 import collections
@@ -35,12 +34,12 @@ DISK_BYTES = 2**34
 
 _FORMAT = "1"  # of the files; part of the folder's name
 _KEY_BYTES = 16
-_SEGMENT_BYTES = 2**26  # rows wait in memory until they fill a segment of so much
+_SEGMENT_BYTES = 2**26  # rows are buffered in memory until they fill a segment
 _SUFFIX = ".array_record"
 _UNFINISHED = ".unfinished"
-_ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's any more
-# States do not compress; a group of one record is what can be read alone.
-_WRITING, _READING = "group_size:1,uncompressed", "readahead_buffer_size:0"
+_ABANDONED_SECONDS = 24 * 3600  # after which an unfinished file has lost its writer
+# States do not compress; with groups of one record, records can be read one by one.
+_WRITER_OPTIONS, _READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0"
 
 Key = bytes
 
@@ -51,7 +50,7 @@ def text_key(ids: np.ndarray | Sequence[int]) -> Key:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-  """Names what a fast tokenizer does with a text (hex); padding and truncation do not count."""
+  """A hash (hex) of what a fast tokenizer does with a text, without padding and truncation."""
   if tokenizer is None:
     return ""
   settings = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -63,7 +62,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def store_folder(
   fingerprint: str, tokenizer: Any, dtype: Any, root: pathlib.Path | None = None
 ) -> pathlib.Path:
-  """Where the states of an encoder are kept: a folder for each encoder, tokenizer and dtype.
+  """The folder of an encoder's states: one for each encoder, tokenizer and dtype.
 
   root: None is the user's cache directory.
   """
@@ -73,9 +72,9 @@ def store_folder(
 
 
 class FeatureStore:
-  """States by key: each float [S, E] in one dtype, for S real positions of a text.
+  """States by key: each float [S, De] in one dtype, for S real positions of a text.
 
-  `width` is E. Rows that are not on disk yet are lost with the process; `flush` writes them. Only
+  `width` is De. Rows that are not on disk yet are lost with the process; `flush` writes them. Only
   one thread may use a store.
   """
 
@@ -87,101 +86,105 @@ class FeatureStore:
     memory_bytes: int = MEMORY_BYTES,
     disk_bytes: int = DISK_BYTES,
   ):
-    """Opens what the folder holds; it need not exist.
+    """Opens the states in a folder, which need not exist.
 
     Args:
-      folder: of this encoder, tokenizer and dtype alone (see `store_folder`).
-      width: E.
+      folder: of this encoder, tokenizer and dtype (see `store_folder`).
+      width: De.
       dtype: of the states: float32, or bfloat16 of ml_dtypes.
-      memory_bytes: of the rows used last; beside them up to 64 MiB wait to be written.
-      disk_bytes: that the folder may take; when it is full nothing is added to it. 0: no disk.
+      memory_bytes: for the rows used last; besides, up to 64 MiB wait to be written.
+      disk_bytes: the maximal size of the folder; when it is full, nothing is added. 0: no disk.
     """
     self._folder, self.width, self.dtype = folder, width, np.dtype(dtype)
     self._memory: collections.OrderedDict[Key, np.ndarray] = collections.OrderedDict()
-    self._memory_bytes, self._held = memory_bytes, 0
-    self._new: dict[Key, np.ndarray] = {}  # not on disk yet
-    self._new_bytes = 0
-    self._places: dict[Key, tuple[pathlib.Path, int]] = {}  # the segment, and where in it
-    self._seen: set[str] = set()  # segments whose keys have been read, or could not be
-    self._disk_bytes, self._taken = disk_bytes, 0
-    self._reads, self._writes = disk_bytes > 0, disk_bytes > 0
-    if self._reads:
+    self._memory_bytes, self._memory_used = memory_bytes, 0
+    self._unwritten: dict[Key, np.ndarray] = {}  # not on disk yet
+    self._unwritten_bytes = 0
+    self._locations: dict[Key, tuple[pathlib.Path, int]] = {}  # segment, index in it
+    self._segments_read: set[str] = set()  # file names, damaged ones too
+    self._disk_bytes, self._disk_used = disk_bytes, 0
+    self._reading, self._writing = disk_bytes > 0, disk_bytes > 0
+    if self._reading:
       self._remove_abandoned()
       self._read_keys()
 
   def __len__(self) -> int:
-    """How many rows are known."""
-    return len(self._memory.keys() | self._new.keys() | self._places.keys())
+    """How many rows are stored."""
+    return len(self._memory.keys() | self._unwritten.keys() | self._locations.keys())
 
   def find(self, keys: Sequence[Key]) -> list[np.ndarray | None]:
-    """The states of each key, [S, E] read-only, or None where they are not known."""
-    found = {key: row for key in keys if (row := self._from_memory(key)) is not None}
-    found |= self._from_disk([key for key in dict.fromkeys(keys) if key not in found])
-    return [found.get(key) for key in keys]
+    """The states of each key, [S, De] read-only, or None where they are not stored."""
+    rows = {key: row for key in keys if (row := self._from_memory(key)) is not None}
+    rows |= self._from_disk([key for key in dict.fromkeys(keys) if key not in rows])
+    return [rows.get(key) for key in keys]
 
   def add(self, key: Key, states: np.ndarray) -> None:
-    """Keeps states [S, E] under a key; a full segment is written at once."""
+    """Stores states [S, De] under a key; a full segment is written at once."""
     if states.ndim != 2 or states.shape[1] != self.width or states.dtype != self.dtype:
-      wanted = f"{self.dtype} [S, {self.width}]"
-      raise ValueError(f"states are {states.dtype} {list(states.shape)}, the store's are {wanted}")
-    row = np.array(states)  # a view would hold the whole batch that it is of
+      expected = f"{self.dtype} [S, {self.width}]"
+      raise ValueError(
+        f"states are {states.dtype} {list(states.shape)}, the store's are {expected}"
+      )
+    row = np.array(states)  # a view would keep its whole batch in memory
     row.flags.writeable = False
     self._remember(key, row)
-    if self._writes and key not in self._new and key not in self._places:
-      self._new[key] = row
-      self._new_bytes += row.nbytes
-      if self._new_bytes >= _SEGMENT_BYTES:
+    if self._writing and key not in self._unwritten and key not in self._locations:
+      self._unwritten[key] = row
+      self._unwritten_bytes += row.nbytes
+      if self._unwritten_bytes >= _SEGMENT_BYTES:
         self.flush()
 
   def flush(self) -> None:
-    """Writes what is new to disk, and finds what other processes have written since.
+    """Writes new rows to disk, and finds those that other processes have written since.
 
-    Where that fails (no space, no permission) or the folder is full, a warning says so and what
-    follows is kept in memory alone.
+    If that fails (no space, no permission) or the folder is full, a warning is logged, and later
+    rows are stored in memory only.
     """
-    if self._writes and self._new:
+    if self._writing and self._unwritten:
       self._write()
-    if self._reads:
+    if self._reading:
       self._read_keys()
 
   def _from_memory(self, key: Key) -> np.ndarray | None:
     row = self._memory.get(key)
     if row is None:
-      return self._new.get(key)
+      return self._unwritten.get(key)
     self._memory.move_to_end(key)
     return row
 
   def _remember(self, key: Key, row: np.ndarray) -> None:
     if (old := self._memory.pop(key, None)) is not None:
-      self._held -= old.nbytes
+      self._memory_used -= old.nbytes
     self._memory[key] = row
-    self._held += row.nbytes
-    while self._held > self._memory_bytes:
+    self._memory_used += row.nbytes
+    while self._memory_used > self._memory_bytes:
       _, oldest = self._memory.popitem(last=False)
-      self._held -= oldest.nbytes
+      self._memory_used -= oldest.nbytes
 
   def _from_disk(self, keys: Sequence[Key]) -> dict[Key, np.ndarray]:
-    """Reads from each segment at once; a damaged one is left out from then on."""
-    wanted: dict[pathlib.Path, list[tuple[Key, int]]] = {}
+    """Reads rows, segment by segment; damaged segments are not used again."""
+    by_segment: dict[pathlib.Path, list[tuple[Key, int]]] = {}
     for key in keys:
-      if key in self._places:
-        path, index = self._places[key]
-        wanted.setdefault(path, []).append((key, index))
-    found: dict[Key, np.ndarray] = {}
-    for path, places in wanted.items():
+      if key in self._locations:
+        path, index = self._locations[key]
+        by_segment.setdefault(path, []).append((key, index))
+    rows_by_key: dict[Key, np.ndarray] = {}
+    for path, entries in by_segment.items():
       try:
-        with _opened(path) as reader:
-          rows = [self._row(data) for data in reader.read([index for _, index in places])]
+        with _open_segment(path) as reader:
+          rows = [self._decode_row(data) for data in reader.read([index for _, index in entries])]
       except (RuntimeError, ValueError, OSError) as error:
-        self._leave_out(path, error)
-        self._places = {key: place for key, place in self._places.items() if place[0] != path}
+        self._warn_damaged(path, error)
+        self._locations = {
+          key: location for key, location in self._locations.items() if location[0] != path
+        }
         continue
-      for (key, _), row in zip(places, rows, strict=True):
-        found[key] = row
+      for (key, _), row in zip(entries, rows, strict=True):
+        rows_by_key[key] = row
         self._remember(key, row)
-    return found
+    return rows_by_key
 
-  def _row(self, data: bytes) -> np.ndarray:
+  def _decode_row(self, data: bytes) -> np.ndarray:
     return np.frombuffer(data, self.dtype).reshape(-1, self.width)
 
   def _write(self) -> None:
@@ -190,65 +193,65 @@ class FeatureStore:
       name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
       unfinished = self._folder / (name + _UNFINISHED)
       try:
-        _write_segment(unfinished, self._new)
+        _write_segment(unfinished, self._unwritten)
         size = unfinished.stat().st_size
-        full = self._taken + size > self._disk_bytes
+        full = self._disk_used + size > self._disk_bytes
         if not full:
           os.replace(unfinished, self._folder / (name + _SUFFIX))
       finally:
         unfinished.unlink(missing_ok=True)
       if full:
-        room = f"{self._disk_bytes / 1e9:.1f} GB"
-        self._stop_writing(f"{self._folder} has reached its {room}; give it more, or delete it")
+        limit = f"{self._disk_bytes / 1e9:.1f} GB"
+        self._stop_writing(f"{self._folder} has reached its {limit}; give it more, or delete it")
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for both
       reason = getattr(error, "strerror", None) or str(error).partition(";")[0]
       self._stop_writing(f"cannot write into {self._folder} ({reason}); free some space")
-    self._new, self._new_bytes = {}, 0
+    self._unwritten, self._unwritten_bytes = {}, 0
 
-  def _stop_writing(self, why: str) -> None:
-    self._writes = False
-    _LOG.warning("encoder states stay in memory alone from now on: %s", why)
+  def _stop_writing(self, reason: str) -> None:
+    self._writing = False
+    _LOG.warning("encoder states stay in memory only from now on: %s", reason)
 
   def _read_keys(self) -> None:
-    """Reads the keys of what the folder holds and this object has not seen yet."""
+    """Reads the keys of segments that this object has not read yet."""
     try:
       paths = sorted(self._folder.glob(f"*{_SUFFIX}"))
-    except OSError:  # a folder that cannot be listed: writing will say why
+    except OSError:  # it cannot be listed: writing will report why
       return
     for path in paths:
-      if path.name in self._seen:
+      if path.name in self._segments_read:
         continue
-      self._seen.add(path.name)
+      self._segments_read.add(path.name)
       try:
-        with _opened(path) as reader:
+        with _open_segment(path) as reader:
           keys = _keys(reader)
-        self._taken += path.stat().st_size
+        self._disk_used += path.stat().st_size
       except (RuntimeError, ValueError, OSError) as error:
-        self._leave_out(path, error)
+        self._warn_damaged(path, error)
         continue
       for index, key in enumerate(keys):
-        self._places.setdefault(key, (path, index))
+        self._locations.setdefault(key, (path, index))
 
-  def _leave_out(self, path: pathlib.Path, error: Exception) -> None:
+  def _warn_damaged(self, path: pathlib.Path, error: Exception) -> None:
     reason = str(error).partition(";")[0]
     _LOG.warning(
       "%s is damaged (%s); its encoder states are computed again: delete it", path, reason
     )
 
   def _remove_abandoned(self) -> None:
-    """Deletes what writers that were killed have left."""
+    """Deletes unfinished files that killed writers have left."""
     for path in self._folder.glob(f"*{_UNFINISHED}"):
       try:
-        if time.time() - path.stat().st_mtime > _ABANDONED:
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
           path.unlink()
       except OSError:  # another process was faster
         continue
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
-  """A segment to read from. None stays open: there may be more than files may be open."""
-  reader = ArrayRecordReader(str(path), _READING)
+def _open_segment(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
+  """A segment to read from, then closed: there may be more of them than a process may open."""
+  reader = ArrayRecordReader(str(path), _READER_OPTIONS)
   try:
     yield reader
   finally:
@@ -256,8 +259,8 @@ def _opened(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
 
 
 def _write_segment(path: pathlib.Path, rows: dict[Key, np.ndarray]) -> None:
-  """The rows, then their keys as the last record; the file is on disk when this returns."""
-  writer = ArrayRecordWriter(str(path), _WRITING)
+  """Writes the rows, then their keys as the last record; flushed to disk on return."""
+  writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
   try:
     for row in rows.values():
       writer.write(row.tobytes())
@@ -269,7 +272,7 @@ def _write_segment(path: pathlib.Path, rows: dict[Key, np.ndarray]) -> None:
 
 
 def _keys(reader: ArrayRecordReader) -> list[Key]:
-  """The keys of a segment's rows; ValueError where it does not hold what it should."""
+  """The keys of a segment's rows; ValueError for a damaged segment."""
   count = reader.num_records() - 1
   if count < 1:
     raise ValueError("it has no end")

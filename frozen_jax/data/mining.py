@@ -1,7 +1,7 @@
-"""What a re-ranker learns to tell apart: a question's passages, and hard negatives mined for it.
+"""The training data of a re-ranker: a question's positive passages, and mined hard negatives.
 
 Negatives are passages that a retriever ranks high and that do not answer the question (Karpukhin et
-al. 2020, section 3.2). Passages are named by whatever their corpus names them by (`Key`).
+al. 2020, section 3.2). A passage is identified by its corpus's key for it (`Key`).
 """
 
 import functools
@@ -13,7 +13,7 @@ from frozen_jax.text.answers import contains, normalise
 
 Key = Hashable
 
-_REMEMBERED = 2**16  # passages whose texts are not looked up again
+_CACHED_TEXTS = 2**16  # of passages
 
 
 class Group(NamedTuple):
@@ -24,7 +24,7 @@ class Group(NamedTuple):
   negatives: tuple[Key, ...]
 
 
-def mined_groups(
+def mine_groups(
   questions: Sequence[Mapping[str, Any]],
   positives: Sequence[Sequence[Key]],
   ranked: Sequence[Sequence[Key]],
@@ -32,43 +32,43 @@ def mined_groups(
   depth: int = 50,
   drop_answers: bool = False,
 ) -> list[Group]:
-  """Groups with hard negatives out of the lists that a retriever ranked.
+  """Groups with hard negatives from the rankings of a retriever.
 
   Args:
     questions: rows with `question` and, for `drop_answers`, `answers`; with `id` for messages.
     positives: of each question the passages that answer it.
-    ranked: of each question passages, best first; positives among them are passed over.
+    ranked: of each question passages, best first; positives among them are skipped.
     text_of: the text of a passage.
     depth: how many negatives to keep at most, the best ranked ones.
-    drop_answers: leave out those that hold an accepted answer (words compared as SQuAD compares
-      answers): they may answer the question, though nobody marked them as positives.
+    drop_answers: leave out passages that contain an accepted answer (words are compared as SQuAD
+      compares answers): they may answer the question, although they are not marked as positives.
 
   Raises:
     UserError: a question without a positive.
   """
-  text_of = functools.lru_cache(_REMEMBERED)(text_of)
-  words_of = functools.lru_cache(_REMEMBERED)(lambda key: normalise(text_of(key)))
+  text_of = functools.lru_cache(_CACHED_TEXTS)(text_of)
+  words_of = functools.lru_cache(_CACHED_TEXTS)(lambda key: normalise(text_of(key)))
   groups = []
-  for number, (row, own, found) in enumerate(
+  for number, (row, relevant, ranking) in enumerate(
     zip(questions, positives, ranked, strict=True), start=1
   ):
-    if not own:
+    if not relevant:
       raise UserError(
         f"question {row.get('id', number)} ({row['question'][:60]!r}) has no passage that answers"
         " it; leave it out of the re-ranker's training data or name one"
       )
     answers = [normalise(answer) for answer in row["answers"]] if drop_answers else []
-    taken, known = set(own), {text_of(key) for key in own}
-    kept: list[Key] = []
-    for key in found:
-      if len(kept) == depth:
+    used_keys, used_texts = set(relevant), {text_of(key) for key in relevant}
+    negatives: list[Key] = []
+    for key in ranking:
+      if len(negatives) == depth:
         break
-      if key in taken or (text := text_of(key)) in known:
+      if key in used_keys or (text := text_of(key)) in used_texts:
         continue
       if answers and contains(words_of(key), answers):
         continue
-      taken.add(key)
-      known.add(text)
-      kept.append(key)
-    groups.append(Group(row["question"], tuple(own), tuple(kept)))
+      used_keys.add(key)
+      used_texts.add(text)
+      negatives.append(key)
+    groups.append(Group(row["question"], tuple(relevant), tuple(negatives)))
   return groups

@@ -1,13 +1,27 @@
-"""What the data floor asks of any collection of rows: a length, and each row by its position."""
+"""What the data modules require of a collection of rows: a length, and rows by index."""
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Row = TypeVar("Row", covariant=True)
 
 
+@runtime_checkable
 class Rows(Protocol[Row]):
-  """Rows by position, from 0; an IndexError beyond the last. Lists are Rows too."""
+  """Rows by index, from 0; an IndexError beyond the last. Lists are Rows too."""
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int, /) -> Row: ...
+
+
+class StoredRows(Rows[dict[str, Any]], Protocol):
+  """Rows of one file or prepared split, as they are stored."""
+
+  @property
+  def digest(self) -> str:
+    """A hash (hex) of the contents, or of the name and version of what they are made from."""
+    ...
+
+  def describe(self, index: int) -> str:
+    """Where a row is, for messages: `FILE, line N`."""
+    ...

@@ -1,71 +1,62 @@
-"""Where examples come from: built-in data sets, prepared tfds data sets and JSON-lines files.
+"""Sources of examples: built-in data sets, those of tensorflow-datasets, and JSON-lines files.
 
-One or several of them make a source: examples by position, each of one of the forms of
-`data/examples.py`, with the data sets that they are of. Prompt templates, where they are given, put
-each row into each template of its data set.
+A source holds the examples of one or several of them, by index, each in one of the forms of
+`data/examples.py`, with the data sets that they are of. Prompt templates, if given, render each row
+by each template of its data set.
 """
 
+import functools
+import hashlib
+import json
 import logging
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import parse_row
-from frozen_jax.data.examples import Example, checked, lacks_target, put, renamed
+from frozen_jax.data.builtin import BUILTIN_SPECS
+from frozen_jax.data.examples import Example, parse_example
+from frozen_jax.data.indexed_rows import IndexedRows, Templates
 from frozen_jax.data.json_lines import JsonLines
-from frozen_jax.data.rows import Rows
-from frozen_jax.text.jinja_templates import JinjaTemplate, load_templates
+from frozen_jax.data.prepared import open_builtin, open_tfds
+from frozen_jax.data.rows import Rows, StoredRows
+from frozen_jax.text.jinja_templates import load_templates
 
-BUILTIN = (
-  "world_facts/train",
-  "world_facts/validation",
-  "world_facts/test",
-  "plain_english/train",
-  "plain_english/validation",
-  "many_tasks/train",
-  "many_tasks/validation",
-  "many_tasks/test",
-  "many_tasks/held_out",
-)
-_CHECKED_AT_ONCE = 1000  # rows of a file
-_READ_AT_ONCE = 256
-_AS_IT_IS = -1  # in place of the number of a template
+_JSON_LINES = (".jsonl", ".jsonl.gz")
 _LOG = logging.getLogger(__name__)
-
-Templates = Mapping[str, Sequence[JinjaTemplate]]
 
 
 class Source:
-  """Examples by position. `name` says for messages where they come from.
+  """Examples by index. `name`: what was opened, for messages.
 
-  datasets  the data sets that rows name, in the order of their first appearance; () for one source
-            whose rows name none
-  groups    int32 [N], which of them each example is of (0 where there are none)
-  cells     int32 [N], which pair of data set and template it is of, numbered likewise
-  left_out  how many rows were left out since their target (or a template's) is empty: they have no
-            position
+  datasets            the data sets that rows name, in the order of their first appearance; () for
+                      one source whose rows name none
+  dataset_index       int32 [N], which of them each example is of (0 where there are none)
+  template_index      int32 [N], which pair of data set and template each example is of, numbered
+                      likewise
+  num_without_target  how many examples were left out since their target (or a template's) is empty
   """
 
-  def __init__(self, parts: Sequence["_Part"], name: str):
+  def __init__(self, parts: Sequence[IndexedRows], name: str):
     self.name, self._parts = name, parts
-    named = [part.names or ([part.dataset] if len(parts) > 1 else []) for part in parts]
+    named = [part.datasets or ([part.dataset] if len(parts) > 1 else []) for part in parts]
     self.datasets = tuple(dict.fromkeys(dataset for names in named for dataset in names))
     if not all(named):
       self.datasets = ()
+    numbers = {dataset: number for number, dataset in enumerate(self.datasets)}
     pairs: dict[tuple[str, str], int] = {}
-    groups, cells = [], []
+    dataset_index, template_index = [], []
     for part in parts:
-      listed = [pairs.setdefault(pair, len(pairs)) for pair in part.pairs]
-      numbers = [self.datasets.index(dataset) if self.datasets else 0 for dataset, _ in part.pairs]
-      groups.append(np.array(numbers, np.int32)[part.cells])
-      cells.append(np.array(listed, np.int32)[part.cells])
-    self.groups, self.cells = np.concatenate(groups), np.concatenate(cells)
-    self.left_out = sum(part.left_out for part in parts)
+      pair_numbers = [pairs.setdefault(pair, len(pairs)) for pair in part.pairs]
+      dataset_numbers = [numbers.get(dataset, 0) for dataset, _ in part.pairs]
+      template_index.append(np.array(pair_numbers, np.int32)[part.pair_index])
+      dataset_index.append(np.array(dataset_numbers, np.int32)[part.pair_index])
+    self.dataset_index = np.concatenate(dataset_index)
+    self.template_index = np.concatenate(template_index)
+    self.num_without_target = sum(part.num_without_target for part in parts)
     self._ends = np.cumsum([len(part) for part in parts])
 
   def __len__(self) -> int:
@@ -74,9 +65,9 @@ class Source:
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    which = int(np.searchsorted(self._ends, index, side="right"))
-    part = self._parts[which]
-    example = dict(part[index - (int(self._ends[which - 1]) if which else 0)])
+    number = int(np.searchsorted(self._ends, index, side="right"))
+    part = self._parts[number]
+    example = dict(part[index - (int(self._ends[number - 1]) if number else 0)])
     if self.datasets:
       example.setdefault("dataset", part.dataset)
     example.setdefault("id", str(index))
@@ -89,106 +80,20 @@ class Source:
     raise TypeError("a Source holds open files; open it anew in the other process")
 
   @property
-  def origins(self) -> frozenset[str]:
-    """The data sets its rows name, or what they come from where they name none."""
+  def dataset_names(self) -> frozenset[str]:
+    """The data sets that its rows name, or the names of its files and splits if they name none."""
     return frozenset(self.datasets or (part.dataset for part in self._parts))
 
+  @functools.cached_property
+  def digest(self) -> str:
+    """A hash (hex) of what the examples are made from; equal digests, equal examples.
 
-class _Part:
-  """One file or split: its examples, without the rows that have no target.
-
-  `dataset` is what it is called where its rows name no data set; `names` the data sets they name.
-  `pairs` are the (data set, template) that occur and `cells` says which of them each example is of.
-  """
-
-  def __init__(
-    self, spec: str, fields: Mapping[str, str], targets: bool, templates: Templates, optional: bool
-  ):
-    self.spec, self.dataset = spec, _data_set(spec)
-    self._rows, self._targets, self._templates = _open_rows(spec), targets, templates
-    if not len(self._rows):
-      raise UserError(f"{spec} holds no examples; choose another split")
-    theirs = {name.partition(".")[0] for name in fields.values()}
-    self._fields = {} if optional and not theirs & set(self._rows[0]) else fields
-    first = renamed(self._rows[0], self._fields, self._where(0))
-    self._names_datasets = "dataset" in first
-    if self._names_datasets or self._for_row(first):
-      self._survey()
-    else:
-      self._glance()
-
-  def __len__(self) -> int:
-    return len(self.cells)
-
-  def __getitem__(self, index: int) -> Example:
-    row, template = (index, _AS_IT_IS) if self._entries is None else self._entries[index].tolist()
-    where = self._where(row)
-    raw = renamed(self._rows[row], self._fields, where)
-    if template == _AS_IT_IS:
-      return checked(raw, where, self._targets)
-    example = self._put(raw, self._for_row(raw)[template], row)
-    if example is None:
-      raise UserError(f"{where}: has changed since the run began; give it the same data")
-    return example
-
-  def _glance(self) -> None:
-    """Rows that name no data set: each is an example; the first of a file are looked at."""
-    count = len(self._rows)
-    self.names: list[str] = []
-    self.pairs, self.left_out = [(self.dataset, "")], 0
-    self._entries: np.ndarray | None = None  # int64 [N, 2]: row and number of the template
-    self.cells = np.zeros(count, np.int32)
-    for index in range(min(count, _CHECKED_AT_ONCE) if isinstance(self._rows, JsonLines) else 1):
-      self[index]
-
-  def _survey(self) -> None:
-    """One pass over all rows, which says the examples that there are and what they are of."""
-    pairs: dict[tuple[str, str], int] = {}
-    entries, cells, self.left_out = [], [], 0
-    for row, raw in enumerate(_in_order(self._rows)):
-      for template, example in self._made(row, raw):
-        if example is None or (self._targets and lacks_target(example)):
-          self.left_out += 1
-          continue
-        pair = (example["dataset"], example.get("template") or "")
-        entries.append((row, template))
-        cells.append(pairs.setdefault(pair, len(pairs)))
-    if not entries:
-      raise UserError(f"every row of {self.spec} has an empty target; give rows with targets")
-    self._entries, self.cells = np.array(entries, np.int64), np.array(cells, np.int32)
-    self.pairs = list(pairs)
-    self.names = list(dict.fromkeys(dataset for dataset, _ in pairs))
-
-  def _made(self, row: int, stored: Mapping[str, Any]) -> Iterator[tuple[int, Example | None]]:
-    """(number of the template, example or None where it gives no target) of a row as stored."""
-    where = self._where(row)
-    raw = renamed(stored, self._fields, where)
-    if self._names_datasets and not isinstance(raw.get("dataset"), str):
-      raise UserError(f"{where}: no text `dataset`, which the first row has; add it")
-    templates = self._for_row(raw)
-    if not templates:
-      yield _AS_IT_IS, {"dataset": self.dataset, **checked(raw, where, self._targets)}
-    for number, template in enumerate(templates):
-      yield number, self._put(raw, template, row)
-
-  def _put(self, raw: Mapping[str, Any], template: JinjaTemplate, row: int) -> Example | None:
-    """A row put into a template; None where that gives no target."""
-    rendered = template.render(raw, self._where(row), row)
-    if rendered is None:
-      return None
-    dataset = raw["dataset"] if self._names_datasets else self.dataset
-    example = put(rendered, dataset, template.name)
-    if "id" in raw:
-      example["id"] = f"{raw['id']}/{template.name}"
-    return example
-
-  def _for_row(self, raw: Mapping[str, Any]) -> Sequence[JinjaTemplate]:
-    """The templates of the row's data set; those of a file that names none are for every row."""
-    name = raw["dataset"] if self._names_datasets else self.dataset
-    return self._templates.get(name, self._templates.get("", ()))
-
-  def _where(self, row: int) -> str:
-    return getattr(self._rows, "where", f"{self.spec}, row {{}}".format)(row)
+    Of a JSON-lines file its contents count (1 GB a second), not its path; of a built-in data set
+    the version of its builder and the split; of another one of tensorflow-datasets name, version,
+    split and number of rows; and the fields and templates that apply.
+    """
+    digests = json.dumps([part.digest for part in self._parts])
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def open_source(
@@ -197,35 +102,49 @@ def open_source(
   targets: bool = True,
   templates: str | Templates = "",
 ) -> Source:
-  """Opens examples by position.
+  """Opens examples by index.
 
-  `spec`: a built-in name with its split (BUILTIN), "tfds:NAME/SPLIT", the path of a .jsonl or
-  .jsonl.gz file, or several of these, joined by commas; of several, each whose rows name no
-  `dataset` is a data set under its own name (world_facts, NAME, the file's name without ending).
-  `fields`: where a source has names of its own, ("question=query", "answers=answer.text") or the
-  same as a dict, ours to theirs; of several sources, those that have such fields. `templates`: a
-  file or folder of prompt templates (`text/jinja_templates.py`): each row is an example for each
-  template of its data set, row by row; a data set without templates stays as it is. With
-  `targets=False` rows without answers or target will do (to predict).
+  Rows of data sets or templates whose target is empty are left out and counted in
+  `num_without_target`; to find them, such a source is read once here (t0_train, 37,466 rows: about
+  a second).
 
-  Rows of data sets or templates whose target is empty are left out and counted in `left_out`; to
-  know them, such a source is gone through once here (t0_train, 37,466 rows: about a second).
+  Args:
+    spec: a built-in name with its split (BUILTIN_SPECS), "tfds:NAME/SPLIT", the path of a .jsonl or
+      .jsonl.gz file, or several of these, joined by commas. Of several, each whose rows name no
+      `dataset` is a data set under its own name (world_facts, NAME, the file's name without
+      ending).
+    fields: our names of fields to those of the source, ("question=query", "answers=answer.text") or
+      the same as a dict; of several sources they apply to those that have such fields.
+    targets: False: rows need no answers or target (to predict).
+    templates: a file or folder of prompt templates (`text/jinja_templates.py`): each row gives an
+      example for each template of its data set. A data set without templates is not changed.
 
-  Raises UserError for anything that cannot be had: an unknown name, no such file, an empty file, a
-  malformed line, a row of none of the three forms (looked at here: all rows where they name data
-  sets or have templates, else a file's first 1,000 or the first row; the others when they are
-  read), a template that fails.
+  Raises:
+    UserError: an unknown name, no such file, an empty file, a malformed line, a row of none of the
+      three forms, a template that fails. Rows are checked here if they name data sets or have
+      templates; else the first 1,000 of a file, or the first of a split; others when they are read.
   """
-  specs = _several(spec)
+  specs = _split_specs(spec)
   if isinstance(templates, str):
     templates = load_templates(templates) if templates else {}
-  mapping = _mapping(fields)
-  parts = [_Part(one, mapping, targets, templates, len(specs) > 1) for one in specs]
+  mapping = _field_mapping(fields)
+  parts = [
+    IndexedRows(
+      _open_rows(one),
+      one,
+      _dataset_name(one),
+      fields=mapping,
+      fields_optional=len(specs) > 1,
+      templates=templates,
+      targets=targets,
+    )
+    for one in specs
+  ]
   source = Source(parts, spec)
-  if templates and not {"", *source.origins} & set(templates):
+  if templates and not {"", *source.dataset_names} & set(templates):
     _LOG.warning(
-      "the templates are for %s; %s holds %s, so it stays as it is",
-      *(", ".join(sorted(templates)), spec, ", ".join(sorted(source.origins))),
+      "the templates are for %s; %s holds %s, so none of them applies",
+      *(", ".join(sorted(templates)), spec, ", ".join(sorted(source.dataset_names))),
     )
   return source
 
@@ -235,12 +154,18 @@ def open_questions(
   fields: Mapping[str, str] | Sequence[str] | None = None,
   templates: str | Templates = "",
 ) -> Rows[Example]:
-  """Questions to predict: "-" for standard input, a text file with a question (or a JSON object) a
-  line, or whatever `open_source` takes. Answers need not be there. UserErrors as `open_source`.
+  """Opens questions to predict; they need no answers.
+
+  Args:
+    spec: "-" for standard input, a text file with a question (or a JSON object) a line, or what
+      `open_source` takes. fields, templates: as in `open_source`.
+
+  Raises:
+    UserError: as `open_source`.
   """
   if spec == "-":
     return read_questions(sys.stdin, "standard input")
-  if all(_is_data(one) for one in _several(spec)):
+  if all(_is_data(one) for one in _split_specs(spec)):
     return open_source(spec, fields, targets=False, templates=templates)
   try:
     return read_questions(pathlib.Path(spec).read_text("utf8").splitlines(), spec)
@@ -255,10 +180,9 @@ def open_questions(
 def read_questions(lines: Iterable[str], name: str) -> list[Example]:
   """Questions to predict from lines of text: each a JSON object of a known form, or a question.
 
-  A line that starts with `{` is JSON ({"question"}, {"input"} or with answers too), any other is a
-  question as it stands; blank lines are passed over. Examples have an "id": their own, else the
-  number of the line. Raises UserError naming `name` and the line for malformed ones, and where
-  there is none at all.
+  A line that starts with `{` is JSON ({"question"}, {"input"} or with answers too), any other line
+  is a question; blank lines are skipped. Examples have an "id": their own, else the number of the
+  line. Raises UserError naming `name` and the line for malformed ones, and if there is no question.
   """
   examples = []
   for number, line in enumerate(lines, start=1):
@@ -266,7 +190,7 @@ def read_questions(lines: Iterable[str], name: str) -> list[Example]:
     if not text:
       continue
     row = parse_row(text, where) if text.startswith("{") else {"question": text}
-    example = checked(row, where, targets=False)
+    example = parse_example(row, where, targets=False)
     example.setdefault("id", str(number))
     examples.append(example)
   if not examples:
@@ -274,8 +198,8 @@ def read_questions(lines: Iterable[str], name: str) -> list[Example]:
   return examples
 
 
-def _several(spec: str) -> list[str]:
-  """The sources that a spec names; a comma may also stand in a file's name."""
+def _split_specs(spec: str) -> list[str]:
+  """The sources that a spec names; a comma may also be part of a file's name."""
   if "," not in spec or pathlib.Path(spec).is_file():
     return [spec]
   specs = [one.strip() for one in spec.split(",")]
@@ -285,68 +209,34 @@ def _several(spec: str) -> list[str]:
 
 
 def _is_data(spec: str) -> bool:
-  return spec in BUILTIN or spec.startswith("tfds:") or spec.endswith((".jsonl", ".jsonl.gz"))
+  """Whether it is one of `open_source`, not a text file of questions."""
+  return spec in BUILTIN_SPECS or spec.startswith("tfds:") or spec.endswith(_JSON_LINES)
 
 
-def _in_order(rows: Rows[Any]) -> Iterator[Any]:
-  """Every row once; of prepared data sets many are read at a time, which is faster."""
-  for start in range(0, len(rows), _READ_AT_ONCE):
-    positions = range(start, min(start + _READ_AT_ONCE, len(rows)))
-    if hasattr(rows, "__getitems__"):
-      yield from rows.__getitems__(list(positions))
-    else:
-      yield from (rows[position] for position in positions)
-
-
-def _open_rows(spec: str) -> Rows[Any]:
+def _open_rows(spec: str) -> StoredRows:
   if spec.startswith("tfds:"):
-    return _tfds_rows(spec)
-  if spec.endswith((".jsonl", ".jsonl.gz")) or pathlib.Path(spec).is_file():
+    return open_tfds(spec)
+  if spec.endswith(_JSON_LINES) or pathlib.Path(spec).is_file():
     return JsonLines(spec)
-  if spec in BUILTIN:
-    from frozen_jax.data.builders.prepare import open_builtin  # tfds is imported where needed only
-
-    return open_builtin(*spec.split("/"))
+  if spec in BUILTIN_SPECS:
+    return open_builtin(spec)
   raise UserError(
-    f"unknown data {spec!r}; give one of {', '.join(BUILTIN)}, or tfds:NAME/SPLIT, or the path"
-    " of a .jsonl or .jsonl.gz file"
+    f"unknown data {spec!r}; give one of {', '.join(BUILTIN_SPECS)}, or tfds:NAME/SPLIT, or the"
+    " path of a .jsonl or .jsonl.gz file"
   )
 
 
-def _data_set(spec: str) -> str:
-  """What a source is called among several: a name without its split, or a file's own name."""
-  if spec.startswith("tfds:") or spec in BUILTIN:
+def _dataset_name(spec: str) -> str:
+  """The name of a source among several: a name without its split, or a file's own name."""
+  if spec.startswith("tfds:") or spec in BUILTIN_SPECS:
     return spec.removeprefix("tfds:").rpartition("/")[0]
   return pathlib.Path(spec).name.removesuffix(".gz").removesuffix(".jsonl")
 
 
-def _mapping(fields: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+def _field_mapping(fields: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
   if fields is None or isinstance(fields, Mapping):
     return dict(fields or {})
   for entry in fields:
     if entry.count("=") != 1 or not all(entry.split("=")):
       raise UserError(f"field mapping {entry!r} is not of the form ours=theirs")
   return dict(entry.split("=") for entry in fields)
-
-
-def _tfds_rows(spec: str) -> Rows[Any]:
-  """A tensorflow-datasets split, prepared as array_record if it is not yet."""
-  name, _, split = spec.removeprefix("tfds:").rpartition("/")
-  if not name or not split:
-    raise UserError(f"{spec!r} is not of the form tfds:NAME/SPLIT, such as tfds:ag_news/train")
-  import tensorflow_datasets as tfds
-
-  if name.split("/")[0] == "task_rows":  # tfds knows a builder once it is imported
-    import frozen_jax.data.builders.task_rows  # noqa: F401
-
-  folder = os.environ.get("TFDS_DATA_DIR")
-  try:
-    return tfds.data_source(
-      name, split=split, data_dir=folder, builder_kwargs={"file_format": "array_record"}
-    )
-  except Exception as error:  # tfds raises nearly anything: unknown name, no network, no split
-    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    raise UserError(
-      f"tensorflow-datasets cannot give {name!r}, split {split!r} ({reason}); check the name, or"
-      " prepare it as array_record and let TFDS_DATA_DIR name its folder"
-    ) from error

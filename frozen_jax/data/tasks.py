@@ -1,50 +1,47 @@
-"""From an example to token ids: what the model reads and which of it are targets.
+"""From an example to token ids: the model's input, and which of its tokens are targets.
 
-A task offers `prepare(source)` (rows encoded as they are asked for) and `lengths` (texts are padded
-to the first that holds them; what is longer than the last is not trained on).
+A task has `prepare(source)` (rows encoded on access) and `lengths` (texts are padded to the first
+that holds them; longer texts than the last are not trained on).
 """
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
+from frozen_jax.data.examples import Example
 from frozen_jax.data.rows import Rows
-from frozen_jax.data.sources import Example
-from frozen_jax.text.templates import QuestionTemplate, before_answer, make_template, prompt_ids
+from frozen_jax.data.settings import DEFAULT_LENGTHS, InputSettings, check_lengths
+from frozen_jax.text.templates import QuestionTemplate, answer_separator, make_template, prompt_ids
 
-DEFAULT_LENGTHS = (32, 64, 128, 256)
-_DOCUMENTS_AT_ONCE = 64
+_DOCUMENTS_PER_CALL = 64
 
-# Fast tokenizers refuse two threads at once, and batches are made in a thread of their own.
-_TOKENIZING = threading.RLock()
+# Fast tokenizers are not thread-safe, and batches are prefetched in another thread.
+_TOKENIZER_LOCK = threading.RLock()
 
 
 class Encoded(NamedTuple):
-  """Token ids of one row; those from `target_start` (at least 1) on are its targets.
+  """Token ids of one example; those from `target_start` (at least 1) on are its targets.
 
-  encoder_tokens and task as in `core.types.Prompt`; cut: the encoder's text is not the whole one.
+  encoder_tokens and task as in `core.types.Prompt`; truncated: whether the text encoder's input is.
   """
 
   tokens: Sequence[int] | np.ndarray
   target_start: int
   encoder_tokens: Sequence[int] | None = None
   task: int | None = None
-  cut: bool = False
+  truncated: bool = False
 
 
 class QuestionTask:
-  """Question (or input) to answer: the answer and the end token are the targets.
+  """A question (or input) to answer: the answer and the end token are the targets.
 
-  Of several answers the first, the usual one, is trained on, always: an answer that changes from
-  epoch to epoch teaches rare spellings at the cost of the usual one. Both halves of a row are
-  tokenised as at prediction: the prompt alone, then the answer behind it.
-
-  encoder: the text encoder's side of a row, for a method that has an encoder. names: the data sets
-  that are told apart, for a method that does so.
+  Of several answers the first, the usual one, is always the target: answers that change from epoch
+  to epoch teach rare spellings at the cost of the usual one. Prompt and answer are tokenised as at
+  prediction: first the prompt, then the answer after it.
   """
 
   def __init__(
@@ -52,17 +49,30 @@ class QuestionTask:
     tokenizer: Any,
     template: QuestionTemplate | str = "plain",
     lengths: Sequence[int] = DEFAULT_LENGTHS,
-    encoder: "EncoderSide | None" = None,
-    names: Sequence[str] | None = None,
+    encoder: "EncoderTokenizer | None" = None,
+    datasets: Sequence[str] = (),
   ):
-    self.tokenizer = _with_end(tokenizer)
+    """Encodes examples for one model.
+
+    Args:
+      tokenizer: of the LM.
+      template: see `text.templates.make_template`.
+      lengths: rising; texts are padded to the first that holds them.
+      encoder: for a method with a text encoder.
+      datasets: data sets with prompts of their own. They are numbered from 1 in this order, and
+        examples of others have the number 0. (): examples have no number.
+
+    Raises:
+      UserError: no tokenizer, or one without an end token; bad lengths or template.
+    """
+    self.tokenizer = _require_end_token(tokenizer)
     self.template = make_template(template) if isinstance(template, str) else template
-    self.lengths = _checked(lengths)
+    self.lengths = check_lengths(lengths)
     self._encoder = encoder
-    self._tasks = None if names is None else {name: i for i, name in enumerate(names, start=1)}
+    self._dataset_numbers = {name: number for number, name in enumerate(datasets, start=1)}
 
   def prepare(self, source: Rows[Example]) -> "Encodings":
-    """Each example of the source, encoded when it is asked for."""
+    """Each example of the source, encoded on access."""
     return Encodings(source, self)
 
   def question(self, example: Example) -> str:
@@ -76,43 +86,45 @@ class QuestionTask:
     return [example["target"]] if "target" in example else []
 
   def prompt(self, example: Example) -> Prompt:
-    """What the model reads before it answers."""
-    return self._read(example)[0]
+    """The model's input before the answer."""
+    return self._tokenize_prompt(example)[0]
 
   def choices(self, example: Example) -> list[list[int]]:
-    """Token ids of each of the example's choices behind its prompt, without the end token."""
-    prompt = self._prompt(example)
-    before = "" if self.template.chat else before_answer(prompt)
+    """Token ids of each of the example's choices after its prompt, without the end token."""
+    prompt = self._prompt_text(example)
+    separator = "" if self.template.chat else answer_separator(prompt)
     ids = list(self.prompt(example).tokens)
-    with _TOKENIZING:
-      return [self._answer_ids(prompt, before + choice, ids) for choice in example["choices"]]
+    with _TOKENIZER_LOCK:
+      return [self._answer_ids(prompt, separator + choice, ids) for choice in example["choices"]]
 
-  def _read(self, example: Example) -> tuple[Prompt, bool]:
-    """The prompt, and whether the encoder's text was cut."""
-    text, beside, cut = self._prompt(example), None, False
-    with _TOKENIZING:
+  def _tokenize_prompt(self, example: Example) -> tuple[Prompt, bool]:
+    """The prompt, and whether the text encoder's input was truncated."""
+    text, encoder_tokens, truncated = self._prompt_text(example), None, False
+    with _TOKENIZER_LOCK:
       ids = prompt_ids(self.tokenizer, text, self.template.chat)
       if self._encoder is not None:
-        beside, cut = self._encoder.ids(text)
-    known = self._tasks
-    task = None if known is None else known.get(example.get("dataset", ""), 0)
-    return Prompt(ids, beside, task), cut
+        encoder_tokens, truncated = self._encoder.ids(text)
+    numbers = self._dataset_numbers
+    task = numbers.get(example.get("dataset", ""), 0) if numbers else None
+    return Prompt(ids, encoder_tokens, task), truncated
 
   def encode(self, example: Example) -> Encoded:
     """Prompt, first answer, end token. Raises UserError for an example without an answer."""
-    prompt, answers = self._prompt(example), self.answers(example)
+    prompt, answers = self._prompt_text(example), self.answers(example)
     if not answers:
       raise UserError(f"example {example.get('id', '')!r} has no answers; add them to train on it")
-    before = "" if self.template.chat else before_answer(prompt)
-    with _TOKENIZING:
-      (ids, beside, task), cut = self._read(example)
-      answer = self._answer_ids(prompt, before + answers[0], ids)
+    separator = "" if self.template.chat else answer_separator(prompt)
+    with _TOKENIZER_LOCK:
+      (ids, encoder_tokens, task), truncated = self._tokenize_prompt(example)
+      answer = self._answer_ids(prompt, separator + answers[0], ids)
     if not ids:
       raise UserError(f"example {example.get('id', '')!r} has an empty prompt; fill it in")
-    return Encoded([*ids, *answer, self.tokenizer.eos_token_id], len(ids), beside, task, cut)
+    return Encoded(
+      [*ids, *answer, self.tokenizer.eos_token_id], len(ids), encoder_tokens, task, truncated
+    )
 
-  def _prompt(self, example: Example) -> str:
-    """An input stands as it is, a question within the template."""
+  def _prompt_text(self, example: Example) -> str:
+    """The input itself, or the question put into the template."""
     if "question" in example:
       return self.template.fill(example["question"])
     if "input" in example:
@@ -123,36 +135,36 @@ class QuestionTask:
     )
 
   def _answer_ids(self, prompt: str, answer: str, ids: list[int]) -> list[int]:
-    """The answer as it is tokenised behind the prompt, where that leaves the prompt's ids alone.
+    """The answer's ids after the prompt; tokenised alone where the prompt's ids would change.
 
-    (Some tokenizers put a mark of their own before every text, so the answer alone would differ.)
+    (Some tokenizers put a token before every text, so an answer tokenised alone would differ.)
     """
     if not self.template.chat:
-      whole = self.tokenizer(prompt + answer, verbose=False)["input_ids"]
-      if whole[: len(ids)] == ids:
-        tail = whole[len(ids) :]
-        return tail[:-1] if tail[-1:] == [self.tokenizer.eos_token_id] else tail
+      joint = self.tokenizer(prompt + answer, verbose=False)["input_ids"]
+      if joint[: len(ids)] == ids:
+        after = joint[len(ids) :]
+        return after[:-1] if after[-1:] == [self.tokenizer.eos_token_id] else after
     return self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 class LanguageModelTask:
-  """Plain text, packed: windows of `lengths[-1]` tokens, each token but a window's first a target.
+  """Plain text, packed: windows of `lengths[-1]` tokens, all targets but the first of a window.
 
-  Documents follow one another with the end token behind each; windows are cut from that stream
-  without overlap, so none is skipped and the last is shorter.
+  Documents are joined, with the end token after each, and the stream is divided into windows
+  without overlap, of which the last may be shorter.
   """
 
   def __init__(self, tokenizer: Any, lengths: Sequence[int] = DEFAULT_LENGTHS):
-    self.tokenizer = _with_end(tokenizer)
-    self.lengths = _checked(lengths)
+    self.tokenizer = _require_end_token(tokenizer)
+    self.lengths = check_lengths(lengths)
 
   def prepare(self, source: Rows[Example]) -> "Windows":
     """Tokenises the whole source into memory (4 bytes a token)."""
     pieces: list[np.ndarray] = []
-    for start in range(0, len(source), _DOCUMENTS_AT_ONCE):
-      stop = min(start + _DOCUMENTS_AT_ONCE, len(source))
-      texts = [_text(source[index], index) for index in range(start, stop)]
-      with _TOKENIZING:
+    for start in range(0, len(source), _DOCUMENTS_PER_CALL):
+      stop = min(start + _DOCUMENTS_PER_CALL, len(source))
+      texts = [_document_text(source[index], index) for index in range(start, stop)]
+      with _TOKENIZER_LOCK:
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
       pieces += [np.array([*one, self.tokenizer.eos_token_id], np.int32) for one in ids if one]
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
@@ -162,7 +174,7 @@ class LanguageModelTask:
 
 
 class Encodings:
-  """The rows of a source, encoded by a task as they are asked for."""
+  """The examples of a source, encoded by a task on access."""
 
   def __init__(self, source: Rows[Example], task: QuestionTask):
     self._source, self._task = source, task
@@ -175,12 +187,12 @@ class Encodings:
 
 
 class Windows:
-  """A stream of token ids, int32 [N], cut into rows of `length` (the last one shorter)."""
+  """A stream of token ids, int32 [N], divided into rows of `length` (the last may be shorter)."""
 
   def __init__(self, stream: np.ndarray, length: int):
     self._stream, self._length = stream, length
     self._count = -(-len(stream) // length)
-    if len(stream) % length == 1:  # one token alone has nothing to predict
+    if len(stream) % length == 1:  # a single token has no target
       self._count -= 1
 
   def __len__(self) -> int:
@@ -192,8 +204,9 @@ class Windows:
     return Encoded(self._stream[index * self._length : (index + 1) * self._length], 1)
 
 
+@runtime_checkable
 class Task(Protocol):
-  """What batches ask of a task."""
+  """What batches require of a task."""
 
   @property
   def lengths(self) -> tuple[int, ...]: ...
@@ -201,8 +214,8 @@ class Task(Protocol):
   def prepare(self, source: Rows[Example]) -> Rows[Encoded]: ...
 
 
-class EncoderSide:
-  """A text in the ids of a text encoder's tokenizer, cut to `length` of them at its end.
+class EncoderTokenizer:
+  """Tokenises texts for a text encoder, truncated to `length` tokens.
 
   Raises UserError without a tokenizer.
   """
@@ -213,49 +226,36 @@ class EncoderSide:
     self._tokenizer, self._length = tokenizer, length
 
   def ids(self, text: str) -> tuple[list[int], bool]:
-    """Ids with the tokens that the encoder expects around a text; whether the text was cut."""
-    with _TOKENIZING:
-      whole = self._tokenizer(text, verbose=False)["input_ids"]
-      if len(whole) <= self._length:
-        return list(whole), False
-      fitting = self._tokenizer(text, truncation=True, max_length=self._length, verbose=False)
-    return list(fitting["input_ids"]), True
+    """Ids, with the special tokens that the encoder expects; whether the text was truncated."""
+    with _TOKENIZER_LOCK:
+      ids = self._tokenizer(text, verbose=False)["input_ids"]
+      if len(ids) <= self._length:
+        return list(ids), False
+      truncated = self._tokenizer(text, truncation=True, max_length=self._length, verbose=False)
+    return list(truncated["input_ids"]), True
 
 
 def make_task(
   source: Rows[Example],
   tokenizer: Any,
-  options: Mapping[str, Any],
-  encoder: EncoderSide | None = None,
+  settings: InputSettings,
+  encoder: EncoderTokenizer | None = None,
 ) -> Task:
-  """The task that a source's rows are made for: plain text is modelled, questions are answered.
-
-  options: the config's `data` section, of which `template` and `lengths` are read, and `tasks`, the
-  names of the data sets that are told apart.
-  """
-  lengths = options.get("lengths", DEFAULT_LENGTHS)
+  """The task for a source's rows: plain text is modelled, questions are answered."""
   if "question" in (row := source[0]) or "input" in row:
-    template, names = options.get("template", "plain"), options.get("tasks")
-    return QuestionTask(tokenizer, template, lengths, encoder, names)
-  return LanguageModelTask(tokenizer, lengths)
+    return QuestionTask(tokenizer, settings.template, settings.lengths, encoder, settings.datasets)
+  return LanguageModelTask(tokenizer, settings.lengths)
 
 
-def _text(example: Example, index: int) -> str:
+def _document_text(example: Example, index: int) -> str:
   if "text" not in example:
     raise UserError(f"row {index + 1} has no text to model; its keys: {', '.join(sorted(example))}")
   return example["text"]
 
 
-def _with_end(tokenizer: Any) -> Any:
+def _require_end_token(tokenizer: Any) -> Any:
   if tokenizer is None:
     raise UserError("this model has no tokenizer, so texts cannot be read; add its tokenizer files")
   if tokenizer.eos_token_id is None:
     raise UserError("this model's tokenizer has no end token, so no answer could end; name one")
   return tokenizer
-
-
-def _checked(lengths: Sequence[int]) -> tuple[int, ...]:
-  made = tuple(lengths)
-  if not made or min(made) < 2 or list(made) != sorted(set(made)):
-    raise UserError(f"data.lengths is {made}; give rising numbers of at least 2, such as (32, 64)")
-  return made

@@ -1,1 +1,1 @@
-"""Floor 2: from a method's two predict functions (prefill, decode) to generated token ids."""
+"""Decoding: from a method's two predict functions (prefill, decode) to generated token ids."""

@@ -1,14 +1,14 @@
-"""The decoding engine: continues any number of prompts, a fixed number of rows at once.
+"""The decoding engine: continuous batching of any number of prompts over a fixed number of rows.
 
-    queue of prompts ──prefill──> waiting (read, not yet placed) ──> rows ──steps──> finished
-                                        n samples of one prefill      ^ as soon as one is free
+    queue of prompts ──prefill──> prefilled, not yet in a row ──> rows ──steps──> finished
+                                     n samples of one prefill      ^ as soon as one is free
 
-Each prompt is read once, however many samples are drawn of it. A row that has ended makes room for
-the next sample at once (continuous batching), so one long answer holds up nobody. What is compiled:
-a prefill for each length class of prompts, the placing, and the steps; nothing after that.
+Each prompt is read once, however many samples are drawn of it. The row of a finished sample takes
+the next one at once, so one long answer holds up no other. Compiled are a prefill for each length
+bucket of prompts, the insertion into rows, and the steps; nothing after that.
 
-Knows nothing of models: `prefill` and `decode` are a method's predict functions (`core.types`), and
-every array of the state between them has the rows on its first axis.
+It is independent of the model: `prefill` and `decode` are a method's predict functions
+(`core.types`), and every array of the state between them has the rows on its first axis.
 """
 
 import collections
@@ -20,176 +20,178 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
-from frozen_jax.core.device import memory_bytes, suited
-from frozen_jax.core.types import Method, Prompt, Tree
-from frozen_jax.decoding import drawing
-from frozen_jax.decoding.prompts import size_class
-from frozen_jax.decoding.requests import Continuation, Sampling, seed_of
-from frozen_jax.decoding.writing import Writing
-from frozen_jax.sharding.place import constrained
-from frozen_jax.text.padding import beside, few_sizes, padded, power_of_two
+from frozen_jax.core.device import memory_bytes, per_backend
+from frozen_jax.core.types import Predictor, Prompt, Tree
+from frozen_jax.decoding import sampling
+from frozen_jax.decoding.prompts import (
+  MAX_LENGTH_RATIO,
+  group_buckets,
+  left_padded_arrays,
+  length_buckets,
+)
+from frozen_jax.decoding.requests import Completion, Sampling, seed_of
+from frozen_jax.decoding.sequence import SequenceState
+from frozen_jax.sharding.batch import with_sharding_constraint
+from frozen_jax.text.padding import batch_bucket, power_of_two
 
 ROWS = {"cpu": 128, "gpu": 1024}
-STEPS = 16  # tokens a row, at most, between two looks at what has ended
-_KEPT = 0.75  # where samples wait, we look as soon as only this share of the rows is written on
-_CACHES = 4  # one part in so many of the devices' memory is for keys and values
-_READ_AT_ONCE = {"cpu": 2**11, "gpu": 2**13}  # tokens of prompts
-_READERS = 4  # and prompts at once: one in so many of the rows, as each brings a cache of its own
-_ALIKE = 4  # prompts over so many times as long as others are read, and written on, apart
+STEPS = 16  # the most tokens a row between two checks for finished rows
+_MIN_LIVE_SHARE = 0.75  # with samples waiting, steps end once no more than this share is unfinished
+_CACHE_SHARE = 4  # one part in this many of the devices' memory is for keys and values
+_PREFILL_TOKENS = {"cpu": 2**11, "gpu": 2**13}  # of prompts in one prefill
+_PREFILL_SHARE = 4  # and prompts: one in this many of the rows, as each brings a cache
 _SLOTS = 32  # a cache's length is a multiple of it
 
 Report = Callable[[int], Any]
 
 
-class Rows(NamedTuple):
-  """Where each row of the batch stands; R is their number.
+class RowState(NamedTuple):
+  """The state of each row of the batch; R is their number.
 
   token     int32 [R]   the newest, not yet read by the model
   count     int32 [R]   how many have been generated
-  limit     int32 [R]   how many may be; a row whose count has come to it is free
+  limit     int32 [R]   how many may be; a row whose count has reached it is free
   seed      uint32 [R]  of the row's prompt
   sample    int32 [R]   which of the prompt's samples it is
   """
 
-  token: Int[Array, "R"]
-  count: Int[Array, "R"]
-  limit: Int[Array, "R"]
-  seed: Array
-  sample: Int[Array, "R"]
+  token: Int[Array | np.ndarray, "R"]
+  count: Int[Array | np.ndarray, "R"]
+  limit: Int[Array | np.ndarray, "R"]
+  seed: UInt[Array | np.ndarray, "R"]
+  sample: Int[Array | np.ndarray, "R"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
   """Continues prompts by one method with its trees.
 
-  place: puts host arrays on the mesh. whole: the sharding of what every host reads. rows: at most
-  so many continuations at once. cache_bytes: of their keys and values, on all devices together.
-  end_ids, decode: the end tokens, and ids -> text (None without a tokenizer; then there are no stop
-  texts). stepped: the frozen tree as single steps read it, None: as it is.
+  shard_batch    puts host arrays on the mesh
+  replicated     the sharding of arrays that every host reads; None without a mesh
+  end_ids        the end tokens
+  decode         ids -> text; None without a tokenizer, then there are no stop texts
+  rows           the most sequences in a batch
+  steps          the most tokens a row between two checks for finished rows
+  cache_bytes    the most for their keys and values, on all devices together
+  decode_frozen  the frozen tree in the form for single steps; None: the same one
   """
 
-  method: Method
+  method: Predictor
   trainable: Tree
   frozen: Tree
-  place: Callable[[Any], Any]
-  whole: jax.sharding.Sharding | None = None
+  shard_batch: Callable[[Any], Any]
+  replicated: jax.sharding.Sharding | None = None
   end_ids: tuple[int, ...] = ()
   decode: Callable[[Sequence[int]], str] | None = None
-  rows: int = dataclasses.field(default_factory=lambda: suited(ROWS))
+  rows: int = dataclasses.field(default_factory=lambda: per_backend(ROWS))
   steps: int = STEPS
-  cache_bytes: int = dataclasses.field(default_factory=lambda: memory_bytes() // _CACHES)
-  stepped: Tree = None
+  cache_bytes: int = dataclasses.field(default_factory=lambda: memory_bytes() // _CACHE_SHARE)
+  decode_frozen: Tree = None
 
   @property
-  def trees(self) -> tuple[Tree, Tree]:
-    """The frozen tree as prefills read it, and as single steps do."""
-    return self.frozen, self.frozen if self.stepped is None else self.stepped
+  def frozen_trees(self) -> tuple[Tree, Tree]:
+    """The frozen tree for prefills, and the one for single steps."""
+    return self.frozen, self.frozen if self.decode_frozen is None else self.decode_frozen
 
   def run(
     self, prompts: Sequence[Prompt], sampling: Sampling, report: Report = lambda count: None
-  ) -> list[list[Continuation]]:
-    """The continuations of each prompt; `report` is told how many prompts are finished."""
-    found: list[list[Any]] = [[None] * sampling.num_samples for _ in prompts]
-    left = [sampling.num_samples] * len(prompts)
-    for number, sample, continuation in self.stream(prompts, sampling):
-      found[number][sample] = continuation
-      left[number] -= 1
-      if not left[number]:
+  ) -> list[list[Completion]]:
+    """The completions of each prompt; `report` is called with how many more are finished."""
+    completions: list[list[Any]] = [[None] * sampling.num_samples for _ in prompts]
+    unfinished = [sampling.num_samples] * len(prompts)
+    for number, sample, completion in self.stream(prompts, sampling):
+      completions[number][sample] = completion
+      unfinished[number] -= 1
+      if not unfinished[number]:
         report(1)
-    return found
+    return completions
 
   def stream(
     self, prompts: Sequence[Prompt], sampling: Sampling
-  ) -> Iterator[tuple[int, int, Continuation]]:
-    """(number of the prompt, number of its sample, continuation), as they are finished."""
-    classes: dict[int, list[int]] = collections.defaultdict(list)
-    for number, prompt in enumerate(prompts):
-      classes[size_class(len(prompt.tokens))].append(number)
-    enough = -(-self.rows // sampling.num_samples)
-    for group in _alike(classes, enough):
+  ) -> Iterator[tuple[int, int, Completion]]:
+    """(number of the prompt, number of its sample, completion), as they are finished."""
+    prompts_for_all_rows = -(-self.rows // sampling.num_samples)
+    for group in group_buckets(length_buckets(prompts), prompts_for_all_rows):
       yield from _Batch(self, prompts, group, sampling).stream()
 
 
 class _Batch:
-  """The rows of one cache, from the first prompt to the last of its `classes`."""
+  """The rows of one cache, from the first prompt of its `buckets` to the last."""
 
   def __init__(
     self,
     engine: Engine,
     prompts: Sequence[Prompt],
-    classes: dict[int, list[int]],
+    buckets: dict[int, list[int]],
     sampling: Sampling,
   ):
     self.engine, self.prompts, self.sampling = engine, prompts, sampling
-    self.queue = [(width, number) for width in classes for number in classes[width]]
-    taken = engine.method.taken(engine.trainable, engine.frozen)
-    needed = max(classes) + taken + sampling.max_new_tokens
+    self.queue = [(width, number) for width in buckets for number in buckets[width]]
+    num_virtual_tokens = engine.method.num_virtual_tokens(engine.trainable, engine.frozen)
+    needed = max(buckets) + num_virtual_tokens + sampling.max_new_tokens
     self.slots = -(-needed // _SLOTS) * _SLOTS
-    self.taken = taken
-    self.waiting: collections.deque[_Waiting] = collections.deque()
+    self.num_virtual_tokens = num_virtual_tokens
+    self.prefilled: collections.deque[_Prefilled] = collections.deque()
     self.state: Tree = None
     self.size = 0
-    self.at: Rows
-    self.writings: list[Writing | None] = []
+    self.rows: RowState
+    self.sequences: list[SequenceState | None] = []
 
-  def stream(self) -> Iterator[tuple[int, int, Continuation]]:
-    while self.queue or self.waiting or any(self.writings):
-      self._fill()
+  def stream(self) -> Iterator[tuple[int, int, Completion]]:
+    while self.queue or self.prefilled or any(self.sequences):
+      self._fill_rows()
       yield from self._finished()
-      if any(self.writings):
-        self._advance()
+      if any(self.sequences):
+        self._decode_steps()
         yield from self._finished()
 
-  def _fill(self) -> None:
-    """Places what waits on the free rows; reads more prompts where nothing waits."""
+  def _fill_rows(self) -> None:
+    """Puts prefilled samples into the free rows; reads more prompts where there are none."""
     while True:
-      free = [row for row, writing in enumerate(self.writings) if writing is None]
+      free = [row for row, sequence in enumerate(self.sequences) if sequence is None]
       if self.state is not None and not free:
         return
-      if not self.waiting:
+      if not self.prefilled:
         if not self.queue:
           return
-        self._read()
+        self._prefill()
         continue
-      self._place(self.waiting.popleft(), free)
+      self._insert(self.prefilled.popleft(), free)
 
-  def _read(self) -> None:
-    """Prefills the next prompts, the longest first, padded to the width of the first.
+  def _prefill(self) -> None:
+    """Reads the next prompts, the longest first, padded to the width of the first.
 
-    They fill the batch, whatever their widths, and what is left at the end is read in a batch of
-    that size too: so there is one size for each width, but for prompts that are few altogether.
+    They fill the prefill batch, whatever their widths, and the rest at the end is read in a batch
+    of that size too: so there is one size for each width, except for few prompts in all.
     """
     engine, width = self.engine, self.queue[0][0]
-    most = min(suited(_READ_AT_ONCE) // width, engine.rows // _READERS)
-    most = power_of_two(max(most, 1) // 2 + 1)
-    chosen = [number for w, number in self.queue[:most] if _ALIKE * w >= width]
-    self.queue = self.queue[len(chosen) :]
-    these = [self.prompts[number] for number in chosen]
-    size = most if self.state is not None else few_sizes(len(these), most)
-    tokens, mask = padded([one.tokens for one in these], width, size, left=True)
-    batch = engine.place({"tokens": tokens, "mask": mask, **beside(these, size)})
-    room = self.slots - width - self.taken
+    max_prompts = min(per_backend(_PREFILL_TOKENS) // width, engine.rows // _PREFILL_SHARE)
+    max_prompts = power_of_two(max(max_prompts, 1) // 2 + 1)
+    numbers = [n for w, n in self.queue[:max_prompts] if MAX_LENGTH_RATIO * w >= width]
+    self.queue = self.queue[len(numbers) :]
+    prompts = [self.prompts[number] for number in numbers]
+    size = max_prompts if self.state is not None else batch_bucket(len(prompts), max_prompts)
     logits, state = _prefill(
       engine.method,
       engine.trainable,
       engine.frozen,
-      batch,
+      engine.shard_batch(left_padded_arrays(prompts, width, size)),
       np.int32(self.sampling.max_new_tokens),
-      room=room,
+      free_slots=self.slots - width - self.num_virtual_tokens,
     )
     if self.state is None:
-      self._start(state)
-    seeds = [seed_of(self.sampling, one) for one in these]
+      self._allocate(state)
+    seeds = [seed_of(self.sampling, prompt) for prompt in prompts]
     samples = [
       (row, number, seeds[row], sample)
-      for row, number in enumerate(chosen)
+      for row, number in enumerate(numbers)
       for sample in range(self.sampling.num_samples)
     ]
-    self.waiting.append(_Waiting(logits, state, collections.deque(samples)))
+    self.prefilled.append(_Prefilled(logits, state, collections.deque(samples)))
 
-  def _start(self, state: Tree) -> None:
+  def _allocate(self, state: Tree) -> None:
     """An empty batch of rows for states like this one."""
     engine, leaves = self.engine, jax.tree.leaves(state)
     row_bytes = sum(leaf.nbytes // len(leaf) for leaf in leaves)
@@ -198,116 +200,101 @@ class _Batch:
     self.size = min(engine.rows, power_of_two(total), 1 << (fitting.bit_length() - 1))
     self.state = _empty(state, size=self.size)
     zeros = np.zeros(self.size, np.int32)
-    self.at = Rows(zeros, zeros, zeros, zeros.astype(np.uint32), zeros)
-    self.writings = [None] * self.size
+    self.rows = RowState(zeros, zeros, zeros, zeros.astype(np.uint32), zeros)
+    self.sequences = [None] * self.size
 
-  def _place(self, waiting: "_Waiting", free: list[int]) -> None:
-    """Puts samples of a prefill on free rows and draws their first tokens."""
-    engine, count = self.engine, min(len(free), len(waiting.samples))
-    placed = [waiting.samples.popleft() for _ in range(count)]
-    size = few_sizes(count, self.size)
+  def _insert(self, prefilled: "_Prefilled", free: list[int]) -> None:
+    """Puts samples of a prefill into free rows and samples their first tokens."""
+    engine, count = self.engine, min(len(free), len(prefilled.samples))
+    inserted = [prefilled.samples.popleft() for _ in range(count)]
+    size = batch_bucket(count, self.size)
     # Rows beyond the last one are dropped.
     rows = np.full(size, self.size, np.int32)
     rows[:count] = free[:count]
     source, seeds, samples = np.zeros(size, np.int32), np.zeros(size, np.uint32), rows * 0
-    for index, (row, _, seed, sample) in enumerate(placed):
+    for index, (row, _, seed, sample) in enumerate(inserted):
       source[index], seeds[index], samples[index] = row, seed, sample
-    self.state, self.at, drawn = _insert(
+    self.state, self.rows, tokens = _insert(
       self.state,
-      self.at,
-      (waiting.logits, waiting.state),
+      self.rows,
+      (prefilled.logits, prefilled.state),
       (source, rows, seeds, samples),
       self._options(size),
       np.int32(self.sampling.max_new_tokens),
       end_ids=engine.end_ids,
-      **self._kinds(),
-      out_sharding=engine.whole,
+      **self._static_options(),
+      out_sharding=engine.replicated,
     )
-    news = zip(*(np.asarray(each).tolist() for each in drawn), strict=True)
-    for row, (_, number, _, sample), new in zip(free, placed, news, strict=False):
-      writing = Writing(number, sample, self.sampling, engine.end_ids, engine.decode)
-      writing.add(*([each] for each in new))
-      self.writings[row] = writing
-    if waiting.samples:
-      self.waiting.appendleft(waiting)
+    new_tokens = zip(*(np.asarray(a).tolist() for a in tokens), strict=True)
+    for row, (_, number, _, sample), new in zip(free, inserted, new_tokens, strict=False):
+      sequence = SequenceState(number, sample, self.sampling, engine.end_ids, engine.decode)
+      sequence.add(*([value] for value in new))
+      self.sequences[row] = sequence
+    if prefilled.samples:
+      self.prefilled.appendleft(prefilled)
 
-  def _advance(self) -> None:
-    """Some more tokens for every row, fewer where many rows end that others wait for."""
-    engine, (_, frozen) = self.engine, self.engine.trees
-    kept = int(_KEPT * self.size) if self.queue or self.waiting else 0
-    self.state, self.at, drawn = _steps(
+  def _decode_steps(self) -> None:
+    """Some more tokens for every row, fewer where many rows end and samples wait for them."""
+    engine, (_, frozen) = self.engine, self.engine.frozen_trees
+    min_live = int(_MIN_LIVE_SHARE * self.size) if self.queue or self.prefilled else 0
+    self.state, self.rows, tokens = _decode_steps(
       engine.method,
       engine.trainable,
       frozen,
       self.state,
-      self.at,
+      self.rows,
       self._options(self.size),
-      np.int32(kept),
+      np.int32(min_live),
       steps=engine.steps,
       end_ids=engine.end_ids,
-      **self._kinds(),
-      out_sharding=engine.whole,
+      **self._static_options(),
+      out_sharding=engine.replicated,
     )
-    news = zip(*(np.asarray(each).tolist() for each in drawn), strict=True)
-    for writing, new in zip(self.writings, news, strict=True):
-      if writing is not None:
-        writing.add(*new)
+    new_tokens = zip(*(np.asarray(a).tolist() for a in tokens), strict=True)
+    for sequence, new in zip(self.sequences, new_tokens, strict=True):
+      if sequence is not None:
+        sequence.add(*new)
 
-  def _finished(self) -> Iterator[tuple[int, int, Continuation]]:
+  def _finished(self) -> Iterator[tuple[int, int, Completion]]:
+    """The finished sequences, whose rows become free."""
     stopped = []
-    for row, writing in enumerate(self.writings):
-      if writing is not None and writing.ended:
-        self.writings[row] = None
-        if writing.ended == "stop":
+    for row, sequence in enumerate(self.sequences):
+      if sequence is not None and sequence.finish_reason:
+        self.sequences[row] = None
+        if sequence.finish_reason == "stop":
           stopped.append(row)
-        yield writing.number, writing.sample, writing.continuation()
-    if stopped:  # the device does not know of stop texts
-      limit = np.asarray(self.at.limit).copy()
+        yield sequence.number, sequence.sample, sequence.completion()
+    if stopped:  # the device does not see stop texts
+      limit = np.asarray(self.rows.limit).copy()
       limit[stopped] = 0
-      self.at = self.at._replace(limit=limit)
+      self.rows = self.rows._replace(limit=limit)
 
-  def _options(self, size: int) -> drawing.Options:
-    every = lambda value, dtype: np.full(size, value, dtype)
-    sampling = self.sampling
-    return drawing.Options(
-      every(sampling.temperature, np.float32),
-      every(sampling.top_k, np.int32),
-      every(sampling.top_p, np.float32),
+  def _options(self, size: int) -> sampling.SamplingOptions:
+    request = self.sampling
+    return sampling.SamplingOptions(
+      np.full(size, request.temperature, np.float32),
+      np.full(size, request.top_k, np.int32),
+      np.full(size, request.top_p, np.float32),
     )
 
-  def _kinds(self) -> dict[str, bool]:
-    return {"sampled": self.sampling.temperature > 0, "cut": self.sampling.cut}
+  def _static_options(self) -> dict[str, bool]:
+    return {"sampled": self.sampling.temperature > 0, "truncated": self.sampling.truncated}
 
 
-class _Waiting(NamedTuple):
-  """Prompts that were read: (row of the state, number of the prompt, seed, sample) of each sample
-  that is not placed yet."""
+class _Prefilled(NamedTuple):
+  """Prompts that were read, with their samples that are not in a row yet.
+
+  Of each sample: (row of the state, number of the prompt, seed, number of the sample).
+  """
 
   logits: Float[Array, "b V"]
   state: Tree
   samples: collections.deque[tuple[int, int, int, int]]
 
 
-def _alike(classes: dict[int, list[int]], enough: int) -> Iterator[dict[int, list[int]]]:
-  """The classes, longest first, in groups that need like caches.
-
-  None is over `_ALIKE` times as long as another, unless they are `enough` prompts at most, which
-  apart would leave rows free: many short ones do not pay for a few long ones' cache.
-  """
-  group: dict[int, list[int]] = {}
-  for width in sorted(classes, reverse=True):
-    count = sum(map(len, group.values())) + len(classes[width])
-    if group and _ALIKE * width < next(iter(group)) and count > enough:
-      yield group
-      group = {}
-    group[width] = classes[width]
-  if group:
-    yield group
-
-
-@functools.partial(jax.jit, static_argnames=("method", "room"))
-def _prefill(method, trainable, frozen, batch, new, *, room):
-  return method.prefill(trainable, frozen, batch, new, room)
+@functools.partial(jax.jit, static_argnames=("method", "free_slots"))
+def _prefill(method, trainable, frozen, batch, max_new_tokens, *, free_slots):
+  return method.prefill(trainable, frozen, batch, max_new_tokens, free_slots)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -316,71 +303,89 @@ def _empty(state, *, size):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("end_ids", "sampled", "cut", "out_sharding"), donate_argnums=(0, 1)
+  jax.jit,
+  static_argnames=("end_ids", "sampled", "truncated", "out_sharding"),
+  donate_argnums=(0, 1),
 )
-def _insert(state, at, read, where, options, limit, *, end_ids, sampled, cut, out_sharding):
+def _insert(
+  state, row_state, prefilled, where, options, limit, *, end_ids, sampled, truncated, out_sharding
+):
   """Rows of a prefill's state put into the batch, and their first tokens."""
-  (logits, prefix), (source, rows, seeds, samples) = read, where
+  (logits, prefill_state), (source, rows, seeds, samples) = prefilled, where
   zeros = jnp.zeros_like(source)
-  numbers = drawing.numbers(seeds, samples, zeros)
-  drawn = drawing.draw(jnp.take(logits, source, axis=0), numbers, options, sampled=sampled, cut=cut)
-  state = jax.tree.map(functools.partial(_placed, source=source, rows=rows), state, prefix)
-  ended = jnp.isin(drawn.tokens, jnp.asarray(end_ids, jnp.int32))
-  new = Rows(drawn.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
-  at = jax.tree.map(lambda whole, part: whole.at[rows].set(part, mode="drop"), at, new)
-  return state, *_everywhere((at, drawn), out_sharding)
+  uniforms = sampling.uniforms(seeds, samples, zeros)
+  tokens = sampling.sample(
+    jnp.take(logits, source, axis=0), uniforms, options, sampled=sampled, truncated=truncated
+  )
+  insert = functools.partial(_insert_rows, source=source, rows=rows)
+  state = jax.tree.map(insert, state, prefill_state)
+  ended = jnp.isin(tokens.tokens, jnp.asarray(end_ids, jnp.int32))
+  new = RowState(tokens.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
+  row_state = jax.tree.map(lambda a, values: a.at[rows].set(values, mode="drop"), row_state, new)
+  return state, *_replicate((row_state, tokens), out_sharding)
 
 
-def _placed(whole, part, source, rows):
-  """An array of the state with some rows of a prefill's in place of its own.
+def _insert_rows(state, prefill_state, source, rows):
+  """An array of the state in which `rows` are those of `source` of a prefill's.
 
-  Chosen row by row: a scatter takes ten times as long on a CPU, and more in bfloat16.
+  Selected row by row: a scatter takes ten times as long on a CPU, and more in bfloat16.
   """
-  which = jnp.full(len(whole), -1).at[rows].set(source, mode="drop")
-  new = (which >= 0).reshape(-1, *(1,) * (whole.ndim - 1))
-  return jnp.where(new, jnp.take(part, which, axis=0), whole)
+  index = jnp.full(len(state), -1).at[rows].set(source, mode="drop")
+  is_new = (index >= 0).reshape(-1, *(1,) * (state.ndim - 1))
+  return jnp.where(is_new, jnp.take(prefill_state, index, axis=0), state)
 
 
-def _everywhere(tree, sharding):
-  """What the host reads."""
-  return jax.tree.map(lambda each: constrained(each, sharding), tree)
+def _replicate(tree, sharding):
+  """The tree with a sharding that every host can read."""
+  return jax.tree.map(lambda a: with_sharding_constraint(a, sharding), tree)
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("method", "steps", "end_ids", "sampled", "cut", "out_sharding"),
+  static_argnames=("method", "steps", "end_ids", "sampled", "truncated", "out_sharding"),
   donate_argnums=(3, 4),
 )
-def _steps(
-  method, trainable, frozen, state, at, options, kept, *, steps, end_ids, sampled, cut, out_sharding
+def _decode_steps(
+  method,
+  trainable,
+  frozen,
+  state,
+  rows,
+  options,
+  min_live,
+  *,
+  steps,
+  end_ids,
+  sampled,
+  truncated,
+  out_sharding,
 ):
-  """Up to `steps` more tokens of each row: `drawing.Drawn` of [R, steps], token -1: none.
+  """Up to `steps` more tokens of each row: `sampling.SampledTokens` of [R, steps]; -1: no token.
 
-  Behind the first token it ends when no more than `kept` rows are left.
+  After the first token it ends when no more than `min_live` rows are unfinished.
   """
-  ends = jnp.asarray(end_ids, jnp.int32)
+  end_ids = jnp.asarray(end_ids, jnp.int32)
 
-  def more(carry):
-    index, _, at, _ = carry
-    left = (at.count < at.limit).sum()
-    return (index < steps) & (left > jnp.where(index > 0, kept, 0))
+  def unfinished(carry):
+    index, _, rows, _ = carry
+    live = (rows.count < rows.limit).sum()
+    return (index < steps) & (live > jnp.where(index > 0, min_live, 0))
 
-  def one(carry):
-    index, state, at, written = carry
-    logits, state = method.decode(trainable, frozen, at.token, state)
-    numbers = drawing.numbers(at.seed, at.sample, at.count)
-    drawn = drawing.draw(logits, numbers, options, sampled=sampled, cut=cut)
-    live = at.count < at.limit
-    drawn = drawn._replace(tokens=jnp.where(live, drawn.tokens, -1))
-    written = jax.tree.map(lambda whole, new: whole.at[:, index].set(new), written, drawn)
-    count = at.count + live
-    limit = jnp.where(live & jnp.isin(drawn.tokens, ends), count, at.limit)
-    at = at._replace(token=jnp.where(live, drawn.tokens, at.token), count=count, limit=limit)
-    return index + 1, state, at, written
+  def step(carry):
+    index, state, rows, output = carry
+    logits, state = method.decode(trainable, frozen, rows.token, state)
+    uniforms = sampling.uniforms(rows.seed, rows.sample, rows.count)
+    new = sampling.sample(logits, uniforms, options, sampled=sampled, truncated=truncated)
+    live = rows.count < rows.limit
+    new = new._replace(tokens=jnp.where(live, new.tokens, -1))
+    output = jax.tree.map(lambda a, values: a.at[:, index].set(values), output, new)
+    count = rows.count + live
+    limit = jnp.where(live & jnp.isin(new.tokens, end_ids), count, rows.limit)
+    token = jnp.where(live, new.tokens, rows.token)
+    return index + 1, state, rows._replace(token=token, count=count, limit=limit), output
 
-  rows = len(at.token)
-  zeros = jnp.zeros((rows, steps), jnp.float32)
-  nothing = drawing.Drawn(jnp.full((rows, steps), -1, jnp.int32), zeros, zeros)
-  carry = (jnp.int32(0), state, at, nothing)
-  _, state, at, written = jax.lax.while_loop(more, one, carry)
-  return state, *_everywhere((at, written), out_sharding)
+  size = len(rows.token)
+  zeros = jnp.zeros((size, steps), jnp.float32)
+  output = sampling.SampledTokens(jnp.full((size, steps), -1, jnp.int32), zeros, zeros)
+  _, state, rows, output = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, rows, output))
+  return state, *_replicate((rows, output), out_sharding)

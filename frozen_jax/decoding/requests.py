@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it gives: no model, no arrays on a device."""
+"""The engine's input and output: how to continue prompts, and what came of it. No device arrays."""
 
 import dataclasses
 import math
@@ -15,14 +15,14 @@ from frozen_jax.core.types import Prompt
 class Sampling:
   """How to continue a prompt.
 
-  max_new_tokens  at most so many
+  max_new_tokens  the most tokens of a completion
   temperature     0 is greedy
-  num_samples     continuations of each prompt, which is read once for all of them
+  num_samples     completions of each prompt, which is read once for all of them
   seed            of the random numbers: the same seed and prompt give the same texts, whatever else
-                  is continued beside them
-  top_k           draw among the k likeliest tokens alone; 0: among all
-  top_p           then among the fewest likeliest that have this share; 1: among all
-  stop            texts: a continuation ends in front of the first that comes up
+                  is generated alongside them
+  top_k           sample from the k likeliest tokens; 0: from all
+  top_p           then from the fewest likeliest with this share of the probability; 1: from all
+  stop            texts: a completion ends before the first that occurs in it
 
   Raises UserError for values that make no sense.
   """
@@ -49,31 +49,32 @@ class Sampling:
       raise UserError(f"stop is {self.stop!r}; give a tuple of texts, none of them empty")
 
   @property
-  def cut(self) -> bool:
-    """Whether some tokens are never drawn."""
+  def truncated(self) -> bool:
+    """Whether top-k or top-p leave tokens out."""
     return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
-class Continuation(NamedTuple):
-  """A finished continuation.
+class Completion(NamedTuple):
+  """A finished continuation of a prompt.
 
-  ids: the new tokens before the end token or the stop text's first token. log_probs: of each, in
-  nats, under the model as it is. ended: by "end" (the end token), "stop" (a stop text) or "length".
-  text: decoded, cut in front of the stop text; "" where there is no tokenizer. total: the
-  log-probability of all that was generated, the end token included. margin: the smallest margin of
-  all that was generated (`drawing.Drawn`): how close the greedy choice was anywhere; NaN where it
-  was not greedy.
+  ids             the new tokens before the end token or the stop text's first token
+  log_probs       of each, in nats, under the unmodified distribution (temperature 1, not truncated)
+  finish_reason   "eos" (an end token), "stop" (a stop text) or "length"
+  text            decoded, cut before the stop text; "" where there is no tokenizer
+  total_log_prob  of all generated tokens, the end token included
+  min_margin      the smallest margin of all generated tokens (`sampling.SampledTokens`): how close
+                  the greedy choice was anywhere; NaN where it was not greedy
   """
 
   ids: list[int]
   log_probs: list[float]
-  ended: str
+  finish_reason: str
   text: str
-  total: float
-  margin: float
+  total_log_prob: float
+  min_margin: float
 
 
 def seed_of(sampling: Sampling, prompt: Prompt) -> int:
-  """The 32-bit seed of a prompt's random numbers: of the sampling's seed and of its tokens."""
+  """The 32-bit seed of a prompt's random numbers, from the sampling's seed and the tokens."""
   tokens = np.asarray(prompt.tokens, np.int64).tobytes()
   return zlib.crc32(tokens, sampling.seed & 0xFFFFFFFF)

@@ -1,1 +1,1 @@
-"""Floor 4: scores of a method, by its predict functions and its loss alone."""
+"""Floor 4: scores of tuned models, by their predict functions and their loss alone."""

@@ -9,10 +9,12 @@ from frozen_jax.text.rouge import rouge_l
 def grade(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
   """Mean exact match and F1 in percent; each prediction against its accepted answers."""
   pairs = list(zip(predictions, accepted, strict=True))
-  exact = sum(answers.exact_match(prediction, right) for prediction, right in pairs)
-  overlap = sum(answers.f1(prediction, right) for prediction, right in pairs)
+  exact_matches = sum(
+    answers.exact_match(prediction, references) for prediction, references in pairs
+  )
+  f1 = sum(answers.f1(prediction, references) for prediction, references in pairs)
   count = max(len(pairs), 1)
-  return {"exact_match": 100.0 * exact / count, "f1": 100.0 * overlap / count}
+  return {"exact_match": 100.0 * exact_matches / count, "f1": 100.0 * f1 / count}
 
 
 def grade_free_form(prediction: str, accepted: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Sampled answers of a question made into candidates: equal ones merged, counted, ordered.
+"""Candidates from the sampled answers of a question: equal answers are merged, counted, sorted.
 
-Answers are equal where SQuAD's normalisation makes them so (`text.answers`), as exact match has it.
+Answers are equal if SQuAD's normalisation (`text.answers`) makes them equal, as for exact match.
 Majority voting over samples is self-consistency (Wang et al. 2023).
 """
 
@@ -20,18 +20,18 @@ class Candidate(NamedTuple):
   log_prob: float
 
 
-def merged(samples: Sequence[tuple[str, float]]) -> list[Candidate]:
+def merge_samples(samples: Sequence[tuple[str, float]]) -> list[Candidate]:
   """The different answers among samples (text, log-probability of the whole sequence in nats).
 
-  Ordered by count, then by log-probability, then by text. Of equally frequent spellings the
-  likeliest stands for the answer, then the first sampled.
+  Sorted by count, then by log-probability, then by text. The text of a candidate is its most
+  frequent spelling; of equally frequent ones the likeliest, then the first sampled.
 
   The log-probability is the likeliest sample's and not that of all spellings together: the sum
-  grows with each further spelling that is sampled, so that the likelihood would take up part of
-  the count, while the best sample's is what a search for the likeliest answer looks for.
+  grows with each further spelling that is sampled, so that the likelihood would include part of
+  the count, while the best sample's is what a search for the likeliest answer maximises.
 
   An empty answer is a candidate like any other (as is one of which normalising leaves nothing):
-  saying nothing is what pass one did, and without it the agreement of the rest would be too high.
+  pass one did give it, and without it the agreement of the rest would be too high.
   Raises ValueError for no samples.
   """
   if not samples:
@@ -46,7 +46,7 @@ def merged(samples: Sequence[tuple[str, float]]) -> list[Candidate]:
   return sorted(candidates, key=_by_count)
 
 
-def _by_count(candidate: Candidate) -> tuple[float, float, str]:
+def _by_count(candidate: Candidate) -> tuple[int, float, str]:
   return -candidate.count, -candidate.log_prob, candidate.text
 
 
@@ -56,29 +56,29 @@ def _spelling(group: Sequence[tuple[str, float]]) -> str:
   return text
 
 
-def majority(candidates: Sequence[Candidate]) -> str:
-  """The most frequent answer; of equally frequent ones the likeliest. In any order they are in."""
+def majority_vote(candidates: Sequence[Candidate]) -> str:
+  """The most frequent answer; of equally frequent ones the likeliest. Candidates in any order."""
   return min(candidates, key=_by_count).text
 
 
-def likeliest(candidates: Sequence[Candidate]) -> str:
+def most_likely(candidates: Sequence[Candidate]) -> str:
   """The answer of the likeliest sample; of equally likely ones the most frequent."""
   return min(candidates, key=lambda c: (-c.log_prob, *_by_count(c))).text
 
 
 def oracle(candidates: Sequence[Candidate], accepted: Sequence[str]) -> str:
-  """The answer nearest to an accepted one, by exact match, then by F1; of equals the first.
+  """The best answer by exact match with an accepted one, then by F1; of equals the first.
 
-  What a perfect choice among the candidates would give: the bound of what there is to gain.
+  What a perfect choice among the candidates would give: an upper bound.
   """
 
-  def nearness(candidate: Candidate) -> tuple[bool, float]:
+  def quality(candidate: Candidate) -> tuple[bool, float]:
     return exact_match(candidate.text, accepted), f1(candidate.text, accepted)
 
-  return max(candidates, key=nearness).text
+  return max(candidates, key=quality).text
 
 
 def agreement(candidates: Sequence[Candidate]) -> float:
-  """The share of the samples that gave the most frequent answer, above 0 and up to 1."""
+  """The fraction of the samples that gave the most frequent answer, above 0 and up to 1."""
   counts = [candidate.count for candidate in candidates]
   return max(counts) / sum(counts)

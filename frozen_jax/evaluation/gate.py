@@ -1,45 +1,45 @@
-"""The gate: which rows take the second of two passes, by how sure the first one is of its answer.
+"""The gate of a cascade: rows of which the first pass is not confident get a second pass.
 
-Compute is counted in passes a row: 1 where no row takes the second pass, 2 where all do. `fit`
-picks the threshold for a compute budget and calibrates the confidence, both on validation rows;
-`curve` sets accuracy against compute for this gate, a random one and an oracle. To leave the sure
-rows to the cheap system is a cascade (Viola and Jones 2001; of language models FrugalGPT, Chen et
-al. 2023), and the curve is its deferral curve.
+Compute is counted in passes a row: 1 if no row gets the second pass, 2 if all do. `fit_gate` picks
+the threshold for a compute budget and calibrates the confidence, both on validation rows;
+`deferral_curves` gives accuracy against compute for this gate, a random one and an oracle. To let
+the cheap model alone answer confident rows is a cascade (Viola and Jones 2001; of language models
+FrugalGPT, Chen et al. 2023).
 
 Confidences are numbers from 0 to 1:
 
-  probability  of the whole sequence that was answered, its end token included
+  probability  of the whole answered sequence, its end token included
   margin       the difference between the shares (or probabilities) of the two best answers
   agreement    the share of the samples that gave the most frequent answer
 
-Calibration is Platt's (1999): the chance that pass one is right is the logistic function of slope
-times score plus bias, fitted by likelihood. The slope is one over a temperature (Guo et al. 2017),
-and a temperature alone would not do: it turns about an even chance, while an answer of probability
-0.3 may well be right more often than not, the rest being spread over its other spellings and over
-many worse answers; nor is a margin of 0 a chance of 0. The score of a probability is its log-odds,
-so that one already calibrated stays as it is; shares, which do reach 0 and 1, are their own score.
-Targets are smoothed as Platt does, so that rows that are all right, all wrong or told apart without
-an error give finite parameters. The slope is never negative: where surer rows are wrong more often,
-it is 0 and every row has the same chance.
+Calibration is Platt's (1999): the probability that pass one is correct is the logistic function of
+slope times score plus bias, fitted by maximum likelihood. The slope is one over a temperature (Guo
+et al. 2017), but a temperature alone is not enough: it keeps 0.5 fixed, while an answer of
+probability 0.3 may be correct more often than not, as the rest is spread over its other spellings
+and over many worse answers; nor is a margin of 0 a probability of 0. The score of a probability is
+its log-odds, so that a calibrated one stays unchanged; shares, which do reach 0 and 1, are
+unchanged scores. Targets are smoothed as Platt does, so that rows that are all correct, all wrong
+or perfectly separated give finite parameters. The slope is never negative: if more confident rows
+are wrong more often, it is 0 and every row has the same probability.
 """
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int, Num, Real
 
 from frozen_jax.core.errors import UserError
 
 MEASURES = ("probability", "margin", "agreement")
 
 _ALWAYS = math.nextafter(1.0, 2.0)  # above every confidence, and JSON has it, unlike infinity
-_CLIP = 1e-6  # a probability's distance from 0 and 1 at least: about what float32 tells from 1
-_ROUNDING = 1e-3  # by how much a confidence may be off [0, 1] without being another quantity
+_CLIP = 1e-6  # least distance of a probability from 0 and 1: about the resolution of float32 at 1
+_ROUNDING = 1e-3  # by how much a confidence may be outside [0, 1]; more is an error
 _BINS = 15  # of the calibration error, as Guo et al. 2017
-_SMALLEST = 1e-9  # percent; a gain below is rounding
+_MIN_GAIN = 1e-9  # percent; a gain below is rounding
 _RESAMPLES = 2000
 
 
@@ -47,9 +47,9 @@ _RESAMPLES = 2000
 class Gate:
   """Which rows need the second pass.
 
-  measure: which of MEASURES it reads. threshold: rows less confident than this take the second
-  pass. slope, bias: of the calibration. `dataclasses.asdict(gate)` is ready for JSON and `Gate`
-  takes it back as keywords. Raises UserError for a measure that is not known.
+  measure: which of MEASURES the confidences are. threshold: rows less confident than this need the
+  second pass. slope, bias: of the calibration. `Gate(**dataclasses.asdict(gate))`, also by way of
+  JSON, gives an equal gate. Raises UserError for an unknown measure.
   """
 
   measure: str
@@ -63,118 +63,127 @@ class Gate:
         f"confidence {self.measure!r} is not known; give one of {', '.join(MEASURES)}"
       )
 
-  def takes(self, confidences: np.ndarray) -> np.ndarray:
-    """bool [N]: whether each row needs the second pass.
+  def needs_second_pass(self, confidences: Real[np.ndarray, "..."]) -> Bool[np.ndarray, " N"]:
+    """Whether each row needs the second pass.
 
     Raises ValueError for confidences other than numbers [N] from 0 to 1.
     """
     return _checked(confidences) < self.threshold
 
-  def probability(self, confidences: np.ndarray) -> np.ndarray:
-    """float64 [N]: the calibrated chance that pass one is right; errors as `takes`."""
+  def probability_correct(self, confidences: Real[np.ndarray, "..."]) -> Float64[np.ndarray, " N"]:
+    """The calibrated probability that pass one is correct; errors as `needs_second_pass`."""
     from scipy.special import expit
 
-    return expit(self.slope * _scores(self.measure, _checked(confidences)) + self.bias)
+    inputs = _calibration_inputs(self.measure, _checked(confidences))
+    return expit(self.slope * inputs + self.bias)
 
 
-def check_budget(budget: float) -> None:
-  """UserError for a compute budget that no gate can have."""
+def check_compute_budget(budget: float) -> None:
+  """UserError for a compute budget outside [1, 2]."""
   if not 1 <= budget <= 2:
     raise UserError(
       f"compute_budget is {budget}; give passes a row from 1 (never a second) to 2 (always)"
     )
 
 
-def fit(
-  confidences: np.ndarray, first_correct: np.ndarray, budget: float, measure: str
-) -> tuple[Gate, dict[str, float]]:
+def fit_gate(
+  confidences: Real[np.ndarray, "..."],
+  first_correct: Bool[np.ndarray, "..."],
+  budget: float,
+  measure: str,
+) -> tuple[Gate, dict[str, float | int]]:
   """The gate for a budget, and how it does on the validation rows that it is fitted on.
 
-  As many of the least sure rows as the budget pays for take the second pass; of equally sure rows
-  all or none, so that the budget is never exceeded on these rows. It is spent whether or not the
-  second pass gains anything: which of few rows it gains on is mostly chance.
+  As many of the least confident rows as the budget allows get the second pass; of equally confident
+  rows all or none, so that the budget is never exceeded on these rows. It is spent whether or not
+  the second pass gains anything: which of few rows it gains on is mostly chance.
 
   Args:
     confidences: [N], from 0 to 1, of pass one's answers.
-    first_correct: bool [N], whether they are right.
-    budget: mean compute in passes, 1 (no row takes the second) to 2 (every row, of any data).
+    first_correct: [N], whether these are correct.
+    budget: mean compute in passes, 1 (no row gets the second) to 2 (every row, of any data).
     measure: which of MEASURES the confidences are.
 
   Returns:
     the gate, and `rows`, `compute` (mean passes a row) and `calibration_error_before` and `_after`,
-    both in percent (`calibration_error`; "before" takes the confidence itself for the chance).
+    both in percent (`calibration_error`; "before": of the confidences themselves).
 
   Raises UserError for a budget outside [1, 2], an unknown measure or no rows at all; ValueError for
-  confidences as `Gate.takes`, and for other than one outcome a row.
+  confidences as `Gate.needs_second_pass`, and for other than one outcome a row.
   """
-  check_budget(budget)
-  sure, correct = _checked(confidences), np.asarray(first_correct, bool)
-  if correct.shape != sure.shape:
-    raise ValueError(f"outcomes {correct.shape} of confidences {sure.shape}")
-  if not sure.size:
+  check_compute_budget(budget)
+  confidences, correct = _checked(confidences), np.asarray(first_correct, bool)
+  if correct.shape != confidences.shape:
+    raise ValueError(f"outcomes {correct.shape} of confidences {confidences.shape}")
+  if not confidences.size:
     raise UserError("the gate is fitted on validation rows and there are none; name data with some")
-  gate = Gate(measure, _threshold(sure, budget), 0.0, 0.0)
-  slope, bias = _calibrated(_scores(measure, sure), correct)
+  gate = Gate(measure, _threshold(confidences, budget), 0.0, 0.0)
+  slope, bias = _platt_scaling(_calibration_inputs(measure, confidences), correct)
   gate = dataclasses.replace(gate, slope=slope, bias=bias)
   return gate, {
-    "rows": len(sure),
-    "compute": 1.0 + float(gate.takes(sure).mean()),
-    "calibration_error_before": calibration_error(sure, correct),
-    "calibration_error_after": calibration_error(gate.probability(sure), correct),
+    "rows": len(confidences),
+    "compute": 1.0 + float(gate.needs_second_pass(confidences).mean()),
+    "calibration_error_before": calibration_error(confidences, correct),
+    "calibration_error_after": calibration_error(gate.probability_correct(confidences), correct),
   }
 
 
-def calibration_error(chances: np.ndarray, correct: np.ndarray) -> float:
+def calibration_error(
+  probabilities: Real[np.ndarray, " N"], correct: Num[np.ndarray, " N"] | Bool[np.ndarray, " N"]
+) -> float:
   """Expected calibration error in percent, over 15 bins of equal width (Guo et al. 2017).
 
-  chances: [N], from 0 to 1, of being right. correct: [N], 0 or 1.
+  probabilities: from 0 to 1, of being correct. correct: 0 or 1.
   """
-  bins = np.minimum((np.asarray(chances) * _BINS).astype(int), _BINS - 1)
-  off = np.bincount(bins, weights=np.asarray(correct, np.float64) - chances, minlength=_BINS)
-  return 100.0 * float(np.abs(off).sum()) / len(bins)
+  bins = np.minimum((np.asarray(probabilities) * _BINS).astype(int), _BINS - 1)
+  errors = np.asarray(correct, np.float64) - probabilities
+  by_bin = np.bincount(bins, weights=errors, minlength=_BINS)
+  return 100.0 * float(np.abs(by_bin).sum()) / len(bins)
 
 
-def _checked(confidences: np.ndarray) -> np.ndarray:
-  sure = np.asarray(confidences, np.float64)
-  if sure.ndim != 1 or not ((sure >= -_ROUNDING) & (sure <= 1 + _ROUNDING)).all():
-    raise ValueError(f"confidences {sure.shape} are not numbers [N] from 0 to 1")
-  return np.clip(sure, 0.0, 1.0)
+def _checked(confidences: np.ndarray) -> Float64[np.ndarray, " N"]:
+  values = np.asarray(confidences, np.float64)
+  if values.ndim != 1 or not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
+    raise ValueError(f"confidences {values.shape} are not numbers [N] from 0 to 1")
+  return np.clip(values, 0.0, 1.0)
 
 
-def _threshold(sure: np.ndarray, budget: float) -> float:
+def _threshold(confidences: np.ndarray, budget: float) -> float:
   if budget == 1:
     return 0.0
-  most = math.floor((budget - 1) * len(sure) + 1e-9)  # 0.4 of 5 rows is 1.9999999999999998
-  return float(np.sort(sure)[most]) if most < len(sure) else _ALWAYS
+  count = len(confidences)
+  max_second = math.floor((budget - 1) * count + 1e-9)  # 0.4 of 5 rows is 1.9999999999999998
+  return float(np.sort(confidences)[max_second]) if max_second < count else _ALWAYS
 
 
-def _scores(measure: str, sure: np.ndarray) -> np.ndarray:
-  """What the logistic function of the calibration reads of confidences."""
-  from scipy.special import logit  # slow to import, and needed by gates alone
+def _calibration_inputs(measure: str, confidences: np.ndarray) -> np.ndarray:
+  """The scores that the logistic function of the calibration takes."""
+  from scipy.special import logit  # slow to import
 
-  return logit(np.clip(sure, _CLIP, 1 - _CLIP)) if measure == "probability" else sure
+  if measure != "probability":
+    return confidences
+  return logit(np.clip(confidences, _CLIP, 1 - _CLIP))
 
 
-def _calibrated(scores: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
-  """Slope and bias of Platt's method: the likeliest with smoothed targets and a slope >= 0."""
+def _platt_scaling(scores: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
+  """Slope and bias by Platt's method: maximum likelihood, smoothed targets, a slope >= 0."""
   from scipy.optimize import minimize
   from scipy.special import expit, logit
 
   right, wrong = correct.sum(), (~correct).sum()
   targets = np.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
-  middle, width = scores.mean(), scores.std()
-  if width < _CLIP:  # all confidences are equal: they say nothing, whatever comes later
+  mean, std = scores.mean(), scores.std()
+  if std < _CLIP:  # all confidences are equal, so they carry no information
     return 0.0, float(logit(targets.mean()))
-  inputs = (scores - middle) / width
+  inputs = (scores - mean) / std
 
   def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
     logits = values[0] * inputs + values[1]
-    off = expit(logits) - targets
-    return float(np.mean(np.logaddexp(0, logits) - targets * logits)), np.array(
-      [np.mean(off * inputs), np.mean(off)]
-    )
+    errors = expit(logits) - targets
+    gradient = np.array([np.mean(errors * inputs), np.mean(errors)])
+    return float(np.mean(np.logaddexp(0, logits) - targets * logits)), gradient
 
-  found = minimize(
+  slope, bias = minimize(
     loss,
     np.array([1.0, logit(targets.mean())]),
     jac=True,
@@ -182,104 +191,122 @@ def _calibrated(scores: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
     bounds=[(0, None), (None, None)],
     options={"ftol": 1e-14, "gtol": 1e-9},
   ).x
-  return float(found[0] / width), float(found[1] - found[0] * middle / width)
+  return float(slope / std), float(bias - slope * mean / std)
 
 
-class Line(NamedTuple):
-  """Corners of a curve: mean compute [P] in passes, from 1 to 2, and accuracy [P] in percent."""
+class Curve(NamedTuple):
+  """Points of a curve: mean compute in passes, from 1 to 2, and accuracy in percent."""
 
-  compute: np.ndarray
-  accuracy: np.ndarray
+  compute: Float64[np.ndarray, " P"]
+  accuracy: Float64[np.ndarray, " P"]
 
   @property
   def area(self) -> float:
     """The area under the curve, which is its mean accuracy in percent: compute spans 1."""
     return float(np.trapezoid(self.accuracy, self.compute))
 
-  def at(self, compute: float) -> float:
+  def accuracy_at(self, compute: float) -> float:
     """Accuracy in percent at a mean compute."""
     return float(np.interp(compute, self.compute, self.accuracy))
 
 
 class Curves(NamedTuple):
-  """Accuracy against compute by three ways to choose which rows take the second pass.
+  """Accuracy against compute by three ways to choose which rows get the second pass.
 
-  gate: the least sure first. random: any. oracle: those where it gains the most first, and none
-  where it loses, so that at 2 every row has the better of its two answers.
+  gate: the least confident first. random: any. oracle: those with the largest gain first, and none
+  with a loss, so that at 2 every row has the better of its two answers.
   """
 
-  gate: Line
-  random: Line
-  oracle: Line
+  gate: Curve
+  random: Curve
+  oracle: Curve
 
 
-def curve(confidence: np.ndarray, first: np.ndarray, second: np.ndarray) -> Curves:
-  """The curves of test rows.
+def deferral_curves(
+  confidences: Real[np.ndarray, "..."],
+  first: Num[np.ndarray, "..."],
+  second: Num[np.ndarray, "..."],
+) -> Curves:
+  """The deferral curves of test rows.
 
-  Equally sure rows are one step, and the line along it is the mean over every order of them. So the
-  curve does not depend on the order of the rows.
+  Equally confident rows are one step, along which the curve is the mean over all their orders. So
+  it does not depend on the order of the rows.
 
   Args:
-    confidence: [N], from 0 to 1, of pass one's answers.
+    confidences: [N], from 0 to 1, of pass one's answers.
     first, second: [N], each row's score in percent by pass one and by pass two.
 
-  Raises ValueError for confidences as `Gate.takes`, for other than one score of each a row, and
-  for no rows.
+  Raises ValueError for confidences as `Gate.needs_second_pass`, for other than one score of each a
+  row, and for no rows.
   """
   first, gain = _gains(first, second)
-  gate = _line(*_groups(_checked(confidence), len(first)), first, gain)
+  gate = _curve(*_groups(_checked(confidences), len(first)), first, gain)
   best = np.maximum(gain, 0.0)
   return Curves(
     gate,
-    Line(gate.compute[[0, -1]], gate.accuracy[[0, -1]]),
-    _line(*_groups(-best, len(first)), first, best),
+    Curve(gate.compute[[0, -1]], gate.accuracy[[0, -1]]),
+    _curve(*_groups(-best, len(first)), first, best),
   )
 
 
-def kept(
-  confidence: np.ndarray, first: np.ndarray, second: np.ndarray, compute: float
+def share_of_gain(
+  confidences: Real[np.ndarray, "..."],
+  first: Num[np.ndarray, "..."],
+  second: Num[np.ndarray, "..."],
+  compute: float,
 ) -> dict[str, float]:
   """The share of the second pass's gain that the gate's curve has at a mean compute.
 
-  Arguments as `curve`; compute from 1 to 2. Returns percents:
+  Arguments as `deferral_curves`; compute from 1 to 2. Returns percents:
 
-    kept                 of the gain of giving every row the second pass; nan without a gain
-    kept_low, kept_high  its 95% interval by the paired bootstrap, in which the curve is drawn anew
-                         of every draw of rows
-    without_gain         the draws in which the second pass gains nothing
+    share_of_gain         of the gain of giving every row the second pass; nan without a gain
+    share_of_gain_low, share_of_gain_high
+                          its 95% interval by the paired bootstrap: each resample of the rows has a
+                          curve of its own
+    resamples_without_gain
+                          the resamples in which the second pass gains nothing
 
-  A share of a gain near 0 can be anything. Draws without a gain have none, and count as below the
-  lower bound and as above the upper one: the interval widens with them, and beyond 2.5% of them,
-  where the gain itself is not established, both bounds are nan. Shares above 100 are real: a gate
-  may leave out rows where the second pass loses. Raises UserError for a compute outside [1, 2].
+  The share of a gain near 0 can be anything. Resamples without a gain have none, and count as below
+  the lower bound and as above the upper one: the interval widens with them, and if they are more
+  than 2.5%, so that the gain itself is not established, both bounds are nan. Shares above 100 are
+  possible: a gate may leave out rows where the second pass loses. Raises UserError for a compute
+  outside [1, 2].
   """
-  check_budget(compute)
+  check_compute_budget(compute)
   first, gain = _gains(first, second)
-  ranks, count = _groups(_checked(confidence), len(first))
+  ranks, count = _groups(_checked(confidences), len(first))
 
   def gained(rows: np.ndarray) -> tuple[float, float]:
-    line = _line(ranks[rows], count, first[rows], gain[rows])
-    return line.at(compute) - line.accuracy[0], line.accuracy[-1] - line.accuracy[0]
+    curve = _curve(ranks[rows], count, first[rows], gain[rows])
+    return curve.accuracy_at(compute) - curve.accuracy[0], curve.accuracy[-1] - curve.accuracy[0]
 
-  return _share(gained, len(first))
+  return _bootstrap_share(gained, len(first))
 
 
-def point(takes: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-  """Where a gate stands that is used as it is: what `Gate.takes` has chosen of test rows.
+def operating_point(
+  second_pass: Bool[np.ndarray, "..."],
+  first: Num[np.ndarray, "..."],
+  second: Num[np.ndarray, "..."],
+) -> dict[str, float]:
+  """Compute and accuracy of a gate on test rows, given what `Gate.needs_second_pass` chose of them.
 
-  Arguments and errors as `curve`, with takes: bool [N]. Returns `compute` (mean passes a row),
-  `accuracy` (percent) and the figures of `kept`, whose interval here has the compute vary with the
-  rows that are drawn.
+  Arguments and errors as `deferral_curves`, with second_pass: [N]. Returns `compute` (mean passes a
+  row), `accuracy` (percent) and the values of `share_of_gain`; for their interval the compute
+  varies with the rows of a resample.
   """
   first, gain = _gains(first, second)
-  takes = np.asarray(takes, bool)
-  if takes.shape != first.shape:
-    raise ValueError(f"{takes.shape} choices for {first.shape} rows")
-  taken = np.where(takes, gain, 0.0)
+  second_pass = np.asarray(second_pass, bool)
+  if second_pass.shape != first.shape:
+    raise ValueError(f"{second_pass.shape} choices for {first.shape} rows")
+  gate_gain = np.where(second_pass, gain, 0.0)
+
+  def gained(rows: np.ndarray) -> tuple[float, float]:
+    return float(gate_gain[rows].mean()), float(gain[rows].mean())
+
   return {
-    "compute": 1.0 + float(takes.mean()),
-    "accuracy": float((first.sum() + taken.sum()) / len(first)),
-    **_share(lambda rows: (float(taken[rows].mean()), float(gain[rows].mean())), len(first)),
+    "compute": 1.0 + float(second_pass.mean()),
+    "accuracy": float((first.sum() + gate_gain.sum()) / len(first)),
+    **_bootstrap_share(gained, len(first)),
   }
 
 
@@ -290,53 +317,43 @@ def _gains(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
   return first, second - first
 
 
-def _groups(keys: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
-  """Of each row which group of equals it passes over with, in rising order, and how many there
-  are."""
+def _groups(keys: np.ndarray, rows: int) -> tuple[Int[np.ndarray, " N"], int]:
+  """The index of each row's group of equal keys, in rising order, and the number of groups."""
   if len(keys) != rows:
     raise ValueError(f"{len(keys)} confidences for {rows} rows")
   groups, ranks = np.unique(keys, return_inverse=True)
   return ranks, len(groups)
 
 
-def _line(ranks: np.ndarray, count: int, first: np.ndarray, gain: np.ndarray) -> Line:
-  """The curve of rows that pass over group by group. Sums are divided last, so that scores of 0 and
-  100 give both ends exactly."""
-  passed = np.cumsum(np.bincount(ranks, minlength=count))
+def _curve(ranks: np.ndarray, count: int, first: np.ndarray, gain: np.ndarray) -> Curve:
+  """The curve of rows that get the second pass group by group.
+
+  Sums are divided last, so that scores of 0 and 100 give both ends exactly.
+  """
+  second_passes = np.cumsum(np.bincount(ranks, minlength=count))
   gained = np.cumsum(np.bincount(ranks, weights=gain, minlength=count))
-  return Line(
-    1.0 + np.append(0, passed) / len(ranks), (first.sum() + np.append(0.0, gained)) / len(ranks)
-  )
+  compute = 1.0 + np.append(0, second_passes) / len(ranks)
+  return Curve(compute, (first.sum() + np.append(0.0, gained)) / len(ranks))
 
 
-def _share(gained: Callable[[np.ndarray], tuple[float, float]], count: int) -> dict[str, float]:
-  """The figures of `kept`; gained: of the rows that were drawn, what the gate gains and what the
-  second pass does."""
-  part, full = gained(np.arange(count))
+def _bootstrap_share(
+  gained: Callable[[np.ndarray], tuple[float, float]], count: int
+) -> dict[str, float]:
+  """The values of `share_of_gain`.
+
+  gained: indices of rows -> the gain of the gate and that of giving every row the second pass.
+  """
+  gate_gain, full_gain = gained(np.arange(count))
   random = np.random.default_rng(0)
-  drawn = np.array([gained(random.integers(count, size=count)) for _ in range(_RESAMPLES)])
-  some = drawn[:, 1] > _SMALLEST
-  shares = 100.0 * drawn[:, 0] / np.where(some, drawn[:, 1], 1.0)
-  low = float(np.quantile(np.where(some, shares, -np.inf), 0.025, method="lower"))
-  high = float(np.quantile(np.where(some, shares, np.inf), 0.975, method="higher"))
-  bounded = full > _SMALLEST and math.isfinite(low) and math.isfinite(high)
+  resamples = np.array([gained(random.integers(count, size=count)) for _ in range(_RESAMPLES)])
+  gains = resamples[:, 1] > _MIN_GAIN
+  shares = 100.0 * resamples[:, 0] / np.where(gains, resamples[:, 1], 1.0)
+  low = float(np.quantile(np.where(gains, shares, -np.inf), 0.025, method="lower"))
+  high = float(np.quantile(np.where(gains, shares, np.inf), 0.975, method="higher"))
+  bounded = full_gain > _MIN_GAIN and math.isfinite(low) and math.isfinite(high)
   return {
-    "kept": float(100.0 * part / full) if full > _SMALLEST else math.nan,
-    "kept_low": low if bounded else math.nan,
-    "kept_high": high if bounded else math.nan,
-    "without_gain": 100.0 * float((~some).mean()),
+    "share_of_gain": float(100.0 * gate_gain / full_gain) if full_gain > _MIN_GAIN else math.nan,
+    "share_of_gain_low": low if bounded else math.nan,
+    "share_of_gain_high": high if bounded else math.nan,
+    "resamples_without_gain": 100.0 * float((~gains).mean()),
   }
-
-
-def draw(path: pathlib.Path, curves: Curves, chosen: Mapping[str, float]) -> None:
-  """Saves a plot of the curves; chosen: `compute` and `accuracy` of the gate in use (`point`)."""
-  from matplotlib.figure import Figure  # slow to import, and needed here alone
-
-  figure = Figure(figsize=(4.8, 4.0), layout="constrained")
-  axis = figure.subplots()
-  for (name, line), style in zip(curves._asdict().items(), ("-", "--", ":"), strict=True):
-    axis.plot(line.compute, line.accuracy, style, label=f"{name} (area {line.area:.1f})")
-  axis.plot(chosen["compute"], chosen["accuracy"], "ko", label=f"chosen ({chosen['compute']:.2f})")
-  axis.set(xlabel="mean compute (passes)", ylabel="accuracy (%)", xlim=(0.97, 2.03))
-  figure.legend(loc="outside upper center", ncols=2)  # the curves may be anywhere within the axes
-  figure.savefig(path, dpi=100)

@@ -1,44 +1,47 @@
 """How far a mean over test rows would move with other rows: bootstrap intervals.
 
-Rows are drawn anew with replacement (Efron 1979); the interval has the middle 95% of the means.
+Rows are resampled with replacement (Efron 1979); the interval has the middle 95% of the means.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Num
 
 _RESAMPLES = 2000
 
 
-def with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  """The mean of each figure over the rows, and `NAME_low` and `NAME_high` around it.
+def means_with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """The mean of each score over the rows, and `NAME_low` and `NAME_high` around it.
 
-  All rows have the same figures, and there is at least one. The draws are the same at each call.
+  All rows have the same scores, and there is at least one. The resamples are the same at each call.
   """
-  found: dict[str, float] = {}
+  means: dict[str, float] = {}
   for name in rows[0]:
     values = np.array([row[name] for row in rows], np.float64)
-    low, high = interval(values)
-    found |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-  return found
+    low, high = bootstrap_interval(values)
+    means |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+  return means
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+def paired_difference(
+  first: Num[np.ndarray, "..."], second: Num[np.ndarray, "..."]
+) -> dict[str, float]:
   """How much higher the mean of `second` is than that of `first`, both [N] of the same rows.
 
   Returns `difference`, `difference_low` and `difference_high` in the unit of the values (percent).
-  Whole rows are drawn anew, with what both made of them: what makes a row hard for both is in
-  neither bound (paired bootstrap). Raises ValueError for other than one value of each a row.
+  The differences of rows are resampled, so what makes a row hard for both widens neither bound
+  (paired bootstrap). Raises ValueError for other than one value of each a row.
   """
   first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if first.shape != second.shape or first.ndim != 1 or not first.size:
     raise ValueError(f"values {first.shape} and {second.shape} of the same rows")
-  return with_intervals([{"difference": value} for value in (second - first).tolist()])
+  return means_with_intervals([{"difference": value} for value in (second - first).tolist()])
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-  """The 95% bootstrap interval of the mean of values [N]; that of equal values is their value."""
-  from scipy.stats import bootstrap  # slow to import, and needed here alone
+def bootstrap_interval(values: Num[np.ndarray, " N"]) -> tuple[float, float]:
+  """The 95% bootstrap interval of the mean of values; that of equal values is their value."""
+  from scipy.stats import bootstrap  # slow to import
 
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])

@@ -1,4 +1,4 @@
-"""Scoring any number of questions with passages by a re-ranker, in batches of few shapes."""
+"""Scoring any number of (question, passage) pairs by a re-ranker, in batches of few shapes."""
 
 import functools
 from collections.abc import Sequence
@@ -7,21 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32
 from tqdm import tqdm
 
-from frozen_jax.core.device import suited
+from frozen_jax.core.device import per_backend
 from frozen_jax.core.types import Tree
 from frozen_jax.data.pairs import Pair, PairEncoder, pad_pairs
 from frozen_jax.methods.re_ranker import ReRanker
+from frozen_jax.sharding.batch import shard_batch, with_sharding_constraint
 from frozen_jax.sharding.hosts import is_first_host
-from frozen_jax.sharding.place import constrained, everywhere, make_place
-from frozen_jax.sharding.rules import row_groups
+from frozen_jax.sharding.rules import replicated, row_groups
 from frozen_jax.text.padding import power_of_two
 
-# Tokens of one batch, with their padding: what keeps the device busy, and little more.
-_AT_ONCE = {"cpu": 2**12, "gpu": 2**16}
-_CHUNK = 2**14  # pairs whose texts are held at once
-_QUIET = 5  # seconds before a progress bar shows
+# Tokens of a batch, with their padding: enough to keep the device busy.
+_MAX_TOKENS = {"cpu": 2**12, "gpu": 2**16}
+_CHUNK_SIZE = 2**14  # pairs that are held as token ids at once
+_PROGRESS_DELAY = 5  # seconds before a progress bar shows
 
 
 def score_pairs(
@@ -31,58 +32,60 @@ def score_pairs(
   encoder: PairEncoder,
   pairs: Sequence[tuple[str, str]],
   mesh: Mesh | None = None,
-  at_once: int | None = None,
+  max_tokens: int | None = None,
   progress: bool = True,
-) -> np.ndarray:
-  """The score of each (question, passage), float32 [N], in the order given; the higher the better.
+) -> Float32[np.ndarray, " N"]:
+  """The score of each (question, passage), in the order given; the higher the better.
 
-  Texts are sorted by length and go together as many at once as `at_once` tokens hold (None: what
-  suits the device), so that there is little padding and a shape for each of the encoder's lengths
-  that occurs. What is beside a text in its batch changes nothing but rounding. Every host scores
-  all pairs, rows split over the mesh.
+  Texts are sorted by length, and a batch takes as many as `max_tokens` tokens hold (None: a number
+  for the backend in use). So there is little padding, and one shape for each of the encoder's
+  lengths that occurs. The other texts of a batch change nothing but rounding. Every host scores all
+  pairs, rows split over the mesh.
 
   Raises:
     UserError: a question that leaves no room for a passage.
   """
-  found = np.zeros(len(pairs), np.float32)
-  place, groups = make_place(mesh), 1 if mesh is None else row_groups(mesh)
-  whole, network = everywhere(mesh), _network(re_ranker, trainable, frozen)
-  at_once = at_once or suited(_AT_ONCE)
+  scores = np.zeros(len(pairs), np.float32)
+  groups = 1 if mesh is None else row_groups(mesh)
+  network = _network(re_ranker, trainable, frozen)
+  max_tokens = max_tokens or per_backend(_MAX_TOKENS)
   hidden = not progress or not is_first_host()
-  with tqdm(total=len(pairs), desc="re-rank", unit="pair", disable=hidden, delay=_QUIET) as bar:
-    for start in range(0, len(pairs), _CHUNK):
-      texts = encoder(pairs[start : start + _CHUNK])
-      ready: list[tuple[list[int], jax.Array]] = []
-      for rows, width, size in _batches(texts, encoder.lengths, at_once, groups):
-        batch = place(pad_pairs([texts[row] for row in rows], (width,), size))
-        ready.append((rows, _scores(re_ranker, network, batch, out_sharding=whole)))
-        if len(ready) > 1:  # one behind: the next batch is made while this one is computed
-          _read(ready.pop(0), found[start:], bar)
-      for last in ready:
-        _read(last, found[start:], bar)
-  return found
+  with tqdm(
+    total=len(pairs), desc="re-rank", unit="pair", disable=hidden, delay=_PROGRESS_DELAY
+  ) as bar:
+    for start in range(0, len(pairs), _CHUNK_SIZE):
+      texts = encoder(pairs[start : start + _CHUNK_SIZE])
+      pending: list[tuple[list[int], jax.Array]] = []
+      for rows, width, size in _batches(texts, encoder.lengths, max_tokens, groups):
+        batch = shard_batch(pad_pairs([texts[row] for row in rows], (width,), size), mesh)
+        pending.append((rows, _scores(re_ranker, network, batch, out_sharding=replicated(mesh))))
+        if len(pending) > 1:  # the next batch is padded while this one is computed
+          _read(pending.pop(0), scores[start:], bar)
+      for last in pending:
+        _read(last, scores[start:], bar)
+  return scores
 
 
-def _read(scored: tuple[list[int], jax.Array], found: np.ndarray, bar: Any) -> None:
+def _read(scored: tuple[list[int], jax.Array], scores: np.ndarray, bar: Any) -> None:
   rows, values = scored
-  found[rows] = np.asarray(values)[: len(rows)]
+  scores[rows] = np.asarray(values)[: len(rows)]
   bar.update(len(rows))
 
 
 def _batches(
-  texts: Sequence[Pair], lengths: Sequence[int], at_once: int, multiple: int
+  texts: Sequence[Pair], lengths: Sequence[int], max_tokens: int, multiple: int
 ) -> list[tuple[list[int], int, int]]:
-  """(which texts, T, how many rows) of each batch, the longest texts first."""
-  order = sorted(range(len(texts)), key=lambda row: -len(texts[row].tokens))
-  made, at = [], 0
-  while at < len(order):
-    width = next(length for length in lengths if length >= len(texts[order[at]].tokens))
-    most = max(at_once // width // multiple, 1) * multiple
-    rows = order[at : at + most]
-    size = -(-min(most, power_of_two(len(rows))) // multiple) * multiple
-    made.append((rows, width, size))
-    at += most
-  return made
+  """(indices of the texts, T, number of rows) of each batch, the longest texts first."""
+  by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row].tokens))
+  batches, start = [], 0
+  while start < len(by_length):
+    width = next(length for length in lengths if length >= len(texts[by_length[start]].tokens))
+    max_rows = max(max_tokens // width // multiple, 1) * multiple
+    rows = by_length[start : start + max_rows]
+    size = -(-min(max_rows, power_of_two(len(rows))) // multiple) * multiple
+    batches.append((rows, width, size))
+    start += max_rows
+  return batches
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -96,6 +99,6 @@ def _scores(
   network: Tree,
   batch: dict[str, jax.Array],
   out_sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-  found = re_ranker.scores(network, batch)[:, 0]
-  return constrained(found, out_sharding)
+) -> Float[Array, " R"]:
+  scores = re_ranker.scores(network, batch)[:, 0]
+  return with_sharding_constraint(scores, out_sharding)

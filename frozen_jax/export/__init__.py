@@ -1,1 +1,1 @@
-"""Floor 4: what leaves a run: the adapter as a folder, and a tuned prompt in the format of PEFT."""
+"""Floor 4: file formats for trained parameters: adapter folders, PEFT prompts, cross-encoders."""

@@ -1,10 +1,10 @@
-"""A re-ranker as a folder that sentence-transformers' `CrossEncoder` loads, and such folders read.
+"""Reading and writing re-rankers as folders of sentence-transformers' `CrossEncoder`.
 
 The layout is that of transformers' sequence classifiers with one label: config.json,
-model.safetensors, the tokenizer's files. What config.json says beside the encoder's own settings
-is the label, and `sentence_transformers` with the activation behind the score: none, so that
-`CrossEncoder.predict` gives the scores that frozen_jax computes. The heads of BERT, RoBERTa,
-ELECTRA and ModernBERT are known. Neither torch nor sentence-transformers is needed.
+model.safetensors, the tokenizer's files. In config.json, `sentence_transformers` sets the
+activation after the score to none, so that `CrossEncoder.predict` returns the scores that
+frozen_jax computes. The heads of BERT, RoBERTa, ELECTRA and ModernBERT are supported. Neither torch
+nor sentence-transformers is needed.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import assemble
 from frozen_jax.backbones.families.table import Family
 from frozen_jax.backbones.hf_folder import HFFolder, read_json
-from frozen_jax.backbones.load import find
+from frozen_jax.backbones.load import resolve_model_path
 from frozen_jax.backbones.load_encoder import Encoder, load_encoder
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.modules.score_head import ACTIVATIONS, HeadOptions
+from frozen_jax.modules.score_head import ACTIVATIONS, HeadConfig
 
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
-# Family -> its class of transformers, and what the head's layers are called in it.
+# Family -> its class in transformers, and the names of the head's layers in it.
 _CLASSES = {
   "bert": ("BertForSequenceClassification", "bert.pooler.dense", "classifier"),
   "roberta": ("RobertaForSequenceClassification", "classifier.dense", "classifier.out_proj"),
@@ -38,110 +38,112 @@ _CLASSES = {
 }
 _NORM = "head.norm"
 
-# What a tokenizer says about how it was loaded, or how it cut other texts.
-_LOCAL = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy")
+# Keys of a tokenizer's config on how it was loaded, or how it truncated other texts.
+_DROPPED_KEYS = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CrossEncoder:
-  """A folder read: its encoder, and what it has of a head.
+  """An encoder, with the parameters of a scoring head as far as its folder has them.
 
-  head: what the head of this kind of encoder looks like. initial_head: those of its numbers that
-  the folder holds, in the layout of `modules.score_head`; all of them in a CrossEncoder's folder,
-  few or none in another encoder's.
+  head: the options of the head of this kind of encoder. initial_head: the head's parameters in the
+  folder, in the layout of `modules.score_head`; all of them for a CrossEncoder, few or none for
+  another encoder.
   """
 
   encoder: Encoder
-  head: HeadOptions
+  head: HeadConfig
   initial_head: dict[str, Any]
 
 
 def read_cross_encoder(
   name: str, dtype: str = "float32", mesh: Mesh | None = None, progress: bool = True
 ) -> CrossEncoder:
-  """Reads a CrossEncoder's folder, or any encoder's from which a re-ranker is to start.
+  """Reads a CrossEncoder's folder, or any encoder's to initialise a re-ranker.
 
-  The scores of frozen_jax are those before an activation that a folder may ask for (a sigmoid, by
-  sentence-transformers' default): the order of passages is the same.
+  The scores of frozen_jax are those before the activation that a folder may specify (a sigmoid, by
+  sentence-transformers' default): the ranking of passages is the same.
 
   Args:
-    name, dtype, mesh, progress: as in `load_encoder`. The head is float32 in any case.
+    name, dtype, mesh, progress: as in `load_encoder`. The head is always float32.
 
   Raises:
-    UserError: no encoder of a kind whose head is known, or several labels instead of one score, or
-      its files are damaged.
+    UserError: not an encoder whose head is supported, or several labels instead of one score, or
+      damaged files.
   """
   encoder = load_encoder(name, dtype, mesh, progress)
-  stored = HFFolder(find(str(name), False))
+  stored = HFFolder(resolve_model_path(str(name), False))
   head = _head_options(stored)
-  found = {}
-  for path, (tensor, turned) in _head_tensors(stored.family, head).items():
-    if tensor not in stored.shapes:
-      continue
-    array = np.asarray(stored.read(tensor, ()), np.float32)
-    found[path] = array.T if turned else array
-  labels = found["score/bias"].shape if "score/bias" in found else (1,)
+  head_arrays = {}
+  for path, (tensor, transposed) in _head_tensors(stored.family, head).items():
+    if tensor in stored.shapes:
+      array = np.asarray(stored.read(tensor, ()), np.float32)
+      head_arrays[path] = array.T if transposed else array
+  labels = head_arrays["score/bias"].shape if "score/bias" in head_arrays else (1,)
   if labels != (1,):
     raise UserError(
       f"{name} gives {labels[0]} labels for a text and a re-ranker needs one score; choose a"
       " CrossEncoder with one label"
     )
-  arrays = {path: jnp.asarray(array) for path, array in found.items()}
-  return CrossEncoder(encoder, head, paths.unflatten(arrays))
+  initial_head = {path: jnp.asarray(array) for path, array in head_arrays.items()}
+  return CrossEncoder(encoder, head, paths.unflatten(initial_head))
 
 
 def write_cross_encoder(
   folder: str | pathlib.Path,
   base: Encoder,
   weights: Mapping[str, Any],
-  head: HeadOptions,
+  head: HeadConfig,
   head_weights: Mapping[str, Any],
   max_length: int,
 ) -> pathlib.Path:
   """Writes a re-ranker as a CrossEncoder, float32; returns the folder.
 
   Args:
-    folder: made if need be; a model in it is replaced.
-    base: the encoder that it started from, whose settings and tokenizer it has.
-    weights: the encoder's as trained (`ReRanker.weights`).
+    folder: created if necessary; a model in it is replaced.
+    base: the encoder from which it was initialised, whose config and tokenizer are written.
+    weights: the trained encoder's parameters (`ReRanker.weights`).
     head, head_weights: of the re-ranker: `ReRanker.head` and `trainable["head"]`.
-    max_length: tokens to which `CrossEncoder` cuts a question and a passage.
+    max_length: tokens to which `CrossEncoder` truncates a question with a passage.
 
   Raises:
-    UserError: the head is not what this kind of encoder has there, the encoder has no tokenizer,
+    UserError: transformers has another head for this kind of encoder, the encoder has no tokenizer,
       or the folder cannot be written.
   """
-  stored = HFFolder(find(base.name, False))
-  usual = _head_options(stored)
-  if dataclasses.replace(head, dropout=usual.dropout) != usual:
+  stored = HFFolder(resolve_model_path(base.name, False))
+  expected = _head_options(stored)
+  if dataclasses.replace(head, dropout=expected.dropout) != expected:
     raise UserError(
-      f"a CrossEncoder of the {stored.family.hf_name} type has the head {usual}, and this re-ranker"
-      f" has {head}; train it with the usual head (HeadOptions as read_cross_encoder gives them)"
+      f"a CrossEncoder of the {stored.family.hf_name} type has the head {expected}, and this"
+      f" re-ranker has {head}; train it with the usual head (HeadOptions of read_cross_encoder)"
     )
   if base.tokenizer is None:
     raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
   config = dataclasses.replace(base.config, pooling="", normalise=False)
-  leaves = assemble.plan(config, stored.family, "hf")
+  leaves = assemble.plan_leaves(config, stored.family, "hf")
   tensors = _tensors(leaves, paths.flatten(weights))
-  given = paths.flatten(head_weights)
-  for path, (tensor, turned) in _head_tensors(stored.family, head).items():
-    array = np.asarray(given[path], np.float32)
-    tensors[tensor] = np.ascontiguousarray(array.T if turned else array)
+  head_arrays = paths.flatten(head_weights)
+  for path, (tensor, transposed) in _head_tensors(stored.family, head).items():
+    array = np.asarray(head_arrays[path], np.float32)
+    tensors[tensor] = np.ascontiguousarray(array.T if transposed else array)
   folder = pathlib.Path(folder)
   data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
   files.write_bytes(folder / "model.safetensors", data)
   _write_tokenizer(folder, base.tokenizer, config.types > 1, max_length)
-  settings = read_json(pathlib.Path(stored.where) / "config.json")
-  text = json.dumps(_settings(settings, stored.family, head), indent=2, sort_keys=True) + "\n"
-  files.write_bytes(folder / "config.json", text.encode())  # last: without it the folder is none
+  base_config = read_json(pathlib.Path(stored.location) / "config.json")
+  classifier_config = _classifier_config(base_config, stored.family, head)
+  text = json.dumps(classifier_config, indent=2, sort_keys=True) + "\n"
+  files.write_bytes(folder / "config.json", text.encode())  # last: it makes the folder a model's
   for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
     (folder / name).unlink(missing_ok=True)  # of a model that was there before
   return folder
 
 
-def _settings(settings: dict[str, Any], family: Family, head: HeadOptions) -> dict[str, Any]:
+def _classifier_config(
+  base_config: dict[str, Any], family: Family, head: HeadConfig
+) -> dict[str, Any]:
   """config.json of the sequence classifier."""
-  own = {
+  added = {
     "architectures": [_CLASSES[family.hf_name][0]],
     "id2label": {"0": "LABEL_0"},
     "label2id": {"LABEL_0": 0},
@@ -149,80 +151,82 @@ def _settings(settings: dict[str, Any], family: Family, head: HeadOptions) -> di
     "dtype": "float32",
     "sentence_transformers": {"activation_fn": _IDENTITY},
   }
-  old = ("_name_or_path", "torch_dtype", "num_labels", "sbert_ce_default_activation_function")
-  return {key: value for key, value in settings.items() if key not in old} | own
+  dropped = ("_name_or_path", "torch_dtype", "num_labels", "sbert_ce_default_activation_function")
+  return {key: value for key, value in base_config.items() if key not in dropped} | added
 
 
-def _head_options(stored: HFFolder) -> HeadOptions:
-  """The head that transformers gives to this folder's kind of encoder.
+def _head_options(stored: HFFolder) -> HeadConfig:
+  """The head that transformers has for this folder's kind of encoder.
 
-  Raises UserError where it has none, or one that is not understood.
+  Raises UserError where it has none, or one that is not supported.
   """
-  kind, where = stored.family.hf_name, stored.where
+  kind, location = stored.family.hf_name, stored.location
   if kind not in _CLASSES:
     raise UserError(
-      f"{where} is of the {kind} type, for which no re-ranker is known; choose one of"
+      f"{location} is of the {kind} type, for which no re-ranker is known; choose one of"
       f" {', '.join(_CLASSES)}"
     )
-  settings = read_json(pathlib.Path(where) / "config.json")
-  share = settings.get("classifier_dropout")
-  share = settings.get("hidden_dropout_prob", 0.1) if share is None else share
+  values = read_json(pathlib.Path(location) / "config.json")
+  dropout = values.get("classifier_dropout")
+  dropout = values.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
   try:
     if kind == "bert":
-      return HeadOptions(dropout=share)
+      return HeadConfig(dropout=dropout)
     if kind in ("roberta", "electra"):
-      return HeadOptions(
-        activation="tanh" if kind == "roberta" else "gelu", dropout=share, input_dropout=True
+      return HeadConfig(
+        activation="tanh" if kind == "roberta" else "gelu", dropout=dropout, input_dropout=True
       )
-    pooling = settings.get("classifier_pooling", "cls")
-    return HeadOptions(
+    pooling = values.get("classifier_pooling", "cls")
+    return HeadConfig(
       pooling={"cls": "first"}.get(pooling, pooling),
-      activation=settings.get("classifier_activation", "gelu"),
-      dense_bias=settings.get("classifier_bias", False),
+      activation=values.get("classifier_activation", "gelu"),
+      dense_bias=values.get("classifier_bias", False),
       norm_eps=stored.config.norm_eps,
       norm_bias=stored.config.norm_bias,
-      dropout=settings.get("classifier_dropout", 0.0),
+      dropout=values.get("classifier_dropout", 0.0),
     )
   except (ValueError, TypeError) as error:
-    raise UserError(f"{where}/config.json: {error}; its activations are {list(ACTIVATIONS)}") from (
-      None
-    )
+    raise UserError(
+      f"{location}/config.json: {error}; its activations are {list(ACTIVATIONS)}"
+    ) from None
 
 
-def _head_tensors(family: Family, head: HeadOptions) -> dict[str, tuple[str, bool]]:
-  """Path in the head's tree -> its tensor, and whether that is stored the other way round."""
+def _head_tensors(family: Family, head: HeadConfig) -> dict[str, tuple[str, bool]]:
+  """Path in the head's tree -> its tensor, and whether that is stored transposed."""
   _, dense, score = _CLASSES[family.hf_name]
-  found = {"dense/kernel": (f"{dense}.weight", True), "score/kernel": (f"{score}.weight", True)}
-  found["score/bias"] = (f"{score}.bias", False)
+  tensors = {"dense/kernel": (f"{dense}.weight", True), "score/kernel": (f"{score}.weight", True)}
+  tensors["score/bias"] = (f"{score}.bias", False)
   if head.dense_bias:
-    found["dense/bias"] = (f"{dense}.bias", False)
+    tensors["dense/bias"] = (f"{dense}.bias", False)
   if head.norm_eps:
-    found["norm/scale"] = (f"{_NORM}.weight", False)
+    tensors["norm/scale"] = (f"{_NORM}.weight", False)
     if head.norm_bias:
-      found["norm/bias"] = (f"{_NORM}.bias", False)
-  return found
+      tensors["norm/bias"] = (f"{_NORM}.bias", False)
+  return tensors
 
 
 def _tensors(leaves: list[assemble.Leaf], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The arrays of an encoder's tree under the names and in the form of its family, float32."""
-  whole: dict[str, np.ndarray] = {}
-  pieces: dict[str, dict[int, np.ndarray]] = {}
+  """The arrays of an encoder's tree with the names and layout of its family, float32."""
+  tensors: dict[str, np.ndarray] = {}
+  fused: dict[str, dict[int, np.ndarray]] = {}  # name -> first output -> its rows
   for leaf in leaves:
     array = np.asarray(arrays[leaf.path], np.float32) - np.float32(leaf.source.offset)
-    stacked = array.reshape(len(leaf.names), *leaf.own_shape)
-    for name, one in zip(leaf.names, stacked, strict=True):
-      one = np.ascontiguousarray(one.swapaxes(-1, -2) if leaf.source.transpose else one)
-      if leaf.piece is None:
-        whole[name] = one
-      else:  # encoders fuse whole products only: one group, outputs first
-        pieces.setdefault(name, {})[leaf.piece[2]] = one
-  for name, parts in pieces.items():
-    whole[name] = np.concatenate([parts[start] for start in sorted(parts)], axis=0)
-  return whole
+    stacked = array.reshape(len(leaf.names), *leaf.slice_shape)
+    for name, part in zip(leaf.names, stacked, strict=True):
+      part = np.ascontiguousarray(part.swapaxes(-1, -2) if leaf.source.transpose else part)
+      if leaf.fused is None:
+        tensors[name] = part
+      else:  # fused tensors of encoders have a single group, outputs first
+        fused.setdefault(name, {})[leaf.fused.start] = part
+  for name, parts in fused.items():
+    tensors[name] = np.concatenate([parts[start] for start in sorted(parts)], axis=0)
+  return tensors
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer: Any, typed: bool, max_length: int) -> None:
-  """The tokenizer's files, with the length that texts are cut to, and what the encoder reads."""
+def _write_tokenizer(
+  folder: pathlib.Path, tokenizer: Any, has_types: bool, max_length: int
+) -> None:
+  """Writes the tokenizer's files, with the maximal length and the inputs of the encoder."""
   try:
     tokenizer.save_pretrained(str(folder))
   except OSError as error:
@@ -230,9 +234,9 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer: Any, typed: bool, max_leng
       f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
     ) from error
   path = folder / "tokenizer_config.json"
-  settings = {key: value for key, value in read_json(path).items() if key not in _LOCAL}
-  settings["model_max_length"] = max_length
-  types = ["token_type_ids"] if typed else []
-  settings["model_input_names"] = ["input_ids", *types, "attention_mask"]
-  text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+  values = {key: value for key, value in read_json(path).items() if key not in _DROPPED_KEYS}
+  values["model_max_length"] = max_length
+  types = ["token_type_ids"] if has_types else []
+  values["model_input_names"] = ["input_ids", *types, "attention_mask"]
+  text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
   files.write_bytes(path, text.encode())

@@ -1,7 +1,7 @@
-"""A tuned prompt in the format of PEFT, so that `peft.PeftModel.from_pretrained` loads it.
+"""A soft prompt in the format of PEFT, so that `peft.PeftModel.from_pretrained` loads it.
 
 The format (PEFT, prompt tuning): `adapter_config.json` and `adapter_model.safetensors`, the latter
-with one tensor `prompt_embeddings` [P, D]. PEFT puts these vectors in front of the embedded text.
+with one tensor `prompt_embeddings` [P, D]. PEFT prepends these vectors to the embedded text.
 Neither torch nor peft is needed to write it.
 """
 
@@ -24,12 +24,12 @@ def write_peft_prompt(
   num_layers: int,
   num_attention_heads: int,
 ) -> pathlib.Path:
-  """Writes a prompt for a causal LM as a PEFT adapter, in float32; returns the folder.
+  """Writes a soft prompt for a causal LM as a PEFT adapter, in float32; returns the folder.
 
   Args:
-    folder: made if need be; an adapter of PEFT in it is replaced.
-    prompt: the trained vectors as they stand before the text, in the scale of its embeddings.
-    base_model_name: the model's name or folder as transformers knows it; PEFT records it.
+    folder: created if necessary; an adapter of PEFT in it is replaced.
+    prompt: the trained vectors, in the scale of the LM's input embeddings.
+    base_model_name: the model's name or folder for transformers, which PEFT records.
     token_dim, num_layers, num_attention_heads: of the frozen LM.
 
   Raises:

@@ -1,31 +1,27 @@
-"""Floor 3: what is frozen, what is trained, the loss and the predict functions of each method.
+"""The methods: what each freezes and trains, its loss and its predict functions.
 
-`METHODS` names them; each builder takes the frozen LM and the experiment's options.
+`METHODS` maps the names that configs use to the classes; see `core.types.Method`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from frozen_jax.core.types import Method
+from frozen_jax.methods.adapters import Adapters
+from frozen_jax.methods.fine_tuning import FineTuning
+from frozen_jax.methods.id_pt import InputDependentPromptTuning
+from frozen_jax.methods.lora import Lora
+from frozen_jax.methods.neural_recursion import NeuralRecursion
+from frozen_jax.methods.prefix_tuning import PrefixTuning
+from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.methods.textual_recursion import TextualRecursion
+from frozen_jax.methods.zero_shot import ZeroShot
 
-from frozen_jax.core.types import Base, Method
-from frozen_jax.methods import (
-  adapters,
-  fine_tuning,
-  id_pt,
-  lora,
-  neural_recursion,
-  prefix_tuning,
-  prompt_tuning,
-  textual_recursion,
-)
-
-METHODS: dict[str, Callable[[Base, Mapping[str, Any]], Method]] = {
-  "zero_shot": prompt_tuning.build_zero_shot,
-  "prompt_tuning": prompt_tuning.build,
-  "id_pt": id_pt.build,
-  "prefix_tuning": prefix_tuning.build,
-  "lora": lora.build,
-  "adapters": adapters.build,
-  "fine_tuning": fine_tuning.build,
-  "textual_recursion": textual_recursion.build,
-  "neural_recursion": neural_recursion.build,
+METHODS: dict[str, type[Method]] = {
+  "zero_shot": ZeroShot,
+  "prompt_tuning": PromptTuning,
+  "id_pt": InputDependentPromptTuning,
+  "prefix_tuning": PrefixTuning,
+  "lora": Lora,
+  "adapters": Adapters,
+  "fine_tuning": FineTuning,
+  "textual_recursion": TextualRecursion,
+  "neural_recursion": NeuralRecursion,
 }

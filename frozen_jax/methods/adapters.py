@@ -1,18 +1,29 @@
-"""Bottleneck adapters (Houlsby et al., 2019) behind attention and MLP; a baseline (METHODS 0).
+"""Bottleneck adapters (Houlsby et al., 2019) after attention and MLP; a baseline.
+
+See docs/paper.md, 0.
 
 Frozen: the LM. Trained: `adapters/{attn,mlp}/{down,up}/{kernel,bias}` in every layer.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
+from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Tree
-from frozen_jax.methods.single_pass import Parts, SinglePass
+from frozen_jax.methods.single_pass import PassParams, SinglePass
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSettings:
+  """Bottleneck adapters."""
+
+  bottleneck: int = setting(32, "inner width of each adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,30 +31,42 @@ class Adapters(SinglePass):
   """The LM with adapters whose inner width is `bottleneck`."""
 
   bottleneck: int
-  name: str = "adapters"
 
-  def init(self, key: jax.Array) -> Tree:
-    """The way up starts at zero, so that training starts from the LM as it comes."""
+  name: ClassVar[str] = "adapters"
+  sections: ClassVar[Mapping[str, type]] = {"adapters": AdapterSettings}
+  learning_rates: ClassVar[Mapping[str, float]] = {"adapters": 1e-3}
+
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "Adapters":
+    """See `core.types.Method.build`."""
+    del datasets
+    bottleneck = sections["adapters"].bottleneck
+    if bottleneck < 1:
+      raise UserError(f"adapters.bottleneck is {bottleneck}; it must be at least 1")
+    return cls(base.config, bottleneck, remat=remat)
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """The up projections start at zero, so that training starts from the unmodified LM."""
+    del base
     layers, width, inner = self.decoder.layers, self.decoder.width, self.bottleneck
 
     def adapter(key: jax.Array) -> Tree:
-      noise = jax.random.normal(key, (layers, width, inner)) * width**-0.5
+      kernel = jax.random.normal(key, (layers, width, inner)) * width**-0.5
       return {
-        "down": {"kernel": noise, "bias": jnp.zeros((layers, inner))},
+        "down": {"kernel": kernel, "bias": jnp.zeros((layers, inner))},
         "up": {"kernel": jnp.zeros((layers, inner, width)), "bias": jnp.zeros((layers, width))},
       }
 
-    blocks = zip(("attn", "mlp"), jax.random.split(key), strict=True)
-    return {"adapters": {block: adapter(own) for block, own in blocks}}
+    attn_key, mlp_key = jax.random.split(key)
+    return {"adapters": {"attn": adapter(attn_key), "mlp": adapter(mlp_key)}}
 
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """See `SinglePass.parts`."""
-    return Parts(frozen["lm"], inner={"adapters": trainable["adapters"]})
-
-
-def build(base: Base, options: Mapping[str, Any]) -> Adapters:
-  """Adapters as the experiment's `adapters` options say: bottleneck."""
-  width = options["adapters"]["bottleneck"]
-  if width < 1:
-    raise UserError(f"adapters.bottleneck is {width}; it must be at least 1")
-  return Adapters(base.config, width, remat=options["model"]["remat"])
+  def pass_params(self, trainable: Tree, frozen: Tree) -> PassParams:
+    """See `SinglePass.pass_params`."""
+    return PassParams(frozen["lm"], peft={"adapters": trainable["adapters"]})

@@ -1,45 +1,58 @@
-"""Full fine-tuning: the rival of all frozen methods, measured beside them.
+"""Full fine-tuning: the baseline of all frozen methods, measured alongside them.
 
 Trained: `lm`, a float32 copy of every weight of the LM, which starts as the frozen one; the frozen
-tree itself stays as it is. It costs what the frozen methods save: about 6N FLOPs a token, three
+tree itself does not change. It costs what the frozen methods save: about 6N FLOPs a token, three
 more copies of the model for the gradient and Adam's moments, and a checkpoint of the whole model.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
+from frozen_jax.backbones.quantized import Quantized
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Tree
-from frozen_jax.methods.single_pass import Parts, SinglePass
+from frozen_jax.methods.single_pass import PassParams, SinglePass
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning(SinglePass):
-  """The LM with weights of its own; `initial`: the frozen ones, from which they start."""
+  """The LM with trained weights in place of the frozen ones, in whose dtypes it computes."""
 
-  initial: Tree = dataclasses.field(compare=False)
-  name: str = "fine_tuning"
+  name: ClassVar[str] = "fine_tuning"
+  sections: ClassVar[Mapping[str, type]] = {}
+  learning_rates: ClassVar[Mapping[str, float]] = {"lm": 2e-5}
 
-  def init(self, key: jax.Array) -> Tree:
-    """A float32 copy of the LM."""
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "FineTuning":
+    """See `core.types.Method.build`."""
+    del sections, datasets
+    is_quantized = lambda node: isinstance(node, Quantized)
+    if any(map(is_quantized, jax.tree.leaves(base.params, is_leaf=is_quantized))):
+      raise UserError("fine-tuning trains every weight; leave model.quantize empty")
+    if base.config.experts:
+      raise UserError("fine-tuning of a mixture of experts is not supported; choose a dense model")
+    return cls(base.config, remat=remat)
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """A float32 copy of the LM's weights."""
     del key
-    return {"lm": jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self.initial)}
+    return {"lm": jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)}
 
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """See `SinglePass.parts`; the copy computes in the dtype of the frozen weights."""
-    del frozen
-    own = jax.tree.map(lambda a, like: a.astype(like.dtype), trainable["lm"], self.initial)
-    return Parts(own, trained=True)
-
-
-def build(base: Base, options: Mapping[str, Any]) -> FineTuning:
-  """Full fine-tuning; it has no options of its own."""
-  if options["model"]["quantize"]:
-    raise UserError("fine-tuning trains every weight; leave model.quantize empty")
-  if base.config.experts:
-    raise UserError("fine-tuning of a mixture of experts is not supported; choose a dense model")
-  return FineTuning(base.config, base.params, remat=options["model"]["remat"])
+  def pass_params(self, trainable: Tree, frozen: Tree) -> PassParams:
+    """See `SinglePass.pass_params`."""
+    layers = frozen["lm"]["layers"]
+    like = frozen["lm"] | {"layers": layers[0] if isinstance(layers, list) else layers}
+    cast = lambda leaf, of_frozen: leaf.astype(of_frozen.dtype)
+    return PassParams(jax.tree.map(cast, trainable["lm"], like), train_params=True)

@@ -1,143 +1,178 @@
-"""Input-dependent prompt tuning (Levine et al. 2022; METHODS 2): a prompt written for each text.
+"""Input-dependent prompt tuning: a prompt generated for each text.
+
+See Levine et al. 2022; docs/paper.md, 2.
 
     text -> [p', text] -> text encoder (frozen) -> states -> prompt generator -> p(x) -> LM (frozen)
 
 Frozen: the LM and the text encoder. Trained: `encoder_prompt/vectors` (p') before the text that the
 encoder reads, the `generator` (cross-attention from learned queries, self-attention, projection),
-and the constant part of the prompt, `prompt/vectors`, to which what the generator writes is added.
+and the constant part of the prompt, `prompt/vectors`, to which the generator's output is added.
 
-Gradients reach p' through the frozen encoder. Without p' the states are the same whenever a text
-comes by, and batches may hold them (`encoder_states`) in place of the text.
+Gradients reach p' through the frozen encoder. Without p' the states of a text are always the same,
+and batches may hold them (`encoder_states`) in place of the text.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Batch, Metrics, Prompts, Tree
-from frozen_jax.methods.prompt_tuning import initial_prompt
-from frozen_jax.methods.single_pass import Parts, SinglePass
+from frozen_jax.methods.prompt_tuning import checked_prompt, initial_prompt
+from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
-from frozen_jax.modules.prompt_generator import GeneratorOptions, PromptGenerator
+from frozen_jax.modules.nnx_params import module_params, with_params
+from frozen_jax.modules.prompt_generator import GeneratorConfig, PromptGenerator
+from frozen_jax.modules.settings import PromptSettings
+
+_P_PRIME_KEY = 2**31 - 2  # far from the small numbers that NNX folds into the same key
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSettings:
+  """ID-PT's prompt generator; its text encoder is `model.encoder`."""
+
+  p_prime_length: int = setting(
+    8, "trained vectors before the encoder's text; 0: its states can be cached"
+  )
+  constant: bool = setting(
+    True, "a constant prompt, to which the generator adds; False: the plain form"
+  )
+  width: int = setting(256, "of the generator")
+  heads: int = setting(4, "attention heads of the generator")
+  layers: int = setting(1, "self-attention blocks after the cross-attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class InputDependentPromptTuning(SinglePass):
-  """The LM behind a prompt that a small network writes for each text.
+  """The LM after a prompt that a small network generates for each text.
 
   encoder          sizes of the text encoder
   generator        sizes of the prompt generator
-  embedding_rms    root mean square of the LM's token embeddings, the size the generator writes at
-  initial_prompt   [P, D] start of the constant part of the prompt; None: there is none
-  initial_p_prime  [P', E] start of p'; None: there is none
+  embedding_rms    root mean square of the LM's token embeddings, the size of the generator's output
+  settings         how long the prompt is, and where its constant part starts
+  constant         whether there is a constant part
+  p_prime_length   of p'; 0: there is none
   """
 
   encoder: EncoderConfig
-  generator: GeneratorOptions
+  generator: GeneratorConfig
   embedding_rms: float
-  initial_prompt: jax.Array | None = dataclasses.field(compare=False)
-  initial_p_prime: jax.Array | None = dataclasses.field(compare=False)
-  name: str = "id_pt"
+  settings: PromptSettings = dataclasses.field(compare=False)
+  constant: bool = True
+  p_prime_length: int = 0
+
+  name: ClassVar[str] = "id_pt"
+  sections: ClassVar[Mapping[str, type]] = {
+    "prompt": PromptSettings,
+    "generator": GeneratorSettings,
+  }
+  learning_rates: ClassVar[Mapping[str, float]] = {
+    "generator": 1e-3,
+    "prompt": 0.02,
+    "encoder_prompt": 0.01,
+  }
+  no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*", "encoder_prompt/.*")
+
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "InputDependentPromptTuning":
+    """See `core.types.Method.build`."""
+    del datasets
+    if base.encoder is None:
+      raise UserError(
+        "ID-PT needs a text encoder; name one, such as --config.model.encoder=minilm-l6-v2"
+      )
+    generator, prompt = sections["generator"], sections["prompt"]
+    if generator.p_prime_length < 0:
+      raise UserError(
+        f"generator.p_prime_length is {generator.p_prime_length}; give 0 (none) or more"
+      )
+    sizes = {"width": generator.width, "heads": generator.heads, "layers": generator.layers}
+    try:
+      config = GeneratorConfig(prompt.length, **sizes, zero_output=generator.constant)
+    except ValueError as error:
+      raise UserError(f"generator: {error}") from None
+    return cls(
+      base.config,
+      base.encoder.config,
+      config,
+      base.embedding_rms,
+      checked_prompt(prompt),
+      generator.constant,
+      generator.p_prime_length,
+      remat=remat,
+    )
 
   @property
   def encoder_input(self) -> str:
     """See `core.types.Method.encoder_input`; p' changes the states whenever it is trained."""
-    return "encoder_states" if self.initial_p_prime is None else "encoder_tokens"
+    return "encoder_tokens" if self.p_prime_length else "encoder_states"
 
-  def init(self, key: jax.Array) -> Tree:
-    """Trained tree: {"generator": ..., "prompt"?: ..., "encoder_prompt"?: ...}, float32."""
-    tree = {"generator": nnx.to_pure_dict(nnx.state(self._fresh(key), nnx.Param))}
-    if self.initial_prompt is not None:
-      tree["prompt"] = soft_prompt.pure(soft_prompt.SoftPrompt(self.initial_prompt))
-    if self.initial_p_prime is not None:
-      tree["encoder_prompt"] = soft_prompt.pure(soft_prompt.SoftPrompt(self.initial_p_prime))
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """Trained tree: {"generator": ..., "prompt"?: ..., "encoder_prompt"?: ...}, float32.
+
+    The constant part starts as a prompt of prompt tuning, p' as embeddings of random tokens.
+    """
+    tree = {"generator": module_params(self._new_generator(key))}
+    if self.constant:
+      tree["prompt"] = soft_prompt.prompt_params(initial_prompt(base, self.settings, key))
+    if self.p_prime_length:
+      ids = soft_prompt.random_token_ids(
+        jax.random.fold_in(key, _P_PRIME_KEY), self.encoder.vocab_size, self.p_prime_length
+      )
+      tree["encoder_prompt"] = soft_prompt.prompt_params(base.encoder.embed(ids[None])[0])
     return tree
 
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """See `SinglePass.parts`."""
-    del trainable
-    return Parts(frozen["lm"])
+  def prompt(self, trainable: Tree, frozen: Tree, prompts: Prompts) -> Float[Array, "B P D"]:
+    """p(x) of each row, float32."""
+    states, mask = self._encoder_states(trainable, frozen, prompts)
+    generated = with_params(self._new_generator, trainable["generator"])(states, mask)
+    constant = soft_prompt.prompt_vectors(trainable, "prompt")
+    return generated if constant is None else generated + constant
 
-  def prompt(self, trainable: Tree, frozen: Tree, prompts: Prompts) -> jax.Array:
-    """p(x) of each row, float32 [B, P, D]."""
-    states, mask = self._states(trainable, frozen, prompts)
-    written = self._generator(trainable)(states, mask)
-    constant = soft_prompt.vectors(trainable, "prompt")
-    return written if constant is None else written + constant
-
-  def taken(self, trainable: Tree, frozen: Tree) -> int:
-    """See `core.types.Method.taken`."""
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.num_virtual_tokens`."""
     del trainable, frozen
     return self.generator.length
 
   def loss(
-    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
-  ) -> tuple[jax.Array, Metrics]:
-    """See `core.types.Method.loss`; `encoder_cached`: rows whose states were known before."""
+    self, trainable: Tree, frozen: Tree, batch: Batch, key: PRNGKeyArray | None
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """See `core.types.Method.loss`; `encoder_cached`: rows whose states come from a cache."""
     loss, metrics = super().loss(trainable, frozen, batch, key)
     if "encoder_cached" in batch:
       metrics = {**metrics, "encoder_cached": jnp.asarray(batch["encoder_cached"]).sum()}
     return loss, metrics
 
-  def _states(self, trainable, frozen, prompts):
-    """What the generator reads: states [B, S, E] and their mask [B, S], those of p' included.
+  def _encoder_states(self, trainable, frozen, prompts):
+    """The generator's input: states [B, S, E] and their mask [B, S], those of p' included.
 
     Padding beyond the encoder's table of positions is cut off.
     """
     if "encoder_states" in prompts:
       return jnp.asarray(prompts["encoder_states"]), prompts["encoder_mask"]
-    params, p_prime = frozen["encoder"], soft_prompt.vectors(trainable, "encoder_prompt")
-    room = self.encoder.room - (0 if p_prime is None else len(p_prime))
-    tokens, mask = (prompts[name][:, :room] for name in ("encoder_tokens", "encoder_mask"))
+    params, p_prime = frozen["encoder"], soft_prompt.prompt_vectors(trainable, "encoder_prompt")
+    max_tokens = self.encoder.max_tokens - (0 if p_prime is None else len(p_prime))
+    tokens, mask = (prompts[name][:, :max_tokens] for name in ("encoder_tokens", "encoder_mask"))
     text = text_encoder.embed(params, self.encoder, tokens)
     x, mask = soft_prompt.prepend(p_prime, text, mask)
     return text_encoder.hidden(params, self.encoder, x, mask, remat=self.remat), mask
 
-  def _fresh(self, key: jax.Array) -> PromptGenerator:
-    rngs, sizes = nnx.Rngs(key), (self.encoder.width, self.decoder.width)
-    return PromptGenerator(*sizes, self.generator, self.embedding_rms, rngs)
-
-  def _generator(self, trainable: Tree) -> PromptGenerator:
-    """The generator as a module around the trained numbers."""
-    graph, state = nnx.split(nnx.eval_shape(self._fresh, jax.random.key(0)), nnx.Param)[:2]
-    nnx.replace_by_pure_dict(state, trainable["generator"])
-    return nnx.merge(graph, state)
-
-
-def build(base: Base, options: Mapping[str, Any]) -> InputDependentPromptTuning:
-  """ID-PT as the experiment's `prompt` and `generator` options say.
-
-  Raises UserError without a text encoder, and for sizes that do not fit together.
-  """
-  if base.encoder is None:
-    raise UserError(
-      "ID-PT needs a text encoder; name one, such as --config.model.encoder=minilm-l6-v2"
-    )
-  given, sizes = dict(options["generator"]), base.encoder.config
-  constant, p_prime = given.pop("constant"), given.pop("p_prime_length")
-  if p_prime < 0:
-    raise UserError(f"generator.p_prime_length is {p_prime}; give 0 (none) or more")
-  try:
-    generator = GeneratorOptions(options["prompt"]["length"], **given, zero_output=constant)
-  except ValueError as error:
-    raise UserError(f"generator: {error}") from None
-  start = None
-  if p_prime:
-    ids = soft_prompt.random_ids(jax.random.key(options["seed"]), sizes.vocab_size, p_prime)
-    start = base.encoder.embed(ids[None])[0].astype(jnp.float32)
-  return InputDependentPromptTuning(
-    base.config,
-    sizes,
-    generator,
-    base.embedding_rms,
-    initial_prompt(base, options) if constant else None,
-    start,
-    remat=options["model"]["remat"],
-  )
+  def _new_generator(self, key: PRNGKeyArray) -> PromptGenerator:
+    rngs, widths = nnx.Rngs(key), (self.encoder.width, self.decoder.width)
+    return PromptGenerator(*widths, self.generator, self.embedding_rms, rngs)

@@ -1,70 +1,118 @@
-"""LoRA (Hu et al., 2021): low-rank updates of the frozen matrices; a baseline (METHODS 0).
+"""LoRA (Hu et al., 2021): low-rank updates of the frozen matrices; a baseline (docs/paper.md, 0).
 
 Frozen: the LM. Trained: `lora/BLOCK/NAME/{a [L, I, r], b [L, r, O]}` for each chosen product. The
-update a b is never formed: (x a) b is added to what the frozen matrix gives, times alpha / r.
+update a b is never formed: (x a) b is added to the product with the frozen matrix, times alpha / r.
+
+The functions on settings and updates serve the re-ranker's text encoder, too.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from frozen_jax.backbones import decoder as lm
+from frozen_jax.config.section import setting
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Tree
-from frozen_jax.methods.single_pass import Parts, SinglePass
+from frozen_jax.methods.single_pass import PassParams, SinglePass
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+  """Low-rank updates."""
+
+  rank: int = setting(8, "rank of each update")
+  alpha: float = setting(16.0, "updates count alpha / rank times")
+  targets: tuple[str, ...] = setting(
+    ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
+    "products that get an update",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora(SinglePass):
-  """The LM with low-rank updates of rank `rank` of the products `targets` ("attn/q", ...)."""
+  """The LM with low-rank updates."""
 
-  targets: tuple[str, ...]
-  rank: int
-  alpha: float
-  name: str = "lora"
+  lora: LoraSettings
 
-  def init(self, key: jax.Array) -> Tree:
-    """a is random with variance 1 / I, b is zero: training starts from the LM as it comes."""
-    shapes = paths.flatten(lm.param_shapes(self.decoder))
-    leaves = {}
-    for index, target in enumerate(self.targets):
-      layers, inputs, outputs = shapes[f"layers/{target}/kernel"].shape
-      noise = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, self.rank))
-      leaves[f"lora/{target}/a"] = noise * inputs**-0.5
-      leaves[f"lora/{target}/b"] = jnp.zeros((layers, self.rank, outputs))
-    return paths.unflatten(leaves)
+  name: ClassVar[str] = "lora"
+  sections: ClassVar[Mapping[str, type]] = {"lora": LoraSettings}
+  learning_rates: ClassVar[Mapping[str, float]] = {"lora": 1e-3}
 
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """See `SinglePass.parts`."""
-    scale = self.alpha / self.rank
-    is_pair = lambda node: "a" in node
-    scaled = jax.tree.map(
-      lambda pair: {"a": pair["a"], "b": pair["b"] * scale}, trainable["lora"], is_leaf=is_pair
-    )
-    return Parts(frozen["lm"], inner={"lora": scaled})
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "Lora":
+    """See `core.types.Method.build`."""
+    del datasets
+    check_lora(sections["lora"], lm.param_shapes(base.config), "model")
+    return cls(base.config, sections["lora"], remat=remat)
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """See `init_updates`."""
+    del base
+    return {"lora": init_updates(self.lora, lm.param_shapes(self.decoder), key)}
+
+  def pass_params(self, trainable: Tree, frozen: Tree) -> PassParams:
+    """See `SinglePass.pass_params`."""
+    return PassParams(frozen["lm"], peft={"lora": scaled_updates(self.lora, trainable["lora"])})
 
 
-def build(base: Base, options: Mapping[str, Any]) -> Lora:
-  """LoRA as the experiment's `lora` options say: rank, alpha, targets."""
-  lora = options["lora"]
-  own = [path for path in paths.flatten(lm.param_shapes(base.config)) if path.endswith("/kernel")]
-  known = [path.removeprefix("layers/").removesuffix("/kernel") for path in own]
-  known = [path for path in known if path.split("/")[0] in ("attn", "mlp") and "router" not in path]
-  odd = [target for target in lora["targets"] if target not in known]
-  if odd or not lora["targets"]:
+def check_lora(lora: LoraSettings, shapes: Tree, network: str) -> None:
+  """UserError for a rank below 1 and for targets that a network of these shapes does not have.
+
+  `network`: what the message calls it.
+  """
+  targets = _targets(paths.flatten(shapes))
+  unknown = [target for target in lora.targets if target not in targets]
+  if unknown or not lora.targets:
     raise UserError(
-      f"lora.targets names {', '.join(odd) or 'nothing'}; this model has {', '.join(known)}"
+      f"lora.targets names {', '.join(unknown) or 'nothing'};"
+      f" this {network} has {', '.join(targets)}"
     )
-  if lora["rank"] < 1:
-    raise UserError(f"lora.rank is {lora['rank']}; it must be at least 1")
-  return Lora(
-    base.config,
-    tuple(lora["targets"]),
-    lora["rank"],
-    float(lora["alpha"]),
-    remat=options["model"]["remat"],
+  if lora.rank < 1:
+    raise UserError(f"lora.rank is {lora.rank}; it must be at least 1")
+
+
+def init_updates(lora: LoraSettings, shapes: Tree, key: PRNGKeyArray) -> Tree:
+  """{BLOCK: {NAME: {"a", "b"}}}, float32: a random with variance 1 / I, b zero.
+
+  So training starts from the unmodified network. `shapes`: of all its parameters.
+  """
+  kernels, leaves = paths.flatten(shapes), {}
+  for index, target in enumerate(lora.targets):
+    layers, inputs, outputs = kernels[f"layers/{target}/kernel"].shape
+    noise = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, lora.rank))
+    leaves[f"{target}/a"] = noise * inputs**-0.5
+    leaves[f"{target}/b"] = jnp.zeros((layers, lora.rank, outputs))
+  return paths.unflatten(leaves)
+
+
+def scaled_updates(lora: LoraSettings, updates: Tree) -> Tree:
+  """The updates as they are applied: b times alpha / rank."""
+  scale = lora.alpha / lora.rank
+  return jax.tree.map(
+    lambda update: {"a": update["a"], "b": update["b"] * scale},
+    updates,
+    is_leaf=lambda node: "a" in node,
   )
+
+
+def _targets(param_paths: Iterable[str]) -> list[str]:
+  """The products of attention and MLP ("attn/q", ...) among the paths of a network's parameters."""
+  names = [
+    path.removeprefix("layers/").removesuffix("/kernel")
+    for path in param_paths
+    if path.startswith("layers/") and path.endswith("/kernel")
+  ]
+  return [n for n in names if n.split("/")[0] in ("attn", "mlp") and "router" not in n]

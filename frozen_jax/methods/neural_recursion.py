@@ -1,170 +1,274 @@
-"""The neural recursive LM: LM - Connector - LM (Levine et al., 2022; METHODS 4.2).
+"""The neural recursive LM: LM - Connector - LM (Levine et al., 2022; docs/paper.md, 4.2).
 
 Frozen: the LM, and a tuned prompt before the first pass. Trained: `connector` (the small causal
 network between the passes, shared by all junctions when there are more than two passes) and,
 where wanted, `prompt` before the later passes and `first_prompt` before the first.
 
-Nothing trained stands upstream of the first pass unless `first_prompt` is trained, so that pass
-has no backward pass. A token is generated with one single-token step in each pass.
+Nothing trained is upstream of the first pass unless `first_prompt` is trained, so that pass has no
+backward pass. A token is generated with one single-token step in each pass.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Batch, Method, Metrics, Prompts, Tree
-from frozen_jax.methods.choices import SideBySide, choice_likelihoods, longest
-from frozen_jax.methods.prompt_tuning import PromptTuning, initial_prompt
+from frozen_jax.methods.prompt_tuning import PromptTuning, checked_prompt, initial_prompt
+from frozen_jax.methods.scoring import Continuations, choice_log_likelihoods, longest_choice
 from frozen_jax.methods.targets import last_real, loss_at_targets
+from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules import soft_prompt
-from frozen_jax.modules.connector import Connector, ConnectorCache, ConnectorOptions
+from frozen_jax.modules.connector import Connector, ConnectorCache, ConnectorConfig
+from frozen_jax.modules.nnx_params import module_params, with_params
+from frozen_jax.modules.settings import PromptSettings
 
-_FIRST = ("none", "fixed", "trained")
-_LAST = ("none", "trained")
+_FIRST_PROMPTS = ("none", "frozen", "trained")
+_LAST_PROMPTS = ("none", "trained")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorSettings:
+  """The network between two passes."""
+
+  width: int = setting(256, "of the Connector")
+  layers: int = setting(2, "of the Connector")
+  heads: int = setting(4, "attention heads of the Connector")
+  dropout: float = setting(0.1, "share that the Connector drops in training")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecursionSettings:
+  """The recursive LM."""
+
+  passes: int = setting(2, "how often the LM runs")
+  input_skip: bool = setting(
+    True, "add the text's embeddings to the Connector's output; False: the paper's plain form"
+  )
+  first_prompt: str = setting(
+    "frozen",
+    "before the first pass: none, frozen (the tuned one) or trained",
+    choices=_FIRST_PROMPTS,
+  )
+  last_prompt: str = setting(
+    "trained", "before the later passes: none or trained", choices=_LAST_PROMPTS
+  )
+  connector: ConnectorSettings = setting(ConnectorSettings(), "the network between two passes")
 
 
 class _State(NamedTuple):
-  lms: tuple[KVCache, ...]  # one a pass
-  connectors: tuple[ConnectorCache, ...]  # one a junction
+  """lm: the LM's cache of each pass. connector: the Connector's cache of each junction."""
+
+  lm: tuple[KVCache, ...]
+  connector: tuple[ConnectorCache, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class NeuralRecursion:
   """Two or more passes through one frozen LM, joined by a trained Connector.
 
-  passes             how often the LM runs (2 in the paper)
-  input_skip         add the text's own embeddings to what the Connector writes; with its
-                     zero-initialised output the recursion starts out as the single-pass LM
-  connector          sizes of the Connector
-  embedding_rms      root mean square of the LM's token embeddings, the size the Connector writes at
-  initial_prompt     [P, D] start of the trained prompt of the later passes, or None
-  first_initial      [P, D] start of a trained prompt of the first pass, or None; a first prompt
-                     that is not trained comes with the frozen tree as `fixed/first_prompt`
+  connector      sizes of the Connector
+  embedding_rms  root mean square of the LM's token embeddings, the size of the Connector's output
+  settings       how long the trained prompts are and where they start
+  passes         how often the LM runs (2 in the paper)
+  input_skip     add the text's embeddings to the Connector's output; with a zero-initialised
+                 output the recursion starts out as the single-pass LM
+  first_prompt   before the first pass: "none", "frozen" (it comes with the frozen tree as
+                 `frozen_inputs/first_prompt`) or "trained"
+  last_prompt    before the later passes: "none" or "trained"
+  remat          recompute each layer in the backward pass
   """
 
   decoder: DecoderConfig
-  connector: ConnectorOptions
+  connector: ConnectorConfig
   embedding_rms: float
+  settings: PromptSettings = dataclasses.field(compare=False)
   passes: int = 2
   input_skip: bool = True
-  initial_prompt: jax.Array | None = dataclasses.field(default=None, compare=False)
-  first_initial: jax.Array | None = dataclasses.field(default=None, compare=False)
+  first_prompt: str = "frozen"
+  last_prompt: str = "trained"
   remat: bool = False
-  name: str = "neural_recursion"
-  encoder_input: str = ""
 
-  def init(self, key: jax.Array) -> Tree:
-    """Trained tree: {"connector": ..., "prompt"?: ..., "first_prompt"?: ...}, float32."""
-    module = self._fresh_connector(key)
-    tree = {"connector": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
-    if self.initial_prompt is not None:
-      tree["prompt"] = soft_prompt.pure(soft_prompt.SoftPrompt(self.initial_prompt))
-    if self.first_initial is not None:
-      tree["first_prompt"] = soft_prompt.pure(soft_prompt.SoftPrompt(self.first_initial))
+  name: ClassVar[str] = "neural_recursion"
+  sections: ClassVar[Mapping[str, type]] = {
+    "prompt": PromptSettings,
+    "recursion": RecursionSettings,
+  }
+  learning_rates: ClassVar[Mapping[str, float]] = {
+    "connector": 3e-4,
+    "prompt": 0.02,
+    "first_prompt": 0.02,
+  }
+  no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*", "first_prompt/.*")
+  encoder_input: ClassVar[str] = ""
+
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "NeuralRecursion":
+    """See `core.types.Method.build`."""
+    del datasets
+    recursion, prompt = sections["recursion"], sections["prompt"]
+    for name, choices in (("first_prompt", _FIRST_PROMPTS), ("last_prompt", _LAST_PROMPTS)):
+      value = getattr(recursion, name)
+      if value not in choices:
+        raise UserError(f"recursion.{name} is {value!r}; give one of {', '.join(choices)}")
+    if recursion.passes < 2:
+      raise UserError(f"recursion.passes is {recursion.passes}; a recursion has 2 or more")
+    if "trained" in (recursion.first_prompt, recursion.last_prompt):
+      checked_prompt(prompt)
+    sizes = dataclasses.asdict(recursion.connector)
+    try:
+      connector = ConnectorConfig(**sizes, zero_output=recursion.input_skip)
+    except ValueError as error:
+      raise UserError(f"recursion.connector: {error}") from None
+    return cls(
+      base.config,
+      connector,
+      base.embedding_rms,
+      prompt,
+      passes=recursion.passes,
+      input_skip=recursion.input_skip,
+      first_prompt=recursion.first_prompt,
+      last_prompt=recursion.last_prompt,
+      remat=remat,
+    )
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """Trained tree: {"connector": ..., "prompt"?: ..., "first_prompt"?: ...}, float32.
+
+    Both prompts, where they are trained, start from the same vectors.
+    """
+    tree = {"connector": module_params(self._new_connector(key))}
+    for name, kind in (("prompt", self.last_prompt), ("first_prompt", self.first_prompt)):
+      if kind == "trained":
+        tree[name] = soft_prompt.prompt_params(initial_prompt(base, self.settings, key))
     return tree
 
   def loss(
-    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
-  ) -> tuple[jax.Array, Metrics]:
+    self, trainable: Tree, frozen: Tree, batch: Batch, key: PRNGKeyArray | None
+  ) -> tuple[Float[Array, ""], Metrics]:
     """See `core.types.Method.loss`; the key drives the Connector's dropout."""
     params, connector = frozen["lm"], self._connector(trainable)
     text = lm.embed(params, self.decoder, batch["tokens"])
     hidden = self._pass(params, self._prompt(trainable, frozen, 0), text, batch["mask"])
     for index in range(1, self.passes):
       junction_key = None if key is None else jax.random.fold_in(key, index)
-      written, _ = connector(hidden, batch["mask"], junction_key)
-      x = self._next_input(text, written)
+      output, _ = connector(hidden, batch["mask"], junction_key)
+      x = self._next_input(text, output)
       hidden = self._pass(params, self._prompt(trainable, frozen, index), x, batch["mask"])
     return loss_at_targets(params, self.decoder, hidden, batch)
 
-  def taken(self, trainable: Tree, frozen: Tree) -> int:
-    """See `core.types.Method.taken`."""
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.num_virtual_tokens`."""
     prompts = (self._prompt(trainable, frozen, index) for index in range(self.passes))
     return max((len(prompt) for prompt in prompts if prompt is not None), default=0)
 
   def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.prefill`."""
-    last, state = self._read(trainable, frozen, prompts, new, room)
-    return lm.logits(frozen["lm"], self.decoder, last)[:, 0], state
-
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.decode`: one single-token step in each pass."""
-    params, connector = frozen["lm"], self._connector(trainable)
-    text = lm.embed(params, self.decoder, tokens[:, None])
-    x, lms, connectors = text, [], []
-    for index in range(self.passes):
-      hidden, cache = lm.step(params, self.decoder, x, state.lms[index])
-      lms.append(cache)
-      if index + 1 < self.passes:
-        written, cache = connector.step(hidden, state.connectors[index])
-        connectors.append(cache)
-        x = self._next_input(text, written)
-    return lm.logits(params, self.decoder, hidden)[:, 0], _State(tuple(lms), tuple(connectors))
-
-  def likelihoods(
     self,
     trainable: Tree,
     frozen: Tree,
     prompts: Prompts,
-    choices: jax.Array,
-    choice_mask: jax.Array,
-  ) -> jax.Array:
-    """See `core.types.Method.likelihoods`: the choices go through each pass side by side."""
-    params, connector = frozen["lm"], self._connector(trainable)
-    last, state = self._read(trainable, frozen, prompts, longest(choice_mask), 0)
+    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B V"], _State]:
+    """See `core.types.Method.prefill`."""
+    last_hidden, state = self._prefill(trainable, frozen, prompts, max_new_tokens, free_slots)
+    return lm.logits(frozen["lm"], self.decoder, last_hidden)[:, 0], state
 
-    def read(behind: SideBySide) -> jax.Array:
-      text = x = lm.embed(params, self.decoder, behind.tokens)
-      places, among = behind.places, behind.among
+  def decode(
+    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: _State
+  ) -> tuple[Float[Array, "B V"], _State]:
+    """See `core.types.Method.decode`: one single-token step in each pass."""
+    params, connector = frozen["lm"], self._connector(trainable)
+    text = lm.embed(params, self.decoder, tokens[:, None])
+    x, lm_caches, connector_caches = text, [], []
+    for index in range(self.passes):
+      hidden, lm_cache = lm.step(params, self.decoder, x, state.lm[index])
+      lm_caches.append(lm_cache)
+      if index + 1 < self.passes:
+        output, connector_cache = connector.step(hidden, state.connector[index])
+        connector_caches.append(connector_cache)
+        x = self._next_input(text, output)
+    logits = lm.logits(params, self.decoder, hidden)[:, 0]
+    return logits, _State(tuple(lm_caches), tuple(connector_caches))
+
+  def log_likelihoods(
+    self,
+    trainable: Tree,
+    frozen: Tree,
+    prompts: Prompts,
+    choices: Int[Array | np.ndarray, "B C M"],
+    choice_mask: Int[Array | np.ndarray, "B C M"],
+  ) -> Float[Array, "B C"]:
+    """See `core.types.Method.log_likelihoods`: each pass reads all choices of a row together."""
+    params, connector = frozen["lm"], self._connector(trainable)
+    max_new_tokens = longest_choice(choice_mask)
+    last_hidden, state = self._prefill(trainable, frozen, prompts, max_new_tokens, 0)
+
+    def hidden_of(continuations: Continuations) -> jax.Array:
+      tokens, position_ids, attention_mask = continuations
+      text = x = lm.embed(params, self.decoder, tokens)
       for index in range(self.passes):
-        hidden = lm.branch(params, self.decoder, x, state.lms[index], places, among)
+        hidden = lm.hidden_after_cache(
+          params, self.decoder, x, state.lm[index], position_ids, attention_mask
+        )
         if index + 1 < self.passes:
-          written = connector.branch(hidden, state.connectors[index], among)
-          x = self._next_input(text, written)
+          output = connector.hidden_after_cache(hidden, state.connector[index], attention_mask)
+          x = self._next_input(text, output)
       return hidden
 
-    return choice_likelihoods(params, self.decoder, last, choices, choice_mask, read)
+    return choice_log_likelihoods(
+      params, self.decoder, last_hidden, choices, choice_mask, hidden_of
+    )
 
-  def first(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
-    """See `core.types.TwoPass.first`: the LM behind the first prompt, without a Connector."""
+  def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
+    """See `core.types.TwoPass.first_pass`: the LM after the first prompt, without a Connector."""
     vectors = self._prompt(trainable, frozen, 0)
-    return PromptTuning(self.decoder, None), {} if vectors is None else {
-      "prompt": {"vectors": vectors}
-    }
+    if vectors is None:
+      return ZeroShot(self.decoder), {}
+    return PromptTuning(self.decoder, self.settings), {"prompt": {"vectors": vectors}}
 
-  def _read(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
-  ) -> tuple[jax.Array, _State]:
-    """The last pass's hidden state at each prompt's last real position [B, 1, D], and all caches.
-
-    `new` and `room` as `backbones.decoder.prefill` has them.
-    """
+  def _prefill(
+    self,
+    trainable: Tree,
+    frozen: Tree,
+    prompts: Prompts,
+    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B 1 D"], _State]:
+    """The last pass's hidden state at each prompt's last real position, and all caches."""
     params, connector = frozen["lm"], self._connector(trainable)
     mask, text = prompts["mask"], lm.embed(params, self.decoder, prompts["tokens"])
-    x, lms, connectors = text, [], []
+    x, lm_caches, connector_caches = text, [], []
     for index in range(self.passes):
       prompt = self._prompt(trainable, frozen, index)
       joined, joined_mask = soft_prompt.prepend(prompt, x, mask)
-      hidden, cache = lm.prefill(params, self.decoder, joined, joined_mask, new, room=room)
+      hidden, lm_cache = lm.prefill(
+        params, self.decoder, joined, joined_mask, max_new_tokens, free_slots=free_slots
+      )
       hidden = hidden[:, joined.shape[1] - text.shape[1] :]
-      lms.append(cache)
+      lm_caches.append(lm_cache)
       if index + 1 < self.passes:
-        written, cache = connector(hidden, mask, room=room)
-        connectors.append(cache)
-        x = self._next_input(text, written)
-    return last_real(hidden, mask), _State(tuple(lms), tuple(connectors))
+        output, connector_cache = connector(hidden, mask, free_slots=free_slots)
+        connector_caches.append(connector_cache)
+        x = self._next_input(text, output)
+    return last_real(hidden, mask), _State(tuple(lm_caches), tuple(connector_caches))
 
   def _pass(self, params, prompt, x, mask):
     """One full pass: input embeddings of the text [B, T, D] -> its hidden states [B, T, D]."""
@@ -173,53 +277,23 @@ class NeuralRecursion:
     return hidden[:, joined.shape[1] - x.shape[1] :]
 
   def _prompt(self, trainable, frozen, index):
-    """The prompt of a pass: later passes share one; the first may be fixed or trained."""
+    """The prompt [P, D] of a pass, or None; the later passes share one."""
     if index:
-      return soft_prompt.vectors(trainable, "prompt")
-    trained = soft_prompt.vectors(trainable, "first_prompt")
-    fixed = soft_prompt.vectors(frozen["fixed"], "first_prompt")
-    return fixed if trained is None else trained
+      return soft_prompt.prompt_vectors(trainable, "prompt")
+    trained = soft_prompt.prompt_vectors(trainable, "first_prompt")
+    if trained is not None:
+      return trained
+    return soft_prompt.prompt_vectors(frozen["frozen_inputs"], "first_prompt")
 
-  def _next_input(self, text, written):
+  def _next_input(self, text, output):
+    """A pass's input embeddings, from the text's and the Connector's output, both [B, T, D]."""
     if self.input_skip:
-      written = written + text.astype(jnp.float32)
-    return written.astype(text.dtype)
-
-  def _fresh_connector(self, key: jax.Array) -> Connector:
-    rngs = nnx.Rngs(key)
-    return Connector(self.decoder.width, self.connector, self.embedding_rms, rngs)
+      output = output + text.astype(jnp.float32)
+    return output.astype(text.dtype)
 
   def _connector(self, trainable: Tree) -> Connector:
-    """The Connector as a module around the trained numbers."""
-    graph, state = nnx.split(nnx.eval_shape(self._fresh_connector, jax.random.key(0)), nnx.Param)[
-      :2
-    ]
-    nnx.replace_by_pure_dict(state, trainable["connector"])
-    return nnx.merge(graph, state)
+    return with_params(self._new_connector, trainable["connector"])
 
-
-def build(base: Base, options: Mapping[str, Any]) -> NeuralRecursion:
-  """The recursive LM as the experiment's `recursion` and `prompt` options say."""
-  recursion = options["recursion"]
-  for name, choices in (("first_prompt", _FIRST), ("last_prompt", _LAST)):
-    if recursion[name] not in choices:
-      raise UserError(f"recursion.{name} is {recursion[name]!r}; give one of {', '.join(choices)}")
-  if recursion["passes"] < 2:
-    raise UserError(f"recursion.passes is {recursion['passes']}; a recursion has 2 or more")
-  try:
-    connector = ConnectorOptions(**recursion["connector"], zero_output=recursion["input_skip"])
-  except ValueError as error:
-    raise UserError(f"recursion.connector: {error}") from None
-  start = None
-  if "trained" in (recursion["first_prompt"], recursion["last_prompt"]):
-    start = initial_prompt(base, options)
-  return NeuralRecursion(
-    base.config,
-    connector,
-    embedding_rms=base.embedding_rms,
-    passes=recursion["passes"],
-    input_skip=recursion["input_skip"],
-    initial_prompt=start if recursion["last_prompt"] == "trained" else None,
-    first_initial=start if recursion["first_prompt"] == "trained" else None,
-    remat=options["model"]["remat"],
-  )
+  def _new_connector(self, key: PRNGKeyArray) -> Connector:
+    rngs = nnx.Rngs(key)
+    return Connector(self.decoder.width, self.connector, self.embedding_rms, rngs)

@@ -1,98 +1,104 @@
-"""Prompt tuning (Lester et al., 2021): P trained vectors before the text, one pass (METHODS 1).
+"""Prompt tuning (Lester et al., 2021): P trained vectors before the text, one pass.
+
+See docs/paper.md, 1.
 
 Frozen: the LM. Trained: `prompt/vectors` [P, D], one prompt for all texts, or [N, P, D], one for
-each of N data sets. With no prompt at all it is the LM as it comes, the zero-shot baseline.
+each of N data sets.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Prompts, Tree
-from frozen_jax.methods.single_pass import Parts, SinglePass
+from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
+from frozen_jax.modules.settings import PromptSettings
+
+_KEY_NUMBER = 2**31 - 1  # far from the small numbers that NNX folds into the same key
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptTuning(SinglePass):
-  """The single-pass LM behind a soft prompt.
+  """The single-pass LM after a soft prompt.
 
-  `initial_prompt`: [P, D], where the prompt starts; None for no prompt. `tasks`: N, where each data
-  set has a prompt of its own, 0 for one prompt for all. A text of none of the data sets gets the
-  mean of their prompts.
+  `settings`: how long the prompt is and where it starts. `num_tasks`: N, where each data set has a
+  prompt of its own, 0 for one prompt for all. A text of none of the data sets gets the mean of
+  their prompts.
   """
 
-  initial_prompt: jax.Array | None = dataclasses.field(compare=False)
-  tasks: int = 0
-  name: str = "prompt_tuning"
+  settings: PromptSettings = dataclasses.field(compare=False)
+  num_tasks: int = 0
 
-  def init(self, key: jax.Array) -> Tree:
-    """Trained tree: {"prompt": {"vectors": ...}}; the key is not used, the start is given."""
-    del key
-    if self.initial_prompt is None:
-      return {}
-    start = self.initial_prompt
-    if self.tasks:
-      start = jnp.broadcast_to(start, (self.tasks, *start.shape))
-    return {"prompt": soft_prompt.pure(soft_prompt.SoftPrompt(start))}
+  name: ClassVar[str] = "prompt_tuning"
+  sections: ClassVar[Mapping[str, type]] = {"prompt": PromptSettings}
+  learning_rates: ClassVar[Mapping[str, float]] = {"prompt": 0.02}
+  no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*",)
 
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """See `SinglePass.parts`."""
-    del trainable
-    return Parts(frozen["lm"])
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: bool = False,
+    datasets: Sequence[str] = (),
+  ) -> "PromptTuning":
+    """See `core.types.Method.build`."""
+    settings = checked_prompt(sections["prompt"])
+    return cls(base.config, settings, len(datasets) if settings.per_task else 0, remat=remat)
 
-  def prompt(self, trainable: Tree, frozen: Tree, prompts: Prompts) -> jax.Array | None:
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """Trained tree: {"prompt": {"vectors": ...}}; all data sets start from one prompt."""
+    start = initial_prompt(base, self.settings, key)
+    if self.num_tasks:
+      start = jnp.broadcast_to(start, (self.num_tasks, *start.shape))
+    return {"prompt": soft_prompt.prompt_params(start)}
+
+  def prompt(
+    self, trainable: Tree, frozen: Tree, prompts: Prompts
+  ) -> Float[Array, "*B P D"] | None:
     """See `SinglePass.prompt`."""
     del frozen
-    vectors = soft_prompt.vectors(trainable, "prompt")
-    if not self.tasks:
+    vectors = soft_prompt.prompt_vectors(trainable, "prompt")
+    if not self.num_tasks:
       return vectors
     task = jnp.asarray(prompts["task"])
-    own = jnp.take(vectors, jnp.maximum(task - 1, 0), axis=0)
-    return jnp.where(task[:, None, None] > 0, own, vectors.mean(axis=0))
+    task_vectors = jnp.take(vectors, jnp.maximum(task - 1, 0), axis=0)
+    return jnp.where(task[:, None, None] > 0, task_vectors, vectors.mean(axis=0))
 
-  def taken(self, trainable: Tree, frozen: Tree) -> int:
-    """See `core.types.Method.taken`."""
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.num_virtual_tokens`."""
     del frozen
-    vectors = soft_prompt.vectors(trainable, "prompt")
-    return 0 if vectors is None else vectors.shape[-2]
+    return trainable["prompt"]["vectors"].shape[-2]
 
 
-def build(base: Base, options: Mapping[str, Any]) -> PromptTuning:
-  """Prompt tuning as the experiment's `prompt` options say."""
-  tasks = len(options["data"]["tasks"]) if options["prompt"]["per_task"] else 0
-  start, remat = initial_prompt(base, options), options["model"]["remat"]
-  return PromptTuning(base.config, start, tasks, remat=remat)
+def checked_prompt(settings: PromptSettings) -> PromptSettings:
+  """The settings; UserError for a length below 1."""
+  if settings.length < 1:
+    raise UserError(f"prompt.length is {settings.length}; a prompt needs at least 1 vector")
+  return settings
 
 
-def build_zero_shot(base: Base, options: Mapping[str, Any]) -> PromptTuning:
-  """The LM as it comes."""
-  del options
-  return PromptTuning(base.config, None, name="zero_shot")
+def initial_prompt(base: Base, settings: PromptSettings, key: PRNGKeyArray) -> Float[Array, "P D"]:
+  """Where a prompt starts: embeddings of `settings.text`, or without one of random tokens.
 
-
-def initial_prompt(base: Base, options: Mapping[str, Any]) -> jax.Array:
-  """Where a prompt starts, [P, D]: embeddings of `prompt.text`, or of random tokens without one.
-
-  Raises UserError for a length below 1, and for a text where the model has no tokenizer.
+  The same key gives the same tokens, whatever else a method draws with it. Raises UserError for a
+  text where the model has no tokenizer.
   """
-  length, text = options["prompt"]["length"], options["prompt"]["text"]
-  if length < 1:
-    raise UserError(f"prompt.length is {length}; a prompt needs at least 1 vector")
-  if not text:
-    ids = soft_prompt.random_ids(jax.random.key(options["seed"]), base.config.vocab_size, length)
-    return _embedded(base, ids)
-  if base.tokenizer is None:
+  if not settings.text:
+    prompt_key = jax.random.fold_in(key, _KEY_NUMBER)
+    ids = soft_prompt.random_token_ids(prompt_key, base.config.vocab_size, settings.length)
+  elif base.tokenizer is None:
     raise UserError(
       "prompt.text needs a tokenizer and this model has none; set --config.prompt.text=''"
     )
-  ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-  return _embedded(base, soft_prompt.repeated(ids, length))
-
-
-def _embedded(base: Base, ids: jax.Array) -> jax.Array:
+  else:
+    ids = base.tokenizer(settings.text, add_special_tokens=False)["input_ids"]
+    ids = soft_prompt.repeat_to_length(ids, settings.length)
   return base.embed(ids[None])[0].astype(jnp.float32)

@@ -1,35 +1,37 @@
 """What all methods of one pass through the LM share: the loss, reading a prompt, decoding, scoring.
 
-A method of one pass says what it adds to the LM: vectors before the text, trained parts within the
-layers, or weights of its own in place of the frozen ones.
+A method of one pass defines what it adds to the LM: vectors before the text (`prompt`), parameters
+within the layers, or weights in place of the frozen ones (`pass_params`).
 """
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from frozen_jax.backbones import decoder as lm
-from frozen_jax.backbones import inner_parts
+from frozen_jax.backbones import peft_layers
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.types import Batch, Metrics, Prompts, Tree
-from frozen_jax.methods.choices import SideBySide, choice_likelihoods, longest
+from frozen_jax.methods.scoring import Continuations, choice_log_likelihoods, longest_choice
 from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.modules import soft_prompt
 
 
-class Parts(NamedTuple):
-  """What one pass runs on.
+class PassParams(NamedTuple):
+  """The parameters of one pass.
 
-  params: the LM's weights, the frozen ones but in full fine-tuning (`trained`). inner: trained
-  parts within the layers (`backbones.inner_parts`).
+  params: the LM's weights. peft: trained parameters within the layers (`backbones.peft_layers`).
+  train_params: whether `params` get a gradient, as in full fine-tuning; else they are frozen.
   """
 
   params: Tree
-  inner: Tree | None = None
-  trained: bool = False
+  peft: Tree | None = None
+  train_params: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,85 +41,103 @@ class SinglePass(abc.ABC):
   decoder: DecoderConfig
   remat: bool = dataclasses.field(default=False, kw_only=True)
 
+  no_decay: ClassVar[tuple[str, ...]] = ()
+
   @property
   def encoder_input(self) -> str:
     """See `core.types.Method.encoder_input`."""
     return ""
 
-  @abc.abstractmethod
-  def parts(self, trainable: Tree, frozen: Tree) -> Parts:
-    """What the pass runs on, given the trained and the frozen tree."""
+  def pass_params(self, trainable: Tree, frozen: Tree) -> PassParams:
+    """The parameters of the pass, given the trained and the frozen tree; here the frozen LM's."""
+    del trainable
+    return PassParams(frozen["lm"])
 
-  def prompt(self, trainable: Tree, frozen: Tree, prompts: Prompts) -> jax.Array | None:
+  def prompt(
+    self, trainable: Tree, frozen: Tree, prompts: Prompts
+  ) -> Float[Array, "*B P D"] | None:
     """The vectors before the texts, [P, D] for all rows or [B, P, D]; None for none."""
     del trainable, frozen, prompts
     return None
 
-  def taken(self, trainable: Tree, frozen: Tree) -> int:
-    """See `core.types.Method.taken`."""
-    return inner_parts.prefix_length(self.parts(trainable, frozen).inner)
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.num_virtual_tokens`."""
+    return peft_layers.prefix_length(self.pass_params(trainable, frozen).peft)
 
   def loss(
-    self, trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array | None
-  ) -> tuple[jax.Array, Metrics]:
+    self, trainable: Tree, frozen: Tree, batch: Batch, key: PRNGKeyArray | None
+  ) -> tuple[Float[Array, ""], Metrics]:
     """See `core.types.Method.loss`."""
     del key
-    params, inner, trained = self.parts(trainable, frozen)
-    text = lm.embed(params, self.decoder, batch["tokens"], trained=trained)
+    params, peft, train_params = self.pass_params(trainable, frozen)
+    text = lm.embed(params, self.decoder, batch["tokens"], trained=train_params)
     x, mask = soft_prompt.prepend(self.prompt(trainable, frozen, batch), text, batch["mask"])
     hidden = lm.hidden(
-      params, self.decoder, x, mask, inner=inner, trained=trained, remat=self.remat
+      params, self.decoder, x, mask, peft=peft, trained=train_params, remat=self.remat
     )
     hidden = hidden[:, x.shape[1] - text.shape[1] :]
-    return loss_at_targets(params, self.decoder, hidden, batch, trained=trained)
+    return loss_at_targets(params, self.decoder, hidden, batch, train_params=train_params)
 
   def prefill(
-    self, trainable: Tree, frozen: Tree, prompts: Prompts, new: int | jax.Array, room: int
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.prefill`."""
-    parts = self.parts(trainable, frozen)
-    last, cache = self._read(parts, self.prompt(trainable, frozen, prompts), prompts, new, room)
-    return lm.logits(parts.params, self.decoder, last)[:, 0], cache
-
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: jax.Array, state: Tree
-  ) -> tuple[jax.Array, Tree]:
-    """See `core.types.Method.decode`."""
-    params, inner, _ = self.parts(trainable, frozen)
-    x = lm.embed(params, self.decoder, tokens[:, None])
-    hidden, cache = lm.step(params, self.decoder, x, state, inner=inner)
-    return lm.logits(params, self.decoder, hidden)[:, 0], cache
-
-  def likelihoods(
     self,
     trainable: Tree,
     frozen: Tree,
     prompts: Prompts,
-    choices: jax.Array,
-    choice_mask: jax.Array,
-  ) -> jax.Array:
-    """See `core.types.Method.likelihoods`."""
-    parts, new = self.parts(trainable, frozen), longest(choice_mask)
-    last, cache = self._read(parts, self.prompt(trainable, frozen, prompts), prompts, new, 0)
+    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B V"], KVCache]:
+    """See `core.types.Method.prefill`."""
+    last_hidden, cache = self._prefill(trainable, frozen, prompts, max_new_tokens, free_slots)
+    params = self.pass_params(trainable, frozen).params
+    return lm.logits(params, self.decoder, last_hidden)[:, 0], cache
 
-    def read(behind: SideBySide) -> jax.Array:
-      x = lm.embed(parts.params, self.decoder, behind.tokens)
-      places, among = behind.places, behind.among
-      return lm.branch(parts.params, self.decoder, x, cache, places, among, inner=parts.inner)
+  def decode(
+    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: KVCache
+  ) -> tuple[Float[Array, "B V"], KVCache]:
+    """See `core.types.Method.decode`."""
+    params, peft, _ = self.pass_params(trainable, frozen)
+    x = lm.embed(params, self.decoder, tokens[:, None])
+    hidden, cache = lm.step(params, self.decoder, x, state, peft=peft)
+    return lm.logits(params, self.decoder, hidden)[:, 0], cache
 
-    return choice_likelihoods(parts.params, self.decoder, last, choices, choice_mask, read)
-
-  def _read(
+  def log_likelihoods(
     self,
-    parts: Parts,
-    vectors: jax.Array | None,
+    trainable: Tree,
+    frozen: Tree,
     prompts: Prompts,
-    new: int | jax.Array,
-    room: int,
-  ) -> tuple[jax.Array, KVCache]:
-    """The hidden state at each prompt's last real position [B, 1, D], and the cache behind it."""
-    text = lm.embed(parts.params, self.decoder, prompts["tokens"])
+    choices: Int[Array | np.ndarray, "B C M"],
+    choice_mask: Int[Array | np.ndarray, "B C M"],
+  ) -> Float[Array, "B C"]:
+    """See `core.types.Method.log_likelihoods`."""
+    params, peft, _ = self.pass_params(trainable, frozen)
+    max_new_tokens = longest_choice(choice_mask)
+    last_hidden, cache = self._prefill(trainable, frozen, prompts, max_new_tokens, 0)
+
+    def hidden_of(continuations: Continuations) -> jax.Array:
+      tokens, position_ids, attention_mask = continuations
+      x = lm.embed(params, self.decoder, tokens)
+      return lm.hidden_after_cache(
+        params, self.decoder, x, cache, position_ids, attention_mask, peft=peft
+      )
+
+    return choice_log_likelihoods(
+      params, self.decoder, last_hidden, choices, choice_mask, hidden_of
+    )
+
+  def _prefill(
+    self,
+    trainable: Tree,
+    frozen: Tree,
+    prompts: Prompts,
+    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B 1 D"], KVCache]:
+    """The hidden state at each prompt's last real position, and the cache after it."""
+    params, peft, _ = self.pass_params(trainable, frozen)
+    text = lm.embed(params, self.decoder, prompts["tokens"])
+    vectors = self.prompt(trainable, frozen, prompts)
     x, mask = soft_prompt.prepend(vectors, text, prompts["mask"])
-    how = {"room": room, "inner": parts.inner}
-    hidden, cache = lm.prefill(parts.params, self.decoder, x, mask, new, **how)
+    hidden, cache = lm.prefill(
+      params, self.decoder, x, mask, max_new_tokens, free_slots=free_slots, peft=peft
+    )
     return last_real(hidden, mask), cache

@@ -1,7 +1,9 @@
-"""What every method's loss ends in: the likelihood of the targets, and the sums it reports."""
+"""The end of every method's loss: the likelihood of the targets, and the metrics' sums."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder import logits
@@ -10,19 +12,24 @@ from frozen_jax.core.types import Batch, Metrics, Tree
 
 
 def loss_at_targets(
-  lm: Tree, decoder: DecoderConfig, hidden: jax.Array, batch: Batch, *, trained: bool = False
-) -> tuple[jax.Array, Metrics]:
-  """Hidden states of the text [B, T, D] -> what `Method.loss` returns.
+  lm: Tree,
+  decoder: DecoderConfig,
+  hidden: Float[Array, "B T D"],
+  batch: Batch,
+  *,
+  train_params: bool = False,
+) -> tuple[Float[Array, ""], Metrics]:
+  """Hidden states of the text -> what `core.types.Method.loss` returns.
 
-  Only the positions whose next token is a target meet the vocabulary projection. Where the LM is
-  `trained` itself, the projection gets a gradient, too, at the price of all logits at once.
+  Only the positions whose next token is a target meet the vocabulary projection. With
+  `train_params` the projection gets a gradient, too, at the price of all logits at once.
   """
   at_targets = jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1)
-  known = _plain if trained else target_log_likelihood
-  likelihood, is_best = known(lm, decoder, at_targets, batch["target_ids"])
+  log_likelihood = _log_likelihood_of_all_logits if train_params else target_log_likelihood
+  values, is_best = log_likelihood(lm, decoder, at_targets, batch["target_ids"])
   real = batch["target_mask"] > 0  # [B, M]
   targets = real.sum()
-  loss = -jnp.where(real, likelihood, 0.0).sum() / jnp.maximum(targets, 1)
+  loss = -jnp.where(real, values, 0.0).sum() / jnp.maximum(targets, 1)
   has_target = real.any(axis=1)
   return loss, {
     "targets": targets,
@@ -32,14 +39,17 @@ def loss_at_targets(
   }
 
 
-def _plain(lm, decoder, states, ids):
-  """`target_log_likelihood` of an LM that is trained."""
+def _log_likelihood_of_all_logits(lm, decoder, states, ids):
+  """`target_log_likelihood` with gradients of the LM's weights."""
   scores = logits(lm, decoder, states, trained=True)
-  wanted = jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
-  return wanted - jax.nn.logsumexp(scores, axis=-1), wanted >= scores.max(axis=-1)
+  target_scores = jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
+  is_best = target_scores >= scores.max(axis=-1)
+  return target_scores - jax.nn.logsumexp(scores, axis=-1), is_best
 
 
-def last_real(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-  """The hidden state [B, 1, D] at each row's last real position of [B, T, D]."""
+def last_real(
+  hidden: Float[Array, "B T D"], mask: Int[Array | np.ndarray, "B T"]
+) -> Float[Array, "B 1 D"]:
+  """The hidden state at each row's last real position."""
   last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)

@@ -1,23 +1,24 @@
-"""The prompt generator of ID-PT: from a text's encoder states to prompt vectors of its own.
+"""The prompt generator of ID-PT: from a text's encoder states to prompt vectors for that text.
 
-A Perceiver (Jaegle et al. 2021; METHODS 2): learned queries attend to encoder states of any length,
-the P vectors that come out attend to one another, and a projection brings them to the width of the
-frozen LM. float32 throughout.
+A Perceiver (Jaegle et al. 2021; docs/paper.md, 2): learned queries attend to encoder states of any
+length, the P vectors that come out attend to one another, and a projection brings them to the width
+of the frozen LM. float32 throughout.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorOptions:
+class GeneratorConfig:
   """Sizes of a generator: P vectors, width d, heads, and how many self-attention blocks.
 
-  `zero_output` starts it out as a map to zero: beside a constant prompt, p(x) then starts as
+  `zero_output` starts it out as a map to zero: alongside a constant prompt, p(x) then starts as
   ordinary embeddings. Raises ValueError for a width that the heads do not divide.
   """
 
@@ -35,14 +36,14 @@ class GeneratorOptions:
 
 
 class _Block(nnx.Module):
-  """Attention to a context (or to oneself) and an MLP, normed before, each added to its input."""
+  """Attention to a context (or self-attention) and an MLP, each pre-norm with a residual."""
 
-  def __init__(self, options: GeneratorOptions, context_width: int | None, rngs: nnx.Rngs):
-    d = options.width
+  def __init__(self, config: GeneratorConfig, context_width: int | None, rngs: nnx.Rngs):
+    d = config.width
     self.norm = nnx.RMSNorm(d, rngs=rngs)
     self.context_norm = nnx.RMSNorm(context_width, rngs=rngs) if context_width else None
     self.attention = nnx.MultiHeadAttention(
-      num_heads=options.heads,
+      num_heads=config.heads,
       in_features=d,
       in_kv_features=context_width or d,
       qkv_features=d,
@@ -55,11 +56,16 @@ class _Block(nnx.Module):
     self.up = nnx.Linear(d, 4 * d, rngs=rngs)
     self.down = nnx.Linear(4 * d, d, rngs=rngs)
 
-  def __call__(self, x: jax.Array, context: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-    """x [B, P, d], context [B, S, E] or None, mask bool [B, 1, 1, S] or None -> [B, P, d]."""
+  def __call__(
+    self,
+    x: Float[Array, "B P d"],
+    context: Float[Array, "B S E"] | None,
+    mask: Bool[Array, "B 1 1 S"] | None,
+  ) -> Float[Array, "B P d"]:
+    """`mask`: False for states of the context that are not attended to."""
     normed = self.norm(x)
-    seen = normed if self.context_norm is None else self.context_norm(context)
-    x = x + self.attention(normed, seen, mask=mask)
+    context = normed if self.context_norm is None else self.context_norm(context)
+    x = x + self.attention(normed, context, mask=mask)
     return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
 
 
@@ -70,28 +76,28 @@ class PromptGenerator(nnx.Module):
     self,
     encoder_width: int,
     lm_width: int,
-    options: GeneratorOptions,
+    config: GeneratorConfig,
     output_scale: float,
     rngs: nnx.Rngs,
   ):
     """`output_scale`: root mean square of the frozen LM's token embeddings."""
-    self.options, self.output_scale = options, output_scale
-    queries = jax.random.normal(rngs.params(), (options.length, options.width))
+    self.config, self.output_scale = config, output_scale
+    queries = jax.random.normal(rngs.params(), (config.length, config.width))
     self.queries = nnx.Param(queries)
-    self.read = _Block(options, encoder_width, rngs)
-    for index in range(options.layers):  # names, since a saved tree has no numbers for keys
-      setattr(self, f"block_{index}", _Block(options, None, rngs))
-    self.final_norm = nnx.RMSNorm(options.width, rngs=rngs)
-    start = {"kernel_init": nnx.initializers.zeros_init()} if options.zero_output else {}
-    self.write = nnx.Linear(options.width, lm_width, use_bias=False, rngs=rngs, **start)
+    self.cross_attention = _Block(config, encoder_width, rngs)
+    for index in range(config.layers):  # names: a saved tree has no numbers for keys
+      setattr(self, f"block_{index}", _Block(config, None, rngs))
+    self.final_norm = nnx.RMSNorm(config.width, rngs=rngs)
+    init = {"kernel_init": nnx.initializers.zeros_init()} if config.zero_output else {}
+    self.output_proj = nnx.Linear(config.width, lm_width, use_bias=False, rngs=rngs, **init)
 
   def __call__(
-    self, states: Float[Array, "B S E"], mask: Int[Array, "B S"]
+    self, states: Float[Array, "B S E"], mask: Int[Array | np.ndarray, "B S"]
   ) -> Float[Array, "B P D"]:
-    """States that the mask leaves out count for nothing, on whichever side they stand."""
+    """States that the mask leaves out count for nothing, whichever side they are on."""
     states = states.astype(jnp.float32)
     x = jnp.broadcast_to(self.queries[...], (len(states), *self.queries.shape))
-    x = self.read(x, states, mask[:, None, None, :] > 0)
-    for index in range(self.options.layers):
+    x = self.cross_attention(x, states, jnp.asarray(mask)[:, None, None, :] > 0)
+    for index in range(self.config.layers):
       x = getattr(self, f"block_{index}")(x, None, None)
-    return self.write(self.final_norm(x)) * self.output_scale
+    return self.output_proj(self.final_norm(x)) * self.output_scale

@@ -1,17 +1,21 @@
 """The head of a re-ranker: from the encoder's state of a question and a passage to one score.
 
-A hidden layer and a line to one number, as transformers' sequence classifiers have them; the kinds
-differ in where dropout and a norm stand (Devlin et al. 2018; Liu et al. 2019; Clark et al. 2020;
+A hidden layer and a projection to one number, as in transformers' sequence classifiers; they differ
+in where dropout and a norm are (Devlin et al. 2018; Liu et al. 2019; Clark et al. 2020;
 Warner et al. 2024). float32 throughout.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
-_SPREAD = 0.02  # standard deviation of the initial weights, that of the encoders' families
+from frozen_jax.modules.nnx_params import module_params, with_params
+
+_INIT_STD = 0.02  # of the weights, as in the encoders' families
 
 ACTIVATIONS = {
   "tanh": jnp.tanh,
@@ -23,16 +27,16 @@ POOLINGS = ("first", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """What a head looks like; the defaults are those of the BERT type. ValueError for what is none.
+class HeadConfig:
+  """The form of a head; the defaults are those of BERT. Raises ValueError for what is no head.
 
-  pooling        which state it reads: that of the first token, or the mean over real ones
+  pooling        its input: the state of the first token, or the mean over real tokens
   activation     of the hidden layer, one of ACTIVATIONS
   dense_bias     whether the hidden layer has a bias
-  norm_eps       0: no norm behind the activation; else a layer norm with this constant
+  norm_eps       0: no norm after the activation; else a layer norm with this constant
   norm_bias      whether that norm has a bias
-  dropout        share of what is dropped before the last line
-  input_dropout  whether it is dropped before the hidden layer too
+  dropout        share that is dropped before the projection
+  input_dropout  whether dropout is applied before the hidden layer, too
   """
 
   pooling: str = "first"
@@ -57,40 +61,43 @@ class HeadOptions:
 class ScoreHead(nnx.Module):
   """Pooled states [N, D] -> scores float32 [N]."""
 
-  def __init__(self, width: int, options: HeadOptions, rngs: nnx.Rngs):
-    self.options = options
-    start = nnx.initializers.normal(_SPREAD)
-    self.dense = nnx.Linear(width, width, use_bias=options.dense_bias, kernel_init=start, rngs=rngs)
-    if options.norm_eps:
+  def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs):
+    self.config = config
+    init = nnx.initializers.normal(_INIT_STD)
+    self.dense = nnx.Linear(width, width, use_bias=config.dense_bias, kernel_init=init, rngs=rngs)
+    if config.norm_eps:
       self.norm = nnx.LayerNorm(
-        width, epsilon=options.norm_eps, use_bias=options.norm_bias, rngs=rngs
+        width, epsilon=config.norm_eps, use_bias=config.norm_bias, rngs=rngs
       )
-    self.score = nnx.Linear(width, 1, kernel_init=start, rngs=rngs)
-    self.dropout = nnx.Dropout(options.dropout)
+    self.score = nnx.Linear(width, 1, kernel_init=init, rngs=rngs)
+    self.dropout = nnx.Dropout(config.dropout)
 
-  def __call__(self, states: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, states: Float[Array, "N D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "N"]:
     """`key` drives dropout; None switches it off."""
     keys = (None, None) if key is None else jax.random.split(key)
     x = states.astype(jnp.float32)
-    if self.options.input_dropout:
+    if self.config.input_dropout:
       x = self.dropout(x, deterministic=key is None, rngs=keys[0])
-    x = ACTIVATIONS[self.options.activation](self.dense(x))
-    if self.options.norm_eps:
+    x = ACTIVATIONS[self.config.activation](self.dense(x))
+    if self.config.norm_eps:
       x = self.norm(x)
     x = self.dropout(x, deterministic=key is None, rngs=keys[1])
     return self.score(x)[:, 0]
 
 
-def fresh(width: int, options: HeadOptions, key: jax.Array) -> dict:
-  """Initial numbers of a head: {"dense": ..., "norm"?: ..., "score": ...}."""
-  return nnx.to_pure_dict(nnx.state(ScoreHead(width, options, nnx.Rngs(key)), nnx.Param))
+def init_params(width: int, config: HeadConfig, key: PRNGKeyArray) -> dict[str, Any]:
+  """Initial parameters of a head: {"dense": ..., "norm"?: ..., "score": ...}."""
+  return module_params(ScoreHead(width, config, nnx.Rngs(key)))
 
 
 def scores(
-  params: dict, options: HeadOptions, states: jax.Array, key: jax.Array | None = None
-) -> jax.Array:
-  """The head with these numbers: pooled states [N, D] -> scores float32 [N]."""
-  make = lambda: ScoreHead(states.shape[-1], options, nnx.Rngs(0))
-  graph, state = nnx.split(nnx.eval_shape(make), nnx.Param)[:2]
-  nnx.replace_by_pure_dict(state, params)
-  return nnx.merge(graph, state)(states, key)
+  params: dict[str, Any],
+  config: HeadConfig,
+  states: Float[Array, "N D"],
+  key: PRNGKeyArray | None = None,
+) -> Float[Array, "N"]:
+  """The head with these parameters: pooled states [N, D] -> scores float32 [N]."""
+  create = lambda key: ScoreHead(states.shape[-1], config, nnx.Rngs(key))
+  return with_params(create, params)(states, key)

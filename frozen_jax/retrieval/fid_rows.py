@@ -1,8 +1,8 @@
-"""Questions with the passages that were found for them, in the form of Fusion-in-Decoder.
+"""Questions with the passages retrieved for them, in the format of Fusion-in-Decoder.
 
 A row is `{"question", "answers", "ctxs": [{"id"?, "title", "text", "score"?, "hasanswer"?}]}`
-(Izacard and Grave 2021); a file has one a line, gzipped or not. DPR's own files are one JSON list,
-with scores as strings and `has_answer`: those are read too, but whole.
+(Izacard and Grave 2021); a file has one row a line, gzipped or not. DPR's own files are one JSON
+list, with scores as strings and `has_answer`; they can be read too, but only at once.
 """
 
 import gzip
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NotRequired, TypedDict
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import numbered_lines, whole_file
+from frozen_jax.core.files import atomic_file, numbered_lines
 from frozen_jax.core.json_row import parse_row
 
 _LIST_ENDINGS = (".json", ".json.gz")
 
 
 class Context(TypedDict):
-  """A passage found; `score` is the retriever's, `hasanswer` whether an answer stands in it."""
+  """A retrieved passage; `score`: the retriever's; `hasanswer`: whether it contains an answer."""
 
   title: str
   text: str
@@ -30,7 +30,7 @@ class Context(TypedDict):
 
 
 class FidRow(TypedDict):
-  """A question, its accepted answers, and passages, best first; other keys are kept as they are."""
+  """A question, its accepted answers, and passages, best first; other keys are left unchanged."""
 
   question: str
   answers: list[str]
@@ -41,39 +41,39 @@ def read_rows(path: str | pathlib.Path) -> Iterator[FidRow]:
   """The rows of a file one after another; .json and .json.gz hold one list, any other JSON lines.
 
   Raises:
-    UserError: no such file, a damaged one, no rows in it; with its place: a malformed row.
+    UserError: no such file, a damaged one, no rows in it; a malformed row (with its location).
   """
   path, empty = pathlib.Path(path), True
-  rows = _listed(path) if path.name.endswith(_LIST_ENDINGS) else _lines(path)
+  rows = _json_list(path) if path.name.endswith(_LIST_ENDINGS) else _json_lines(path)
   for where, row in rows:
     empty = False
-    yield _checked(row, where)
+    yield _validated(row, where)
   if empty:
     raise UserError(f"{path} holds no questions; give a file with one JSON object a line")
 
 
 def write_rows(path: str | pathlib.Path, rows: Iterable[FidRow]) -> None:
-  """Writes JSON lines, gzipped where the name ends in .gz; the whole file or nothing.
+  """Writes JSON lines, gzipped where the name ends in .gz; a failure leaves no partial file.
 
   Raises:
     UserError: the file cannot be written.
   """
   path = pathlib.Path(path)
-  with whole_file(path) as beside, beside.open("wb") as raw:
-    # No name and time within: equal rows are equal files.
-    packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
-    with packed, io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
+  with atomic_file(path) as temporary, temporary.open("wb") as raw:
+    # Without name and time in the gzip header, equal rows give equal files.
+    binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
+    with binary, io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as file:
       for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   for number, _, line in numbered_lines(path):
     where = f"{path}, line {number}"
     yield where, parse_row(line, where)
 
 
-def _listed(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_list(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     rows = json.loads(b"".join(line for _, _, line in numbered_lines(path)))
   except (ValueError, RecursionError) as error:
@@ -83,22 +83,25 @@ def _listed(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _checked(row: dict[str, Any], where: str) -> FidRow:
+def _validated(row: dict[str, Any], where: str) -> FidRow:
   if not isinstance(row.get("question"), str) or not row["question"].strip():
-    raise UserError(f'{where}: "question" must be a text; mend that row')
-  answers, found = row.get("answers"), row.get("ctxs")
+    raise UserError(f'{where}: "question" must be a text; fix that row')
+  answers, passages = row.get("answers"), row.get("ctxs")
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-    raise UserError(f'{where}: "answers" must be a list of texts; mend that row')
-  if not isinstance(found, list):
-    raise UserError(f'{where}: "ctxs" must be a list of passages; mend that row')
-  contexts = [_context(one, f"{where}, passage {at}") for at, one in enumerate(found, start=1)]
+    raise UserError(f'{where}: "answers" must be a list of texts; fix that row')
+  if not isinstance(passages, list):
+    raise UserError(f'{where}: "ctxs" must be a list of passages; fix that row')
+  contexts = [
+    _context(passage, f"{where}, passage {number}")
+    for number, passage in enumerate(passages, start=1)
+  ]
   return {**row, "ctxs": contexts}  # type: ignore[typeddict-item]
 
 
-def _context(one: Any, where: str) -> Context:
-  if not isinstance(one, dict) or not isinstance(one.get("text"), str):
-    raise UserError(f'{where}: a passage is {{"title", "text"}}, texts; mend that row')
-  context = dict(one)
+def _context(passage: Any, where: str) -> Context:
+  if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+    raise UserError(f'{where}: a passage is {{"title", "text"}}, texts; fix that row')
+  context = dict(passage)
   context["title"] = context.get("title") or ""
   if "id" in context:
     context["id"] = str(context["id"])
@@ -108,5 +111,5 @@ def _context(one: Any, where: str) -> Context:
     if "score" in context:
       context["score"] = float(context["score"])
   except (TypeError, ValueError) as error:
-    raise UserError(f'{where}: "score" is {context["score"]!r}, no number; mend it') from error
+    raise UserError(f'{where}: "score" is {context["score"]!r}, no number; fix it') from error
   return context  # type: ignore[return-value]

@@ -1,238 +1,168 @@
-"""Packing: which of the scored passages a frozen LM reads, and the prompt that holds them.
+"""Packing: which of the scored passages a frozen LM reads, and the prompt that contains them.
 
-Passages are added greedily in descending score until the budget of tokens is full (Levine et al.
-2022; METHODS 3). What counts is the whole of what the LM sees: prompt vectors, the template, the
-question, the passages, and room for the answer. Tokens are counted in the prompt as it is read, not
-as a sum over its parts, which would be off wherever two parts meet. Training and test contexts come
-from the same code, so they look alike.
+Passages are added greedily in descending score until the budget of tokens is used up (Levine et al.
+2022; docs/paper.md, 3). The budget covers all that the LM processes: virtual tokens, the template,
+the question, the passages and the answer. Tokens are counted in the prompt as the LM reads it, not
+as a sum over its parts, which would be off wherever two parts meet. Training and test prompts are
+packed by the same code.
 """
 
 import dataclasses
 import functools
-import string
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.retrieval.settings import PackingSettings
 from frozen_jax.text.templates import prompt_ids
 
-ORDERS = ("best_first", "best_last")
-OVERFLOWS = ("error", "skip", "cut")
-
-# Where parts meet, tokens may merge: a passage that is too long by more is not tried in its place.
-_MERGED = 8
+# Where parts meet, tokens may merge: a passage that seems too long by at most this many is tried.
+_MERGED_TOKENS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class ReaderTemplate:
-  """How passages and question become a prompt; texts for str.format.
+class TokenBudget:
+  """The tokens of a context; UserError where none are left for text.
 
-  prompt: with {passages} and {question}. passage: with {text} and, if wanted, {title}; bare: for a
-  passage without a title. separator: between passages. chat: in the model's chat form.
+  total: tokens that the LM processes altogether. max_new_tokens: of these, reserved for the answer
+  and its end token. num_virtual_tokens: of these, taken by a trained soft prompt
+  (`Method.num_virtual_tokens`).
   """
 
-  prompt: str = "{passages}\n\nQuestion: {question}\nAnswer:"
-  passage: str = "{title}: {text}"
-  bare: str = "{text}"
-  separator: str = "\n\n"
-  chat: bool = False
+  total: int
+  max_new_tokens: int
+  num_virtual_tokens: int = 0
 
   def __post_init__(self) -> None:
-    for name, fields, needed in (
-      ("prompt", {"passages", "question"}, {"passages", "question"}),
-      ("passage", {"title", "text"}, {"text"}),
-      ("bare", {"text"}, {"text"}),
-    ):
-      text = getattr(self, name)
-      try:
-        found = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-      except ValueError as error:
-        raise UserError(
-          f"the reader's template {name} {text!r} is malformed ({error}); double those braces that"
-          " are text"
-        ) from error
-      if not needed <= found <= fields:
-        raise UserError(
-          f"the reader's template {name} {text!r} must hold {', '.join(sorted(needed))} in braces,"
-          f" and nothing but {', '.join(sorted(fields))}"
-        )
-
-  def fill(self, question: str, passages: Sequence[str]) -> str:
-    """The prompt, from passages that are filled in themselves."""
-    return self.prompt.format(passages=self.separator.join(passages), question=question)
-
-  def one(self, title: str, text: str) -> str:
-    """One passage as it stands in the prompt."""
-    return self.passage.format(title=title, text=text) if title else self.bare.format(text=text)
-
-
-@dataclasses.dataclass(frozen=True)
-class PackingOptions:
-  """What a context may hold; UserError for values that are none.
-
-  budget    tokens that the LM sees in all
-  answer    of them, kept free for the answer and its end token
-  vectors   of them, taken by prompt vectors (`Method.taken`)
-  order     in which the chosen passages stand: "best_first" or "best_last"
-  overflow  what becomes of a passage for which there is no room. "error": it is passed over, but
-            one that could never fit, even alone, is a mistake of the user's. "skip": that one is
-            passed over too, and counted. "cut": the first one without room is cut to what is left,
-            and packing ends
-  most      passages to put into a context at most; 0: as many as fit
-  """
-
-  budget: int
-  answer: int
-  vectors: int = 0
-  order: str = "best_first"
-  overflow: str = "error"
-  most: int = 0
-
-  def __post_init__(self) -> None:
-    if self.order not in ORDERS:
-      raise UserError(f"the order of passages is {self.order!r}; it is one of {', '.join(ORDERS)}")
-    if self.overflow not in OVERFLOWS:
-      raise UserError(f"overflow is {self.overflow!r}; it is one of {', '.join(OVERFLOWS)}")
-    if self.answer < 1 or self.vectors < 0 or self.most < 0 or self.room < 1:
+    if self.max_new_tokens < 1 or self.num_virtual_tokens < 0 or self.max_prompt_tokens < 1:
       raise UserError(
-        f"a budget of {self.budget} tokens with {self.vectors} prompt vectors and {self.answer} for"
-        " the answer holds no text; raise it"
+        f"a budget of {self.total} tokens with {self.num_virtual_tokens} prompt vectors and"
+        f" {self.max_new_tokens} for the answer holds no text; raise it"
       )
 
   @property
-  def room(self) -> int:
+  def max_prompt_tokens(self) -> int:
     """Tokens of text that the prompt may have."""
-    return self.budget - self.answer - self.vectors
+    return self.total - self.max_new_tokens - self.num_virtual_tokens
 
 
-class Packed(NamedTuple):
+class PackedPrompt(NamedTuple):
   """A prompt with its passages.
 
-  prompt: the text. chosen: which passages it holds, by their index among those given, as they stand
-  in it. tokens: of the prompt as the LM reads it, without prompt vectors. cut: whether its worst
-  passage is not whole. too_long: how many passages could not have fitted even alone.
+  prompt: the text. passages: indices of its passages among those given, in the prompt's order.
+  tokens: of the prompt as the LM reads it, without virtual tokens. truncated: whether its
+  lowest-ranked passage is truncated. num_too_long: how many passages would not have fitted even
+  alone.
   """
 
   prompt: str
-  chosen: tuple[int, ...]
+  passages: tuple[int, ...]
   tokens: int
-  cut: bool
-  too_long: int
+  truncated: bool
+  num_too_long: int
 
 
 class Packer:
   """Packs passages for one frozen LM. Equal questions and passages give equal prompts."""
 
-  def __init__(
-    self, tokenizer: Any, options: PackingOptions, template: ReaderTemplate | None = None
-  ):
-    """`tokenizer`: of the LM, a fast one. Raises UserError where there is none."""
+  def __init__(self, tokenizer: Any, settings: PackingSettings, budget: TokenBudget):
+    """`tokenizer`: the LM's fast tokenizer. Raises UserError where there is none."""
     if tokenizer is None:
       raise UserError("this model has no tokenizer, so texts cannot be read; add its files")
-    self.options, self.template = options, template or ReaderTemplate()
-    self._tokenizer = tokenizer
-    # Passages come back with other questions; what is kept is a number for each.
-    self._size = functools.lru_cache(2**18)(self._size_alone)
+    self.settings, self.budget = settings, budget
+    self._template, self._tokenizer = settings.template, tokenizer
+    # A passage is retrieved for several questions; the cache holds one number for each.
+    self._passage_tokens = functools.lru_cache(2**18)(self._count_passage_tokens)
 
   def pack(
     self,
     question: str,
     passages: Sequence[tuple[str, str]],
     scores: Sequence[float] | None = None,
-  ) -> Packed:
+  ) -> PackedPrompt:
     """The prompt with as many passages as fit.
 
     Args:
-      question: as the template puts it.
+      question: as it is inserted into the template.
       passages: (title, text); a title may be "".
-      scores: of the passages, the higher the better; of equals the earlier one comes first. None:
-        they stand in descending order already.
+      scores: of the passages, the higher the better; ties go to the earlier passage. None: the
+        passages are in descending order already.
 
     Raises:
-      UserError: the question alone is longer than the budget; by `overflow`, a passage is.
+      UserError: the question alone is longer than the budget; or, where `overflow` is "error", a
+        passage is.
     """
-    best = list(range(len(passages)))
+    ranking = list(range(len(passages)))
     if scores is not None:
-      best.sort(key=lambda index: -float(scores[index]))
-    chosen: list[int] = []
-    texts: dict[int, str] = {}
-    empty = used = self._count(question, [])
-    room, too_long, cut = self.options.room, 0, False
-    if empty > room:
+      ranking.sort(key=lambda index: -float(scores[index]))
+    texts: dict[int, str] = {}  # index -> text of the chosen passages, best first
+    overhead = used = self._count_tokens(question, texts)
+    max_tokens, num_too_long, truncated = self.budget.max_prompt_tokens, 0, False
+    if overhead > max_tokens:
       raise UserError(
-        f"the question {question[:60]!r} takes {empty} tokens with its template and the budget"
-        f" leaves {room}; raise the budget or shorten the question"
+        f"the question {question[:60]!r} takes {overhead} tokens with its template and the budget"
+        f" leaves {max_tokens}; raise the budget or shorten the question"
       )
-    for index in best:
-      if self.options.most and len(chosen) == self.options.most:
+    for index in ranking:
+      if self.settings.max_passages and len(texts) == self.settings.max_passages:
         break
-      text = self.template.one(*passages[index])
-      size = self._size(text)
-      if used + size <= room + _MERGED:
-        count = self._count(question, self._ordered({**texts, index: text}, [*chosen, index]))
-        if count <= room:
-          chosen, used = [*chosen, index], count
-          texts[index] = text
+      text = self._template.fill_passage(*passages[index])
+      length = self._passage_tokens(text)
+      if used + length <= max_tokens + _MERGED_TOKENS:
+        count = self._count_tokens(question, {**texts, index: text})
+        if count <= max_tokens:
+          texts[index], used = text, count
           continue
-      if self.options.overflow == "cut":
-        short = self._shortened(question, passages[index], texts, chosen, index)
-        if short is not None:
-          chosen, cut = [*chosen, index], True
-          texts[index] = short
+      if self.settings.overflow == "cut":
+        beginning = self._longest_fitting_beginning(question, passages[index], texts, index)
+        if beginning is not None:
+          texts[index], truncated = beginning, True
         break
-      if empty + size > room and self._count(question, [text]) > room:
-        too_long += 1
-        if self.options.overflow == "error":
+      alone = {index: text}
+      if overhead + length > max_tokens and self._count_tokens(question, alone) > max_tokens:
+        num_too_long += 1
+        if self.settings.overflow == "error":
           raise UserError(
-            f"a passage of {size} tokens ({text[:60]!r}) is longer than the {room - empty} that the"
-            " budget leaves for passages; raise the budget, split the corpus into shorter passages,"
-            " or let such passages be skipped or cut"
+            f"a passage of {length} tokens ({text[:60]!r}) is longer than the"
+            f" {max_tokens - overhead} that the budget leaves for passages; raise the budget,"
+            " split the corpus into shorter passages, or let such passages be skipped or cut"
           )
-    return self._packed(question, texts, chosen, cut, too_long)
+    prompt, tokens = self._fill(question, texts), self._count_tokens(question, texts)
+    return PackedPrompt(prompt, tuple(self._in_order(texts)), tokens, truncated, num_too_long)
 
-  def _packed(
-    self, question: str, texts: dict[int, str], chosen: list[int], cut: bool, too_long: int
-  ) -> Packed:
-    ordered = self._ordered(texts, chosen)
-    prompt = self.template.fill(question, ordered)
-    standing = chosen if self.options.order == "best_first" else chosen[::-1]
-    return Packed(prompt, tuple(standing), self._count(question, ordered), cut, too_long)
+  def _in_order(self, texts: dict[int, str]) -> list[int]:
+    """The indices of the chosen passages (given best first) in the order of the prompt."""
+    best_first = self.settings.passage_order == "best_first"
+    return list(texts) if best_first else list(texts)[::-1]
 
-  def _ordered(self, texts: dict[int, str], chosen: list[int]) -> list[str]:
-    found = [texts[index] for index in chosen]
-    return found if self.options.order == "best_first" else found[::-1]
+  def _fill(self, question: str, texts: dict[int, str]) -> str:
+    return self._template.fill(question, [texts[index] for index in self._in_order(texts)])
 
-  def _count(self, question: str, passages: Sequence[str]) -> int:
+  def _count_tokens(self, question: str, texts: dict[int, str]) -> int:
     """Tokens of the whole prompt, exactly as the LM reads it."""
-    filled = self.template.fill(question, passages)
-    return len(prompt_ids(self._tokenizer, filled, self.template.chat))
+    return len(prompt_ids(self._tokenizer, self._fill(question, texts)))
 
-  def _size_alone(self, text: str) -> int:
+  def _count_passage_tokens(self, text: str) -> int:
     """Tokens of a passage by itself."""
     return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-  def _shortened(
-    self,
-    question: str,
-    passage: tuple[str, str],
-    texts: dict[int, str],
-    chosen: list[int],
-    index: int,
+  def _longest_fitting_beginning(
+    self, question: str, passage: tuple[str, str], texts: dict[int, str], index: int
   ) -> str | None:
     """The longest beginning of a passage, in whole words, that fits; None where no word does."""
     title, text = passage
-    words = [place for place in range(1, len(text)) if text[place].isspace()]
-    ends = [end for end in words if not text[end - 1].isspace()]
+    spaces = [position for position in range(1, len(text)) if text[position].isspace()]
+    word_ends = [end for end in spaces if not text[end - 1].isspace()]
 
-    def made(count: int) -> str:
-      return self.template.one(title, text[: ends[count - 1]])
+    def beginning(words: int) -> str:
+      return self._template.fill_passage(title, text[: word_ends[words - 1]])
 
-    def fits(count: int) -> bool:
-      tried = self._ordered({**texts, index: made(count)}, [*chosen, index])
-      return self._count(question, tried) <= self.options.room
+    def fits(words: int) -> bool:
+      count = self._count_tokens(question, {**texts, index: beginning(words)})
+      return count <= self.budget.max_prompt_tokens
 
-    low, high = 0, len(ends)  # so many words fit; more than so many do not
+    low, high = 0, len(word_ends)  # `low` words fit; more than `high` words do not
     while low < high:
       middle = (low + high + 1) // 2
       low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return made(low) if low else None
+    return beginning(low) if low else None

@@ -1,15 +1,15 @@
-"""What every retriever offers, and the one rule for the order of what it finds."""
+"""The interface of all retrievers, and the one rule by which search results are ranked."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
 
 
-class Found(NamedTuple):
-  """The best passages of each question, best first; of equal scores the earlier passage first.
+class SearchResult(NamedTuple):
+  """The k best passages of each question, best first; ties go to the lower position.
 
   ids: int64 [Q, k], positions in the corpus. scores: float32 [Q, k], in the retriever's own unit.
   """
@@ -18,19 +18,20 @@ class Found(NamedTuple):
   scores: np.ndarray
 
 
+@runtime_checkable
 class Retriever(Protocol):
   """Finds passages of one corpus."""
 
   @property
-  def corpus(self) -> str:
-    """The fingerprint of the corpus whose positions it gives."""
+  def corpus_fingerprint(self) -> str:
+    """The fingerprint of the corpus to whose positions the results refer."""
     ...
 
   def __len__(self) -> int:
-    """N, how many passages the corpus has."""
+    """N, the number of passages in the corpus."""
     ...
 
-  def search(self, queries: Sequence[str], k: int) -> Found:
+  def search(self, queries: Sequence[str], k: int) -> SearchResult:
     """The k best passages of each question.
 
     Raises UserError where k is not from 1 to N.
@@ -38,31 +39,43 @@ class Retriever(Protocol):
     ...
 
 
-def check_count(k: int, size: int) -> None:
-  """Raises UserError where k passages of `size` cannot be found."""
+def check_k(k: int, size: int) -> None:
+  """Raises UserError where k passages cannot be retrieved from a corpus of `size`."""
   if not 1 <= k <= size:
     raise UserError(f"{k} passages were asked for, of a corpus of {size}; ask for 1 to {size}")
 
 
-def best(scores: np.ndarray, k: int, ids: np.ndarray | None = None) -> Found:
-  """The k highest of each row of scores [Q, N]; of equal ones those with the lower id.
+def empty_result(k: int) -> SearchResult:
+  """The result of a search without questions, [0, k]."""
+  return SearchResult(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
 
-  ids: int [Q, N], what the columns stand for (default: their numbers); at least k columns.
+
+def concatenate_results(results: Sequence[SearchResult]) -> SearchResult:
+  """The results of consecutive groups of questions as one; at least one group."""
+  return SearchResult(*(np.concatenate(arrays) for arrays in zip(*results, strict=True)))
+
+
+def top_k(scores: np.ndarray, k: int, ids: np.ndarray | None = None) -> SearchResult:
+  """The k highest scores of each row; ties go to the lower id.
+
+  Args:
+    scores: float [Q, N].
+    ids: int [Q, N], the passage of each column (None: the column's index); N is at least k.
   """
   width = scores.shape[1]
   if ids is None and k < width:
-    least = np.partition(scores, width - k, axis=1)[:, width - k, None]  # the k-th highest
-    return _best_of_rows(scores, k, least)
-  columns = np.broadcast_to(np.arange(width), scores.shape) if ids is None else ids
-  order = np.lexsort((columns, -scores), axis=1)[:, :k]
-  found = np.take_along_axis(columns, order, 1), np.take_along_axis(scores, order, 1)
-  return Found(found[0].astype(np.int64), found[1].astype(np.float32))
+    kth_highest = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    return _top_k_by_row(scores, k, kth_highest)
+  ids = np.broadcast_to(np.arange(width), scores.shape) if ids is None else ids
+  columns = np.lexsort((ids, -scores), axis=1)[:, :k]
+  top_ids, top_scores = (np.take_along_axis(array, columns, 1) for array in (ids, scores))
+  return SearchResult(top_ids.astype(np.int64), top_scores.astype(np.float32))
 
 
-def _best_of_rows(scores: np.ndarray, k: int, least: np.ndarray) -> Found:
-  """Row by row, sorting only what is not below the k-th highest score."""
+def _top_k_by_row(scores: np.ndarray, k: int, kth_highest: np.ndarray) -> SearchResult:
+  """Row by row, sorting only the scores that are not below the k-th highest."""
   ids = np.empty((len(scores), k), np.int64)
-  for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
-    columns = np.flatnonzero(values >= bound)  # ascending; more than k where scores are equal
+  for row, (values, bound) in enumerate(zip(scores, kth_highest, strict=True)):
+    columns = np.flatnonzero(values >= bound)  # ascending; more than k where scores tie
     ids[row] = columns[np.argsort(-values[columns], kind="stable")[:k]]
-  return Found(ids, np.take_along_axis(scores, ids, 1).astype(np.float32))
+  return SearchResult(ids, np.take_along_axis(scores, ids, 1).astype(np.float32))

@@ -1,1 +1,1 @@
-"""Floor 1: the device mesh, the table of sharding rules, hosts, and the checksum of a tree."""
+"""The device mesh, the table of sharding rules, several hosts, and the checksum of a tree."""

@@ -1,4 +1,4 @@
-"""A checksum of a tree of arrays in memory: the proof that frozen weights did not change.
+"""A checksum of a tree of arrays in memory, to verify that frozen weights did not change.
 
 Every element's bits are mixed with its position by a bijection of 32-bit words (the finaliser of
 MurmurHash3) and the results are summed modulo 2^32, twice with different salts. A sum does not
@@ -26,7 +26,7 @@ def checksum(tree: Any) -> str:
   On several hosts every host must call it, and every host gets the same answer.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  sums = [(path, leaf, _leaf_sums(leaf)) for path, leaf in leaves]  # all dispatched, then read
+  sums = [(path, leaf, _leaf_sums(leaf)) for path, leaf in leaves]  # all are dispatched first
   lines = sorted(
     f"{jax.tree_util.keystr(path)} {tuple(leaf.shape)} {leaf.dtype} {np.asarray(sum_).tolist()}"
     for path, leaf, sum_ in sums

@@ -1,4 +1,4 @@
-"""Several hosts as one machine: starting them, waiting for each other, and sharing a batch.
+"""Several hosts as one machine: start, barriers, and batches of which each host has some rows.
 
 Every host runs the same program; `start` must come before anything that touches a device.
 """
@@ -15,16 +15,16 @@ from jax.sharding import Mesh
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.rules import batch_sharding, check_batch_size, row_groups
 
-EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-AUTOMATIC = "FROZEN_JAX_DISTRIBUTED"
+EXPLICIT_VARIABLES = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+AUTO_VARIABLE = "FROZEN_JAX_DISTRIBUTED"
 WAIT_SECONDS = 600
 
 
 def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool:
-  """Starts `jax.distributed` where the environment says that there are several processes.
+  """Starts `jax.distributed` if the environment describes several processes.
 
-  Looked at in this order: `COORDINATOR_ADDRESS` (host:port), `NUM_PROCESSES` and `PROCESS_ID`, set
-  together on any machine; `FROZEN_JAX_DISTRIBUTED=auto`, by which JAX finds its own cluster (Cloud
+  Checked in this order: `COORDINATOR_ADDRESS` (host:port), `NUM_PROCESSES` and `PROCESS_ID`, set
+  together on any machine; `FROZEN_JAX_DISTRIBUTED=auto`, which lets JAX detect its cluster (Cloud
   TPU pods, SLURM, Open MPI, Kubernetes); a SLURM or Open MPI step of more than one task. Without
   any of them this is a single process and nothing happens.
 
@@ -39,7 +39,7 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
     UserError: some of the three variables are missing or malformed, or the others never came.
   """
   env = os.environ if environment is None else environment
-  arguments = arguments_of(env)
+  arguments = initialize_arguments(env)
   if arguments is None:
     return False
   jax.config.update("jax_cpu_collectives_implementation", "gloo")  # does nothing on TPU and GPU
@@ -51,19 +51,19 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
     reason = str(error).splitlines()[0]
     raise UserError(
       f"the processes of this run could not find each other within {wait} s ({reason}); check "
-      f"{', '.join(EXPLICIT)} on every host and that the coordinator's port is open"
+      f"{', '.join(EXPLICIT_VARIABLES)} on every host and that the coordinator's port is open"
     ) from error
   return jax.process_count() > 1
 
 
-def arguments_of(env: Mapping[str, str]) -> dict[str, Any] | None:
-  """What `jax.distributed.initialize` is called with; None for a single process."""
-  given = [name for name in EXPLICIT if env.get(name)]
-  if given and len(given) < len(EXPLICIT):
-    missing = ", ".join(name for name in EXPLICIT if name not in given)
+def initialize_arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
+  """The arguments of `jax.distributed.initialize`; None for a single process."""
+  given = [name for name in EXPLICIT_VARIABLES if env.get(name)]
+  if given and len(given) < len(EXPLICIT_VARIABLES):
+    missing = ", ".join(name for name in EXPLICIT_VARIABLES if name not in given)
     raise UserError(f"{', '.join(given)} is set but not {missing}; set all three, or none")
   if given:
-    address, count, index = (env[name] for name in EXPLICIT)
+    address, count, index = (env[name] for name in EXPLICIT_VARIABLES)
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
       raise UserError(
         f"NUM_PROCESSES={count} and PROCESS_ID={index} do not fit; ids count from 0 upwards"
@@ -78,30 +78,30 @@ def arguments_of(env: Mapping[str, str]) -> dict[str, Any] | None:
       "process_id": int(index),
       "cluster_detection_method": "deactivate",
     }
-  several = _tasks(env, "SLURM_NTASKS") > 1 and "SLURM_PROCID" in env
-  several = several or _tasks(env, "OMPI_COMM_WORLD_SIZE") > 1
-  return {} if several or env.get(AUTOMATIC) == "auto" else None
+  several = _num_tasks(env, "SLURM_NTASKS") > 1 and "SLURM_PROCID" in env
+  several = several or _num_tasks(env, "OMPI_COMM_WORLD_SIZE") > 1
+  return {} if several or env.get(AUTO_VARIABLE) == "auto" else None
 
 
-def _tasks(env: Mapping[str, str], name: str) -> int:
+def _num_tasks(env: Mapping[str, str], name: str) -> int:
   value = env.get(name, "")
   return int(value) if value.isdigit() else 1
 
 
 def is_first_host() -> bool:
-  """Whether this process is the one that writes logs and shows progress."""
+  """Whether this process is the one that writes logs and files and shows progress."""
   return jax.process_index() == 0
 
 
 def barrier(name: str, timeout: int = WAIT_SECONDS) -> None:
-  """Waits until every process has come here; nothing happens with one process.
+  """Waits until every process calls it; returns at once with one process.
 
   Raises:
-    RuntimeError: the others did not come within `timeout` seconds: one has died or hangs.
+    RuntimeError: some process did not call it within `timeout` seconds.
   """
   if jax.process_count() == 1:
     return
-  # The coordination service's own barrier: unlike a collective over the devices it has a time-out.
+  # The coordination service's barrier: unlike a collective over the devices, it has a time-out.
   from orbax.checkpoint import multihost
 
   try:
@@ -113,31 +113,31 @@ def barrier(name: str, timeout: int = WAIT_SECONDS) -> None:
     ) from error
 
 
-def put(tree: Any, shardings: Any) -> Any:
-  """`jax.device_put` that also reaches devices of other hosts.
+def global_device_put(tree: Any, shardings: Any) -> Any:
+  """`jax.device_put` onto devices of all hosts.
 
   Args:
-    tree: arrays that every host holds whole and with the same values, or that are global already.
+    tree: arrays that every host holds as a whole, with equal values, or that are global already.
     shardings: one for all, or a tree of them.
   """
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
-  return jax.tree.map(_put_leaf, tree, shardings)
+  return jax.tree.map(_device_put_leaf, tree, shardings)
 
 
-def _put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-  held_here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-  if sharding.is_fully_addressable or not held_here:
+def _device_put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  is_local = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+  if sharding.is_fully_addressable or not is_local:
     return jax.device_put(leaf, sharding)
   if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    bits = _put_leaf(jax.random.key_data(leaf), sharding)
+    bits = _device_put_leaf(jax.random.key_data(leaf), sharding)
     return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
-  whole = np.asarray(leaf)
-  return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+  array = np.asarray(leaf)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-  """What each host passes, in the order of the hosts, on every host."""
+  """All-gather: the bytes that each host passes, in the order of the hosts."""
   if jax.process_count() == 1:
     return [data]
   from jax.experimental import multihost_utils
@@ -177,7 +177,7 @@ def host_shard(mesh: Mesh) -> tuple[int, int]:
 
 
 def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This host's rows -> arrays [B, ...] of the whole batch, split over `data` and `fsdp`.
+  """This host's rows -> global arrays [B, ...], split over `data` and `fsdp`.
 
   Raises:
     UserError: the rows do not split over the mesh.

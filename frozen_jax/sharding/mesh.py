@@ -1,4 +1,4 @@
-"""The device mesh: one way to make it, with the axes `data`, `fsdp` and `tensor`.
+"""The device mesh, with the axes `data`, `fsdp` and `tensor`.
 
 `data` and `fsdp` both split the rows of a batch; `fsdp` also splits the frozen weights for storage
 (they are gathered layer by layer), `tensor` splits them for computation.
@@ -13,7 +13,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A mesh of data x fsdp x tensor devices, all of whose axes XLA partitions by itself (Auto).
+  """A mesh of data x fsdp x tensor devices, with axes of the type Auto (XLA partitions).
 
   A mesh smaller than the machine takes the same number of devices from every host.
 
@@ -25,24 +25,24 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   for name, size in sizes.items():
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
       raise UserError(f"mesh.{name} is {size!r}; give a whole number of devices, 1 or more")
-  devices = _choose(data * fsdp * tensor, sizes)
+  devices = _choose_devices(data * fsdp * tensor, sizes)
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
   )
 
 
-def _choose(wanted: int, sizes: dict[str, int]) -> list[jax.Device]:
+def _choose_devices(wanted: int, sizes: dict[str, int]) -> list[jax.Device]:
   """The first `wanted` devices, the same number from each host, host by host."""
-  there, hosts = jax.device_count(), jax.process_count()
-  asked = " x ".join(f"{name}={size}" for name, size in sizes.items())
-  if wanted > there:
+  available, hosts = jax.device_count(), jax.process_count()
+  description = " x ".join(f"{name}={size}" for name, size in sizes.items())
+  if wanted > available:
     raise UserError(
-      f"the mesh {asked} needs {wanted} devices and this machine has {there} "
+      f"the mesh {description} needs {wanted} devices and this machine has {available} "
       f"({jax.default_backend()}); lower mesh.data, mesh.fsdp or mesh.tensor"
     )
   if wanted % hosts:
     raise UserError(
-      f"the mesh {asked} has {wanted} devices, which {hosts} hosts cannot share evenly; "
+      f"the mesh {description} has {wanted} devices, which {hosts} hosts cannot share evenly; "
       f"make data x fsdp x tensor a multiple of {hosts}"
     )
   chosen = []
@@ -50,5 +50,7 @@ def _choose(wanted: int, sizes: dict[str, int]) -> list[jax.Device]:
     local = sorted((d for d in jax.devices() if d.process_index == host), key=lambda d: d.id)
     chosen += local[: wanted // hosts]
   if len(chosen) < wanted:
-    raise UserError(f"the mesh {asked} wants {wanted // hosts} devices of each host; one has fewer")
+    raise UserError(
+      f"the mesh {description} wants {wanted // hosts} devices of each host; one has fewer"
+    )
   return chosen

@@ -1,19 +1,19 @@
-"""From the logical names of a parameter's axes to the mesh: the one table, and its appliers.
+"""Logical axis rules: from the logical axes of a parameter to the axes of the mesh.
 
-A model states for each parameter path its logical axes (`{regex: ("layers", "embed", "heads")}`);
-which mesh axis a logical axis lies on is decided here alone. A path that no pattern or two
-patterns match is an error, so that a new parameter can never be left unsharded by oversight.
+A model lists the logical axes of each parameter path (`{regex: ("layers", "embed", "heads")}`);
+`MESH_AXES_OF` maps logical axes to mesh axes. Each path must match exactly one pattern, so that a
+new parameter is never left unsharded by oversight.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.paths import leaves_by_path, unflatten
+from frozen_jax.core.paths import flatten, unflatten
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -30,26 +30,26 @@ MESH_AXES_OF: dict[str, MeshAxes] = {
 
 
 def axes_of(path: str, param_axes: Mapping[str, tuple[str | None, ...]]) -> tuple[str | None, ...]:
-  """The logical axes of the parameter at `path` by the one pattern that matches all of it.
+  """The logical axes of the parameter at `path`, by the one pattern that matches it in full.
 
   Raises:
-    ValueError: no pattern, or more than one, matches (a fault of the model's table).
+    ValueError: no pattern, or more than one, matches (a bug in the model's table).
   """
-  found = [pattern for pattern in param_axes if re.fullmatch(pattern, path)]
-  if not found:
+  matches = [pattern for pattern in param_axes if re.fullmatch(pattern, path)]
+  if not matches:
     raise ValueError(f"no sharding rule matches the parameter {path!r}; add it to PARAM_AXES")
-  if len(found) > 1:
-    raise ValueError(f"{len(found)} sharding rules match the parameter {path!r}: {found}")
-  return param_axes[found[0]]
+  if len(matches) > 1:
+    raise ValueError(f"{len(matches)} sharding rules match the parameter {path!r}: {matches}")
+  return param_axes[matches[0]]
 
 
 def spec_of(
   shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, path: str = ""
 ) -> PartitionSpec:
-  """The partition of an array of this shape; a dimension the mesh does not divide is replicated.
+  """The partition of an array of this shape; dimensions that the mesh does not divide are whole.
 
   Raises:
-    ValueError: as many axes as dimensions are needed, and each must stand in `MESH_AXES_OF`.
+    ValueError: not one axis per dimension, or an axis that `MESH_AXES_OF` does not have.
   """
   if len(axes) != len(shape):
     raise ValueError(f"parameter {path!r} has shape {shape} but the axes {axes}")
@@ -57,50 +57,58 @@ def spec_of(
   for size, axis in zip(shape, axes, strict=True):
     if axis is not None and axis not in MESH_AXES_OF:
       raise ValueError(f"parameter {path!r}: unknown logical axis {axis!r}")
-    on = None if axis is None else MESH_AXES_OF[axis]
-    parts.append(on if on is not None and size % _size(mesh, on) == 0 else None)
+    mesh_axes = None if axis is None else MESH_AXES_OF[axis]
+    parts.append(mesh_axes if size % _num_devices(mesh, mesh_axes) == 0 else None)
   return PartitionSpec(*parts)
 
 
 def shardings(
   shapes: Mapping[str, Any], param_axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
 ) -> dict[str, Any]:
-  """The tree of `NamedSharding`s for a tree of nested dicts of anything with a `.shape`.
+  """The tree of `NamedSharding`s for nested dicts of leaves with a `.shape`.
 
-  A leaf that is itself a small pytree (a quantised array with its scales) gets a sharding for each
-  of its arrays, by the axes of the leaf's path.
+  A leaf may itself be a small pytree (a quantised array with its scales): each of its arrays gets a
+  sharding, by the logical axes of the leaf's path.
 
   Raises:
     ValueError: a path that no rule or two rules match, or axes that do not fit the shape.
   """
 
-  def of(path: str, leaf: Any) -> Any:
+  def leaf_sharding(path: str, leaf: Any) -> Any:
     axes = axes_of(path, param_axes)
     return jax.tree.map(lambda a: NamedSharding(mesh, spec_of(a.shape, axes, mesh, path)), leaf)
 
-  return unflatten({path: of(path, leaf) for path, leaf in leaves_by_path(shapes)})
+  return unflatten({path: leaf_sharding(path, leaf) for path, leaf in flatten(shapes).items()})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over `data` and `fsdp`, everything else whole."""
+  """Rows split over `data` and `fsdp`; other dimensions are not split."""
   return NamedSharding(mesh, PartitionSpec(MESH_AXES_OF["batch"]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device: what trained trees and scalars have."""
-  return NamedSharding(mesh, PartitionSpec())
+@overload
+def replicated(mesh: Mesh) -> NamedSharding: ...
+
+
+@overload
+def replicated(mesh: None) -> None: ...
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+  """The whole array on every device of the mesh, as for trained trees; None without a mesh."""
+  return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def row_groups(mesh: Mesh) -> int:
   """Into how many parts the rows of a batch are split."""
-  return _size(mesh, MESH_AXES_OF["batch"])
+  return _num_devices(mesh, MESH_AXES_OF["batch"])
 
 
 def check_batch_size(rows: int, mesh: Mesh, accumulate: int = 1, name: str = "batch size") -> None:
   """Checks that `accumulate` microbatches of the batch each split evenly over the mesh.
 
   Raises:
-    UserError: they do not; the message says which sizes would do.
+    UserError: they do not; the message names sizes that do.
   """
   groups = row_groups(mesh)
   parts = groups * accumulate
@@ -115,7 +123,8 @@ def check_batch_size(rows: int, mesh: Mesh, accumulate: int = 1, name: str = "ba
   raise UserError(f"{name} {rows} does not split into {into}; {sizes} would do")
 
 
-def _size(mesh: Mesh, axes: MeshAxes) -> int:
+def _num_devices(mesh: Mesh, axes: MeshAxes) -> int:
+  """How many devices an array is split over along these axes."""
   size = 1
   for axis in (axes,) if isinstance(axes, str) else axes or ():
     size *= mesh.shape[axis]

@@ -1,1 +1,1 @@
-"""Floor 1: tokenizers, question templates and the comparison of answers."""
+"""Text: tokenizers, prompt templates, padding, and the comparison of answers."""

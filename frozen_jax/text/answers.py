@@ -1,9 +1,10 @@
-"""How a generated answer is compared with the accepted ones: the rules of SQuAD.
+"""The comparison of a generated answer with the accepted ones, as in SQuAD's evaluation.
 
 Normalisation, exact match and F1 follow the official SQuAD evaluation (Rajpurkar et al., 2016),
-with two additions for text that is not ASCII: characters are first brought to Unicode's form NFKC
-(full-width letters, ligatures, accents typed as two characters), and all of Unicode's punctuation
-is removed, not ASCII's alone. Accents are kept: an answer without them is another string.
+with two additions for text that is not ASCII: characters are first normalised to Unicode's form
+NFKC (full-width letters, ligatures, accents typed as two characters), and all of Unicode's
+punctuation is removed, not only ASCII's. Accents are kept: an answer without them is another
+string.
 """
 
 import re
@@ -15,21 +16,23 @@ from collections.abc import Sequence
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-class _Unpunctuated(dict[int, int | None]):
-  """Each character's code as `str.translate` asks for it; None: it is punctuation and goes."""
+class _PunctuationRemoval(dict[int, int | None]):
+  """A table for `str.translate`, filled on access: None removes a character (punctuation)."""
 
   def __missing__(self, code: int) -> int | None:
-    kept = None if unicodedata.category(chr(code)).startswith("P") else code
-    return self.setdefault(code, kept)
+    is_punctuation = unicodedata.category(chr(code)).startswith("P")
+    return self.setdefault(code, None if is_punctuation else code)
 
 
-# Some of ASCII's punctuation is none of Unicode's: $+<=>^`|~.
-_UNPUNCTUATED = _Unpunctuated((ord(character), None) for character in string.punctuation)
+# Some of ASCII's punctuation has another category in Unicode: $+<=>^`|~.
+_PUNCTUATION_REMOVAL = _PunctuationRemoval(
+  (ord(character), None) for character in string.punctuation
+)
 
 
 def normalise(answer: str) -> str:
   """Lower case, without punctuation and English articles, words separated by single spaces."""
-  text = unicodedata.normalize("NFKC", answer).lower().translate(_UNPUNCTUATED)
+  text = unicodedata.normalize("NFKC", answer).lower().translate(_PUNCTUATION_REMOVAL)
   return " ".join(_ARTICLES.sub(" ", text).split())
 
 
@@ -40,9 +43,9 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:
-  """Whether one of the answers stands in the text in whole words; all are normalised already.
+  """Whether the text contains one of the answers as whole words; all are already normalised.
 
-  An answer of which normalising has left nothing stands nowhere.
+  No text contains an answer that is empty after normalisation.
   """
   return any(answer and f" {answer} " in f" {text} " for answer in answers)
 

@@ -2,10 +2,10 @@
 
 Two kinds, by the names of llama.cpp (src/llama-vocab.cpp): "gpt2", byte-level BPE with a list of
 merges (Radford et al. 2019), and "llama", BPE of SentencePiece (Kudo and Richardson 2018), which
-merges what makes the token of the highest score and spells what has no token in bytes.
+merges pairs that give the token of the highest score first, and falls back to bytes.
 
-What GGUF files do not say, we cannot do either: the composing of letters and accents (NFC) before
-the text of Qwen and GPT-NeoX is cut, and the blanks that Phi-3's special tokens swallow.
+GGUF files do not record, so tokenizers from them lack: the NFC normalisation of Qwen and GPT-NeoX,
+and the stripping of blanks around Phi-3's special tokens.
 """
 
 import dataclasses
@@ -40,40 +40,40 @@ _GPT4O = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Pre:
-  """How text is cut before merges apply.
+class PreTokenizer:
+  """How text is split before merges apply.
 
-  split: a regular expression; None is GPT-2's own. whole: a piece that is a token is that token,
-  whatever the merges say. bos: texts begin with the bos token where the file is silent.
+  split: a regular expression; None: that of GPT-2. ignore_merges: a piece that is a token becomes
+  that token without merges. add_bos: texts begin with the bos token, unless the file sets it.
   """
 
   split: str | None = None
-  whole: bool = False
-  bos: bool = False
+  ignore_merges: bool = False
+  add_bos: bool = False
 
 
 # By the name in `tokenizer.ggml.pre`.
 #
-# "smollm": llama.cpp and the model's own tokenizer.json also cut digits apart beforehand;
-# transformers' reader of GGUF files does not. We give the same ids as transformers: they differ
-# only where two or more blanks or line ends stand right before a digit ("a  1": one token for
-# both blanks there, two here), and in a few rare numerals such as a superscript after a blank.
+# "smollm": llama.cpp and the model's own tokenizer.json also split digits beforehand;
+# transformers' reader of GGUF files does not. The ids here are those of transformers. They differ
+# only where two or more blanks or line ends precede a digit ("a  1": one token for both blanks in
+# llama.cpp, two here), and in a few rare numerals such as a superscript after a blank.
 PRE_TOKENIZERS = {
-  "default": Pre(),
-  "gpt-2": Pre(),
-  "smollm": Pre(),
-  "olmo": Pre(),  # GPT-NeoX and Pythia, too
-  "mpt": Pre(),
-  "llama-bpe": Pre(_LLAMA3, whole=True, bos=True),
-  "llama3": Pre(_LLAMA3, whole=True, bos=True),
-  "llama-v3": Pre(_LLAMA3, whole=True, bos=True),
-  "smaug-bpe": Pre(_LLAMA3),  # SmolLM3
-  "dbrx": Pre(_LLAMA3),  # Phi-4
-  "qwen2": Pre(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
-  "deepseek-r1-qwen": Pre(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
-  "gpt-4o": Pre(_GPT4O),
-  "tekken": Pre(_TEKKEN, whole=True, bos=True),
-  "bloom": Pre(r" ?[^(\s|.,!?…。，、।۔،)]+"),
+  "default": PreTokenizer(),
+  "gpt-2": PreTokenizer(),
+  "smollm": PreTokenizer(),
+  "olmo": PreTokenizer(),  # also of GPT-NeoX and Pythia
+  "mpt": PreTokenizer(),
+  "llama-bpe": PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True),
+  "llama3": PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True),
+  "llama-v3": PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True),
+  "smaug-bpe": PreTokenizer(_LLAMA3),  # SmolLM3
+  "dbrx": PreTokenizer(_LLAMA3),  # Phi-4
+  "qwen2": PreTokenizer(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
+  "deepseek-r1-qwen": PreTokenizer(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
+  "gpt-4o": PreTokenizer(_GPT4O),
+  "tekken": PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True),
+  "bloom": PreTokenizer(r" ?[^(\s|.,!?…。，、।۔،)]+"),
 }
 
 
@@ -81,13 +81,13 @@ def byte_level(value: Metadata, tokens: Sequence[str], where: str) -> Tokenizer:
   """The kind "gpt2".
 
   Raises:
-    UserError: its merges make what is no token.
+    UserError: a merge gives a string that is no token.
   """
   pre = PRE_TOKENIZERS[value("tokenizer.ggml.pre", "default")]
   merges = [tuple(pair.split(" ", 1)) for pair in value("tokenizer.ggml.merges", [])]
   vocabulary = {token: index for index, token in enumerate(tokens)}
   try:
-    model = models.BPE(vocabulary, merges, ignore_merges=pre.whole)
+    model = models.BPE(vocabulary, merges, ignore_merges=pre.ignore_merges)
   except Exception as error:  # the package raises bare Exceptions
     raise UserError(f"{where}: the merges do not fit the tokens ({error}); get it again") from None
   tokenizer = Tokenizer(model)
@@ -101,7 +101,7 @@ def byte_level(value: Metadata, tokens: Sequence[str], where: str) -> Tokenizer:
       ]
     )
   tokenizer.decoder = decoders.ByteLevel()
-  _add_whole(tokenizer, tokens, value("tokenizer.ggml.token_type", []))
+  _add_special_tokens(tokenizer, tokens, value("tokenizer.ggml.token_type", []))
   return tokenizer
 
 
@@ -119,7 +119,7 @@ def sentencepiece(value: Metadata, tokens: Sequence[str], where: str) -> Tokeniz
       "types; the file is damaged: get it again"
     )
   vocabulary = {token: index for index, token in enumerate(tokens)}
-  unknown = [token for token, its in zip(tokens, types, strict=True) if its == _UNKNOWN]
+  unknown = [token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN]
   tokenizer = Tokenizer(
     models.BPE(
       vocabulary,
@@ -131,7 +131,7 @@ def sentencepiece(value: Metadata, tokens: Sequence[str], where: str) -> Tokeniz
   )
   blanks = normalizers.Replace(" ", _BLANK)
   decoding = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-  # llama.cpp sets a blank before what follows a token that is taken whole, too.
+  # As in llama.cpp, a blank is also set before text that follows a special token.
   prefix = value("tokenizer.ggml.add_space_prefix", True)
   tokenizer.normalizer = (
     normalizers.Sequence([normalizers.Prepend(_BLANK), blanks]) if prefix else blanks
@@ -139,35 +139,37 @@ def sentencepiece(value: Metadata, tokens: Sequence[str], where: str) -> Tokeniz
   tokenizer.decoder = decoders.Sequence(
     [*decoding, decoders.Strip(" ", 1, 0)] if prefix else decoding
   )
-  _add_whole(tokenizer, tokens, types)
+  _add_special_tokens(tokenizer, tokens, types)
   return tokenizer
 
 
 def _merges(
   tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]
 ) -> list[tuple[str, str]]:
-  """Every way to make a token of two others, the highest score first.
+  """Every pair of tokens that gives a token, the highest score of the result first.
 
-  Tokens that are taken whole, and those of bytes, neither are made nor make others. Of one token's
-  ways, that with the longer left part comes first: so it is in runs of the same letter, which
-  SentencePiece merges from left to right.
+  Special tokens and those of bytes are neither parts nor results. Of the pairs with the same result
+  the one with the longer left part comes first, since SentencePiece merges runs of the same letter
+  from left to right.
   """
-  made = {
-    token: score for token, score, its in zip(tokens, scores, types, strict=True) if its == _NORMAL
+  scored = {
+    token: score
+    for token, score, kind in zip(tokens, scores, types, strict=True)
+    if kind == _NORMAL
   }
-  found = [
-    (score, cut, token)
-    for token, score in made.items()
-    for cut in range(1, len(token))
-    if token[:cut] in made and token[cut:] in made
+  merges = [
+    (score, split, token)
+    for token, score in scored.items()
+    for split in range(1, len(token))
+    if token[:split] in scored and token[split:] in scored
   ]
-  found.sort(key=lambda way: way[:2], reverse=True)
-  return [(token[:cut], token[cut:]) for _, cut, token in found]
+  merges.sort(key=lambda merge: merge[:2], reverse=True)
+  return [(token[:split], token[split:]) for _, split, token in merges]
 
 
-def _add_whole(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-  """Tokens that are found in the text before anything else is cut."""
-  for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-    whole = [token for token, its in zip(tokens, types, strict=False) if its == kind]
+def _add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+  """Adds the tokens that are found in the text before it is split."""
+  for added_kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+    added = [token for token, kind in zip(tokens, types, strict=False) if kind == added_kind]
     add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
-    add([AddedToken(token, normalized=False, special=special) for token in whole])
+    add([AddedToken(token, normalized=False, special=special) for token in added])

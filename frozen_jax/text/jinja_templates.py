@@ -1,11 +1,11 @@
-"""Prompt templates as promptsource writes them: jinja that makes an input and a target of a row.
+"""Prompt templates in the format of promptsource: jinja that renders a row as input and target.
 
-The form is promptsource's (Bach et al., "PromptSource", arXiv 2202.01279), read and rendered by
-code of our own: a YAML file with `dataset`, `subset` and `templates`, where each template has a
-`name`, a `jinja` text "INPUT ||| TARGET" over the row's fields, and perhaps `answer_choices`,
-"A ||| B", jinja too. Three things are stricter than there: a field that the row lacks is an error
-and not an empty text; `choice` (and jinja's own `random`) draws the same for the same row and
-template every time; the code in a template cannot reach out of it (jinja's sandbox).
+The format is promptsource's (Bach et al., "PromptSource", arXiv 2202.01279): a YAML file with
+`dataset`, `subset` and `templates`, where each template has a `name`, a `jinja` text
+"INPUT ||| TARGET" over the row's fields, and optionally `answer_choices`, "A ||| B", jinja too.
+Three things are stricter than in promptsource: a field that the row lacks is an error, not an empty
+text; `choice` (and jinja's `random`) chooses the same for the same row and template every time;
+templates run in jinja's sandbox.
 """
 
 import collections
@@ -22,12 +22,12 @@ import yaml
 from frozen_jax.core.errors import UserError
 
 _BAR = "|||"
-_DRAWS = "frozen_jax draws"  # no name that a template could write
-_STAND_IN = "\ue000\ue001\ue000"  # for the bars in a row's own texts; of Unicode's private area
+_RANDOM = "frozen_jax random"  # a key that no template can name
+_ESCAPED_BAR = "\ue000\ue001\ue000"  # for bars in a row's texts; of Unicode's private use area
 
 
 class Rendered(NamedTuple):
-  """What a template makes of a row; `answers` starts with the target, `choices` may be empty."""
+  """A rendered row; `answers` starts with the target, `choices` may be empty."""
 
   input: str
   answers: tuple[str, ...]
@@ -35,79 +35,85 @@ class Rendered(NamedTuple):
 
 
 class JinjaTemplate:
-  """One template, compiled. UserError for a text that is no template; `where` names its file."""
+  """One template, compiled. UserError for a text that is no template; `where` names its file.
+
+  `definition` is what it renders by: name, text and answer choices.
+  """
 
   def __init__(self, name: str, text: str, answer_choices: str | None = None, where: str = ""):
     self.name, self._where = name, where
+    self.definition = (name, text, answer_choices)
     if _BAR not in text:
       raise UserError(f"{self}: no {_BAR} between the input and the target; put it there")
-    self._text = self._compiled(text)
-    self._choices = self._compiled(answer_choices) if answer_choices else None
+    self._text = self._compile(text)
+    self._choices = self._compile(answer_choices) if answer_choices else None
 
   def __str__(self) -> str:
     return f"template {self.name!r}{f' of {self._where}' if self._where else ''}"
 
-  def render(self, row: Mapping[str, Any], where: str, draw: object = 0) -> Rendered | None:
-    """The row put into the template, or None where it has no input or no target for that row.
+  def render(self, row: Mapping[str, Any], where: str, seed: object = 0) -> Rendered | None:
+    """Renders a row; None if that gives no input or no target.
 
-    Every part is stripped of white space at its ends. Parts behind a further ||| are answers that
-    are accepted too. `draw` is what `choice` draws from: equal values, equal choices. UserError
-    that names the template and `where` for a field that the row lacks, any other failure, and a
-    target that is not among the template's answer choices.
+    White space at the ends of each part is stripped. Parts after a further ||| are accepted answers
+    too. `seed` determines what `choice` chooses. UserError that names the template and `where` for
+    a field that the row lacks, any other failure, and a target that is not among the template's
+    answer choices.
     """
-    values = _protected(dict(row))
-    values[_DRAWS] = random.Random(f"{self.name}/{draw}")
-    choices = self._parts(self._choices, values, where) if self._choices else []
+    values = _escape_bars(dict(row))
+    values[_RANDOM] = random.Random(f"{self.name}/{seed}")
+    choices = self._render_parts(self._choices, values, where) if self._choices else []
     if choices:
-      values["answer_choices"] = _protected(choices)
-    text, *answers = self._parts(self._text, values, where)
+      values["answer_choices"] = _escape_bars(choices)
+    text, *answers = self._render_parts(self._text, values, where)
     answers = [answer for answer in dict.fromkeys(answers) if answer]
     if not text or not answers:
       return None
     if choices and answers[0] not in choices:
       raise UserError(
         f"{where}: {self} gives the target {answers[0][:60]!r}, which is none of its answer choices"
-        f" ({', '.join(choices)[:200]}); mend its answer_choices or remove them"
+        f" ({', '.join(choices)[:200]}); fix its answer_choices or remove them"
       )
     return Rendered(text, tuple(answers), tuple(dict.fromkeys(choices)))
 
-  def _compiled(self, text: str) -> jinja2.Template:
+  def _compile(self, text: str) -> jinja2.Template:
     try:
       return _environment().from_string(text)
     except jinja2.TemplateSyntaxError as error:
-      raise UserError(f"{self}: {error.message} (its line {error.lineno}); mend it") from error
+      raise UserError(f"{self}: {error.message} (its line {error.lineno}); fix it") from error
 
-  def _parts(self, template: jinja2.Template, values: dict[str, Any], where: str) -> list[str]:
+  def _render_parts(
+    self, template: jinja2.Template, values: dict[str, Any], where: str
+  ) -> list[str]:
     try:
       rendered = template.render(values)
-    except Exception as error:  # whatever the template's own expressions can do wrong
+    except Exception as error:  # whatever the template's expressions raise
       reason = " ".join(str(error).split())[:200] or type(error).__name__
-      fields = ", ".join(sorted(key for key in values if key != _DRAWS))
+      fields = ", ".join(sorted(key for key in values if key != _RANDOM))
       raise UserError(f"{where}: {self} fails ({reason}); the row has {fields}") from error
-    return [part.strip().replace(_STAND_IN, _BAR) for part in rendered.split(_BAR)]
+    return [part.strip().replace(_ESCAPED_BAR, _BAR) for part in rendered.split(_BAR)]
 
 
 def load_templates(path: str | pathlib.Path) -> dict[str, tuple[JinjaTemplate, ...]]:
   """The templates of a YAML file, or of all `*.yaml` below a folder, by data set, in file order.
 
-  A data set is named "glue/rte" (`dataset` and `subset`), or "" where a file names none: its
-  templates are for whatever it is used with. A file may hold several YAML documents. UserError for
-  what is no such file, for two templates of one name, and for a data set that two files describe.
+  A data set is named "glue/rte" (`dataset` and `subset`), or "" if a file names none: its templates
+  apply to any data set. A file may have several YAML documents. UserError for a file in another
+  format, for two templates of one name, and for a data set that two files describe.
   """
   path = pathlib.Path(path)
   if not path.exists():
     raise UserError(f"there is no file or folder of templates {path}; check the path")
   files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
-  found: dict[str, tuple[JinjaTemplate, ...]] = {}
+  templates: dict[str, tuple[JinjaTemplate, ...]] = {}
   for file in files:
     for document in _documents(file):
-      name = _data_set(document, file)
-      if name in found:
+      name = _dataset_name(document, file)
+      if name in templates:
         raise UserError(f"{file}: templates of {name or 'no data set'!r} a second time; join them")
-      found[name] = _templates(document, file)
-  if not found:
+      templates[name] = _templates(document, file)
+  if not templates:
     raise UserError(f"{path} holds no templates; give promptsource's templates.yaml or a folder")
-  return found
+  return templates
 
 
 def _documents(file: pathlib.Path) -> list[Any]:
@@ -117,12 +123,12 @@ def _documents(file: pathlib.Path) -> list[Any]:
     raise UserError(f"cannot read {file} ({error.strerror}); check the path") from error
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     mark = getattr(error, "problem_mark", None)
-    place = f", line {mark.line + 1}" if mark else ""
+    line = f", line {mark.line + 1}" if mark else ""
     problem = getattr(error, "problem", None) or "not UTF-8 text"
-    raise UserError(f"{file}{place}: malformed YAML ({problem}); mend it") from error
+    raise UserError(f"{file}{line}: malformed YAML ({problem}); fix it") from error
 
 
-def _data_set(document: Any, file: pathlib.Path) -> str:
+def _dataset_name(document: Any, file: pathlib.Path) -> str:
   if not isinstance(document, Mapping) or not isinstance(document.get("templates"), Mapping):
     raise UserError(f"{file}: no `templates`; write them in the form of promptsource")
   names = [document.get("dataset"), document.get("subset")]
@@ -132,23 +138,23 @@ def _data_set(document: Any, file: pathlib.Path) -> str:
 
 
 def _templates(document: Mapping[str, Any], file: pathlib.Path) -> tuple[JinjaTemplate, ...]:
-  made: dict[str, JinjaTemplate] = {}
+  templates: dict[str, JinjaTemplate] = {}
   for key, entry in document["templates"].items():
     if not isinstance(entry, Mapping) or not isinstance(entry.get("jinja"), str):
       raise UserError(f"{file}: template {key!r} has no text `jinja`; add it")
     name, choices = str(entry.get("name") or key), entry.get("answer_choices")
     if choices is not None and not isinstance(choices, str):
       raise UserError(f"{file}: template {name!r}: answer_choices is no text such as No ||| Yes")
-    if name in made:
+    if name in templates:
       raise UserError(f"{file}: two templates are named {name!r}; rename one")
-    made[name] = JinjaTemplate(name, entry["jinja"], choices, str(file))
-  if not made:
+    templates[name] = JinjaTemplate(name, entry["jinja"], choices, str(file))
+  if not templates:
     raise UserError(f"{file}: `templates` is empty; add one or remove the file")
-  return tuple(made.values())
+  return tuple(templates.values())
 
 
 class _Loader(yaml.SafeLoader):
-  """Safe YAML in which promptsource's own tags are plain mappings."""
+  """Safe YAML in which promptsource's tags are plain mappings."""
 
 
 for _tag in ("!Template", "!TemplateMetadata"):
@@ -157,30 +163,30 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-  made = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-  made.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
-  made.globals = {"range": made.globals["range"], "zip": zip, "enumerate": enumerate}
-  return made
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+  environment.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
+  environment.globals = {"range": environment.globals["range"], "zip": zip, "enumerate": enumerate}
+  return environment
 
 
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, items: Sequence[Any]) -> Any:
   """One of the items."""
-  return context[_DRAWS].choice(list(items))
+  return context[_RANDOM].choice(list(items))
 
 
 def _most_frequent(items: Sequence[Any]) -> list[Any]:
-  """The items that occur most often, each once, in the order of their first places."""
-  counted = collections.Counter(items)
-  return [item for item, count in counted.items() if count == max(counted.values())]
+  """The items that occur most often, each once, in the order of their first occurrence."""
+  counts = collections.Counter(items)
+  return [item for item, count in counts.items() if count == max(counts.values())]
 
 
-def _protected(value: Any) -> Any:
-  """The value with its own ||| replaced, which divide nothing."""
+def _escape_bars(value: Any) -> Any:
+  """The value with ||| in its texts replaced, so that they separate no parts."""
   if isinstance(value, str):
-    return value.replace(_BAR, _STAND_IN) if _BAR in value else value
+    return value.replace(_BAR, _ESCAPED_BAR) if _BAR in value else value
   if isinstance(value, list | tuple):
-    return [_protected(entry) for entry in value]
+    return [_escape_bars(entry) for entry in value]
   if isinstance(value, Mapping):
-    return {key: _protected(entry) for key, entry in value.items()}
+    return {key: _escape_bars(entry) for key, entry in value.items()}
   return value

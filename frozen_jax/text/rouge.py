@@ -1,9 +1,9 @@
-"""ROUGE-L: how much of a generated text follows a reference word by word (Lin 2004).
+"""ROUGE-L: the longest common subsequence of words of a text and a reference (Lin 2004).
 
-The longest common subsequence of words, as precision and recall with equal weights. Written here
-because the usual package, `rouge_score`, brings nltk and absl along for stemming, which is off here
-as it is there by default; on ASCII text both give the same numbers. Letters and digits of every
-script count as words here, while `rouge_score` drops all that is not ASCII.
+The F-measure of precision and recall with equal weights. Not from the usual package, `rouge_score`,
+which requires nltk and absl for stemming; without stemming, its default, both give the same numbers
+on ASCII text. Words here are of letters and digits of every script, while `rouge_score` drops all
+that is not ASCII.
 """
 
 import re

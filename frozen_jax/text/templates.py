@@ -1,4 +1,4 @@
-"""How a question is put to a language model, and how its answer follows."""
+"""Templates that make a question a prompt of a language model."""
 
 import dataclasses
 import string
@@ -11,19 +11,21 @@ PLAIN = "Question: {question}\nAnswer:"
 
 @dataclasses.dataclass(frozen=True)
 class QuestionTemplate:
-  """`prompt` is a str.format text with {question} in it; `chat`: in the model's chat form."""
+  """`prompt` is a str.format text with {question} in it; `chat`: use the model's chat template."""
 
   prompt: str = PLAIN
   chat: bool = False
 
   def fill(self, question: str) -> str:
-    """The question put into the prompt (not into the chat form, which needs the tokenizer)."""
+    """The question put into `prompt`, before the chat template, which needs the tokenizer."""
     return self.prompt.format(question=question)
 
 
 def make_template(name: str) -> QuestionTemplate:
-  """The template of a config: "plain", "chat" (the question alone as the user's message), or a
-  text with {question} in it. Raises UserError for anything else.
+  """The template that a config names.
+
+  It is "plain", "chat" (the question is the user's message), or a text with {question} in it.
+  Raises UserError for anything else.
   """
   if name == "plain":
     return QuestionTemplate()
@@ -43,20 +45,20 @@ def make_template(name: str) -> QuestionTemplate:
 
 
 def prompt_ids(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
-  """Token ids of a filled prompt, with the tokens that the tokenizer puts before every text.
+  """Token ids of a prompt's text, with the special tokens that the tokenizer adds.
 
-  `chat` makes it the user's message in the tokenizer's chat template, up to where the model's
-  reply begins. Raises UserError for a tokenizer without one.
+  With `chat` it is the user's message in the tokenizer's chat template, with the prompt of the
+  model's reply. Raises UserError for a tokenizer without a chat template.
   """
   if not chat:
     return list(tokenizer(text, verbose=False)["input_ids"])
   if not getattr(tokenizer, "chat_template", None):
     raise UserError("this model's tokenizer has no chat template; use --config.data.template=plain")
   message = [{"role": "user", "content": text}]
-  filled = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-  return list(tokenizer(filled, add_special_tokens=False, verbose=False)["input_ids"])
+  text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+  return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def before_answer(prompt: str) -> str:
-  """What stands between a prompt and its answer: a space, unless the prompt ends in white space."""
+def answer_separator(prompt: str) -> str:
+  """The text between a prompt and its answer: a space, unless the prompt ends in white space."""
   return "" if not prompt or prompt[-1].isspace() else " "

@@ -1,8 +1,8 @@
 """Tokenizers of frozen models: from a GGUF file's metadata, or from a model folder.
 
-Both end as transformers' `PreTrainedTokenizerFast`, without torch: that class stands on the
-`tokenizers` package alone, whereas `AutoTokenizer`, given a GGUF file, imports torch wherever torch
-is installed (transformers 5.23).
+Both become transformers' `PreTrainedTokenizerFast`, without torch: that class needs only the
+`tokenizers` package, whereas `AutoTokenizer`, given a GGUF file, imports torch if it is installed
+(transformers 5.23).
 """
 
 import pathlib
@@ -15,28 +15,28 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.text import gguf_vocabulary
 from frozen_jax.text.gguf_vocabulary import Metadata
 
-# What llama.cpp takes for granted where a file is silent, by the kind of tokenizer.
-_SILENT = {
+# The defaults of llama.cpp for ids that a file does not set, by the kind of tokenizer.
+_DEFAULT_IDS = {
   "gpt2": {},
   "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
 }
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokenizerFast | None:
   """The tokenizer in a GGUF file's metadata; None where the file has none.
 
-  `value(key, default)` gives a metadata value, `vocab_size` is V of the model.
+  `value(key, default)` returns a metadata value, `vocab_size` is V of the model.
 
   Raises:
-    UserError: it is of a kind that is not supported, or its vocabulary is not the model's.
+    UserError: its kind is not supported, or its vocabulary is not the model's.
   """
   kind = value("tokenizer.ggml.model")
   if kind is None or kind == "no_vocab":
     return None
   pre = value("tokenizer.ggml.pre", "default")
-  if kind not in _SILENT or (kind == "gpt2" and pre not in gguf_vocabulary.PRE_TOKENIZERS):
+  if kind not in _DEFAULT_IDS or (kind == "gpt2" and pre not in gguf_vocabulary.PRE_TOKENIZERS):
     raise UserError(
       f"{where} has a tokenizer of the kind {kind!r} ({pre!r}); supported are 'llama', and 'gpt2' "
       f"with {', '.join(gguf_vocabulary.PRE_TOKENIZERS)}: load the model from a folder with "
@@ -48,9 +48,9 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
       f"the tokenizer in {where} has {len(tokens)} tokens and the model {vocab_size}: it is the "
       "tokenizer of another model; get the file again"
     )
-  silent = _SILENT[kind]
-  named = {
-    name: _token(value, tokens, f"tokenizer.ggml.{key}", silent.get(key), where)
+  defaults = _DEFAULT_IDS[kind]
+  special_tokens = {
+    name: _token(value, tokens, f"tokenizer.ggml.{key}", defaults.get(key), where)
     for name, key in (
       ("bos_token", "bos_token_id"),
       ("eos_token", "eos_token_id"),
@@ -59,23 +59,25 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
     )
   }
   if kind == "llama":
-    inner, bos = gguf_vocabulary.sentencepiece(value, tokens, where), True
+    backend, add_bos = gguf_vocabulary.sentencepiece(value, tokens, where), True
   else:
-    inner = gguf_vocabulary.byte_level(value, tokens, where)
-    bos = gguf_vocabulary.PRE_TOKENIZERS[pre].bos
-  first: list[Any] = [named["bos_token"]] if value("tokenizer.ggml.add_bos_token", bos) else []
-  last: list[Any] = [named["eos_token"]] if value("tokenizer.ggml.add_eos_token", False) else []
+    backend = gguf_vocabulary.byte_level(value, tokens, where)
+    add_bos = gguf_vocabulary.PRE_TOKENIZERS[pre].add_bos
+  add_bos = value("tokenizer.ggml.add_bos_token", add_bos)
+  add_eos = value("tokenizer.ggml.add_eos_token", False)
+  first: list[Any] = [special_tokens["bos_token"]] if add_bos else []
+  last: list[Any] = [special_tokens["eos_token"]] if add_eos else []
   if None in first + last:
     raise UserError(f"{where} wants a bos or eos token at every text and names none; get it again")
   if first or last:
-    inner.post_processor = _framed(inner, first, last)
-  wrapped = PreTrainedTokenizerFast(
-    tokenizer_object=inner,
+    backend.post_processor = _post_processor(backend, first, last)
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=backend,
     clean_up_tokenization_spaces=False,
-    **{name: token for name, token in named.items() if token is not None},
+    **{name: token for name, token in special_tokens.items() if token is not None},
   )
-  wrapped.chat_template = value("tokenizer.chat_template")
-  return _finished(wrapped)
+  tokenizer.chat_template = value("tokenizer.chat_template")
+  return _with_pad_token(tokenizer)
 
 
 def from_folder(folder: pathlib.Path, vocab_size: int) -> PreTrainedTokenizerFast | None:
@@ -84,15 +86,15 @@ def from_folder(folder: pathlib.Path, vocab_size: int) -> PreTrainedTokenizerFas
   Raises:
     UserError: its files cannot be read, or its vocabulary is not the model's.
   """
-  if not any((folder / name).is_file() for name in _FILES):
+  if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
     return None
   try:
     if (folder / "tokenizer.json").is_file():
-      wrapped = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    else:  # older files, which transformers knows how to convert
+      tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    else:  # older files, which transformers converts
       from transformers import AutoTokenizer
 
-      wrapped = AutoTokenizer.from_pretrained(
+      tokenizer = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
       )
   except Exception as error:  # the packages raise bare Exceptions on a damaged tokenizer.json
@@ -100,37 +102,39 @@ def from_folder(folder: pathlib.Path, vocab_size: int) -> PreTrainedTokenizerFas
     raise UserError(
       f"cannot read the tokenizer in {folder} ({reason}); get its files again"
     ) from None
-  check_vocabulary(wrapped, vocab_size, str(folder))
-  return _finished(wrapped)
+  check_vocabulary(tokenizer, vocab_size, str(folder))
+  return _with_pad_token(tokenizer)
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:
-  """Tables are often padded beyond the tokenizer, by little; never are they shorter.
+  """Checks that a tokenizer fits a model with this many token embeddings.
+
+  Embedding tables are often padded a little beyond the tokenizer; they are never shorter.
 
   Raises:
-    UserError: the tokenizer cannot be the one of a model with this many tokens.
+    UserError: it does not fit.
   """
-  highest = max(tokenizer.get_vocab().values(), default=-1) + 1
-  spare = max(256, vocab_size // 10)
-  if not vocab_size - spare <= highest <= vocab_size:
+  num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+  max_padding = max(256, vocab_size // 10)
+  if not vocab_size - max_padding <= num_ids <= vocab_size:
     raise UserError(
-      f"the tokenizer in {where} has {highest} tokens and the model {vocab_size}: it is the "
+      f"the tokenizer in {where} has {num_ids} tokens and the model {vocab_size}: it is the "
       "tokenizer of another model; put the right tokenizer files there, or none"
     )
 
 
-def _framed(tokenizer: Tokenizer, before: list[str], after: list[str]) -> Any:
+def _post_processor(tokenizer: Tokenizer, before: list[str], after: list[str]) -> Any:
   """The post-processor that puts tokens before and after each text."""
-  own = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
+  ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
   single = [*before, "$A", *after]
   pair = [*single, *(f"{part}:1" for part in (*before, "$B", *after))]
-  return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(own.items()))
+  return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(ids.items()))
 
 
 def _token(
-  value: Metadata, tokens: list[str], key: str, silent: int | None, where: str
+  value: Metadata, tokens: list[str], key: str, default: int | None, where: str
 ) -> str | None:
-  index = value(key, silent)
+  index = value(key, default)
   if index is None:
     return None
   if not 0 <= index < len(tokens):
@@ -138,8 +142,8 @@ def _token(
   return tokens[index]
 
 
-def _finished(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-  """Padding needs some id, though the mask alone says what counts: the end token's, by custom."""
+def _with_pad_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+  """Sets a missing pad token to the end token: padding needs an id, though it is masked."""
   if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
     tokenizer.pad_token = tokenizer.eos_token
   return tokenizer

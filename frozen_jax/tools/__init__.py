@@ -1,1 +1,1 @@
-"""Floor 6: small commands that look at one thing each."""
+"""Floor 7: small commands that look at one thing each."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from frozen_jax.core.errors import exit_status
-from frozen_jax.run.reuse import Answerer, open_answerer
+from frozen_jax.run.predict import Predictor, open_predictor
 from frozen_jax.run.workdir import CONFIG, read_json
 from frozen_jax.tools.inspect import Parser
 
@@ -22,13 +22,13 @@ EXAMPLE = 'example:\n  python -m frozen_jax.tools.ask runs/frozen_reader "Who li
 _WIDTH = 100
 
 
-def asked(answerer: Answerer, question: str) -> str:
+def answer_text(predictor: Predictor, question: str) -> str:
   """The answer as text, with a line for each passage that was read (its score, id and title), and
   one for the answers that pass one proposed, with how many of its samples gave each.
 
   Raises UserError for a question that is too long.
   """
-  (row,) = answerer([{"id": "1", "question": question}], "the terminal")
+  (row,) = predictor([{"id": "1", "question": question}], "the terminal")
   lines = [row["prediction"]]
   if "passages" in row:
     read = row["passages"]
@@ -57,7 +57,7 @@ def _questions() -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """The command; 2 is returned for whatever the user can mend."""
+  """The command; 2 is returned for whatever the user can fix."""
 
   def act() -> None:
     parser = Parser(
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("question", nargs="?", help="what to ask; without it: one after another")
     given = parser.parse_args(argv)
     folder = pathlib.Path(given.workdir)
-    answerer = open_answerer(read_json(folder / CONFIG), folder)
+    predictor = open_predictor(read_json(folder / CONFIG), folder)
     for question in [given.question] if given.question else _questions():
-      print(asked(answerer, question), flush=True)
+      print(answer_text(predictor, question), flush=True)
 
   return exit_status(act)
 

@@ -1,4 +1,5 @@
-"""What a config's method trains and computes beside its frozen LM, at any scale, without weights.
+"""What a config's method trains and computes alongside its frozen LM, at any scale, without
+weights.
 
     python -m frozen_jax.tools.cost --config=configs/id_pt.py:t0_j1 [--length=512]
       [--encoder_length=512] [--config.KEY=VALUE ...]
@@ -22,13 +23,14 @@ import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.config.config_file import load_config
+from frozen_jax.config.overrides import override
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.core.types import Tree
 from frozen_jax.methods import METHODS
-from frozen_jax.run import options as experiment
-from frozen_jax.run import overrides
-from frozen_jax.run.config_file import load_config
-from frozen_jax.run.stages import data_sets
+from frozen_jax.models.inputs import datasets_of
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.run.settings import complete, resolve_run
 from frozen_jax.tools.flop_count import by_layers, flops
 from frozen_jax.tools.inspect import Parser
 from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
@@ -52,11 +54,12 @@ class Text:
 class Cost:
   """What one stage's method costs.
 
-  lm, encoder, trained: numbers of parameters. taken: positions before the text. FLOPs over one
-  text: alone, with_method: one pass of the LM to the next token's logits, without and with the
-  method. encoding: of that the encoder's pass. longer: what the LM spends on the positions taken.
-  step: loss and gradient, one row; kept_step: with the encoder's states at hand, where the method
-  lets them be kept. rule: 4 FLOPs for each parameter of the LM and token of the text (METHODS 6).
+  lm, encoder, trained: numbers of parameters. num_virtual_tokens: positions before the text. FLOPs
+  over one text: alone, with_method: one pass of the LM to the next token's logits, without and with
+  the method. encoding: of that the encoder's pass. longer: what the LM spends on the positions
+  before the text. step: loss and gradient, one row; kept_step: with the encoder's states at hand,
+  where the method lets them be kept. rule: 4 FLOPs for each parameter of the LM and token of the
+  text (docs/paper.md, 6).
   """
 
   stage: str
@@ -65,7 +68,7 @@ class Cost:
   lm: int
   encoder: int
   trained: int
-  taken: int
+  num_virtual_tokens: int
   alone: float
   with_method: float
   encoding: float
@@ -95,72 +98,83 @@ class _Model:
   embedding_rms = 1.0  # a constant of the program, whatever its value
   tokenizer = None
 
-  def __init__(self, network: Any, config: Any, params: Tree, beside: "_Model | None" = None):
-    self._network, self.config, self.params, self.encoder = network, config, params, beside
+  def __init__(self, network: Any, config: Any, params: Tree, encoder: "_Model | None" = None):
+    self._network, self.config, self.params, self.encoder = network, config, params, encoder
 
   def embed(self, token_ids: jax.Array) -> jax.Array:
     return self._network.embed(self.params, self.config, token_ids)
 
 
-def measure(options: experiment.Options, text: Text) -> list[Cost]:
-  """The cost of each stage of a resolved config, over one text.
+def measure(run: RunSettings, text: Text) -> list[Cost]:
+  """The cost of each stage of a run, over one text.
 
   Raises UserError for models that cannot be read and sizes that do not fit together.
   """
-  models = find_models(options["model"])
-  return [_measured(_Stage.of(options, name), models, text) for name in options["order"]]
+  models = find_models(run.model)
+  return [_measured(_Stage.of(run, stage.name), models, text) for stage in run.stages]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-  """One stage of a config: its programs, for models of any depth.
+  """One stage of a run: its programs, for models of any depth."""
 
-  run: the options of the whole run, own: those of this stage.
-  """
-
-  run: experiment.Options
-  own: experiment.Options
+  run: RunSettings
+  settings: StageSettings
 
   @classmethod
-  def of(cls, run: experiment.Options, name: str) -> "_Stage":
-    own = experiment.stage_options(run, name)
-    own["prompt"]["text"] = ""  # it decides where a prompt starts, and needs a tokenizer
-    own["data"]["tasks"] = data_sets(own) if own["prompt"]["per_task"] else ()
-    return cls(run, own | {"name": name})
+  def of(cls, run: RunSettings, name: str) -> "_Stage":
+    stage = run.stage(name)
+    # A prompt's text decides where it starts, and needs a tokenizer.
+    prompt = dataclasses.replace(stage.prompt, text="")
+    sections = {k: prompt if k == "prompt" else one for k, one in stage.sections.items()}
+    if prompt.per_task:
+      stage = stage.with_data(datasets=datasets_of(stage.data))
+    return cls(run, dataclasses.replace(stage, prompt=prompt, sections=sections))
 
   def without_method(self) -> "_Stage":
-    """The LM as it comes."""
-    return _Stage(self.run, self.own | {"method": "zero_shot", "fixed": ()})
+    """The frozen LM without a method."""
+    bare = dataclasses.replace(self.settings, method="zero_shot", sections={}, frozen_inputs={})
+    return _Stage(self.run, bare)
+
+  def base(self, models: Models, frozen: Tree) -> "_Model":
+    """The frozen models as the method's builder sees them."""
+    network = None
+    if models.encoder is not None:
+      network = _Model(encoder, models.encoder, frozen["encoder"])
+    return _Model(decoder, models.lm, frozen["lm"], network)
 
   def method(self, models: Models, frozen: Tree) -> Any:
-    beside = None
-    if models.encoder is not None:
-      beside = _Model(encoder, models.encoder, frozen["encoder"])
-    return METHODS[self.own["method"]](_Model(decoder, models.lm, frozen["lm"], beside), self.own)
+    stage, base = self.settings, self.base(models, frozen)
+    return METHODS[stage.method].build(
+      base, stage.sections, remat=stage.model.remat, datasets=stage.data.datasets
+    )
 
   def trained(self, models: Models) -> Tree:
     """The shapes of what is trained."""
-    start = lambda frozen: self.method(models, frozen).init(jax.random.key(0))
+
+    def start(frozen: Tree) -> Tree:
+      return self.method(models, frozen).init(self.base(models, frozen), jax.random.key(0))
+
     return jax.eval_shape(start, models.shapes())
 
   def frozen(self, models: Models) -> Tree:
     """The shapes of all that the method takes as `frozen`."""
-    fixed = {}
-    for key, reference in experiment.pairs(self.own.get("fixed", ())).items():
-      name, _, part = reference.partition("/")
-      fixed[key] = _Stage.of(self.run, name).trained(models)[part]
-    return models.shapes() | {"fixed": fixed}
+    frozen_inputs = {}
+    for key, link in self.settings.frozen_inputs.items():
+      name, _, part = link.partition("/")
+      frozen_inputs[key] = _Stage.of(self.run, name).trained(models)[part]
+    return models.shapes() | {"frozen_inputs": frozen_inputs}
 
   def traits(self, models: Models) -> tuple[int, str]:
     """Positions of the context that it takes before the text, and what it reads of an encoder."""
-    found = []
+    traits = []
 
-    def look(trained: Tree, frozen: Tree) -> None:
+    def trace(trained: Tree, frozen: Tree) -> None:
       method = self.method(models, frozen)
-      found.append((int(method.taken(trained, frozen)), method.encoder_input))
+      traits.append((int(method.num_virtual_tokens(trained, frozen)), method.encoder_input))
 
-    jax.eval_shape(look, self.trained(models), self.frozen(models))
-    return found[0]
+    jax.eval_shape(trace, self.trained(models), self.frozen(models))
+    return traits[0]
 
   def read(self, models: Models, text: Text) -> float:
     """FLOPs from a text to the logits of the next token."""
@@ -183,13 +197,13 @@ class _Stage:
 
 
 def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
-  taken, reads = stage.traits(models)
+  num_virtual_tokens, reads = stage.traits(models)
   if not reads:
     models = Models(models.lm, None)
-  if text.length + taken > models.lm.context:
+  if text.length + num_virtual_tokens > models.lm.context:
     raise UserError(
-      f"--length={text.length} and {taken} positions of the method do not fit the LM's context of"
-      f" {models.lm.context}; lower it"
+      f"--length={text.length} and {num_virtual_tokens} positions of the method do not fit the LM's"
+      f" context of {models.lm.context}; lower it"
     )
   depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
 
@@ -198,12 +212,12 @@ def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
 
   plain = stage.without_method().read
   alone = counted(plain, text)
-  wider = dataclasses.replace(text, length=text.length + taken)
+  wider = dataclasses.replace(text, length=text.length + num_virtual_tokens)
   return Cost(
-    stage=stage.own["name"],
-    method=stage.own["method"],
+    stage=stage.settings.name,
+    method=stage.settings.method,
     text=text,
-    taken=taken,
+    num_virtual_tokens=num_virtual_tokens,
     lm=_size(models.shapes()["lm"]),
     encoder=_size(models.shapes().get("encoder", {})),
     trained=_size(stage.trained(models)),
@@ -260,7 +274,7 @@ def lines(cost: Cost) -> list[str]:
   percent = lambda part: f"{part / cost.alone:+9.2%}"
   inside = [
     ("the encoder", cost.encoding),
-    (f"{cost.taken} positions more", cost.longer),
+    (f"{cost.num_virtual_tokens} positions more", cost.longer),
     ("its trained parts", more - cost.encoding - cost.longer),
   ]
   steps = {"loss and gradient": cost.step, "with kept states": cost.kept_step}
@@ -286,11 +300,11 @@ def _giga(count: float) -> str:
   return f"{count / 1e9:14,.3f} GFLOP"
 
 
-def parse(argv: Sequence[str]) -> tuple[experiment.Options, Text]:
-  """The arguments behind the program's name -> the resolved config, and how long a text is."""
+def parse(argv: Sequence[str]) -> tuple[RunSettings, Text]:
+  """The arguments after the program's name -> the settings of the run, and how long a text is."""
   parser = Parser(
     prog="python -m frozen_jax.tools.cost",
-    description="What a config's method trains and computes beside its frozen LM, by shapes alone.",
+    description="What a config's methods train and compute next to the frozen LM, by shapes.",
     epilog=EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -315,10 +329,11 @@ def parse(argv: Sequence[str]) -> tuple[experiment.Options, Text]:
   assignments = [key.removeprefix("--config.").partition("=") for key in keys]
   if bare := [name for name, equals, _ in assignments if not equals]:
     raise UserError(f"--config.{bare[0]} has no value; write --config.{bare[0]}=VALUE")
-  overrides.override(config, [(name, value) for name, _, value in assignments])
-  options = experiment.resolve(config)
-  beside = given.encoder_length or min(given.length, options["data"]["encoder_length"])
-  return options, Text(given.length, beside)
+  config = complete(config)
+  override(config, [(name, value) for name, _, value in assignments])
+  run = resolve_run(config)
+  encoder_length = given.encoder_length or min(given.length, run.data.encoder_length)
+  return run, Text(given.length, encoder_length)
 
 
 def _count(text: str) -> int:
@@ -331,8 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Prints the cost of each stage of a config; the exit status."""
 
   def act() -> None:
-    options, text = parse(sys.argv[1:] if argv is None else argv)
-    for cost in measure(options, text):
+    run, text = parse(sys.argv[1:] if argv is None else argv)
+    for cost in measure(run, text):
       print("\n".join(lines(cost)))
 
   return exit_status(act)

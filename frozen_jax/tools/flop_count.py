@@ -1,9 +1,9 @@
-"""Counts the FLOPs of a function as it is handed to XLA, from shapes alone.
+"""Counts the FLOPs of a function before XLA's optimisation, from shapes alone.
 
-What XLA's optimisation would spare or add is not in it (within 1% where the two were compared), so
-nothing has to be compiled. XLA counts the body of a loop once, however often it turns, so every
-scan is laid out in full. A deep model would then be traced for long; but a model of L equal layers
-costs a + b * L, and two shallow ones give a and b (`by_layers`).
+Nothing has to be compiled; optimisation changed the count by less than 1% where the two were
+compared. XLA counts the body of a loop once, however many iterations it has, so every scan is
+unrolled. Tracing a deep model would then take long; but a model of L equal layers costs a + b * L,
+and two shallow models give a and b (`by_layers`).
 """
 
 from collections.abc import Callable
@@ -18,45 +18,47 @@ SHALLOW = 2  # layers of the smaller model: the first may differ (it has no grad
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
   """The FLOPs of one call, given pytrees of `jax.ShapeDtypeStruct`s; nothing is compiled.
 
-  A multiplication and an addition are two. Raises ValueError for a loop that ends only on what it
-  computes.
+  A multiplication and an addition count as two. Raises ValueError for a while loop, whose number of
+  iterations depends on computed values.
   """
-  leaves, form = jax.tree.flatten(arguments)
-  traced = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(form, flat)))(*leaves)
-  program = jaxpr_as_fun(_laid_out(traced))
+  leaves, treedef = jax.tree.flatten(arguments)
+  traced = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(treedef, flat)))(*leaves)
+  program = jaxpr_as_fun(_unrolled(traced))
   return jax.jit(program).lower(*leaves).cost_analysis()["flops"]
 
 
 def by_layers(count: Callable[..., float], *layers: int) -> float:
-  """What a count of FLOPs would be at these depths, measured at small ones.
+  """The FLOPs at these depths, extrapolated from shallow models.
 
-  count: a function of the depths of the stacks (an LM's, an encoder's), in which it is linear.
+  count: FLOPs as a function of the depths of the stacks (an LM's, an encoder's), linear in each.
   """
-  low = [SHALLOW] * len(layers)
-  least = count(*low)
-  total = least
-  for place, depth in enumerate(layers):
-    deeper = [*low[:place], SHALLOW + 1, *low[place + 1 :]]
-    total += (depth - SHALLOW) * (count(*deeper) - least)
+  shallow = [SHALLOW] * len(layers)
+  base = count(*shallow)
+  total = base
+  for index, depth in enumerate(layers):
+    deeper = [*shallow[:index], SHALLOW + 1, *shallow[index + 1 :]]
+    total += (depth - SHALLOW) * (count(*deeper) - base)
   return total
 
 
-def _laid_out(value: Any) -> Any:
-  """A traced program, or a parameter of one of its steps, with every scan laid out in full."""
+def _unrolled(value: Any) -> Any:
+  """A traced program, or a parameter of one of its equations, with every scan unrolled."""
   if isinstance(value, ClosedJaxpr):
-    return value.replace(jaxpr=_laid_out(value.jaxpr))
+    return value.replace(jaxpr=_unrolled(value.jaxpr))
   if isinstance(value, Jaxpr):
-    return value.replace(eqns=[_step(equation) for equation in value.eqns])
+    return value.replace(eqns=[_unrolled_equation(equation) for equation in value.eqns])
   if type(value) in (tuple, list):
-    return type(value)(_laid_out(part) for part in value)
+    return type(value)(_unrolled(part) for part in value)
   return value
 
 
-def _step(equation: Any) -> Any:
+def _unrolled_equation(equation: Any) -> Any:
   name = equation.primitive.name
   if name == "while":
-    raise ValueError("a loop that ends on what it computes has no number of FLOPs")
-  params = {key: _laid_out(value) for key, value in equation.params.items()}
+    raise ValueError(
+      "the FLOPs of a while loop are not known: its iterations depend on computed values"
+    )
+  params = {key: _unrolled(value) for key, value in equation.params.items()}
   if name == "scan":
     params["unroll"] = max(params["length"], 1)
   return equation.replace(params=params)

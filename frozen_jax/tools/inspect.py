@@ -1,10 +1,10 @@
-"""What a model is made of, and what each device of a mesh would hold of it, without its weights.
+"""The parameters of a model, and their shards on each device of a mesh, without loading weights.
 
     python -m frozen_jax.tools.inspect NAME [--mesh=data=1,fsdp=2,tensor=4] [--dtype=bfloat16]
       [--quantize=int8]
 
-Shapes and types come from the headers of the files, so a laptop can plan a pod: the mesh may have
-more devices than the machine.
+Shapes and dtypes come from the headers of the files, so a laptop can plan for a pod: the mesh may
+have more devices than the machine.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from frozen_jax.backbones import assemble, encoder, load, load_encoder
+from frozen_jax.backbones.stored_tensors import StoredTensors
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.sharding import rules
 from frozen_jax.sharding.mesh import AXES
@@ -36,11 +37,11 @@ FORMATS = {"hf": "safetensors", "gguf": "GGUF"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One array of the tree.
+  """One array of the parameter tree.
 
-  stored: the types and the name of the tensors that it is made of. spec: the mesh axes of each
-  dimension. shard_bytes: of its bytes those on one device. whole: a dimension would be split if
-  the mesh divided it.
+  stored: dtypes and name of its stored tensors. spec: the mesh axes of each dimension. shard_bytes:
+  its bytes on one device. indivisible: a dimension is not sharded only because the mesh does not
+  divide it.
   """
 
   path: str
@@ -50,22 +51,22 @@ class Row:
   spec: tuple[rules.MeshAxes, ...]
   bytes: int
   shard_bytes: int
-  whole: bool
+  indivisible: bool
 
 
 class Parser(argparse.ArgumentParser):
-  """Tells what is wrong with the arguments in one line, by a UserError."""
+  """Raises UserError, a message of one line, for invalid arguments."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f"{message}; --help says what there is")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Reads the arguments behind the program's name; UserError for what is wrong with them."""
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+  """Parses the arguments after the program's name; UserError for invalid ones."""
   parser = Parser(
     prog="python -m frozen_jax.tools.inspect",
-    description="What a model is made of, and what each device of a mesh would hold of it. Only "
-    "the headers of its files are read.",
+    description="The parameters of a model, and their shards on each device of a mesh. Only the "
+    "headers of its files are read.",
     epilog=EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -96,68 +97,68 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _mesh(text: str) -> AbstractMesh:
   """`data=1,fsdp=2,tensor=4` -> a mesh of that shape, without devices."""
   sizes = dict.fromkeys(AXES, 1)
-  given = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-  for axis, _, size in given:
+  parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+  for axis, _, size in parts:
     if axis not in AXES or not size.isdecimal() or int(size) < 1:
       raise UserError(f"--mesh={text} is no mesh; write for example --mesh=data=1,fsdp=2,tensor=4")
     sizes[axis] = int(size)
-  if len({axis for axis, _, _ in given}) < len(given):
+  if len({axis for axis, _, _ in parts}) < len(parts):
     raise UserError(f"--mesh={text} gives the size of an axis twice; give each axis once")
   return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def inspect(options: argparse.Namespace) -> str:
-  """What there is to say about a model, over several lines.
+  """The description of a model, in several lines.
 
   Raises:
-    UserError: no such model, or its files do not make one.
+    UserError: no such model, or its files are not those of a model.
   """
   convert = load.conversion(options.dtype, options.quantize)
   path, stored = load.open_headers(options.name)
   if stored.family.network is encoder:
     if options.quantize:
       raise UserError(f"{options.name} is an encoder, which is not quantised; leave --quantize out")
-    config, leaves = load_encoder.plan(path, stored)
+    config, leaves = load_encoder.plan_encoder(path, stored)
   else:
-    config, leaves = stored.config, load.plan(stored)
-  found = rows(leaves, stored, convert, options.mesh)
-  facts = _facts(stored, config, leaves)
-  return "\n".join([*facts, "", *_table(found, options.mesh), "", *_totals(found, options.mesh)])
+    config, leaves = stored.config, load.plan_decoder(stored)
+  rows = array_rows(leaves, stored, convert, options.mesh)
+  summary = _summary(stored, config, leaves)
+  return "\n".join([*summary, "", *_table(rows, options.mesh), "", *_totals(rows, options.mesh)])
 
 
-def rows(
-  leaves: Sequence[assemble.Leaf], stored: assemble.Stored, convert: Any, mesh: AbstractMesh
+def array_rows(
+  leaves: Sequence[assemble.Leaf], stored: StoredTensors, convert: Any, mesh: AbstractMesh
 ) -> list[Row]:
-  """The arrays of the tree as `assemble.build` would make and place them."""
-  kept = assemble.shapes(leaves, convert)
-  found = []
+  """The arrays of the tree as `assemble.load_params` would load and shard them."""
+  arrays = assemble.param_shapes(leaves, convert)
+  rows = []
   for leaf in sorted(leaves, key=lambda leaf: leaf.path):
-    types = ", ".join(sorted({stored.types[name] for name in leaf.names}))
+    dtypes = ", ".join(sorted({stored.dtypes[name] for name in leaf.names}))
     part = f" (part {leaf.source.part.index + 1})" if leaf.source.part else ""
     axes = rules.axes_of(leaf.path, stored.family.network.PARAM_AXES)
-    wanted = [_parts(mesh, rules.MESH_AXES_OF[axis] if axis else None) for axis in axes]
-    for where, array in jax.tree_util.tree_leaves_with_path(kept[leaf.path]):
+    wanted = [_num_shards(mesh, rules.MESH_AXES_OF[axis] if axis else None) for axis in axes]
+    for subpath, array in jax.tree_util.tree_leaves_with_path(arrays[leaf.path]):
       spec = rules.spec_of(array.shape, axes, mesh, leaf.path)
       shard = NamedSharding(mesh, spec).shard_shape(array.shape)
-      found.append(
+      rows.append(
         Row(
-          path=leaf.path + jax.tree_util.keystr(where),
+          path=leaf.path + jax.tree_util.keystr(subpath),
           shape=array.shape,
           dtype=array.dtype.name,
-          stored=f"{types:6} {leaf.source.name}{part}",
+          stored=f"{dtypes:6} {leaf.source.name}{part}",
           spec=tuple(spec),
           bytes=_bytes(array.shape, array.dtype),
           shard_bytes=_bytes(shard, array.dtype),
-          whole=any(
-            size > 1 and _parts(mesh, on) < parts  # the one scale of many numbers is no loss
-            for size, on, parts in zip(array.shape, spec, wanted, strict=True)
+          indivisible=any(
+            size > 1 and _num_shards(mesh, on) < count  # a dimension of 1 (of scales) costs little
+            for size, on, count in zip(array.shape, spec, wanted, strict=True)
           ),
         )
       )
-  return found
+  return rows
 
 
-def _parts(mesh: AbstractMesh, axes: rules.MeshAxes) -> int:
+def _num_shards(mesh: AbstractMesh, axes: rules.MeshAxes) -> int:
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
@@ -167,8 +168,8 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
   return -(-math.prod(shape) * info(dtype).bits // 8)
 
 
-def _facts(stored: Any, config: Any, leaves: Sequence[assemble.Leaf]) -> list[str]:
-  """Family, sizes, whatever else sets the model apart, and what its files hold."""
+def _summary(stored: Any, config: Any, leaves: Sequence[assemble.Leaf]) -> list[str]:
+  """Family, sizes, all other fields that differ from their defaults, and the files' sizes."""
   fields = {field.name: field.default for field in dataclasses.fields(config)}
   sizes = [f"{name} {getattr(config, name):,}" for name in SIZES if name in fields]
   more = [
@@ -177,14 +178,14 @@ def _facts(stored: Any, config: Any, leaves: Sequence[assemble.Leaf]) -> list[st
     if name not in SIZES and getattr(config, name) != default
   ]
   kind = "encoder" if stored.family.network is encoder else "decoder"
-  numbers = Counter({leaf.path: math.prod(leaf.shape) for leaf in leaves})
-  on_disk = sum(stored.size(name) for name in stored.shapes)
+  parameters = sum(math.prod(leaf.shape) for leaf in leaves)
+  stored_bytes = sum(stored.num_bytes(name) for name in stored.shapes)
   return [
-    f"family      {stored.family.hf_name}, {kind}, read from {FORMATS[stored.form]}",
+    f"family      {stored.family.hf_name}, {kind}, read from {FORMATS[stored.format]}",
     f"sizes       {', '.join(sizes)}",
     f"also        {', '.join(more) or 'nothing unusual'}",
-    f"parameters  {numbers.total():,} in {len(leaves)} arrays",
-    f"stored      {_gigabytes(on_disk)} in {len(stored.shapes)} tensors",
+    f"parameters  {parameters:,} in {len(leaves)} arrays",
+    f"stored      {_human_bytes(stored_bytes)} in {len(stored.shapes)} tensors",
   ]
 
 
@@ -197,12 +198,14 @@ def _value(value: Any) -> str:
   return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(found: Sequence[Row], mesh: AbstractMesh) -> list[str]:
-  """The arrays, one a line; sharding: the mesh axes of each dimension, - where it is whole."""
+def _table(rows: Sequence[Row], mesh: AbstractMesh) -> list[str]:
+  """The arrays, one a line; sharding: the mesh axes of each dimension, - where it has none."""
   lines = [("array", "shape", "in memory", "sharding", "a device", "stored as")]
-  for row in found:
+  for row in rows:
     split = [
-      "-" if on is None or _parts(mesh, on) == 1 else "+".join([on] if isinstance(on, str) else on)
+      "-"
+      if on is None or _num_shards(mesh, on) == 1
+      else "+".join([on] if isinstance(on, str) else on)
       for on in row.spec
     ]
     lines.append(
@@ -210,8 +213,8 @@ def _table(found: Sequence[Row], mesh: AbstractMesh) -> list[str]:
         row.path,
         " x ".join(map(str, row.shape)),
         row.dtype,
-        ", ".join(split) + " !" * row.whole,
-        _gigabytes(row.shard_bytes),
+        ", ".join(split) + " !" * row.indivisible,
+        _human_bytes(row.shard_bytes),
         row.stored,
       )
     )
@@ -222,21 +225,21 @@ def _table(found: Sequence[Row], mesh: AbstractMesh) -> list[str]:
   ]
 
 
-def _totals(found: Sequence[Row], mesh: AbstractMesh) -> list[str]:
+def _totals(rows: Sequence[Row], mesh: AbstractMesh) -> list[str]:
   shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-  all_bytes, shard_bytes = sum(row.bytes for row in found), sum(row.shard_bytes for row in found)
+  all_bytes, shard_bytes = sum(row.bytes for row in rows), sum(row.shard_bytes for row in rows)
   lines = [
-    f"in memory   {all_bytes:,} bytes ({_gigabytes(all_bytes)}) once",
+    f"in memory   {all_bytes:,} bytes ({_human_bytes(all_bytes)}) once",
     f"mesh        {shape}: {mesh.size} device" + "s" * (mesh.size > 1),
-    f"a device    {shard_bytes:,} bytes ({_gigabytes(shard_bytes)}) of weights, "
-    f"{_gigabytes(shard_bytes * mesh.size)} on all of them",
+    f"a device    {shard_bytes:,} bytes ({_human_bytes(shard_bytes)}) of weights, "
+    f"{_human_bytes(shard_bytes * mesh.size)} on all of them",
   ]
-  if any(row.whole for row in found):
+  if any(row.indivisible for row in rows):
     lines.append("!           a dimension that the mesh does not divide is whole on each device")
   return lines
 
 
-def _gigabytes(count: int) -> str:
+def _human_bytes(count: int) -> str:
   for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if count >= size:
       return f"{count / size:.2f} {unit}"
@@ -244,13 +247,13 @@ def _gigabytes(count: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints what `inspect` says of the arguments; the exit status."""
+  """Prints the description of the model that the arguments name; returns the exit status."""
 
-  def act() -> None:
-    options = parse(sys.argv[1:] if argv is None else argv)
+  def run() -> None:
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
     print(inspect(options))
 
-  return exit_status(act)
+  return exit_status(run)
 
 
 if __name__ == "__main__":

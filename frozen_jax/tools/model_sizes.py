@@ -1,4 +1,4 @@
-"""The sizes of a config's frozen models: as it states them, or from the headers of their files."""
+"""The configs of an experiment's frozen models: from its sizes, or from the headers of files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.models.settings import ModelSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """The frozen models of a config; `encoder` is None where it names none."""
+  """The frozen models of an experiment; `encoder` is None where it has none."""
 
   lm: DecoderConfig
   encoder: EncoderConfig | None
@@ -26,7 +27,7 @@ class Models:
     return Models(lm, encoder_of_depth(self.encoder, encoder_layers))
 
   def shapes(self) -> Tree:
-    """What a method takes as `frozen`, but for its fixed small trees."""
+    """The frozen models' parameters as a method takes them in `frozen`."""
     frozen = {"lm": decoder.param_shapes(self.lm)}
     return frozen | ({} if self.encoder is None else {"encoder": encoder_shapes(self.encoder)})
 
@@ -37,42 +38,41 @@ def encoder_of_depth(config: EncoderConfig, layers: int) -> EncoderConfig:
 
 
 def encoder_shapes(config: EncoderConfig) -> Tree:
-  """The parameters that an encoder's states need."""
+  """The parameters that an encoder's hidden states depend on."""
   return {name: part for name, part in encoder.param_shapes(config).items() if name != "pooler"}
 
 
-def find_models(model: Mapping[str, Any]) -> Models:
+def find_models(model: ModelSettings) -> Models:
   """The frozen models of a config's `model` section, from its sizes or from their headers."""
-  lm = _from_sizes(DecoderConfig, model, "sizes") or _headers(model["name"], decoder)
-  beside = _from_sizes(EncoderConfig, model, "encoder_sizes")
-  if beside is None and model.get("encoder"):
-    beside = _headers(model["encoder"], encoder)
-  return Models(lm, beside)
+  lm = _from_sizes(DecoderConfig, model.sizes, "sizes") or _from_headers(model.name, decoder)
+  text_encoder = _from_sizes(EncoderConfig, model.encoder_sizes, "encoder_sizes")
+  if text_encoder is None and model.encoder:
+    text_encoder = _from_headers(model.encoder, encoder)
+  return Models(lm, text_encoder)
 
 
-def _from_sizes(kind: Any, model: Mapping[str, Any], key: str) -> Any:
-  sizes = model.get(key)
+def _from_sizes(config_type: Any, sizes: Mapping[str, Any], key: str) -> Any:
   if not sizes:
     return None
-  known = [field.name for field in dataclasses.fields(kind)]
-  if odd := sizes.keys() - set(known):
-    raise UserError(f"model.{key} has {', '.join(sorted(odd))}; it may have {', '.join(known)}")
+  known = [field.name for field in dataclasses.fields(config_type)]
+  if unknown := sizes.keys() - set(known):
+    raise UserError(f"model.{key} has {', '.join(sorted(unknown))}; it may have {', '.join(known)}")
   try:
-    return kind(**{name: _frozen(value) for name, value in sizes.items()})
+    return config_type(**{name: _hashable(value) for name, value in sizes.items()})
   except (TypeError, ValueError) as error:
     raise UserError(f"model.{key}: {error}") from None
 
 
-def _frozen(value: Any) -> Any:
+def _hashable(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
-def _headers(name: str, network: Any) -> Any:
+def _from_headers(name: str, network: Any) -> Any:
   path, stored = load.open_headers(name)
   if stored.family.network is not network:
     wanted = "an encoder" if network is encoder else "a decoder"
     raise UserError(f"{name} is no {wanted.split()[1]}; give {wanted}")
   if network is encoder:
-    return load_encoder.plan(path, stored)[0]
-  load.plan(stored)
+    return load_encoder.plan_encoder(path, stored)[0]
+  load.plan_decoder(stored)
   return stored.config

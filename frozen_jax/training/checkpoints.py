@@ -1,12 +1,12 @@
-"""Checkpoints of a stage (Orbax v1): what is trained and where it stands, never the frozen model.
+"""Checkpoints of a stage (Orbax v1): the training state and the best tree, never the frozen model.
 
 Layout: `workdir/checkpoints/STAGE/00000030/`, one folder a checkpoint, named by the step
 (`00000030-1` when that step is saved a second time, with its validation, after an interruption). It
-holds all that a run needs to go on bit by bit: the state (step, trained tree, optimizer state,
-key), the trained tree that validated best so far, and a record (JSON, in Orbax's own metadata
-file) with the data position of every host, the validation figures, the configuration and the
-fingerprint of the frozen tree. A save replaces the previous checkpoint only once it is complete
-(Orbax writes beside and renames), so whatever interrupts it leaves the previous one.
+holds all that is needed to resume bit by bit: the state (step, trained tree, optimizer state, key),
+the trained tree that validated best so far, and a record (JSON, in Orbax's own metadata file) with
+the data position of every host, the validation metrics, the dependencies and the fingerprint of the
+frozen tree. A save replaces the previous checkpoint only once it is complete (Orbax writes
+alongside and renames), so whatever interrupts it leaves the previous one.
 """
 
 import base64
@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
@@ -27,6 +28,8 @@ import jax
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from frozen_jax.config import dependencies as config_dependencies
+from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
 from frozen_jax.sharding.hosts import barrier, gather_bytes, is_first_host
@@ -42,7 +45,7 @@ DISK_WORDS = ("No space left", "Disk quota exceeded", "Read-only file system", "
 
 
 class Restored(NamedTuple):
-  """A checkpoint as it was saved, on the current mesh; `best` is None without a validation."""
+  """A checkpoint on the current mesh; `best` is None without a validation."""
 
   state: TrainState
   best: Tree | None
@@ -53,19 +56,26 @@ class Checkpoints:
   """The checkpoints of one stage of one run. On several hosts every host calls each method."""
 
   def __init__(
-    self, workdir: Any, stage: str, *, config: Mapping[str, Any], fingerprint: str, mesh: Mesh
+    self,
+    workdir: str | os.PathLike[str],
+    stage: str,
+    *,
+    dependencies: Dependencies,
+    fingerprint: str,
+    mesh: Mesh,
   ):
-    """Opens the stage's folder and clears what an interrupted save has left there.
+    """Opens the stage's folder and removes what an interrupted save has left there.
 
     Args:
-      workdir: of the run; on several hosts a folder that all of them see.
+      workdir: of the run; on several hosts a folder that all of them can read and write.
       stage: the folder's name.
-      config: whatever must be the same for a resume to make sense (JSON).
+      dependencies: sections of the config and JSON values that must not have changed when a
+        checkpoint is restored (`config.dependencies`).
       fingerprint: of the frozen tree.
-      mesh: where restored arrays go, whole on every device.
+      mesh: restored arrays are replicated on its devices.
     """
     self.folder = pathlib.Path(workdir).absolute() / FOLDER / stage
-    self._config = json.loads(json.dumps(config))
+    self._dependencies = dependencies
     self._fingerprint = fingerprint
     self._mesh = mesh
     if is_first_host():
@@ -75,12 +85,12 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
     complete = _complete(self.folder)
-    return _order(complete[-1])[0] if complete else None
+    return _step_and_repeat(complete[-1])[0] if complete else None
 
   def size(self) -> int:
     """Bytes of the newest complete checkpoint on disk; 0 without one."""
     complete = _complete(self.folder)
-    return _bytes(complete[-1]) if complete else 0
+    return _folder_bytes(complete[-1]) if complete else 0
 
   def save(self, state: TrainState, best: Tree | None, record: dict[str, Any], data: Any) -> int:
     """Writes the checkpoint of `state.step`, removes older ones, and returns its size in bytes.
@@ -98,15 +108,15 @@ class Checkpoints:
     positions = gather_bytes(_encode(data))
     record = record | {
       "step": step,
-      "config": self._config,
+      "dependencies": config_dependencies.record(self._dependencies),
       "frozen_fingerprint": self._fingerprint,
       "data": [position.decode() for position in positions],
     }
     trees = {"state": state} if best is None else {"state": state, "best": best}
     older = _complete(self.folder)
-    again = max((_order(p)[1] + 1 for p in older if _order(p)[0] == step), default=0)
-    path = self.folder / (f"{step:08d}-{again}" if again else f"{step:08d}")
-    barrier(f"{path} named")  # before anyone writes: all have looked at the same folder
+    earlier = [repeat for saved, repeat in map(_step_and_repeat, older) if saved == step]
+    path = self.folder / (f"{step:08d}-{max(earlier) + 1}" if earlier else f"{step:08d}")
+    barrier(f"{path} named")  # before any host writes: all have listed the same folder
     try:
       _write(path, trees, record)
     except Exception as error:
@@ -119,13 +129,13 @@ class Checkpoints:
     if is_first_host():
       for checkpoint in older:
         _remove(checkpoint)
-    return _bytes(path)
+    return _folder_bytes(path)
 
-  def restore(self, like: TrainState) -> Restored | None:
+  def restore(self, template: TrainState) -> Restored | None:
     """The newest checkpoint, or None when there is none.
 
     Args:
-      like: a state of the same structure (arrays or shapes), such as a freshly made one.
+      template: a state of the same structure (arrays or shapes), such as that before step 1.
 
     Raises:
       UserError: it belongs to another frozen model or another configuration, or is unreadable.
@@ -136,7 +146,7 @@ class Checkpoints:
     path = complete[-1]
     record = read_record(path)
     self._check(record, path)
-    abstract = {"state": _abstract(like, self._mesh)}
+    abstract = {"state": _abstract(template, self._mesh)}
     if record.get("best") is not None:
       abstract["best"] = abstract["state"].trainable
     trees = _load(path, abstract)
@@ -154,7 +164,7 @@ class Checkpoints:
     if len(set(positions)) == 1:
       return _decode(positions[0])
     raise UserError(
-      f"{self.folder} was saved by {len(positions)} hosts and each was at another place of its "
+      f"{self.folder} was saved by {len(positions)} hosts and each was at another position of its "
       f"data; resume it with {len(positions)} hosts"
     )
 
@@ -165,24 +175,24 @@ class Checkpoints:
         f"{record['frozen_fingerprint'][:12]}, this one is {self._fingerprint[:12]}); give another "
         "--workdir or the model that it was trained on"
       )
-    difference = _difference(record["config"], self._config)
-    if difference:
+    changed = config_dependencies.changed(self._dependencies, record["dependencies"])
+    if changed:
       raise UserError(
-        f"{path} belongs to a run of another configuration ({difference}); give another --workdir, "
-        "or the configuration that it was started with"
+        f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); give"
+        " another --workdir, or the configuration that it was started with"
       )
 
   def _disk_message(self, step: int, error: Exception) -> str:
-    kept = self.latest()
-    stands = (
+    latest = self.latest()
+    intact = (
       "no checkpoint of this stage exists yet"
-      if kept is None
-      else (f"the checkpoint of step {kept} is intact")
+      if latest is None
+      else f"the checkpoint of step {latest} is intact"
     )
     reason = str(error).splitlines()[0][:200]
     return (
-      f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {stands}; "
-      "free some space or mend the folder's permissions and run the same command again"
+      f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {intact}; "
+      "free some space or fix the folder's permissions and run the same command again"
     )
 
 
@@ -195,15 +205,17 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
   return _metadata(path)[1]
 
 
-def load_best(workdir: Any, stage: str, mesh: Mesh | None = None) -> tuple[Tree, dict[str, Any]]:
+def load_best(
+  workdir: str | os.PathLike[str], stage: str, mesh: Mesh | None = None
+) -> tuple[Tree, dict[str, Any]]:
   """The best trained tree of a stage (the last one without validation) and the record.
 
-  Needs no knowledge of its structure: nested dicts come back as they were saved.
+  Its structure need not be known: nested dicts come back as they were saved.
 
   Args:
     workdir: of a run.
     stage: one of its stages.
-    mesh: puts the arrays whole on every device of it; None on this host's first device.
+    mesh: the arrays are replicated on its devices; None: on this host's first device.
 
   Raises:
     UserError: the stage has no checkpoint, or it is unreadable.
@@ -213,7 +225,7 @@ def load_best(workdir: Any, stage: str, mesh: Mesh | None = None) -> tuple[Tree,
   if not complete:
     raise UserError(f"{folder} holds no checkpoint; train the stage {stage!r} first")
   path = complete[-1]
-  where = (
+  sharding = (
     replicated(mesh)
     if mesh is not None
     else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -221,7 +233,7 @@ def load_best(workdir: Any, stage: str, mesh: Mesh | None = None) -> tuple[Tree,
   shapes, record = _metadata(path)
   name = "best" if "best" in shapes else "state"
   abstract = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), shapes[name]
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes[name]
   )
   tree = _load(path, {name: abstract})[name]
   return (tree if name == "best" else tree["trainable"]), record
@@ -231,13 +243,14 @@ def _complete(folder: pathlib.Path) -> list[pathlib.Path]:
   """The complete checkpoints, oldest first: a half-written one never has a plain name."""
   if not folder.is_dir():
     return []
-  return sorted((p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir()), key=_order)
+  complete = (path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
+  return sorted(complete, key=_step_and_repeat)
 
 
-def _order(path: pathlib.Path) -> tuple[int, int]:
+def _step_and_repeat(path: pathlib.Path) -> tuple[int, int]:
   """The step, and how often that step had been saved before."""
-  step, _, again = path.name.partition("-")
-  return int(step), int(again or 0)
+  step, _, repeat = path.name.partition("-")
+  return int(step), int(repeat or 0)
 
 
 def _clear(folder: pathlib.Path) -> None:
@@ -248,18 +261,18 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-  """Removes a checkpoint; renamed first, so that it is never seen half removed."""
-  gone = path.with_name(path.name + ".removed")
-  path.rename(gone)
-  shutil.rmtree(gone, ignore_errors=True)
+  """Removes a checkpoint; renamed first, so that no reader finds it half removed."""
+  removed = path.with_name(path.name + ".removed")
+  path.rename(removed)
+  shutil.rmtree(removed, ignore_errors=True)
 
 
 def _write(path: pathlib.Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
-  """Saves and, where that fails, waits for Orbax's other threads to give up too."""
+  """Saves and, if that fails, waits for Orbax's other threads to end too."""
   context = ocp.Context()
   context.asynchronous.create_directories_asynchronously = False
   threads = set(threading.enumerate())
-  with _quiet(), context:
+  with _silenced_orbax(), context:
     try:
       ocp.save_checkpointables(path, trees, custom_metadata=record)
     except Exception:
@@ -273,19 +286,20 @@ def _write(path: pathlib.Path, trees: dict[str, Any], record: dict[str, Any]) ->
 def _metadata(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """The shapes of the stored trees by name, and the record."""
   try:
-    with _quiet():
-      found = ocp.checkpointables_metadata(path)
+    with _silenced_orbax():
+      metadata = ocp.checkpointables_metadata(path)
   except Exception as error:
     raise _unreadable(path, error) from error
-  record = dict(found.custom_metadata or {})
-  if "frozen_fingerprint" not in record or not isinstance(found.metadata, Mapping):
+  record = dict(metadata.custom_metadata or {})
+  complete = {"frozen_fingerprint", "dependencies"} <= record.keys()
+  if not complete or not isinstance(metadata.metadata, Mapping):
     raise _unreadable(path, ValueError("its metadata is damaged"))
-  return dict(found.metadata), record
+  return dict(metadata.metadata), record
 
 
 def _load(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
   try:
-    with _quiet():
+    with _silenced_orbax():
       return ocp.load_checkpointables(path, abstract)
   except Exception as error:
     raise _unreadable(path, error) from error
@@ -297,11 +311,11 @@ def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
 
 
 def _abstract(tree: Any, mesh: Mesh) -> Any:
-  whole = replicated(mesh)
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), tree)
+  sharding = replicated(mesh)
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
-def _bytes(path: pathlib.Path) -> int:
+def _folder_bytes(path: pathlib.Path) -> int:
   return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -316,19 +330,6 @@ def _decode(text: str) -> Any:
   return base64.b64decode(data["base64"]) if "base64" in data else data["json"]
 
 
-def _difference(then: Any, now: Any, path: str = "") -> str:
-  """The first place where two JSON values differ, in words; empty when they are equal."""
-  if isinstance(then, dict) and isinstance(now, dict):
-    for key in sorted({*then, *now}):
-      where = f"{path}.{key}" if path else key
-      if key not in then or key not in now:
-        return f"{where} is {'new' if key in now else 'gone'}"
-      if found := _difference(then[key], now[key], where):
-        return found
-    return ""
-  return "" if then == now else f"{path} was {then!r} and is {now!r}"
-
-
 def _is_disk_error(error: BaseException | None) -> bool:
   while error is not None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -340,8 +341,8 @@ def _is_disk_error(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Orbax prints tracebacks of its threads; the error itself reaches us as an exception."""
+def _silenced_orbax() -> Iterator[None]:
+  """Orbax prints tracebacks of its threads; the error is raised as an exception as well."""
   logger = logging.getLogger("absl")
   level, hooks = logger.level, (threading.excepthook, sys.unraisablehook)
   logger.setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
 """SIGTERM: the request to stop, kept until the loop can save.
 
-With one process our own handler notes the signal. With several, JAX's preemption service does: it
-tells every host and lets them agree on the step at which all of them stop.
+With one process a handler of this module notes the signal. With several, JAX's preemption service
+does: it notifies every host and lets them agree on the step at which all of them stop.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-# The hosts agree on a number of this count. It goes on from stage to stage: with the stages' own
-# step numbers a point agreed on at the end of a long stage might never come in a short one.
-_ASKED = itertools.count(1)
+# The hosts agree on a number of this count. It continues from stage to stage: with the stages'
+# step numbers, a point agreed on at the end of a long stage might never come in a short one.
+_CHECKS = itertools.count(1)
 
 
 class Stopped(BaseException):
@@ -36,8 +36,8 @@ class StopRequest:
     self._installed = False
 
   def __enter__(self) -> "StopRequest":
-    alone = jax.process_count() == 1
-    if alone and threading.current_thread() is threading.main_thread():
+    single_process = jax.process_count() == 1
+    if single_process and threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(signal.SIGTERM, self._handle)
       self._installed = True
     return self
@@ -49,18 +49,18 @@ class StopRequest:
 
   @property
   def noted(self) -> bool:
-    """Whether this process has had the signal (with several processes: never by this way)."""
+    """Whether this process has received the signal (with several processes: always False)."""
     return self._noted
 
   def reached(self) -> bool:
-    """Whether to stop here; every host must ask once behind each step, and all agree."""
+    """Whether to stop here; every host must call it once after each step, and all agree."""
     if jax.process_count() == 1:
       return self._noted
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(next(_ASKED))
+    return multihost_utils.reached_preemption_sync_point(next(_CHECKS))
 
-  def drop_when_asked(self, work: Callable[[], Any]) -> Any:
+  def run_droppable(self, work: Callable[[], Any]) -> Any:
     """Runs work that can be done again later.
 
     Raises:

@@ -1,8 +1,8 @@
 """The training loop: one stage from its first step, or from its checkpoint, to its best tree.
 
-One step behind: step t is dispatched before the figures of step t - 1 are read, so that logging
-never stalls the device. Every figure and every decision depends only on what a checkpoint holds,
-so a resumed stage goes on bit by bit.
+The metrics of step t - 1 are read after step t is dispatched, so that logging never stalls the
+device. Every metric and every decision depends only on what a checkpoint holds, so a resumed stage
+continues bit by bit.
 """
 
 import dataclasses
@@ -11,13 +11,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 from tqdm import tqdm
 
+from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.core.types import Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
@@ -26,16 +28,20 @@ from frozen_jax.training.checkpoints import Checkpoints
 from frozen_jax.training.interruption import Stopped, StopRequest
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
+from frozen_jax.training.result import Progress, TrainingResult, training_result
+from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
 
 _LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Tree], Mapping[str, float]]
+BEST_BY = ("loss", "accuracy")
 
 
+@runtime_checkable
 class Batches(Protocol):
-  """An endless iterator of this host's rows, whose position can be taken and set."""
+  """An endless iterator of this host's rows, whose position can be read and set."""
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -45,239 +51,186 @@ class Batches(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class FitOptions:
-  """How long a stage trains and what it does on the way; a period of 0: only at the end.
+class StageRun:
+  """Where a stage is trained and recorded.
 
-  steps             updates of the stage
-  accumulate        microbatches per update
-  log_every         steps between lines in metrics.jsonl (the first and last step always have one)
-  validate_every    steps between validations; the last step always has one
-  checkpoint_every  steps between checkpoints; the last step always has one
-  patience          validations in a row without a better one after which the stage ends; 0: none
-  validate_first    also validate before the first step, so that the start can be the best
-  best_by           loss: the lowest is the best; or accuracy: the highest, of equals the lower loss
+  stage         names the metrics and the checkpoint folder
+  workdir       holds `checkpoints/`; on several hosts a folder that all of them can read and write
+  mesh          rows of a batch are split over it, the state is replicated on every device
+  writer        of `metrics.jsonl`
+  dependencies  a checkpoint of other ones is refused (`config.dependencies`)
+  fingerprint   of the frozen model; likewise
   """
 
-  steps: int
-  accumulate: int = 1
-  log_every: int = 10
-  validate_every: int = 0
-  checkpoint_every: int = 0
-  patience: int = 0
-  validate_first: bool = False
-  best_by: str = "loss"
+  stage: str
+  workdir: str | os.PathLike[str]
+  mesh: Mesh
+  writer: MetricsWriter
+  dependencies: Dependencies
+  fingerprint: str
 
-  def __post_init__(self) -> None:
-    for name in ("steps", "accumulate", "log_every"):
-      if getattr(self, name) < 1:
-        raise UserError(f"{name} is {getattr(self, name)}; give a whole number of 1 or more")
-    for name in ("validate_every", "checkpoint_every", "patience"):
-      if getattr(self, name) < 0:
-        raise UserError(f"{name} is {getattr(self, name)}; give a whole number of 0 or more")
-    if self.best_by not in ("loss", "accuracy"):
-      raise UserError(f"best_by is {self.best_by!r}; choose loss or accuracy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """What a stage has come to.
-
-  best               the trained tree that validated best; the last without validation
-  last               the trained tree after the last step
-  best_step          the step of `best`
-  best_figures       its validation figures; empty without validation
-  steps              steps done (fewer than asked for when patience ran out)
-  seconds            spent on the stage, with validation and checkpoints, over all resumes
-  tokens             real text tokens trained on
-  tokens_per_second  of them, over the training steps that compiled nothing
-  validation         `{"step": ..., figures}` of each validation
-  checkpoint_bytes   size of the checkpoint on disk
-  """
-
-  best: Tree
-  last: Tree
-  best_step: int
-  best_figures: dict[str, float | None]
-  steps: int
-  seconds: float
-  tokens: int
-  tokens_per_second: float
-  validation: list[dict[str, float | None]]
-  checkpoint_bytes: int
-
-
-@dataclasses.dataclass
-class _Record:
-  """What a checkpoint remembers beside arrays and the data position."""
-
-  complete: bool = False
-  seconds: float = 0.0
-  tokens: int = 0
-  timed_seconds: float = 0.0
-  timed_tokens: int = 0
-  best: dict[str, float | None] | None = None
-  validation: list[dict[str, float | None]] = dataclasses.field(default_factory=list)
-
-  @classmethod
-  def read(cls, saved: Mapping[str, Any]) -> "_Record":
-    return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
+  def open_checkpoints(self) -> Checkpoints:
+    """The checkpoints of the stage."""
+    return Checkpoints(
+      self.workdir,
+      self.stage,
+      dependencies=self.dependencies,
+      fingerprint=self.fingerprint,
+      mesh=self.mesh,
+    )
 
 
 def fit(
-  method: Learner,
+  learner: Learner,
   optimizer: Optimizer,
-  trainable: Tree,
+  trained: Tree,
   frozen: Tree,
   batches: Batches,
+  settings: TrainSettings,
+  run: StageRun,
+  key: Key[Array, ""],
   *,
-  stage: str,
-  options: FitOptions,
-  key: jax.Array,
-  mesh: Mesh,
-  workdir: str | os.PathLike[str],
-  writer: MetricsWriter,
-  config: Mapping[str, Any],
-  fingerprint: str,
   validate: Validate | None = None,
-) -> Fit:
-  """Trains one stage; goes on from its checkpoint if there is one, returns at once if complete.
+  validate_first: bool = False,
+  best_by: str = "loss",
+) -> TrainingResult:
+  """Trains one stage, from its checkpoint if there is one; returns at once if it is complete.
 
   Every host calls it with the same arguments, but for `batches`: those are its own rows.
 
   Args:
-    method: gives the loss.
-    optimizer: of `make_optimizer`, for `options.steps` updates.
-    trainable: where the stage starts (kept: a copy is trained).
-    frozen: the method's frozen argument, on the devices of `mesh`.
+    learner: gives the loss.
+    optimizer: of `make_optimizer`, with the same settings.
+    trained: the tree to start from (unchanged: a copy is trained).
+    frozen: the learner's frozen argument, on the devices of the mesh.
     batches: training batches without end.
-    stage: names the metrics and the checkpoint folder.
-    options: see `FitOptions`.
+    settings: how long, and what is done on the way; at least one step.
+    run: where.
     key: of the stage; drives dropout.
-    mesh: rows of a batch are split over it, the state is whole on every device.
-    workdir: holds `checkpoints/`; on several hosts a folder that all of them see.
-    writer: of `metrics.jsonl`.
-    config: JSON; a checkpoint of another one is refused.
-    fingerprint: of the frozen model; likewise.
-    validate: trained tree -> figures, among them `loss`; the same on every host.
+    validate: trained tree -> metrics, among them `loss`; the same on every host.
+    validate_first: also validate before the first step, so that the start can be the best.
+    best_by: "loss": the lowest is the best; "accuracy": the highest, of equal ones the lower loss.
 
   Raises:
-    Interrupted: SIGTERM came; the state is saved.
+    Interrupted: SIGTERM was received; the state is saved.
     UserError: a loss that is not finite, a batch that the mesh does not divide, a checkpoint of
       another run or one that cannot be written.
   """
-  checkpoints = Checkpoints(workdir, stage, config=config, fingerprint=fingerprint, mesh=mesh)
-  state, best, record = create_state(trainable, optimizer, key, mesh), None, _Record()
+  _check_arguments(settings, best_by)
+  checkpoints = run.open_checkpoints()
+  state, best, progress = _resume(
+    run, checkpoints, batches, create_state(trained, optimizer, key, run.mesh)
+  )
+  if not progress.complete:
+    step = make_train_step(learner, optimizer, settings.accumulate, run.mesh)
+    validation = _Validation(validate, validate_first, best_by)
+    loop = _Loop(
+      step, frozen, batches, settings, run, validation, checkpoints, state, best, progress
+    )
+    loop.run_steps()
+    state, best, progress = loop.state, loop.best, loop.progress
+  return training_result(state, best, progress, checkpoints.size())
+
+
+def _check_arguments(settings: TrainSettings, best_by: str) -> None:
+  if settings.steps < 1:
+    raise UserError(f"{settings.section}.steps is {settings.steps}; it must be at least 1")
+  if best_by not in BEST_BY:
+    raise ValueError(f"best_by is {best_by!r}; it is one of {', '.join(BEST_BY)}")
+
+
+def _resume(
+  run: StageRun, checkpoints: Checkpoints, batches: Batches, state: TrainState
+) -> tuple[TrainState, Tree | None, Progress]:
+  """State, best tree and progress of the checkpoint, if there is one, else those of the start.
+
+  Sets the batches to its position, and leaves of metrics.jsonl only the lines up to it: the rest is
+  written again.
+  """
+  best, progress, step = None, Progress(), -1
   restored = checkpoints.restore(state)
   if restored is not None:
-    state, best, record = restored.state, restored.best, _Record.read(restored.record)
+    state, best, progress = restored.state, restored.best, Progress.from_record(restored.record)
+    step = int(state.step)
     batches.set_state(checkpoints.data_position(restored.record))
-  _truncate(writer, stage, -1 if restored is None else int(state.step), record)
-  if not record.complete:
-    step = make_train_step(method, optimizer, options.accumulate, mesh)
-    loop = _Loop(
-      step,
-      frozen,
-      batches,
-      validate,
-      options,
-      stage,
-      mesh,
-      writer,
-      checkpoints,
-      state,
-      best,
-      record,
-    )
-    loop.run()
-    state, best, record = loop.state, loop.best, loop.record
-  return _result(state, best, record, checkpoints.size())
+  validated = any(entry["step"] == step for entry in progress.validation)
+  run.writer.truncate(run.stage, step, rewritten=() if validated else ("validation",))
+  return state, best, progress
 
 
-def _truncate(writer: MetricsWriter, stage: str, step: int, record: _Record) -> None:
-  """Leaves the lines that the checkpoint of this step answers for: the rest is done again."""
-  validated = any(entry["step"] == step for entry in record.validation)
-  writer.truncate(stage, step, again=() if validated else ("validation",))
+class _Validation(NamedTuple):
+  """How the trained tree is validated; see `fit`."""
 
+  metrics_of: Validate | None
+  before_first_step: bool
+  best_by: str
 
-def _result(state: TrainState, best: Tree | None, record: _Record, size: int) -> Fit:
-  figures = dict(record.best or {})
-  best_step = int(figures.pop("step", None) or 0) if record.best else int(state.step)
-  timed = record.timed_seconds > 0
-  return Fit(
-    best=state.trainable if best is None else best,
-    last=state.trainable,
-    best_step=best_step,
-    best_figures=figures,
-    steps=int(state.step),
-    seconds=record.seconds,
-    tokens=record.tokens,
-    tokens_per_second=(
-      record.timed_tokens / record.timed_seconds
-      if timed
-      else record.tokens / max(record.seconds, 1e-9)
-    ),
-    validation=record.validation,
-    checkpoint_bytes=size,
-  )
+  def is_better(
+    self, metrics: Mapping[str, float | None], best: Mapping[str, float | None] | None
+  ) -> bool:
+    """Whether a validation is better than the best so far; one whose loss is no number never is."""
+    if metrics["loss"] is None or best is None:
+      return metrics["loss"] is not None
+    by_accuracy = self.best_by == "accuracy"
+    rank = lambda one: (one["accuracy"] if by_accuracy else 0.0, -one["loss"])
+    return rank(metrics) > rank(best)
 
 
 @dataclasses.dataclass
 class _Loop:
-  """The loop's variables, and the steps between which it moves them."""
+  """The loop's variables, and the steps that change them."""
 
   train_step: Step
   frozen: Tree
   batches: Batches
-  validate_tree: Validate | None
-  options: FitOptions
-  stage: str
-  mesh: Mesh
-  writer: MetricsWriter
+  settings: TrainSettings
+  run: StageRun
+  validation: _Validation
   checkpoints: Checkpoints
   state: TrainState
   best: Tree | None
-  record: _Record
+  progress: Progress
 
   def __post_init__(self) -> None:
     self._stop = StopRequest()
     self._compiled: set[Any] = set()  # the batch shapes that the step has been compiled for
     self._pending: tuple[int, bool, Mapping[str, jax.Array]] | None = None
-    self._clock: float | None = None  # when the span of timed steps began
-    self._begun = time.monotonic()
-    self._saved = False
+    self._timing_since: float | None = None  # when the span of timed steps began
+    self._last_save = time.monotonic()
+    self._size_logged = False
     self._bar: tqdm = tqdm(disable=True)
 
-  def run(self) -> None:
+  def run_steps(self) -> None:
     """Trains from the state's step until the stage is complete."""
-    options, first = self.options, int(self.state.step)
+    settings, first, stage = self.settings, int(self.state.step), self.run.stage
     if first:
-      _LOG.info("stage %s goes on from step %d", self.stage, first)
+      _LOG.info("stage %s resumes from step %d", stage, first)
     self._bar = tqdm(
-      total=options.steps, initial=first, desc=self.stage, unit="step", disable=not is_first_host()
+      total=settings.steps, initial=first, desc=stage, unit="step", disable=not is_first_host()
     )
     with self._stop, self._bar:
       # --- what an interruption left undone
       if self._is_validation_due(first):
         self._validate(first)
-      done = self._is_done(first)
-      if done:
+      complete = self._is_complete(first)
+      if complete:
         self._save()
       # --- the steps
-      for step in range(first + 1, options.steps + 1):
-        if done:
+      for step in range(first + 1, settings.steps + 1):
+        if complete:
           break
         self._dispatch(step)
         stopping = self._stop.reached()
         validating = self._is_validation_due(step)
-        last = step == options.steps
-        if not (stopping or validating or last or _due(step, options.checkpoint_every)):
+        saving = step % settings.checkpoint_every == 0
+        if not (stopping or validating or saving or step == settings.steps):
           continue
-        # --- figures first, then the checkpoint: what it says is done must have been written
+        # --- metrics first, then the checkpoint: what it records as done must have been written
         self._flush()
         if validating and not stopping:
           self._validate(step)
-        done = self._is_done(step)
-        if done or stopping or _due(step, options.checkpoint_every):
+        complete = self._is_complete(step)
+        if complete or stopping or saving:
           self._save()
         if stopping:
           raise Interrupted(step)
@@ -285,18 +238,18 @@ class _Loop:
       raise Interrupted(int(self.state.step))
 
   def _dispatch(self, step: int) -> None:
-    """Sends step t to the device, then reads the figures of step t - 1."""
-    rows = next(self.batches)
-    size = rows["tokens"].shape[0] * host_shard(self.mesh)[1]
-    check_batch_size(size, self.mesh, self.options.accumulate, "train.batch_size")
+    """Sends step t to the device, then reads the metrics of step t - 1."""
+    rows, mesh = next(self.batches), self.run.mesh
+    size = rows["tokens"].shape[0] * host_shard(mesh)[1]
+    check_batch_size(size, mesh, self.settings.accumulate, f"{self.settings.section}.batch_size")
     shapes = tuple((name, value.shape) for name, value in sorted(rows.items()))
     compiles = shapes not in self._compiled
     if compiles:
       self._flush()
       self._compiled.add(shapes)
-    elif self._clock is None:
-      self._clock = time.monotonic()
-    batch = global_batch(rows, self.mesh)
+    elif self._timing_since is None:
+      self._timing_since = time.monotonic()
+    batch = global_batch(rows, mesh)
     self.state, metrics = self.train_step(self.state, self.frozen, batch)
     self._read_pending()
     self._pending = (step, not compiles, metrics)
@@ -306,102 +259,89 @@ class _Loop:
   def _flush(self) -> None:
     """Reads what is pending and ends the span of timed steps."""
     self._read_pending()
-    if self._clock is not None:
-      self.record.timed_seconds += time.monotonic() - self._clock
-      self._clock = None
+    if self._timing_since is not None:
+      self.progress.timed_seconds += time.monotonic() - self._timing_since
+      self._timing_since = None
 
   def _read_pending(self) -> None:
     if self._pending is None:
       return
     step, timed, on_device = self._pending
     self._pending = None
-    found = {name: value.item() for name, value in jax.device_get(dict(on_device)).items()}
-    figures = {"loss": found.pop("loss"), **found}
-    self._check_finite(step, figures)
-    self.record.tokens += int(figures["tokens"])
-    self.record.timed_tokens += int(figures["tokens"]) if timed else 0
-    self._bar.set_postfix_str(f"loss {figures['loss']:.4f}", refresh=False)
+    values = {name: value.item() for name, value in jax.device_get(dict(on_device)).items()}
+    metrics = {"loss": values.pop("loss"), **values}
+    self._check_finite(step, metrics)
+    self.progress.tokens += int(metrics["tokens"])
+    self.progress.timed_tokens += int(metrics["tokens"]) if timed else 0
+    self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
     self._bar.update(1)
-    options = self.options
-    if _due(step, options.log_every) or step in (1, options.steps):
-      self.writer.write(self.stage, step, "train", **figures)
+    if step % self.settings.log_every == 0 or step in (1, self.settings.steps):
+      self.run.writer.write(self.run.stage, step, "train", **metrics)
 
-  def _check_finite(self, step: int, figures: Mapping[str, float]) -> None:
-    wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(figures[name])]
-    if not wrong:
+  def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
+    not_finite = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+    if not not_finite:
       return
-    kept = self.checkpoints.latest()
-    stands = "no checkpoint had been saved" if kept is None else f"step {kept} is saved"
+    name, latest = not_finite[0], self.checkpoints.latest()
+    saved = "no checkpoint had been saved" if latest is None else f"step {latest} is saved"
     raise UserError(
-      f"the {wrong[0]} is {figures[wrong[0]]} at step {step} of stage {self.stage} ({stands}); "
+      f"the {name} is {metrics[name]} at step {step} of stage {self.run.stage} ({saved}); "
       "try a lower learning rate, more warm-up steps, clipping of gradients or model.dtype=float32"
     )
 
   def _is_validation_due(self, step: int) -> bool:
     """Whether this step has a validation that has not been done yet."""
-    options, done = self.options, self.record.validation
-    if self.validate_tree is None or (done and done[-1]["step"] == step):
+    settings, done = self.settings, self.progress.validation
+    if self.validation.metrics_of is None or (done and done[-1]["step"] == step):
       return False
     if step == 0:
-      return options.validate_first
-    return step == options.steps or _due(step, options.validate_every)
+      return self.validation.before_first_step
+    return step == settings.steps or step % settings.validate_every == 0
 
   def _validate(self, step: int) -> None:
     """Validates the trained tree and keeps a copy if it is the best so far."""
-    assert self.validate_tree is not None
-    tree, validate = self.state.trainable, self.validate_tree
+    assert self.validation.metrics_of is not None
+    tree, metrics_of = self.state.trainable, self.validation.metrics_of
     try:
-      found = self._stop.drop_when_asked(lambda: validate(tree))
+      metrics = self._stop.run_droppable(lambda: metrics_of(tree))
     except Stopped:
       self._save()
       raise Interrupted(step) from None
-    figures = {name: _number(value) for name, value in found.items()}
-    self.writer.write(self.stage, step, "validation", **figures)
-    entry = {"step": step, **figures}
-    self.record.validation.append(entry)
-    if self._is_better(entry):
-      self.record.best, self.best = entry, copy_tree(tree, self.mesh)
+    metrics = {name: _finite(value) for name, value in metrics.items()}
+    self.run.writer.write(self.run.stage, step, "validation", **metrics)
+    entry = {"step": step, **metrics}
+    self.progress.validation.append(entry)
+    if self.validation.is_better(entry, self.progress.best):
+      self.progress.best, self.best = entry, copy_tree(tree, self.run.mesh)
 
-  def _is_better(self, found: Mapping[str, float | None]) -> bool:
-    """Whether a validation is better than the best so far; one whose loss is no number never is."""
-    best, by_accuracy = self.record.best, self.options.best_by == "accuracy"
-    if found["loss"] is None or best is None:
-      return found["loss"] is not None
-    rank = lambda figures: (figures["accuracy"] if by_accuracy else 0.0, -figures["loss"])
-    return rank(found) > rank(best)
-
-  def _is_done(self, step: int) -> bool:
-    """Whether the stage is complete behind this step, with its validation; noted in the record."""
-    options, record = self.options, self.record
-    since = [entry["step"] for entry in record.validation]
-    best = -1 if record.best is None else since.index(record.best["step"])
-    out_of_patience = 0 < options.patience <= len(since) - 1 - best
-    record.complete = not self._is_validation_due(step) and (
-      step == options.steps or out_of_patience
+  def _is_complete(self, step: int) -> bool:
+    """Whether the stage is complete after this step and its validation; noted in the progress."""
+    settings, progress = self.settings, self.progress
+    validated = [entry["step"] for entry in progress.validation]
+    best = -1 if progress.best is None else validated.index(progress.best["step"])
+    out_of_patience = 0 < settings.patience <= len(validated) - 1 - best
+    progress.complete = not self._is_validation_due(step) and (
+      step == settings.steps or out_of_patience
     )
-    return record.complete
+    return progress.complete
 
   def _save(self) -> None:
     """Writes the checkpoint of the current step."""
     now = time.monotonic()
-    self.record.seconds += now - self._begun
-    self._begun = now
-    record = dataclasses.asdict(self.record)
+    self.progress.seconds += now - self._last_save
+    self._last_save = now
+    record = dataclasses.asdict(self.progress)
     size = self.checkpoints.save(self.state, self.best, record, self.batches.get_state())
-    if not self._saved:
-      _LOG.info("a checkpoint of stage %s takes %s", self.stage, _bytes(size))
-    self._saved = True
+    if not self._size_logged:
+      _LOG.info("a checkpoint of stage %s takes %s", self.run.stage, _readable_size(size))
+    self._size_logged = True
 
 
-def _due(step: int, every: int) -> bool:
-  return every > 0 and step % every == 0
+def _readable_size(count: int) -> str:
+  return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def _bytes(size: int) -> str:
-  return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
-def _number(value: Any) -> float | None:
-  """A figure as JSON can hold it."""
+def _finite(value: Any) -> float | None:
+  """A metric as JSON can hold it: None for what is not finite."""
   value = float(value)
   return value if math.isfinite(value) else None

@@ -1,6 +1,6 @@
 """`metrics.jsonl`: one JSON object a line, each step once, also after a resume.
 
-A line holds `stage`, `step`, `split` and then figures. Numbers are written in full precision: the
+A line holds `stage`, `step`, `split` and then metrics. Numbers are written in full precision: the
 float32 of the device as a Python float, so equal lines mean equal bits. Only the first host
 writes.
 """
@@ -19,69 +19,69 @@ FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-  """Appends to `workdir/metrics.jsonl`, and to TensorBoard event files where that is asked for."""
+  """Appends to `workdir/metrics.jsonl`, and to TensorBoard event files if requested."""
 
   def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = False):
-    """Opens (and makes) the workdir; `tensorboard` needs the extra of that name.
+    """Opens (and creates) the workdir; `tensorboard` needs the extra of that name.
 
     Raises:
-      UserError: tensorboardX is asked for and not installed.
+      UserError: `tensorboard` is set and tensorboardX is not installed.
     """
     self.path = pathlib.Path(workdir) / FILE
-    self._first = is_first_host()
-    self._board: Any = None
-    if not self._first:
+    self._is_first_host = is_first_host()
+    self._tensorboard: Any = None
+    if not self._is_first_host:
       return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if tensorboard:
-      self._board = _tensorboard(self.path.parent / "tensorboard")
+      self._tensorboard = _tensorboard(self.path.parent / "tensorboard")
 
-  def write(self, stage: str, step: int, split: str, **figures: Any) -> None:
-    """One line, flushed; a figure that is not finite becomes null, arrays of size 1 numbers."""
-    if not self._first:
+  def write(self, stage: str, step: int, split: str, **metrics: Any) -> None:
+    """One line, flushed; a value that is not finite becomes null, arrays of size 1 numbers."""
+    if not self._is_first_host:
       return
     line = {"stage": stage, "step": int(step), "split": split}
-    line |= {name: _plain(value) for name, value in figures.items()}
+    line |= {name: _plain(value) for name, value in metrics.items()}
     with self.path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line, allow_nan=False) + "\n")
-    if self._board is not None:
-      for name, value in figures.items():
+    if self._tensorboard is not None:
+      for name, value in metrics.items():
         if isinstance(value := _plain(value), int | float):
-          self._board.add_scalar(f"{stage}/{split}/{name}", value, int(step))
+          self._tensorboard.add_scalar(f"{stage}/{split}/{name}", value, int(step))
 
-  def truncate(self, stage: str, step: int, again: Iterable[str] = ()) -> None:
+  def truncate(self, stage: str, step: int, rewritten: Iterable[str] = ()) -> None:
     """Drops what a resumed stage will write again, atomically.
 
-    That is: its lines behind `step`, its lines at `step` of the splits in `again`, and a last line
-    that was cut off in the middle. A `step` of -1 drops the whole stage.
+    That is: its lines after `step`, its lines at `step` of the splits in `rewritten`, and an
+    incomplete last line. A `step` of -1 drops the whole stage.
     """
-    if not self._first or not self.path.exists():
+    if not self._is_first_host or not self.path.exists():
       return
-    again = set(again)
+    rewritten = set(rewritten)
     text = self.path.read_text(encoding="utf-8")
-    kept = []
+    lines = []
     for line in text.splitlines():
       entry = _parse(line)
       if entry is None:
         continue
-      behind = entry.get("step", 0) > step
-      redone = entry.get("step") == step and entry.get("split") in again
-      if entry.get("stage") != stage or not (behind or redone):
-        kept.append(line + "\n")
-    if "".join(kept) == text:
+      later = entry.get("step", 0) > step
+      redone = entry.get("step") == step and entry.get("split") in rewritten
+      if entry.get("stage") != stage or not (later or redone):
+        lines.append(line + "\n")
+    if "".join(lines) == text:
       return
     part = self.path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
+    part.write_text("".join(lines), encoding="utf-8")
     os.replace(part, self.path)
 
   def close(self) -> None:
     """Closes TensorBoard's file, if there is one."""
-    if self._board is not None:
-      self._board.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """All whole lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
+  """All complete lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
     return []

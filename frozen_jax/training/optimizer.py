@@ -1,161 +1,169 @@
-"""AdamW over the trained tree: one learning rate or one for each subtree, one schedule for all.
+"""AdamW over the trained tree: one learning rate or one for each part, one schedule for all.
 
-The tree holds trained leaves only, so nothing here knows of frozen ones: no labels, no masks of
-what to leave alone. The only mask says what weight decay pulls on.
+The tree holds trained leaves only, so frozen ones need no label here. The only mask selects the
+leaves that weight decay applies to.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
+from frozen_jax.training.settings import TrainSettings, check_learning_rate
 
-UNDECAYED = ("bias", "scale")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-  """What `make_optimizer` is told.
-
-  learning_rate   the peak; a float for the whole tree, or {top-level key: peak} for each subtree
-  warmup_steps    updates of linear warm-up; the first update already moves (rate peak / warmup)
-  final_fraction  of the peak, reached by a cosine at the last update; 1.0 keeps the rate constant
-  weight_decay    decoupled, times the rate; see `is_decayed` for what it pulls on
-  clip_norm       gradients above this global norm are scaled down to it; None or 0 for no limit
-  """
-
-  learning_rate: float | Mapping[str, float] = 1e-3
-  warmup_steps: int = 0
-  final_fraction: float = 0.1
-  weight_decay: float = 0.0
-  clip_norm: float | None = 1.0
-  beta1: float = 0.9
-  beta2: float = 0.999
-  epsilon: float = 1e-8
+_NEVER_DECAYED = ("bias", "scale")  # last keys of paths
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An Optax transformation with the schedule it follows."""
+  """An Optax transformation with the peaks and the schedule that it follows."""
 
   transform: optax.GradientTransformation
-  options: OptimizerOptions
-  steps: int
+  settings: TrainSettings
+  learning_rate: float | Mapping[str, float]
 
-  def init(self, trainable: Any) -> optax.OptState:
+  def init(self, trained: Tree) -> optax.OptState:
     """The optimizer's state for this tree.
 
     Raises:
-      UserError: the learning rates name subtrees other than the tree's.
+      UserError: the learning rates name other parts than the tree has.
     """
-    _check_rates(self.options.learning_rate, trainable)
-    return self.transform.init(trainable)
+    _check_parts(self.learning_rate, trained)
+    return self.transform.init(trained)
 
-  def update(self, grads: Any, state: optax.OptState, trainable: Any) -> tuple[Any, optax.OptState]:
+  def update(self, grads: Tree, state: optax.OptState, trained: Tree) -> tuple[Any, optax.OptState]:
     """Gradients -> what to add to the trained tree, and the next state."""
-    return self.transform.update(grads, state, trainable)
+    return self.transform.update(grads, state, trained)
 
-  def rate(self, update: jax.Array | int) -> dict[str, jax.Array]:
+  def rate(self, update: Int[Array, ""] | int) -> dict[str, Float[Array, ""]]:
     """The learning rates of the update with this number (the first is 1), by metric name.
 
-    `{"learning_rate": rate}`, or `{"learning_rate/KEY": rate, ...}` with one for each subtree.
+    `{"learning_rate": rate}`, or `{"learning_rate/PART": rate, ...}` with one for each part.
     """
-    share = _share(update, self.options, self.steps)
-    peaks = self.options.learning_rate
+    fraction = _schedule(update, self.settings)
+    peaks = self.learning_rate
     if isinstance(peaks, Mapping):
-      return {f"learning_rate/{key}": share * peak for key, peak in peaks.items()}
-    return {"learning_rate": share * peaks}
+      return {f"learning_rate/{part}": fraction * peak for part, peak in peaks.items()}
+    return {"learning_rate": fraction * peaks}
 
 
-def make_optimizer(options: OptimizerOptions, steps: int) -> Optimizer:
-  """AdamW with warm-up and cosine over `steps` updates.
+def make_optimizer(
+  settings: TrainSettings,
+  learning_rate: float | Mapping[str, float],
+  no_decay: Sequence[str] = (),
+  *,
+  beta1: float = 0.9,
+  beta2: float = 0.999,
+  epsilon: float = 1e-8,
+) -> Optimizer:
+  """AdamW with warm-up and cosine over `settings.steps` updates.
+
+  Args:
+    settings: schedule, weight decay and clipping.
+    learning_rate: the peak; one for the whole tree, or {part (top-level key): peak}.
+    no_decay: see `decay_mask`.
 
   Raises:
-    UserError: options that make no sense.
+    UserError: a rate that is no number of 0 or more, or more steps of warm-up than steps.
   """
-  _check_options(options, steps)
-  clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
+  peaks = learning_rate.items() if isinstance(learning_rate, Mapping) else [("all", learning_rate)]
+  for part, peak in peaks:
+    check_learning_rate(peak, f"the rate of {part}")
+  if settings.warmup_steps > settings.steps:
+    raise UserError(
+      f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
+      f" {settings.section}.warmup_steps"
+    )
+  clip_norm = settings.clip_norm
   transform = optax.chain(
-    clip,
-    optax.scale_by_adam(options.beta1, options.beta2, options.epsilon),
-    optax.add_decayed_weights(options.weight_decay, mask=decay_mask),
-    optax.scale_by_schedule(lambda done: -_share(done + 1, options, steps)),
-    _scale_by_peak(options.learning_rate),
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    optax.scale_by_adam(beta1, beta2, epsilon),
+    optax.add_decayed_weights(settings.weight_decay, lambda tree: decay_mask(tree, no_decay)),
+    optax.scale_by_schedule(lambda updates_done: -_schedule(updates_done + 1, settings)),
+    _scale_by_peak(learning_rate),
   )
-  return Optimizer(transform, options, steps)
+  return Optimizer(transform, settings, learning_rate)
 
 
-def is_decayed(path: tuple[str, ...], leaf: Any) -> bool:
-  """Whether weight decay pulls on this leaf of the trained tree.
+def learning_rates(
+  settings: TrainSettings, defaults: Mapping[str, float], trained: Mapping[str, Tree]
+) -> dict[str, float]:
+  """The peak of each part of the trained tree: that of the settings, or else the default.
 
-  The rule: matrices only (two axes or more), and of those neither biases and norm scales (the last
-  key is `bias` or `scale`; stacked over layers they have two axes too) nor prompts (some key of
-  the path contains `prompt`): a prompt's rows are points among the token embeddings, and zero is
-  no better a place than another.
+  Args:
+    settings: rates of parts that are not trained here are ignored: stages share a section.
+    defaults: the method's own rates, by part.
+    trained: the trained tree.
+
+  Raises:
+    UserError: a part has neither.
   """
-  if leaf.ndim < 2 or (path and path[-1] in UNDECAYED):
-    return False
-  return not any("prompt" in key for key in path)
+  rates = {**defaults, **settings.learning_rate}
+  if missing := [part for part in trained if part not in rates]:
+    raise UserError(
+      f"{', '.join(missing)} is trained and has no learning rate; set"
+      f" {settings.section}.learning_rate.{missing[0]}"
+    )
+  return {part: rates[part] for part in trained}
 
 
-def decay_mask(trainable: Any) -> Any:
-  """The tree of booleans of `is_decayed`."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: is_decayed(tuple(_name(key) for key in path), leaf), trainable
-  )
+def decay_mask(trained: Tree, no_decay: Sequence[str] = ()) -> Tree:
+  """The tree of booleans: whether weight decay applies to each leaf of the trained tree.
+
+  It applies to matrices (two axes or more), but not to biases and norm scales (the last key is
+  `bias` or `scale`; stacked over layers they have two axes too), nor where one of the regular
+  expressions `no_decay` matches the whole path (`prompt/.*`).
+  """
+
+  def is_decayed(path: tuple[Any, ...], leaf: Any) -> bool:
+    keys = [_key_name(key) for key in path]
+    if leaf.ndim < 2 or (keys and keys[-1] in _NEVER_DECAYED):
+      return False
+    return not any(re.fullmatch(pattern, "/".join(keys)) for pattern in no_decay)
+
+  return jax.tree_util.tree_map_with_path(is_decayed, trained)
 
 
 def _scale_by_peak(peaks: float | Mapping[str, float]) -> optax.GradientTransformation:
   if not isinstance(peaks, Mapping):
     return optax.scale(peaks)
-  return optax.stateless(
-    lambda updates, _: {
-      key: jax.tree.map(lambda u, peak=peaks[key]: peak * u, subtree)
-      for key, subtree in updates.items()
-    }
-  )
+  scales = {part: optax.scale(peak) for part, peak in peaks.items()}
+  return optax.partition(scales, lambda tree: {part: part for part in tree})
 
 
-def _share(update: jax.Array | int, options: OptimizerOptions, steps: int) -> jax.Array:
-  """The share (0 to 1) of the peak rate at an update, counted from 1."""
+def _schedule(update: Int[Array, ""] | int, settings: TrainSettings) -> Float[Array, ""]:
+  """The fraction (0 to 1) of the peak rate at an update, counted from 1.
+
+  Linear from the first update, then a cosine to `final_fraction` at the last. Not composed of
+  Optax's schedules: they round by up to 8e-7 otherwise, so earlier runs could not be reproduced.
+  """
   update = jnp.asarray(update, jnp.float32)
-  peak_at = max(options.warmup_steps, 1)
-  progress = jnp.clip((update - peak_at) / max(steps - peak_at, 1), 0.0, 1.0)
+  peak_at = max(settings.warmup_steps, 1)
+  progress = jnp.clip((update - peak_at) / max(settings.steps - peak_at, 1), 0.0, 1.0)
   cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-  decayed = options.final_fraction + (1.0 - options.final_fraction) * cosine
+  decayed = settings.final_fraction + (1.0 - settings.final_fraction) * cosine
   return jnp.where(update < peak_at, update / peak_at, decayed)
 
 
-def _check_options(options: OptimizerOptions, steps: int) -> None:
-  peaks = options.learning_rate
-  for peak in peaks.values() if isinstance(peaks, Mapping) else [peaks]:
-    if not math.isfinite(peak) or peak < 0:
-      raise UserError(f"learning rate {peak} is not a number of 0 or more")
-  if not 0 <= options.warmup_steps <= steps:
-    raise UserError(
-      f"{options.warmup_steps} warm-up steps do not fit into {steps} steps; lower warmup_steps"
-    )
-  if not 0 <= options.final_fraction <= 1:
-    raise UserError(f"final_fraction {options.final_fraction} is not between 0 and 1")
-
-
-def _check_rates(peaks: float | Mapping[str, float], trainable: Any) -> None:
+def _check_parts(peaks: float | Mapping[str, float], trained: Tree) -> None:
   if not isinstance(peaks, Mapping):
     return
-  there = set(trainable) if isinstance(trainable, Mapping) else set()
-  if there != set(peaks):
+  parts = set(trained) if isinstance(trained, Mapping) else set()
+  if parts != set(peaks):
     raise UserError(
-      f"learning rates are given for {sorted(peaks)}, but what is trained is {sorted(there)}; "
+      f"learning rates are given for {sorted(peaks)}, but what is trained is {sorted(parts)}; "
       "give one rate for each, or a single number for all"
     )
 
 
-def _name(key: Any) -> str:
+def _key_name(key: Any) -> str:
   """The plain name of one entry of a pytree key path."""
   for attribute in ("key", "name", "idx"):
     if hasattr(key, attribute):

@@ -13,71 +13,76 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
 from frozen_jax.core.types import Learner, Tree
-from frozen_jax.sharding.place import everywhere
+from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.optimizer import Optimizer
 from frozen_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]  # scalars
 Step = Callable[[TrainState, Tree, Any], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-  method: Learner, optimizer: Optimizer, accumulate: int = 1, mesh: Mesh | None = None
+  learner: Learner, optimizer: Optimizer, accumulate: int = 1, mesh: Mesh | None = None
 ) -> Step:
-  """The jitted step of a method.
+  """The jitted step of a learner.
 
   Args:
-    method: its `loss` is a mean over the batch's targets; its metrics are sums over the batch.
+    learner: its `loss` is a mean over the batch's targets; its metrics are sums over the batch.
     optimizer: of `make_optimizer`.
     accumulate: microbatches per update. They are weighted by `metrics["targets"]`, so k of them
       give the update of the one big batch.
-    mesh: keeps the state whole on every device of it; None leaves the placement to XLA.
+    mesh: the state is replicated on every device of it; None leaves the placement to XLA.
 
   Returns:
     The step. It donates the state. Its metrics are scalars: `loss`, `grad_norm` (before clipping),
-    the learning rates of this update, and the method's sums.
+    the learning rates of this update, and the learner's sums.
   """
 
   def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
     frozen = lax.stop_gradient(frozen)
     key = jax.random.fold_in(state.key, state.step)
-    loss, sums, grads = gradients(method, state.trainable, frozen, batch, key, accumulate)
+    loss, sums, grads = gradients(learner, state.trainable, frozen, batch, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     metrics |= optimizer.rate(state.step + 1) | sums
     return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
 
-  whole = everywhere(mesh)
-  return jax.jit(step, donate_argnums=0, out_shardings=whole)
+  return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 
 
 def gradients(
-  method: Learner, trainable: Tree, frozen: Tree, batch: Any, key: jax.Array, accumulate: int = 1
-) -> tuple[jax.Array, Metrics, Tree]:
-  """Loss (mean over all targets), the method's sums, and the gradient for the trained tree."""
-  value_and_grad = jax.value_and_grad(method.loss, has_aux=True)
+  learner: Learner,
+  trainable: Tree,
+  frozen: Tree,
+  batch: Any,
+  key: Key[Array, ""] | None,
+  accumulate: int = 1,
+) -> tuple[Float[Array, ""], Metrics, Tree]:
+  """Loss (mean over all targets), the learner's sums, and the gradient for the trained tree."""
+  value_and_grad = jax.value_and_grad(learner.loss, has_aux=True)
   if accumulate == 1:
     (loss, sums), grads = value_and_grad(trainable, frozen, batch, key)
     return loss, dict(sums), grads
 
   parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
 
-  def one(index: jax.Array) -> Any:
+  def microbatch(index: jax.Array) -> Any:
     """`((loss, gradients) weighted, sums)` of one microbatch."""
-    micro = jax.tree.map(lambda x: x[index], parts)
+    rows = jax.tree.map(lambda x: x[index], parts)
     part_key = jax.random.fold_in(key, index)
-    (loss, sums), grads = value_and_grad(trainable, frozen, micro, part_key)
+    (loss, sums), grads = value_and_grad(trainable, frozen, rows, part_key)
     weight = sums["targets"].astype(jnp.float32)
     return jax.tree.map(lambda x: weight * x, (loss, grads)), dict(sums)
 
   def add(total: Any, index: jax.Array) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, one(index)), None
+    return jax.tree.map(jnp.add, total, microbatch(index)), None
 
-  # The totals start from zeros of the right shapes, so that `one` is compiled once, in the scan.
-  shapes = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
+  # The totals start from zeros of the right shapes, so that only the scan compiles `microbatch`.
+  shapes = jax.eval_shape(microbatch, jax.ShapeDtypeStruct((), jnp.int32))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   ((loss, grads), sums), _ = lax.scan(add, zeros, jnp.arange(accumulate))
   targets = jnp.maximum(sums["targets"].astype(jnp.float32), 1.0)

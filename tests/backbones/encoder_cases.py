@@ -103,13 +103,13 @@ def make(name, **changes):
 
 def randomise(model, config, settings, seed=0):
   torch.manual_seed(seed)
-  made = model(config(**settings, attn_implementation="eager")).eval()
+  instance = model(config(**settings, attn_implementation="eager")).eval()
   with torch.no_grad():
-    for path, weight in made.named_parameters():
+    for path, weight in instance.named_parameters():
       scale = "norm" in path.lower() and path.endswith("weight")
       table = path.endswith(("shared.weight", "embed_tokens.weight", "embeddings.weight"))
       weight.normal_(1.0 if scale else 0.0, 0.5 if table else 0.15)
-  return made
+  return instance
 
 
 def core(model):
@@ -133,8 +133,8 @@ def run(model, config, x, mask, types):
   """transformers' outputs; positions count from the first real token."""
   more = {}
   if config.positions == "learned":
-    places = np.maximum(mask.cumsum(1) - 1, 0) + config.position_offset
-    more["position_ids"] = torch.tensor(places)
+    positions = np.maximum(mask.cumsum(1) - 1, 0) + config.position_offset
+    more["position_ids"] = torch.tensor(positions)
   if types is not None:
     more["token_type_ids"] = torch.tensor(types)
   return core(model)(inputs_embeds=x, attention_mask=torch.tensor(mask), **more)

@@ -1,4 +1,4 @@
-"""Attention by itself: the gradient of a bias, and a few rows at a time."""
+"""Attention: the gradient of a bias, and chunks of rows."""
 
 import jax
 import jax.numpy as jnp
@@ -13,63 +13,64 @@ ROWS, LENGTH, HEADS, KEY_HEADS, SIZE = 6, 10, 4, 2, 6
 def inputs(seed):
   """Queries, keys and values."""
   rng = np.random.default_rng(seed)
-  make = lambda heads: rng.normal(size=(ROWS, LENGTH, heads, SIZE)).astype(np.float32)
-  return make(HEADS), make(KEY_HEADS), make(KEY_HEADS)
+  normal = lambda heads: jnp.float32(rng.normal(size=(ROWS, LENGTH, heads, SIZE)))
+  return normal(HEADS), normal(KEY_HEADS), normal(KEY_HEADS)
 
 
-def visible_to(ordered):
-  """Of each row another key is hidden; `ordered` hides what comes later, too."""
-  seen = np.tril(np.ones((ROWS, LENGTH, LENGTH), bool)) | (not ordered)
-  seen[np.arange(ROWS), :, np.arange(1, ROWS + 1)] = False
-  return seen
+def mask_of(is_causal):
+  """A mask in which each row lacks another key; with `is_causal` later keys are masked, too."""
+  mask = np.tril(np.ones((ROWS, LENGTH, LENGTH), bool)) | (not is_causal)
+  mask[np.arange(ROWS), :, np.arange(1, ROWS + 1)] = False
+  return jnp.asarray(mask)
 
 
-@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4, 10, 10), (ROWS, 4, 1, 10)])
-def test_the_gradient_to_a_bias_of_the_scores(ordered, shape, monkeypatch):
+def test_the_gradient_to_a_bias_of_the_scores(is_causal, shape, monkeypatch):
   monkeypatch.setattr(attention, "BLOCK", 4)
-  (q, k, v), (weight, _, _), visible = inputs(0), inputs(1), visible_to(ordered)
-  bias = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+  (q, k, v), (weight, _, _), mask = inputs(0), inputs(1), mask_of(is_causal)
+  bias = jnp.float32(np.random.default_rng(2).normal(size=shape))
 
   def plain(bias):
     keys, values = (jnp.repeat(a, 2, axis=2) for a in (k, v))
     scores = jnp.einsum("bthc,bshc->bhts", q, keys) / SIZE**0.5 + bias
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
     return (jnp.einsum("bhts,bshc->bthc", weights, values) * weight).sum()
 
-  ours = jax.grad(lambda bias: (attention.attend(q, k, v, visible, bias, ordered) * weight).sum())
+  ours = jax.grad(lambda bias: (attention.attend(q, k, v, mask, bias, is_causal) * weight).sum())
   np.testing.assert_allclose(ours(bias), jax.grad(plain)(bias), atol=1e-5)
 
 
-@pytest.mark.parametrize("ordered, cap", [(False, None), (True, 2.0)])
+@pytest.mark.parametrize("is_causal, soft_cap", [(False, None), (True, 2.0)])
 @pytest.mark.parametrize("shape", [None, (1, 4, 10, 10), (ROWS, 4, 10, 10)])
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_few_rows_at_a_time_give_the_same(ordered, cap, shape, at_once, monkeypatch):
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_chunks_of_rows_give_the_same(is_causal, soft_cap, shape, chunk_size, monkeypatch):
   arguments, (weight, _, _) = inputs(0), inputs(1)
   if shape:
-    arguments += (np.random.default_rng(2).normal(size=shape).astype(np.float32),)
+    arguments += (jnp.float32(np.random.default_rng(2).normal(size=shape)),)
 
   def attend(arguments):
     q, k, v, *bias = arguments
     bias = bias[0] if bias else None
-    return attention.attend(q, k, v, visible_to(ordered), bias, ordered, cap)
+    return attention.attend(q, k, v, mask_of(is_causal), bias, is_causal, soft_cap)
 
-  both = lambda: (
+  output_and_gradient = lambda: (
     jax.jit(attend)(arguments),
-    jax.jit(jax.grad(lambda given: (attend(given) * weight).sum()))(arguments),
+    jax.jit(jax.grad(lambda arguments: (attend(arguments) * weight).sum()))(arguments),
   )
-  whole = both()
-  asked = []
-  monkeypatch.setattr(attention, "_at_once", lambda *of: asked.append(of) or at_once)
-  for ours, theirs in zip(jax.tree.leaves(both()), jax.tree.leaves(whole), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-  assert set(asked) == {(ROWS, HEADS * LENGTH**2)}
+  expected = output_and_gradient()
+  calls = []
+  monkeypatch.setattr(attention, "_chunk_size", lambda *sizes: calls.append(sizes) or chunk_size)
+  actual = output_and_gradient()
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  assert set(calls) == {(ROWS, HEADS * LENGTH**2)}
 
 
-def test_how_many_rows_fit_the_cache(monkeypatch):
+def test_chunks_of_rows_fit_the_cache(monkeypatch):
   monkeypatch.setattr(attention.jax, "device_count", lambda: 1)
-  monkeypatch.setattr(attention, "CACHED", 100)
+  monkeypatch.setattr(attention, "SCORES_IN_CPU_CACHE", 100)
   cases = {(6, 10): 6, (6, 33): 6, (6, 34): 2, (7, 40): 1, (12, 30): 3, (4, 1000): 1, (1, 1000): 1}
-  assert {case: attention._at_once(*case) for case in cases} == cases
+  assert {case: attention._chunk_size(*case) for case in cases} == cases
   monkeypatch.setattr(attention.jax, "device_count", lambda: 2)
-  assert attention._at_once(4, 1000) == 4
+  assert attention._chunk_size(4, 1000) == 4

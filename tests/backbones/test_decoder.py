@@ -132,60 +132,62 @@ def test_prefill_and_steps_equal_the_full_pass(name, padding):
   tokens, mask = inputs(config, padding=padding)
   more = np.asarray(jax.random.randint(jax.random.key(8), (3, 5), 0, config.vocab_size))
   embed = lambda ids: decoder.embed(params, config, ids)
-  whole_mask = np.concatenate([mask, np.ones_like(more)], axis=1)
-  whole = decoder.hidden(params, config, embed(np.concatenate([tokens, more], axis=1)), whole_mask)
-  states, kept = jax.jit(decoder.prefill, static_argnums=(1, 4))(
+  full_mask = np.concatenate([mask, np.ones_like(more)], axis=1)
+  full = decoder.hidden(params, config, embed(np.concatenate([tokens, more], axis=1)), full_mask)
+  states, cache = jax.jit(decoder.prefill, static_argnums=(1, 4))(
     params, config, embed(tokens), mask, more.shape[1]
   )
   length = tokens.shape[1]
-  np.testing.assert_allclose(states[mask > 0], whole[:, :length][mask > 0], atol=1e-4)
+  np.testing.assert_allclose(states[mask > 0], full[:, :length][mask > 0], atol=1e-4)
   step = jax.jit(decoder.step, static_argnums=1)
   for i in range(more.shape[1]):
-    states, kept = step(params, config, embed(more[:, i : i + 1]), kept)
-    np.testing.assert_allclose(states[:, 0], whole[:, length + i], atol=1e-4)
-  assert set(np.asarray(kept.used)) == {length + more.shape[1]}
-  np.testing.assert_array_equal(kept.mask, whole_mask)
-  np.testing.assert_array_equal(kept.position, whole_mask.sum(axis=1))
+    states, cache = step(params, config, embed(more[:, i : i + 1]), cache)
+    np.testing.assert_allclose(states[:, 0], full[:, length + i], atol=1e-4)
+  assert set(np.asarray(cache.used)) == {length + more.shape[1]}
+  np.testing.assert_array_equal(cache.mask, full_mask)
+  np.testing.assert_array_equal(cache.position, full_mask.sum(axis=1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_layers_apart_share_the_memory_of_the_stack_and_compute_the_same(dtype):
+def test_unstacked_layers_share_the_memory_of_the_stack_and_compute_the_same(dtype):
   params = decoder.random_params(TINY, jax.random.key(0), dtype)
-  layers = stack.apart(params["layers"])
+  layers = stack.unstack(params["layers"])
   assert len(layers) == TINY.layers
-  for at, layer in enumerate(layers):
-    for own, whole in zip(jax.tree.leaves(layer), jax.tree.leaves(params["layers"]), strict=True):
-      np.testing.assert_array_equal(own, whole[at])
-      place = whole.unsafe_buffer_pointer() + at * own.nbytes
-      aligned = place % 64 == 0  # else a CPU device takes a copy
-      assert own.unsafe_buffer_pointer() == place or not aligned
+  for index, layer in enumerate(layers):
+    for separate, stacked in zip(
+      jax.tree.leaves(layer), jax.tree.leaves(params["layers"]), strict=True
+    ):
+      np.testing.assert_array_equal(separate, stacked[index])
+      address = stacked.unsafe_buffer_pointer() + index * separate.nbytes
+      aligned = address % 64 == 0  # else a CPU device makes a copy
+      assert separate.unsafe_buffer_pointer() == address or not aligned
   x, mask = jnp.ones((2, 5, TINY.width)), jnp.ones((2, 5), jnp.int32)
-  _, kept = decoder.prefill(params, TINY, x, mask, 2)
+  _, cache = decoder.prefill(params, TINY, x, mask, 2)
   step = jax.jit(decoder.step, static_argnums=1)
-  found = step(params | {"layers": layers}, TINY, x[:, :1], kept)
-  jax.tree.map(np.testing.assert_array_equal, found, step(params, TINY, x[:, :1], kept))
+  unstacked = step(params | {"layers": layers}, TINY, x[:, :1], cache)
+  jax.tree.map(np.testing.assert_array_equal, unstacked, step(params, TINY, x[:, :1], cache))
 
 
 def test_layers_on_several_devices_stay_stacked():
   mesh = jax.sharding.Mesh(jax.devices(), "fsdp")
   where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   stacked = jax.device_put({"kernel": jnp.ones((3, 8, 8))}, where)
-  assert stack.apart(stacked) is stacked
+  assert stack.unstack(stacked) is stacked
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_steps_in_a_loop_copy_no_cache(dtype):
   params = decoder.random_params(TINY, jax.random.key(0), dtype)
   x, mask = jnp.ones((2, 5, TINY.width)), jnp.ones((2, 5), jnp.int32)
-  _, kept = decoder.prefill(params, TINY, x, mask, 14)
+  _, cache = decoder.prefill(params, TINY, x, mask, 14)
 
-  def steps(params, x, kept):
-    turn = lambda _, carry: decoder.step(params, TINY, *carry)
-    return jax.lax.fori_loop(0, 14, turn, (x, kept))
+  def steps(params, x, cache):
+    body = lambda _, carry: decoder.step(params, TINY, *carry)
+    return jax.lax.fori_loop(0, 14, body, (x, cache))
 
   x = x[:, :1].astype(dtype)
-  program = jax.jit(steps, donate_argnums=2).lower(params, x, kept).compile().as_text()
-  for slots in (kept.k[0], kept.v[0]):
+  program = jax.jit(steps, donate_argnums=2).lower(params, x, cache).compile().as_text()
+  for slots in (cache.k[0], cache.v[0]):
     shape = ",".join(map(str, slots.shape))
     copied = [line for line in program.splitlines() if f"[{shape}]" in line and " copy(" in line]
     assert f"[{shape}]" in program and not copied, copied[0]
@@ -293,7 +295,7 @@ def test_sizes_that_do_not_fit_are_refused(change):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_attention_in_blocks_equals_attention_at_once(monkeypatch, padding):
+def test_attention_in_blocks_equals_attention_in_one(monkeypatch, padding):
   from frozen_jax.backbones import attention
 
   params = decoder.random_params(TINY, jax.random.key(0))
@@ -314,9 +316,9 @@ def test_attention_in_blocks_equals_attention_at_once(monkeypatch, padding):
   np.testing.assert_allclose(gradient, gradient_blocks, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [10, 97, 4096])
-def test_the_size_of_embeddings_is_taken_over_all_tokens(at_once):
+@pytest.mark.parametrize("block_size", [10, 97, 4096])
+def test_the_rms_of_embeddings_is_over_all_tokens(block_size):
   config = DecoderConfig(**{**vars(TINY), "embed_scale": 3.0})
   params = decoder.random_params(config, jax.random.key(0))
   want = 3.0 * np.sqrt(np.square(np.asarray(params["embed"]["tokens"])).mean())
-  np.testing.assert_allclose(decoder.embedding_rms(params, config, at_once), want, rtol=1e-6)
+  np.testing.assert_allclose(decoder.embedding_rms(params, config, block_size), want, rtol=1e-6)

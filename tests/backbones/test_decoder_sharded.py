@@ -24,7 +24,7 @@ def mesh():
   return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def place(params, mesh):
+def shard(params, mesh):
   def sharding(path):
     (axes,) = (a for rule, a in decoder.PARAM_AXES.items() if re.fullmatch(rule, path))
     return NamedSharding(mesh, PartitionSpec(*(MESH_AXIS.get(axis) for axis in axes)))
@@ -35,8 +35,8 @@ def place(params, mesh):
 
 def objective(x, params, mask, targets):
   states = decoder.hidden(params, CONFIG, x, mask, remat=True)
-  likelihood, _ = loss.target_log_likelihood(params, CONFIG, states, targets)
-  return -(likelihood * mask).sum() / mask.sum()
+  log_likelihood, _ = loss.target_log_likelihood(params, CONFIG, states, targets)
+  return -(log_likelihood * mask).sum() / mask.sum()
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
@@ -50,8 +50,8 @@ def test_loss_and_gradient_on_eight_devices_equal_one():
 
   grid = mesh()
   rows = NamedSharding(grid, PartitionSpec(("data", "fsdp")))
-  spread = [jax.device_put(a, rows) for a in (x, mask, tokens)]
-  value8, gradient8 = run(spread[0], place(params, grid), spread[1], spread[2])
+  sharded = [jax.device_put(a, rows) for a in (x, mask, tokens)]
+  value8, gradient8 = run(sharded[0], shard(params, grid), sharded[1], sharded[2])
   np.testing.assert_allclose(value, value8, rtol=1e-5)
   np.testing.assert_allclose(gradient, gradient8, atol=1e-5)
 
@@ -65,17 +65,17 @@ def test_cached_steps_on_eight_devices_equal_one():
   @jax.jit
   def run(params, tokens, mask):
     x = decoder.embed(params, CONFIG, tokens)
-    _, kept = decoder.prefill(params, CONFIG, x[:, :5], mask, 1)
-    return decoder.logits(params, CONFIG, decoder.step(params, CONFIG, x[:, 5:], kept)[0])
+    _, cache = decoder.prefill(params, CONFIG, x[:, :5], mask, 1)
+    return decoder.logits(params, CONFIG, decoder.step(params, CONFIG, x[:, 5:], cache)[0])
 
   grid = mesh()
   rows = NamedSharding(grid, PartitionSpec(("data", "fsdp")))
-  spread = run(place(params, grid), jax.device_put(tokens, rows), jax.device_put(mask, rows))
-  np.testing.assert_allclose(run(params, tokens, mask), spread, atol=1e-5)
+  sharded = run(shard(params, grid), jax.device_put(tokens, rows), jax.device_put(mask, rows))
+  np.testing.assert_allclose(run(params, tokens, mask), sharded, atol=1e-5)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
-def test_branches_on_eight_devices_equal_one():
+def test_continuations_on_eight_devices_equal_one():
   params = decoder.random_params(CONFIG, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (4, 11), 0, CONFIG.vocab_size)
   mask = jnp.ones((4, 5), jnp.int32).at[1, :2].set(0)
@@ -83,13 +83,15 @@ def test_branches_on_eight_devices_equal_one():
   @jax.jit
   def run(params, tokens, mask):
     x = decoder.embed(params, CONFIG, tokens)
-    _, kept = decoder.prefill(params, CONFIG, x[:, :5], mask, 3, room=0)
-    places = jnp.broadcast_to(jnp.tile(jnp.arange(3), 2), (4, 6))
-    among = jnp.broadcast_to(jnp.kron(jnp.eye(2), jnp.tri(3)) > 0, (4, 6, 6))
-    states = decoder.branch(params, CONFIG, x[:, 5:], kept, places, among)
+    _, cache = decoder.prefill(params, CONFIG, x[:, :5], mask, 3, free_slots=0)
+    position_ids = jnp.broadcast_to(jnp.tile(jnp.arange(3), 2), (4, 6))
+    attention_mask = jnp.broadcast_to(jnp.kron(jnp.eye(2), jnp.tri(3)) > 0, (4, 6, 6))
+    states = decoder.hidden_after_cache(
+      params, CONFIG, x[:, 5:], cache, position_ids, attention_mask
+    )
     return loss.target_log_likelihood(params, CONFIG, states, tokens[:, 5:])[0]
 
   grid = mesh()
   rows = NamedSharding(grid, PartitionSpec(("data", "fsdp")))
-  spread = run(place(params, grid), jax.device_put(tokens, rows), jax.device_put(mask, rows))
-  np.testing.assert_allclose(run(params, tokens, mask), spread, atol=1e-5)
+  sharded = run(shard(params, grid), jax.device_put(tokens, rows), jax.device_put(mask, rows))
+  np.testing.assert_allclose(run(params, tokens, mask), sharded, atol=1e-5)

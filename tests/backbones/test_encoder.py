@@ -48,7 +48,7 @@ def test_states_and_input_gradient_equal_transformers(encoder_pair, name, paddin
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "electra", "t5", "modernbert"])
 def test_right_padded_text_is_as_transformers_has_it_on_its_own(encoder_pair, name):
-  """Token ids and mask alone, without a word on positions or types."""
+  """Only token ids and a mask are given, no positions or types."""
   model, loaded = encoder_pair(name)
   tokens, mask, _ = inputs(loaded.config, "right")
   if name == "roberta":  # whose positions depend on which ids are padding
@@ -67,24 +67,29 @@ def test_padding_changes_nothing(encoder_pair, name):
   run = jax.jit(encoder.hidden, static_argnums=1)
   tokens, _, _ = inputs(loaded.config, "none")
   x = encoder.embed(loaded.params, loaded.config, tokens)
-  alone = run(loaded.params, loaded.config, x[:, 6:])
+  expected = run(loaded.params, loaded.config, x[:, 6:])
   for rows in (slice(6, None), slice(None, -6)):  # padding on the left, on the right
     mask = np.zeros((3, LENGTH), np.int32)
     mask[:, rows] = 1
-    moved = np.full(x.shape, 7.0, np.float32)
-    moved[:, rows] = x[:, 6:]
-    padded = run(loaded.params, loaded.config, moved, mask)
-    np.testing.assert_allclose(padded[:, rows], alone, atol=1e-5)
+    padded_x = np.full(x.shape, 7.0, np.float32)
+    padded_x[:, rows] = x[:, 6:]
+    padded = run(loaded.params, loaded.config, padded_x, mask)
+    np.testing.assert_allclose(padded[:, rows], expected, atol=1e-5)
     assert np.isfinite(padded).all()
   empty = run(loaded.params, loaded.config, x, np.zeros((3, LENGTH), np.int32))
   assert np.isfinite(empty).all()
 
 
-@pytest.mark.parametrize("buckets, most", [(32, 128), (8, 12), (6, 5), (16, 64), (64, 1000)])
-def test_buckets_are_those_of_transformers(buckets, most):
+@pytest.mark.parametrize(
+  "buckets, max_distance", [(32, 128), (8, 12), (6, 5), (16, 64), (64, 1000)]
+)
+def test_buckets_are_those_of_transformers(buckets, max_distance):
   distance = np.arange(-1500, 1500)
-  theirs = T5Attention._relative_position_bucket(torch.tensor(distance), True, buckets, most)
-  np.testing.assert_array_equal(encoder.bucket_of(distance, buckets, most), theirs.numpy())
+  theirs = T5Attention._relative_position_bucket(
+    torch.tensor(distance), True, buckets, max_distance
+  )
+  ours = encoder.relative_position_bucket(distance, buckets, max_distance)
+  np.testing.assert_array_equal(ours, theirs.numpy())
 
 
 def test_a_text_longer_than_the_table_of_positions_is_refused(encoder_pair):
@@ -101,8 +106,8 @@ def test_the_param_tree_matches_its_axes(encoder_pair, name):
 
   _, loaded = encoder_pair(name)
   shapes = paths.flatten(encoder.param_shapes(loaded.config))
-  made = paths.flatten(encoder.random_params(loaded.config, jax.random.key(0)))
-  assert {p: s.shape for p, s in shapes.items()} == {p: a.shape for p, a in made.items()}
+  params = paths.flatten(encoder.random_params(loaded.config, jax.random.key(0)))
+  assert {p: s.shape for p, s in shapes.items()} == {p: a.shape for p, a in params.items()}
   for path, shape in shapes.items():
     hits = [axes for rule, axes in encoder.PARAM_AXES.items() if re.fullmatch(rule, path)]
     assert len(hits) == 1 and len(hits[0]) == len(shape.shape), path
@@ -118,7 +123,7 @@ def test_the_param_tree_matches_its_axes(encoder_pair, name):
     {"positions": "alibi"},
     {"positions": "buckets", "buckets": 7},
     {"positions": "buckets", "bucket_distance": 8},
-    {"bare_start": True},
+    {"skip_first_norm": True},
     {"pooling": "last"},
   ],
 )

@@ -22,7 +22,7 @@ from tests.backbones.test_load_folder import edit_config, edit_weights
 TOKENS = np.random.default_rng(0).integers(5, 60, (2, 9))
 
 # Models of other tasks: whose kind's settings they have, and the attribute that is the encoder.
-WHOLE = {
+OF_OTHER_TASKS = {
   "BertForPreTraining": ("bert", "bert"),
   "BertForMaskedLM": ("bert", "bert"),
   "BertForSequenceClassification": ("bert", "bert"),
@@ -49,12 +49,12 @@ def torch_states(model):
     return core(model)(torch.tensor(TOKENS)).last_hidden_state.numpy()
 
 
-@pytest.mark.parametrize("whole", WHOLE)
-def test_the_encoder_of_a_model_of_another_task(folder, whole):
-  kind, part = WHOLE[whole]
+@pytest.mark.parametrize("full", OF_OTHER_TASKS)
+def test_the_encoder_of_a_model_of_another_task(folder, full):
+  kind, part = OF_OTHER_TASKS[full]
   _, config, settings = KINDS[kind]
-  more = {"decoder_start_token_id": 0} if "T5" in whole else {}
-  model = randomise(getattr(transformers, whole), getattr(transformers, config), settings | more)
+  more = {"decoder_start_token_id": 0} if "T5" in full else {}
+  model = randomise(getattr(transformers, full), getattr(transformers, config), settings | more)
   inner = getattr(model, part)
   loaded = load_encoder(str(folder(model)), progress=False)
   np.testing.assert_allclose(states(loaded), torch_states(inner), atol=2e-5)
@@ -76,7 +76,7 @@ def test_only_the_encoder_of_a_whole_t5_counts_and_is_read(folder, kind, monkeyp
   model.encoder.load_state_dict(alone.encoder.state_dict())
   model.shared.load_state_dict(alone.shared.state_dict())
   read = []
-  for method in ("read", "content"):
+  for method in ("read", "raw_bytes"):
     original = getattr(hf_folder.HFFolder, method)
 
     def noted(self, name, *index, original=original):
@@ -84,11 +84,11 @@ def test_only_the_encoder_of_a_whole_t5_counts_and_is_read(folder, kind, monkeyp
       return original(self, name, *index)
 
     monkeypatch.setattr(hf_folder.HFFolder, method, noted)
-  whole = load_encoder(str(folder(model, "whole")), progress=False)
+  full = load_encoder(str(folder(model, "whole")), progress=False)
   assert read and not [name for name in read if name.startswith("decoder")]
   part = load_encoder(str(folder(alone, "alone")), progress=False)
-  jax.tree.map(np.testing.assert_array_equal, whole.params, part.params)
-  assert whole.fingerprint == part.fingerprint and whole.config == part.config
+  jax.tree.map(np.testing.assert_array_equal, full.params, part.params)
+  assert full.fingerprint == part.fingerprint and full.config == part.config
 
 
 def test_names_of_older_files(folder):
@@ -202,12 +202,12 @@ def test_encoders_and_decoders_are_not_taken_for_each_other(folder, llama, tmp_p
 @pytest.mark.parametrize("kind", ["bert", "t5_gated", "modernbert", "electra"])
 def test_a_mesh_gives_the_same_weights_on_their_shards(folder, kind):
   path = str(folder(make(kind), max_shard_size="10KB"))
-  whole = load_encoder(path, progress=False)
-  spread = load_encoder(path, mesh=make_mesh(data=2, fsdp=2, tensor=2), progress=False)
-  jax.tree.map(np.testing.assert_array_equal, spread.params, whole.params)
-  down = spread.params["layers"]["mlp"]["down"]["kernel"]  # [L, F, D] over tensor and fsdp
-  assert down.addressable_shards[0].data.shape == (whole.config.layers, 20, 12)
-  assert spread.fingerprint == whole.fingerprint
+  full = load_encoder(path, progress=False)
+  sharded = load_encoder(path, mesh=make_mesh(data=2, fsdp=2, tensor=2), progress=False)
+  jax.tree.map(np.testing.assert_array_equal, sharded.params, full.params)
+  down = sharded.params["layers"]["mlp"]["down"]["kernel"]  # [L, F, D] over tensor and fsdp
+  assert down.addressable_shards[0].data.shape == (full.config.layers, 20, 12)
+  assert sharded.fingerprint == full.fingerprint
 
 
 def test_loading_brings_in_no_torch(folder):

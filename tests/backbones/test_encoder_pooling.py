@@ -90,9 +90,9 @@ def test_a_step_that_is_not_understood_is_an_error(folder, kinds):
 
 
 @pytest.mark.parametrize("kind", ["t5", "electra", "modernbert"])
-def test_an_encoder_that_does_not_say_how_to_pool(folder, kind):
+def test_an_encoder_without_a_pooling(folder, kind):
   loaded = load_encoder(str(folder(make(kind))), progress=False)
-  with pytest.raises(UserError, match="does not say how to pool"):
+  with pytest.raises(UserError, match="defines no pooling"):
     encoder.pool(loaded.params, loaded.config, np.ones((1, 3, loaded.config.width)))
 
 
@@ -105,10 +105,10 @@ def test_an_encoder_of_the_hub_comes_with_its_pooling(folder, monkeypatch):
   def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns):
     files = ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
     others = ["onnx/config.json", "onnx/model.safetensors", "1_Dense/model.safetensors", "run.py"]
-    kept = huggingface_hub.utils.filter_repo_objects(
+    downloaded = huggingface_hub.utils.filter_repo_objects(
       files + others, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
     )
-    assert list(kept) == files
+    assert list(downloaded) == files
     return str(path)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

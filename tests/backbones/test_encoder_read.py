@@ -1,4 +1,4 @@
-"""States at some positions alone: those of the full pass, and their gradients."""
+"""States at some output positions: those of the full pass, and their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from tests.backbones.encoder_cases import inputs
 
+pytestmark = pytest.mark.program
+
 SIZES = {"vocab_size": 60, "width": 24, "heads": 3, "head_dim": 8, "mlp_width": 40, "context": 32}
 KINDS = {
   "post_norm": {},
@@ -18,36 +20,36 @@ KINDS = {
     **{"bucket_distance": 12, "embed_norm": False, "scaled": False, "gated": True},
   },
   "rotary_and_local": {
-    **{"norm_first": True, "bare_start": True, "positions": "rotary", "types": 0, "window": 3},
+    **{"norm_first": True, "skip_first_norm": True, "positions": "rotary", "types": 0, "window": 3},
     "local": (False, True, True),
   },
 }
-READ = np.array([[0, 5, 5, 11], [22, 1, 0, 3], [7, 6, 5, 4]], np.int32)
+POSITIONS = np.array([[0, 5, 5, 11], [22, 1, 0, 3], [7, 6, 5, 4]], np.int32)
 
 
 @pytest.mark.parametrize("trained, remat", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_that_are_read_and_their_gradients_are_those_of_the_full_pass(kind, trained, remat):
+def test_states_at_output_positions_and_their_gradients(kind, trained, remat):
   config = EncoderConfig(**{**SIZES, "layers": 3} | KINDS[kind])
   params = encoder.random_params(config, jax.random.key(0))
   tokens, mask, types = inputs(config, "right")
-  weight = np.random.default_rng(1).normal(size=(*READ.shape, config.width)).astype(np.float32)
+  weight = np.random.default_rng(1).normal(size=(*POSITIONS.shape, config.width)).astype(np.float32)
 
-  def total(given, only):
-    x = given["x"] + encoder.embed(given["params"], config, tokens, trained=trained)
-    more = {"trained": trained, "remat": remat}
+  def total(inputs, only):
+    x = inputs["x"] + encoder.embed(inputs["params"], config, tokens, trained=trained)
+    options = {"trained": trained, "remat": remat}
     if only:
-      states = encoder.hidden(given["params"], config, x, mask, types, READ, **more)
+      states = encoder.hidden(inputs["params"], config, x, mask, types, POSITIONS, **options)
     else:
-      states = encoder.hidden(given["params"], config, x, mask, types, **more)
-      states = jnp.take_along_axis(states, READ[..., None], axis=1)
+      states = encoder.hidden(inputs["params"], config, x, mask, types, **options)
+      states = jnp.take_along_axis(states, POSITIONS[..., None], axis=1)
     return (states * weight).sum(), states
 
-  given = {"params": params, "x": np.zeros((*tokens.shape, config.width), np.float32)}
+  differentiated = {"params": params, "x": np.zeros((*tokens.shape, config.width), np.float32)}
   run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-  (slopes, states), (expected, full) = run(given, True), run(given, False)
-  assert states.shape == (*READ.shape, config.width)
+  (gradients, states), (expected, full) = run(differentiated, True), run(differentiated, False)
+  assert states.shape == (*POSITIONS.shape, config.width)
   np.testing.assert_allclose(states, full, atol=1e-5)
   assert np.abs(expected["x"]).max() > 0
-  for ours, theirs in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
+  for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(np.abs(theirs).max(), 1))

@@ -10,6 +10,8 @@ from frozen_jax.sharding import rules
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.encoder_cases import make
 
+pytestmark = pytest.mark.program
+
 
 @pytest.mark.parametrize("name", ["bert", "electra", "t5_gated", "modernbert"])
 def test_states_and_gradient_on_eight_devices_equal_one(name, tmp_path):
@@ -31,9 +33,9 @@ def test_states_and_gradient_on_eight_devices_equal_one(name, tmp_path):
     gradient, states = jax.grad(total, has_aux=True)(encoder.embed(params, config, tokens))
     return gradient, states
 
-  spread = [jax.device_put(a, rules.batch_sharding(mesh)) for a in (tokens, mask, weight)]
+  sharded = [jax.device_put(a, rules.batch_sharding(mesh)) for a in (tokens, mask, weight)]
   gradient, states = run(one.params, tokens, mask, weight)
-  gradient8, states8 = run(eight.params, *spread)
+  gradient8, states8 = run(eight.params, *sharded)
   assert len(states8.sharding.device_set) == 8
   np.testing.assert_allclose(states8, states, atol=1e-5)
   np.testing.assert_allclose(gradient8, gradient, rtol=1e-5, atol=1e-5)

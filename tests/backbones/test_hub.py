@@ -15,6 +15,8 @@ import pytest
 from frozen_jax.backbones.load import load_decoder
 from tests.backbones.decoder_cases import torch_model
 
+pytestmark = pytest.mark.program
+
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 11))
 COMMIT = "a1" * 20
@@ -129,7 +131,11 @@ def test_fetched_with_a_token_and_found_again_offline(hub, model):
   [
     ("owner/name", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set and .*home/hub has no copy"),
     ("owner/name", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "connect this machine to the hub"),
-    ("owner/gated", {}, "behind a licence; accept it on the model's page, then `hf auth login`"),
+    (
+      "owner/gated",
+      {},
+      "it needs a licence to be accepted: do so on the model's page, then `hf auth login`",
+    ),
     ("owner/none", {}, "there is no such model; check the name, or `hf auth login`"),
     ("owner/name@v9", {}, "there is no such revision"),
   ],

@@ -1,4 +1,4 @@
-"""The chunked vocabulary loss against the plain one, values and slopes."""
+"""The blockwise log-likelihood against the plain one, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ def config(vocab, tied, **more):
 
 def plain(params, config, states, ids):
   scores = decoder.logits(params, config, states)
-  likelihood = jnp.take_along_axis(jax.nn.log_softmax(scores), ids[..., None], axis=-1)[..., 0]
-  return likelihood, jnp.argmax(scores, axis=-1) == ids
+  log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(scores), ids[..., None], axis=-1)[..., 0]
+  return log_likelihood, jnp.argmax(scores, axis=-1) == ids
 
 
-@pytest.mark.parametrize("at_once", [10, 150, 2**20])
+@pytest.mark.parametrize("block_size", [10, 150, 2**20])
 @pytest.mark.parametrize(
   "vocab,tied,more",
   [
@@ -32,13 +32,15 @@ def plain(params, config, states, ids):
     (101, False, {"head_bias": True, "logit_cap": 2.0}),
   ],
 )
-def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, more, at_once):
-  monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, more, block_size):
+  monkeypatch.setattr(loss, "LOGITS_PER_BLOCK", block_size)
   size = config(vocab, tied, **more)
   params = decoder.random_params(size, jax.random.key(0))
   states = 5 * jax.random.normal(jax.random.key(1), (2, 3, size.width))
-  best = jnp.argmax(decoder.logits(params, size, states), axis=-1)
-  ids = jnp.where(jnp.arange(3) == 1, best, jax.random.randint(jax.random.key(2), (2, 3), 0, vocab))
+  likeliest = jnp.argmax(decoder.logits(params, size, states), axis=-1)
+  ids = jnp.where(
+    jnp.arange(3) == 1, likeliest, jax.random.randint(jax.random.key(2), (2, 3), 0, vocab)
+  )
   weight = jax.random.normal(jax.random.key(3), ids.shape)
 
   def run(function):
@@ -52,14 +54,14 @@ def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, more, at_once):
 
 
 def test_extreme_logits_stay_finite(monkeypatch):
-  monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 48)
+  monkeypatch.setattr(loss, "LOGITS_PER_BLOCK", 48)
   size = config(96, True)
   params = decoder.random_params(size, jax.random.key(0))
   states = 1e4 * jax.random.normal(jax.random.key(1), (1, 2, size.width))
-  value, slope = jax.value_and_grad(
+  value, gradient = jax.value_and_grad(
     lambda s: loss.target_log_likelihood(params, size, s, jnp.zeros((1, 2), jnp.int32))[0].sum()
   )(states)
-  assert np.isfinite(value) and np.isfinite(slope).all()
+  assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_bfloat16_is_close_to_float32():
@@ -71,6 +73,6 @@ def test_bfloat16_is_close_to_float32():
   run = lambda params, states: jax.grad(
     lambda s: loss.target_log_likelihood(params, size, s, ids)[0].sum()
   )(states)
-  slope, slope_narrow = run(wide, states.astype(jnp.float32)), run(narrow, states)
-  assert slope_narrow.dtype == jnp.bfloat16
-  assert jnp.linalg.norm(slope - slope_narrow) < 0.02 * jnp.linalg.norm(slope)
+  gradient, gradient_narrow = run(wide, states.astype(jnp.float32)), run(narrow, states)
+  assert gradient_narrow.dtype == jnp.bfloat16
+  assert jnp.linalg.norm(gradient - gradient_narrow) < 0.02 * jnp.linalg.norm(gradient)

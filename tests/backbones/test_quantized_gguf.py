@@ -1,9 +1,10 @@
-"""GGUF's blocks kept as they are: the same numbers, bit for bit, as the gguf package makes."""
+"""GGUF's blocks as quantised arrays: the same numbers, bit for bit, as the gguf package gives."""
 
 import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwix
 
 from frozen_jax.backbones import gguf_blocks, quantized
 
@@ -22,16 +23,20 @@ def stored_as(kind, shape, seed=0):
 def test_blocks_stand_for_the_numbers_of_the_gguf_package(kind, transpose):
   data, expected = stored_as(kind, (6, 96))
   blocks = gguf_blocks.unpack(data, kind, (6, 96))
-  leaf = quantized.keep(*(a.T if transpose and a is not None else a for a in blocks), "float32")
-  np.testing.assert_array_equal(quantized.dense(leaf), expected.T if transpose else expected)
+  codes, scale, offset = (
+    jnp.asarray(a.T if transpose else a) if a is not None else None for a in blocks
+  )
+  numbers = qwix.QArray(codes, scale, qtype=codes.dtype)
+  leaf = quantized.Quantized(numbers, offset, jnp.dtype("float32"))
+  np.testing.assert_array_equal(quantized.dequantize(leaf), expected.T if transpose else expected)
   assert leaf.numbers.qvalue.dtype == {"Q8_0": jnp.int8, "Q4_0": jnp.int4, "Q4_1": jnp.uint4}[kind]
 
 
-def test_which_blocks_are_kept():
-  kept = {
+def test_which_blocks_are_used_unchanged():
+  pairs = {
     (k, t)
-    for k in quantized.KINDS
+    for k in quantized.QUANTIZATION_KINDS
     for t in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "F16")
     if gguf_blocks.fits(k, t)
   }
-  assert kept == {("int8", "Q8_0"), ("int4", "Q4_0"), ("int4", "Q4_1")}
+  assert pairs == {("int8", "Q8_0"), ("int4", "Q4_0"), ("int4", "Q4_1")}

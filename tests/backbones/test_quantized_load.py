@@ -1,4 +1,4 @@
-"""Loading at fewer bits: the same model as its numbers make, on one device and on eight."""
+"""Loading a model quantised: the same as quantising it afterwards, on one device and on eight."""
 
 import gguf
 import jax
@@ -8,7 +8,7 @@ import pytest
 
 from frozen_jax.backbones import quantized
 from frozen_jax.backbones.load import load_decoder
-from frozen_jax.backbones.quantized import KINDS, Quantized, dense, summed_axis
+from frozen_jax.backbones.quantized import QUANTIZATION_KINDS, Quantized, dequantize, summed_axis
 from frozen_jax.core import paths
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.mesh import make_mesh
@@ -17,7 +17,7 @@ TOKENS = [[1, 5, 9, 2, 60, 31, 7, 11]]
 
 
 def quantised_here(loaded, kind):
-  """The leaves of a model in full, each quantised as a whole."""
+  """The leaves of a model in full precision, each quantised in one piece."""
   leaves = paths.flatten(loaded.params)
   for path, leaf in leaves.items():
     if (axis := summed_axis(path)) is not None:
@@ -30,17 +30,17 @@ def assert_same(ours, theirs):
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUANTIZATION_KINDS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_folder(llama, folder, our_logits, kind, tied):
   path = folder(llama(tied=tied, vocab_size=96 if tied else 97))  # also an odd number of codes
-  whole, loaded = (load_decoder(path, quantize=k, progress=False) for k in (None, kind))
-  assert_same(paths.flatten(loaded.params), quantised_here(whole, kind))
-  assert loaded.fingerprint == whole.fingerprint
+  full, loaded = (load_decoder(path, quantize=k, progress=False) for k in (None, kind))
+  assert_same(paths.flatten(loaded.params), quantised_here(full, kind))
+  assert loaded.fingerprint == full.fingerprint
   kernels = [p for p, leaf in paths.flatten(loaded.params).items() if isinstance(leaf, Quantized)]
   assert len(kernels) == 8 + (not tied)
 
-  plain = {p: dense(leaf) for p, leaf in paths.flatten(loaded.params).items()}
+  plain = {p: dequantize(leaf) for p, leaf in paths.flatten(loaded.params).items()}
   plain = type(loaded)(**vars(loaded) | {"params": paths.unflatten(plain)})
   np.testing.assert_allclose(our_logits(loaded, TOKENS), our_logits(plain, TOKENS), atol=1e-3)
 
@@ -53,7 +53,7 @@ def test_int8_is_near_the_model_in_full(llama, folder, torch_logits, our_logits)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUANTIZATION_KINDS)
 def test_eight_devices_equal_one(llama, folder, our_logits, kind):
   path = folder(llama())
   grid = make_mesh(data=2, fsdp=2, tensor=2)
@@ -66,14 +66,14 @@ def test_eight_devices_equal_one(llama, folder, our_logits, kind):
 
 @pytest.mark.parametrize("mesh", [None, {"fsdp": 2, "tensor": 2}], ids=["one", "four"])
 @pytest.mark.parametrize("kind,stored", [("int8", "Q8_0"), ("int4", "Q4_0"), ("int4", "Q4_1")])
-def test_gguf_blocks_are_kept(llama, gguf_file, kind, stored, mesh):
+def test_gguf_blocks_are_used_unchanged(llama, gguf_file, kind, stored, mesh):
   path = gguf_file(llama(), kind=gguf.GGMLQuantizationType[stored])
   full = load_decoder(path, progress=False)  # as the gguf package dequantises
   loaded = load_decoder(path, quantize=kind, mesh=mesh and make_mesh(**mesh), progress=False)
   leaves = paths.flatten(loaded.params)
   codes = {leaf.numbers.qvalue.dtype for leaf in leaves.values() if isinstance(leaf, Quantized)}
   assert codes == {jnp.dtype({"Q8_0": jnp.int8, "Q4_0": jnp.int4, "Q4_1": jnp.uint4}[stored])}
-  assert_same({p: dense(leaf) for p, leaf in leaves.items()}, paths.flatten(full.params))
+  assert_same({p: dequantize(leaf) for p, leaf in leaves.items()}, paths.flatten(full.params))
   assert loaded.fingerprint == full.fingerprint
 
 
@@ -93,7 +93,7 @@ def test_a_stack_of_blocks_and_others_is_quantised_anew(llama, gguf_file, monkey
 
   def mixed(self, *arguments):
     opened(self, *arguments)
-    self.types["blk.1.ffn_up.weight"] = "Q6_K"
+    self.dtypes["blk.1.ffn_up.weight"] = "Q6_K"
 
   monkeypatch.setattr(GGUFFile, "__init__", mixed)
   leaves = paths.flatten(load_decoder(path, quantize="int8", progress=False).params)

@@ -1,6 +1,6 @@
-"""How weights get from files to devices: in processes, from what types, and what is told of faults.
+"""Loading weights onto devices: several processes, stored dtypes, and the reports of faults.
 
-What the arrays then hold is compared with transformers in test_families and test_load_folder.
+The loaded values are compared with transformers in test_families and test_load_folder.
 """
 
 import functools
@@ -46,7 +46,7 @@ def edit(folder, change, file="model.safetensors"):
   )
 
 
-def told(path):
+def error_of(path):
   with pytest.raises(UserError) as error:
     load.load_decoder(str(path), progress=False)
   assert "\n" not in str(error.value)
@@ -64,12 +64,12 @@ assert hosts.start(wait=60)
 read, hashed = [], []
 def count(method, into):
   original = getattr(hf_folder.HFFolder, method)
-  def counted(self, *given):
-    found = original(self, *given)
-    into.append((given[0], found.nbytes))
-    return found
+  def counted(self, name, *index):
+    data = original(self, name, *index)
+    into.append((name, data.nbytes))
+    return data
   setattr(hf_folder.HFFolder, method, counted)
-count("read", read), count("content", hashed)
+count("read", read), count("raw_bytes", hashed)
 loaded = load.load_decoder(sys.argv[1], mesh=make_mesh(fsdp=2), progress=False)
 kept = sum(s.data.nbytes for a in jax.tree.leaves(loaded.params) for s in a.addressable_shards)
 print(json.dumps({
@@ -106,19 +106,19 @@ def test_each_process_reads_its_shards_and_hashes_its_share(folder):
   path = folder("phi3", max_shard_size="20KB")
   codes, answers = in_two_processes(path, path)
   assert codes == [0, 0], answers
-  said = [json.loads(out.splitlines()[-1]) for out, _ in answers]
+  reports = [json.loads(out.splitlines()[-1]) for out, _ in answers]
   alone = load.load_decoder(str(path), progress=False)
   stored = HFFolder(path)
-  assert {each["fingerprint"] for each in said} == {alone.fingerprint}
-  assert {each["checksum"] for each in said} == {checksum(alone.params)}
-  assert sorted(said[0]["hashed"] + said[1]["hashed"]) == sorted(stored.shapes)
-  assert min(len(each["hashed"]) for each in said) >= len(stored.shapes) // 2
-  assert all(each["read"] == each["kept"] for each in said)  # float32 on disk and in memory
+  assert {each["fingerprint"] for each in reports} == {alone.fingerprint}
+  assert {each["checksum"] for each in reports} == {checksum(alone.params)}
+  assert sorted(reports[0]["hashed"] + reports[1]["hashed"]) == sorted(stored.shapes)
+  assert min(len(each["hashed"]) for each in reports) >= len(stored.shapes) // 2
+  assert all(each["read"] == each["kept"] for each in reports)  # float32 on disk and in memory
   whole = sum(array.nbytes for array in jax.tree.leaves(alone.params))
-  assert all(each["kept"] < 0.6 * whole for each in said)
+  assert all(each["kept"] < 0.6 * whole for each in reports)
 
 
-def test_processes_that_see_different_files_are_told(folder, tmp_path):
+def test_processes_with_different_files_are_refused(folder, tmp_path):
   path = folder("llama")
   other = tmp_path / "other"
   torch_model("llama").bfloat16().save_pretrained(other)
@@ -145,31 +145,33 @@ def test_every_stored_type_is_cast_on_the_way(folder, kind, sharded):
       np.testing.assert_array_equal(got, expected)
 
 
-def test_what_a_tensor_becomes_may_be_a_tree_stacked_like_it(folder):
-  """The place for quantisation: numbers and their scales, each on its shards."""
+def test_a_conversion_may_return_a_tree_whose_arrays_are_stacked(folder):
+  """As for quantisation: numbers and their scales, each sharded."""
   path = folder("mixtral")
   stored = load.open_model(path)
-  leaves = load.plan(stored)
+  leaves = load.plan_decoder(stored)
   mesh = make_mesh(fsdp=2, tensor=2)
   axes = stored.family.network.PARAM_AXES
 
   def halves(tensor):
     return (tensor * 2).astype(np.int8), tensor.max(axis=-1, keepdims=True)
 
-  whole = assemble.build(leaves, stored, load.conversion("float32"), axes, None, progress=False)
-  split = assemble.build(leaves, stored, lambda path: halves, axes, mesh, progress=False)
+  whole = assemble.load_params(
+    leaves, stored, load.conversion("float32"), axes, None, progress=False
+  )
+  split = assemble.load_params(leaves, stored, lambda path: halves, axes, mesh, progress=False)
   up, (numbers, scales) = (tree["layers"]["experts"]["up"]["kernel"] for tree in (whole, split))
   np.testing.assert_array_equal(numbers, (up * 2).astype(np.int8))
   np.testing.assert_array_equal(scales, up.max(axis=-1, keepdims=True))
   assert numbers.dtype == np.int8 and not numbers.sharding.is_fully_replicated
-  told_before = assemble.shapes(leaves, lambda path: halves)["layers/experts/up/kernel"]
-  assert [a.shape for a in told_before] == [numbers.shape, scales.shape]
+  expected_arrays = assemble.param_shapes(leaves, lambda path: halves)["layers/experts/up/kernel"]
+  assert [a.shape for a in expected_arrays] == [numbers.shape, scales.shape]
 
 
 def test_equal_shapes_are_compiled_once(folder, caplog):
   path = folder("llama")
-  leaves = load.plan(load.open_model(path))
-  shapes = {(leaf.stack, leaf.stored_shape, leaf.source.transpose) for leaf in leaves}
+  leaves = load.plan_decoder(load.open_model(path))
+  shapes = {(leaf.stack_shape, leaf.stored_shape, leaf.source.transpose) for leaf in leaves}
   jax.clear_caches()
   for expected in (len(shapes), 0):
     caplog.clear()
@@ -196,13 +198,13 @@ def test_one_error_lists_every_kind_of_fault(folder):
   again = {"model.embed_tokens.weight": np.zeros((3, 3), np.float32)}
   safetensors.numpy.save_file(again, path / "more.safetensors")
   (path / "model.safetensors").rename(path / "first.safetensors")
-  said = told(path)
-  assert "1 missing: model.layers.1.mlp.up_proj.weight" in said
-  assert "1 not known: model.layers.0.self_attn.q_norm.weight" in said
-  assert "1 of another shape: lm_head.weight" in said
-  assert "2 stored twice: model.embed_tokens.weight (again in more.safetensors), " in said
-  assert "norm.weight (also as model.norm.weight)" in said
-  assert "model.layers.0.mlp.gate_proj.weight (stored as I8)" in said
+  message = error_of(path)
+  assert "1 missing: model.layers.1.mlp.up_proj.weight" in message
+  assert "1 not known: model.layers.0.self_attn.q_norm.weight" in message
+  assert "1 of another shape: lm_head.weight" in message
+  assert "2 stored twice: model.embed_tokens.weight (again in more.safetensors), " in message
+  assert "norm.weight (also as model.norm.weight)" in message
+  assert "model.layers.0.mlp.gate_proj.weight (stored as I8)" in message
 
 
 def test_masks_of_old_checkpoints_may_have_any_type(folder):
@@ -220,27 +222,27 @@ def test_an_index_that_lists_absent_files(folder):
   lost = sorted(path.glob("*.safetensors"))[:2]
   for file in lost:
     file.unlink()
-  assert f"lacks {lost[0].name}, {lost[1].name}, which its index lists" in told(path)
+  assert f"lacks {lost[0].name}, {lost[1].name}, which its index lists" in error_of(path)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.hf_name)
-@pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_the_pieces_of_a_fused_tensor_are_all_of_it(family, form):
-  """No array of ours takes what another took, and nothing of a fused tensor is left out."""
-  pieces = {}
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_the_parts_of_a_fused_tensor_cover_it(family, format):
+  """No part of a fused tensor is used twice, and none is left out."""
+  parts = {}
   for key in family.keys:
-    source = getattr(key, form)
+    source = getattr(key, format)
     if source is not None:
       part = source.part
       entry = (part and part.layout, part.index if part else 0)
-      pieces.setdefault(source.name, []).append(entry)
+      parts.setdefault(source.name, []).append(entry)
   config = configs()[family.hf_name]
-  for name, taken in pieces.items():
-    layouts = {layout for layout, _ in taken}
-    assert len(layouts) == 1, f"{name} is taken apart in two ways"
+  for name, entries in parts.items():
+    layouts = {layout for layout, _ in entries}
+    assert len(layouts) == 1, f"{name} is split in two ways"
     (layout,) = layouts
     count = len(layout(config)[1]) if layout else 1
-    assert sorted(index for _, index in taken) == list(range(count)), name
+    assert sorted(index for _, index in entries) == list(range(count)), name
 
 
 @functools.cache

@@ -18,6 +18,8 @@ import safetensors.numpy
 
 from frozen_jax.backbones import assemble, families
 
+pytestmark = pytest.mark.stress
+
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model_type": "llama",
@@ -65,7 +67,7 @@ def write(folder, settings, dtype):
   (folder / "config.json").write_text(json.dumps(settings))
   family = families.family_of("llama", "hf", "here")
   config = families.read_config(family, "hf", settings, "here")
-  leaves = assemble.plan(config, family, "hf")
+  leaves = assemble.plan_leaves(config, family, "hf")
   shapes = {name: leaf.stored_shape for leaf in leaves for name in leaf.names}
   rng = np.random.default_rng(0)
   bits = np.dtype(f"u{np.dtype(dtype).itemsize}")

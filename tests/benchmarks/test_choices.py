@@ -10,8 +10,8 @@ from benchmarks import choices
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.types import Prompt
-from frozen_jax.evaluation.rank_classification import Question
-from frozen_jax.run.frozen_lm import FrozenLM
+from frozen_jax.models.choice_scoring import ChoiceQuestion
+from frozen_jax.models.frozen_lm import FrozenLM
 
 CONFIG = DecoderConfig(
   vocab_size=31, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=24, tied=True
@@ -21,8 +21,8 @@ CONFIG = DecoderConfig(
 def test_side_by_side_equals_one_by_one():
   lm = FrozenLM("tiny", CONFIG, decoder.random_params(CONFIG, jax.random.key(0)), None, "")
   asked = [
-    Question(Prompt([4, 9, 3]), [[5], [6, 7]], [1, 2]),
-    Question(Prompt(list(range(1, 31))), [[8, 2, 2], [30, 1], [9]], [3, 2, 1]),
+    ChoiceQuestion(Prompt([4, 9, 3]), [[5], [6, 7]], [1, 2]),
+    ChoiceQuestion(Prompt(list(range(1, 31))), [[8, 2, 2], [30, 1], [9]], [3, 2, 1]),
   ]
   ours, loop = (side(lm, asked) for side in (choices.side_by_side, choices.one_by_one))
   for a, b in zip(ours, loop, strict=True):

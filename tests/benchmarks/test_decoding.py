@@ -11,7 +11,7 @@ from benchmarks import decoding, decoding_side, hf_copy, pairs, soak
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.load import Decoder
-from frozen_jax.run.frozen_lm import FrozenLM
+from frozen_jax.models.frozen_lm import FrozenLM
 
 CONFIG = DecoderConfig(
   vocab_size=61, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=256
@@ -109,17 +109,17 @@ def test_growth_and_compiling_count_behind_the_warm_up():
   assert found["growth"] == pytest.approx(0.02) and found["resident_mb"] == pytest.approx(1000)
   assert (found["compiled"], found["compiled_before"]) == (2, 9)
   assert found["tokens_per_second"] == 10
-  with pytest.raises(SystemExit, match="2 calls come behind the warm-up"):
+  with pytest.raises(SystemExit, match="2 calls come after the warm-up"):
     soak.judged(looks([1] * 5, [1] * 5), 30)
 
 
 def test_a_tiny_soak(folder, monkeypatch, tmp_path, capsys):
-  """The first run compiles behind a warm-up of nothing; the second finds everything there."""
+  """The first run compiles after a warm-up of nothing; the second finds everything there."""
   lm = FrozenLM("tiny", CONFIG, decoder.random_params(CONFIG, jax.random.key(0)), None, "")
   monkeypatch.setattr(soak, "load_frozen", lambda name, dtype: lm)
   monkeypatch.setattr(soak, "prompts", lambda count, size, seed: [[5, 9, 1 + seed % 7]] * count)
   asked = ["--prompts=40", "--minutes=0", "--call=4", "--new=3", "--growth=0.5"]
-  with pytest.raises(SystemExit, match="programs were compiled behind the warm-up: .*_steps"):
+  with pytest.raises(SystemExit, match="programs were compiled after the warm-up: .*_steps"):
     soak.main([*asked, "--warm-up=0"])
   soak.main([*asked, "--warm-up=8", f"--json={tmp_path / 'soak.json'}"])
   out = capsys.readouterr().out

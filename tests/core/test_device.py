@@ -11,11 +11,11 @@ from frozen_jax.core import device
 @pytest.mark.parametrize("backend, size", [("cpu", 1), ("gpu", 2), ("tpu", 2)])
 def test_sizes_go_by_the_backend(monkeypatch, backend, size):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  assert device.suited({"cpu": 1, "gpu": 2}) == size
+  assert device.per_backend({"cpu": 1, "gpu": 2}) == size
 
 
 @pytest.mark.parametrize("stats, memory", [({"bytes_limit": 100}, 400), (None, 2**33)])
-def test_memory_is_that_of_all_devices_that_tell_it(monkeypatch, stats, memory):
+def test_memory_is_that_of_all_devices_that_report_it(monkeypatch, stats, memory):
   one = SimpleNamespace(memory_stats=lambda: stats)
   monkeypatch.setattr(jax, "local_devices", lambda: [one] * 2)
   monkeypatch.setattr(jax, "device_count", lambda: 4)

@@ -1,20 +1,20 @@
-"""Files and folders appear whole or not at all, and what killed processes leave goes in time."""
+"""Files and folders are written atomically, and what killed processes leave is deleted in time."""
 
 import os
 
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import whole_file, whole_folder
+from frozen_jax.core.files import atomic_file, atomic_folder
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
   path = tmp_path / "new" / "f"
-  with whole_file(path) as beside:
-    beside.write_text("one")
+  with atomic_file(path) as temporary:
+    temporary.write_text("one")
     assert not path.exists()
-  with pytest.raises(KeyboardInterrupt), whole_file(path) as beside:
-    beside.write_text("half")
+  with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+    temporary.write_text("half")
     raise KeyboardInterrupt
   assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
   assert path.stat().st_mode & 0o777 == 0o644
@@ -22,21 +22,21 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
 def test_the_folder_that_was_there_first_stays(tmp_path):
   path = tmp_path / "d"
-  with whole_folder(path) as mine:
-    with whole_folder(path) as other:
-      (other / "f").write_text("first")
-    (mine / "f").write_text("second")
+  with atomic_folder(path) as second:
+    with atomic_folder(path) as first:
+      (first / "f").write_text("first")
+    (second / "f").write_text("second")
   assert (path / "f").read_text() == "first" and list(tmp_path.iterdir()) == [path]
-  with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "e") as beside:
-    (beside / "f").write_text("half")
+  with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "e") as temporary:
+    (temporary / "f").write_text("half")
     raise KeyboardInterrupt
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_is_said(tmp_path):
+def test_what_cannot_be_written_is_a_user_error(tmp_path):
   (tmp_path / "file").write_text("")
-  for whole in (whole_file, whole_folder):
-    with pytest.raises(UserError, match="cannot write"), whole(tmp_path / "file" / "x"):
+  for atomic in (atomic_file, atomic_folder):
+    with pytest.raises(UserError, match="cannot write"), atomic(tmp_path / "file" / "x"):
       pass
 
 
@@ -47,6 +47,6 @@ def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
     (folder / "f").write_text("half")
     if folder.name.endswith("old"):
       os.utime(folder, (0, 0))
-  with whole_folder(tmp_path / "d"):
+  with atomic_folder(tmp_path / "d"):
     pass
   assert {path.name for path in tmp_path.iterdir()} == {".d.new", ".dd.old", "d"}

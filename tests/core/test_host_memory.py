@@ -1,4 +1,4 @@
-"""A process that keeps freed memory asks the system for no new pages; asked for in its own one."""
+"""A process that keeps freed memory requests no new pages; tested in a process of its own."""
 
 import ctypes
 import statistics
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.stress
 
 STEPS = """
 import resource, sys
@@ -24,14 +26,14 @@ for _ in range(24):
 
 def pages(argument, **variables):
   """New pages of each of 24 steps, one array of whose temporaries fills 16,384."""
-  told = subprocess.run(
+  finished = subprocess.run(
     [sys.executable, "-c", STEPS, argument],
     capture_output=True,
     text=True,
     check=True,
     env={"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "8"} | variables,
   )
-  return [int(line) for line in told.stdout.split()]
+  return [int(line) for line in finished.stdout.split()]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.batches import pad, scoring_batches, targets_bucket, training_batches
-from frozen_jax.data.mixture import MixtureOptions
+from frozen_jax.data.batches import collate, scoring_batches, targets_bucket, training_batches
+from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask
 
 
@@ -31,15 +31,15 @@ def task(words):
 
 def test_padding():
   rows = [Encoded([5, 6, 7, 8, 9], 3), Encoded([5, 6], 1)]
-  batch = pad(rows, (4, 8), 4, size=3)
+  batch = collate(rows, (4, 8), 4, size=3)
   assert all(value.dtype == np.int32 for value in batch.values())
   assert batch["tokens"].tolist() == [[5, 6, 7, 8, 9, 0, 0, 0], [5, 6] + [0] * 6, [0] * 8]
   assert batch["mask"].sum(1).tolist() == [5, 2, 0]
   assert batch["target_positions"].tolist() == [[2, 3, 0, 0], [0] * 4, [0] * 4]
   assert batch["target_ids"].tolist() == [[8, 9, 0, 0], [6, 0, 0, 0], [0] * 4]
   assert batch["target_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
-  assert pad(rows[1:], (4, 8), 16)["target_ids"].shape == (1, 16)
-  assert pad(rows[1:], (4, 8), 4)["tokens"].shape == (1, 4)
+  assert collate(rows[1:], (4, 8), 16)["target_ids"].shape == (1, 16)
+  assert collate(rows[1:], (4, 8), 4)["tokens"].shape == (1, 4)
 
 
 def test_buckets_of_targets():
@@ -68,7 +68,7 @@ def test_each_epoch_holds_each_example_once_in_another_order(task, words):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 7, 11])
-def test_resume_goes_on_as_if_never_stopped(task, stop):
+def test_a_resumed_run_has_the_same_batches(task, stop):
   """10 examples in batches of 4: batches straddle epochs; one example in five is skipped."""
   source = [question(n, words=30 if n % 5 == 0 else 1 + n % 8) for n in range(10)]
   whole = training_batches(source, task, 4, seed=1)
@@ -107,7 +107,7 @@ def test_hosts_share_the_batches_of_one(task, hosts):
 
 
 def test_a_batch_must_divide_among_hosts(task):
-  with pytest.raises(UserError, match="10 rows cannot be dealt to 4 hosts"):
+  with pytest.raises(UserError, match="10 rows cannot be divided among 4 hosts"):
     training_batches([question(1)], task, 10, shard=(0, 4))
 
 
@@ -171,13 +171,13 @@ def test_text_in_windows(words):
 class Grouped(list):
   """Questions 0 .. 39 of two data sets: 30 rows and 10, one in five too long."""
 
-  groups = np.repeat([0, 1], [30, 10])
+  dataset_index = np.repeat([0, 1], [30, 10])
 
   def __init__(self, longs=5):
     super().__init__(question(n, words=40 if n % longs == 0 else 1 + n % 7) for n in range(40))
 
 
-MIXED = MixtureOptions("temperature", 2.0, cap=16)  # shares 4 : 10 ** 0.5
+MIXED = MixtureSettings("temperature", 2.0, cap=16)  # shares 4 : 10 ** 0.5
 
 
 def test_a_mixture_holds_its_shares_and_skips_within_a_data_set(task, words):

@@ -120,7 +120,7 @@ store.flush()
   (left,) = tmp_path.iterdir()
   assert len(FeatureStore(tmp_path, WIDTH, np.float32)) == 0
   assert left.exists()  # its writer may still be at work
-  long_ago = time.time() - 2 * feature_store._ABANDONED
+  long_ago = time.time() - 2 * feature_store._ABANDONED_SECONDS
   os.utime(left, (long_ago, long_ago))
   FeatureStore(tmp_path, WIDTH, np.float32)
   assert list(tmp_path.iterdir()) == []
@@ -184,7 +184,7 @@ def test_a_full_folder_gets_nothing_more(tmp_path, caplog):
   size = sum(path.stat().st_size for path in segments(tmp_path))
   store = filled(tmp_path, more, disk_bytes=int(1.5 * size))
   (warning,) = caplog.messages
-  assert "in memory alone" in warning and "reached" in warning
+  assert "in memory only" in warning and "reached" in warning
   assert len(list(tmp_path.iterdir())) == 1
   assert all(row is not None for row in store.find([*known, *more]))
 
@@ -197,7 +197,7 @@ def test_where_nothing_can_be_written_memory_remains(tmp_path, caplog):
   store.add(text_key([5, 5]), known[text_key([0, 0])])
   store.flush()
   (warning,) = caplog.messages
-  assert "in memory alone" in warning
+  assert "in memory only" in warning
   assert all(row is not None for row in store.find(list(known)))
 
 

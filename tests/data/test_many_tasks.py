@@ -9,81 +9,81 @@ from frozen_jax.data.builders.countries import countries, held_out_names, mentio
 from frozen_jax.data.builders.many_tasks import HELD_OUT, SPLITS, examples, tasks
 from frozen_jax.data.builders.task_generators import MONTHS, WEEKDAYS
 from frozen_jax.data.builders.words import KINDS, OPPOSITES, WORDS
-from frozen_jax.data.mixture import held_out, spread
+from frozen_jax.data.mixture import check_held_out, stratified_sample
 from frozen_jax.data.sources import open_source
 
 
 @pytest.fixture(scope="module")
-def made():
+def by_split():
   return {split: list(examples(split)) for split in SPLITS}
 
 
-def inputs(listed):
-  return {example["input"] for example in listed}
+def inputs(rows):
+  return {example["input"] for example in rows}
 
 
-def test_sizes(made):
-  sizes = {split: len(listed) for split, listed in made.items()}
+def test_sizes(by_split):
+  sizes = {split: len(rows) for split, rows in by_split.items()}
   assert sizes == {"train": 4532, "validation": 816, "test": 1138, "held_out": 780}
   assert len(tasks("train")) == 22 and set(tasks("held_out")) == set(HELD_OUT)
-  for split, listed in made.items():
-    counted = Counter(example["dataset"] for example in listed)
+  for split, rows in by_split.items():
+    counted = Counter(example["dataset"] for example in rows)
     assert set(counted) == set(tasks(split)) and min(counted.values()) >= 24
 
 
-def test_each_task_has_three_templates_everywhere(made):
-  for split, listed in made.items():
+def test_each_task_has_three_templates_everywhere(by_split):
+  for split, rows in by_split.items():
     templates = defaultdict(Counter)
-    for example in listed:
+    for example in rows:
       templates[example["dataset"]][example["template"]] += 1
     assert all(len(counted) == 3 for counted in templates.values()), split
     assert all(max(one.values()) <= min(one.values()) + 2 for one in templates.values())
 
 
-def test_no_split_holds_an_item_of_another(made):
-  everything = [example for split in SPLITS for example in made[split]]
+def test_no_split_holds_an_item_of_another(by_split):
+  everything = [example for split in SPLITS for example in by_split[split]]
   assert len({example["id"] for example in everything}) == len(everything)
   assert len({(e["dataset"], e["input"]) for e in everything}) == len(everything)
   for one in SPLITS:
     for other in SPLITS:
-      assert one == other or not inputs(made[one]) & inputs(made[other])
-  rows = {s: {tuple(e["id"].split("/")[:2]) for e in made[s]} for s in SPLITS}
+      assert one == other or not inputs(by_split[one]) & inputs(by_split[other])
+  rows = {s: {tuple(e["id"].split("/")[:2]) for e in by_split[s]} for s in SPLITS}
   assert not rows["train"] & (rows["validation"] | rows["test"])
   assert not rows["validation"] & rows["test"]
-  assert not {e["dataset"] for e in made["train"]} & set(HELD_OUT)
+  assert not {e["dataset"] for e in by_split["train"]} & set(HELD_OUT)
 
 
-def test_the_same_sum_is_in_one_split_only(made):
+def test_the_same_sum_is_in_one_split_only(by_split):
   seen = {}
-  for split, listed in made.items():
-    for example in listed:
+  for split, rows in by_split.items():
+    for example in rows:
       if example["dataset"] in ("addition", "multiplication", "comparison"):
         numbers = frozenset(re.findall(r"\d+", example["input"]))
         assert seen.setdefault((example["dataset"], numbers), split) == split
 
 
-def test_train_names_no_country_of_another_split(made):
+def test_train_names_no_country_of_another_split(by_split):
   elsewhere = held_out_names()
-  for example in made["train"]:
+  for example in by_split["train"]:
     texts = [example["input"], *example.get("answers", [example["target"]])]
     assert not mentions(" | ".join(texts), elsewhere), example
   trained = frozenset(n for one in countries() if one.split == "train" for n in one.names)
   for split in ("validation", "test", "held_out"):
-    for example in made[split]:
+    for example in by_split[split]:
       assert not mentions(example["input"], trained), example
 
 
-def test_texts_are_short_and_whole(made):
-  for listed in made.values():
-    for example in listed:
+def test_texts_are_short_and_whole(by_split):
+  for rows in by_split.values():
+    for example in rows:
       assert len(example["input"]) <= 160 and len(example["target"]) <= 60
       for text in (example["input"], *example.get("answers", [example["target"]])):
         assert text == text.strip() and text and not re.search(r"[{}\[\]]|None|Undefined", text)
 
 
-def test_choices_hold_the_target_and_are_balanced(made):
+def test_choices_hold_the_target_and_are_balanced(by_split):
   targets = defaultdict(Counter)
-  for example in made["train"]:
+  for example in by_split["train"]:
     if choices := example.get("choices"):
       assert example["target"] in choices and len(set(choices)) == len(choices) >= 2
       if len(choices) == 2 and not choices[0].isdigit() and choices[0] not in MONTHS:
@@ -96,7 +96,9 @@ def test_choices_hold_the_target_and_are_balanced(made):
   }
   for counted in targets.values():
     assert len(counted) == 2 and min(counted.values()) > 0.35 * counted.total()
-  with_choices = {e["dataset"] for s in ("train", "held_out") for e in made[s] if "choices" in e}
+  with_choices = {
+    e["dataset"] for s in ("train", "held_out") for e in by_split[s] if "choices" in e
+  }
   assert len(with_choices) == 9
 
 
@@ -105,7 +107,7 @@ def numbers_of(example):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_what_is_said_is_true(made, split):
+def test_what_is_said_is_true(by_split, split):
   """The targets once more, from the inputs alone."""
   right = {
     "addition": lambda e, n: str(sum(n)),
@@ -116,7 +118,7 @@ def test_what_is_said_is_true(made, split):
     "largest_number": lambda e, n: str(min(n) if e["template"] == "smallest" else max(n)),
   }
   checked = 0
-  for example in made[split]:
+  for example in by_split[split]:
     if rule := right.get(example["dataset"]):
       assert example["target"] == rule(example, numbers_of(example)), example
       checked += 1
@@ -137,22 +139,22 @@ def test_what_is_said_is_true(made, split):
 
 def test_words_are_of_one_kind_and_have_one_opposite():
   assert len(set(WORDS)) == len(WORDS)
-  listed = [word for pair in OPPOSITES for word in pair]
-  assert len(set(listed)) == len(listed) and all(len(pair) == 2 for pair in OPPOSITES)
+  opposites = [word for pair in OPPOSITES for word in pair]
+  assert len(set(opposites)) == len(opposites) and all(len(pair) == 2 for pair in OPPOSITES)
   everywhere = frozenset(name for one in countries() for name in one.names)
-  assert not any(mentions(word, everywhere) for word in (*WORDS, *listed))
+  assert not any(mentions(word, everywhere) for word in (*WORDS, *opposites))
 
 
-def test_prepared_rows_are_the_generated_ones(cache, made):
+def test_prepared_rows_are_the_generated_ones(cache, by_split):
   for split in SPLITS:
     source = open_source(f"many_tasks/{split}")
-    assert {example["id"]: example for example in source} == {e["id"]: e for e in made[split]}
+    assert {example["id"]: example for example in source} == {e["id"]: e for e in by_split[split]}
     assert set(source.datasets) == set(tasks(split))
-    assert source.cells.max() + 1 == 3 * len(source.datasets)
+    assert source.template_index.max() + 1 == 3 * len(source.datasets)
 
 
 def test_held_out_tasks_may_be_evaluated(cache):
   train = open_source("many_tasks/train")
-  held_out(train, [open_source("many_tasks/held_out")])
-  counted = Counter(train[int(i)]["dataset"] for i in spread(train, 220))
+  check_held_out(train, [open_source("many_tasks/held_out")])
+  counted = Counter(train[int(i)]["dataset"] for i in stratified_sample(train, 220))
   assert min(counted.values()) >= 8 and len(counted) == 22

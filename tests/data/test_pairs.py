@@ -1,4 +1,4 @@
-"""Questions with passages: joined as the tokenizer joins, mined, drawn, resumed and dealt out."""
+"""Question-passage pairs: joined as the tokenizer joins them, packed, sampled, resumed, split."""
 
 import itertools
 
@@ -10,16 +10,16 @@ from frozen_jax.data.pairs import (
   GroupBatches,
   GroupOptions,
   PairEncoder,
-  shared_rows,
-  validation_groups,
+  pack_texts,
+  validation_batches,
 )
 from tests.re_ranking import PASSAGES, groups, pair_encoder, pairs, tokenizer, unpacked
 
 
 def batches(**changes):
-  given = {"batch_size": 4, "options": GroupOptions(3), "seed": 5} | changes
-  made = given.pop("groups", None) or groups()
-  return GroupBatches(made, PASSAGES.__getitem__, pair_encoder(), **given)
+  arguments = {"batch_size": 4, "options": GroupOptions(3), "seed": 5} | changes
+  chosen = arguments.pop("groups", None) or groups()
+  return GroupBatches(chosen, PASSAGES.__getitem__, pair_encoder(), **arguments)
 
 
 def equal(one, other):
@@ -32,17 +32,17 @@ def equal(one, other):
 def test_two_texts_are_joined_as_the_tokenizer_joins_them(types):
   words = tokenizer(types)
   long = ("w1 w2", " ".join(f"w{i % 40}" for i in range(60)))
-  given = [*pairs(), long]
-  made = pair_encoder(words)(given)
-  for pair, text in zip(given, made, strict=True):
+  listed = [*pairs(), long]
+  texts = pair_encoder(words)(listed)
+  for pair, text in zip(listed, texts, strict=True):
     theirs = words(*pair, truncation="only_second", max_length=40, return_token_type_ids=True)
     assert list(text.tokens) == theirs["input_ids"] and list(text.types) == theirs["token_type_ids"]
-  assert [text.cut for text in made] == [pair == long for pair in given]
+  assert [text.truncated for text in texts] == [pair == long for pair in listed]
 
 
 def test_an_encoder_without_token_types_gets_none():
-  made = pair_encoder(types=1)([("w1", "w2 w3")])
-  assert list(made[0].types) == [0] * 6
+  (text,) = pair_encoder(types=1)([("w1", "w2 w3")])
+  assert list(text.types) == [0] * 6
 
 
 def test_a_question_without_room_for_a_passage_is_refused():
@@ -51,7 +51,7 @@ def test_a_question_without_room_for_a_passage_is_refused():
 
 
 @pytest.mark.parametrize("lengths", [(), (24, 16), (64,)])
-def test_lengths_that_are_none(lengths):
+def test_bad_lengths(lengths):
   with pytest.raises(UserError, match="rising numbers up to 48"):
     PairEncoder(tokenizer(), 2, 48, lengths)
 
@@ -64,24 +64,24 @@ def test_an_encoder_without_a_tokenizer():
 def test_a_batch_holds_a_positive_first_and_negatives_of_its_question():
   batch = next(batches())
   assert batch["tokens"].shape == batch["types"].shape == (1, 6, 40)  # 16 texts of 13 tokens
-  assert batch["mask"].shape == (1, 6, 8, 40) and batch["places"].shape == (1, 4, 4)
+  assert batch["mask"].shape == (1, 6, 8, 40) and batch["text_index"].shape == (1, 4, 4)
   words = tokenizer()
   for texts in unpacked(batch):
-    read = [words.decode(text) for text in texts]
-    number = int(read[0].split("w")[2].split()[0])  # of "<s> what has wN </s> the colour wN ..."
-    parts = [one.split("</s>") for one in read]
+    decoded = [words.decode(text) for text in texts]
+    number = int(decoded[0].split("w")[2].split()[0])  # of "<s> what has wN </s> the colour wN ..."
+    parts = [text.split("</s>") for text in decoded]
     assert {part[0] for part in parts} == {f"<s> what has w{number} "}
-    found = [PASSAGES.index(part[1].strip()) for part in parts]
-    assert found[0] == number and len(set(found)) == 4
-    assert set(found[1:]) <= {(number + step) % 40 for step in range(1, 6)}
+    passages = [PASSAGES.index(part[1].strip()) for part in parts]
+    assert passages[0] == number and len(set(passages)) == 4
+    assert set(passages[1:]) <= {(number + step) % 40 for step in range(1, 6)}
 
 
 def test_negatives_are_drawn_anew_and_every_question_comes_once_an_epoch():
-  taken = list(itertools.islice(batches(), 20))  # two epochs
-  first = [row[0].tobytes() for batch in taken for row in unpacked(batch)]
+  two_epochs = list(itertools.islice(batches(), 20))
+  first = [row[0].tobytes() for batch in two_epochs for row in unpacked(batch)]
   assert len(set(first[:40])) == 40 and set(first[:40]) == set(first[40:])
   by_question = {}
-  for batch in taken:
+  for batch in two_epochs:
     for row in unpacked(batch):
       by_question.setdefault(row[0].tobytes(), set()).add(tuple(t.tobytes() for t in row[1:]))
   assert max(map(len, by_question.values())) == 2
@@ -101,11 +101,11 @@ def test_in_batch_negatives_are_positives_of_the_others():
 def test_missing_negatives_leave_texts_empty():
   few = [group._replace(negatives=group.negatives[:1]) for group in groups()]
   batch = next(batches(groups=few))
-  np.testing.assert_array_equal(batch["places"][0] >= 0, [[True, True, False, False]] * 4)
+  np.testing.assert_array_equal(batch["text_index"][0] >= 0, [[True, True, False, False]] * 4)
   assert (batch["mask"].any(-1).sum(), batch["mask"].sum()) == (8, (batch["tokens"] > 0).sum())
 
 
-def test_hosts_share_the_batches_and_a_position_can_be_taken_up():
+def test_hosts_share_the_batches_and_a_position_can_be_restored():
   whole = batches(units=2)
   halves = [batches(shard=(index, 2)) for index in (0, 1)]
   for _ in range(12):
@@ -120,23 +120,23 @@ def test_hosts_share_the_batches_and_a_position_can_be_taken_up():
     batches(groups=groups()[:39]).set_state(state)
 
 
-def test_cut_passages_are_counted():
+def test_truncated_passages_are_counted():
   long = " ".join(["w1"] * 60)
-  made = GroupBatches(groups(), lambda key: long, pair_encoder(), 4, GroupOptions(1))
-  next(made)
-  assert made.counts == {"cut": 8}
+  truncated = GroupBatches(groups(), lambda key: long, pair_encoder(), 4, GroupOptions(1))
+  next(truncated)
+  assert truncated.counts == {"cut": 8}
 
 
 def test_validation_takes_the_hardest_and_fills_up():
-  found = list(validation_groups(groups()[:6], PASSAGES.__getitem__, pair_encoder(), 4, 2))
-  assert [batch["places"].shape for batch in found] == [(1, 4, 3)] * 2
-  assert (found[1]["places"][0] >= 0).tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
+  found = list(validation_batches(groups()[:6], PASSAGES.__getitem__, pair_encoder(), 4, 2))
+  assert [batch["text_index"].shape for batch in found] == [(1, 4, 3)] * 2
+  assert (found[1]["text_index"][0] >= 0).tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
   assert PASSAGES[1] in tokenizer().decode(unpacked(found[0])[0][1])
 
 
 def test_units_have_their_own_rows_and_the_same_texts():
   one, four = next(batches()), next(batches(units=4))
-  assert four["places"].shape == (4, 1, 4) and four["tokens"].shape[0] == 4
+  assert four["text_index"].shape == (4, 1, 4) and four["tokens"].shape[0] == 4
   for mine, theirs in zip(unpacked(one), unpacked(four), strict=True):
     for a, b in zip(mine, theirs, strict=True):
       np.testing.assert_array_equal(a, b)
@@ -144,11 +144,11 @@ def test_units_have_their_own_rows_and_the_same_texts():
 
 def test_texts_share_rows_and_none_is_left_out():
   lengths = [int(n) for n in np.random.default_rng(0).integers(20, 257, 64)]
-  rows = shared_rows(lengths, 256, 8)
-  assert sorted(at for row in rows for at in row) == list(range(64))
-  assert all(sum(lengths[at] for at in row) <= 256 for row in rows)
+  rows = pack_texts(lengths, 256, 8)
+  assert sorted(index for row in rows for index in row) == list(range(64))
+  assert all(sum(lengths[index] for index in row) <= 256 for row in rows)
   assert sum(lengths) > 0.85 * 256 * len(rows)
-  assert shared_rows([1] * 9, 256, 8) == [list(range(8)), [8]] and shared_rows([], 256, 8) == []
+  assert pack_texts([1] * 9, 256, 8) == [list(range(8)), [8]] and pack_texts([], 256, 8) == []
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_texts_share_rows_and_none_is_left_out():
     ({"options": GroupOptions(1, 4)}, "need more than 4 questions"),
   ],
 )
-def test_batches_that_cannot_be(changes, message):
+def test_bad_batches(changes, message):
   with pytest.raises(UserError, match=message):
     batches(**changes)
   with pytest.raises(UserError, match="no questions"):

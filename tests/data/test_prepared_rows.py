@@ -48,7 +48,7 @@ def test_a_folder_is_prepared_and_opened(folder, tmp_path, monkeypatch):
   ]
   assert [example["template"] for example in source] == ["t", "", ""]
   assert [example["id"] for example in source] == ["0", "1", "own"]
-  assert source.datasets == ("b", "a") and source.groups.tolist() == [0, 1, 1]
+  assert source.datasets == ("b", "a") and source.dataset_index.tolist() == [0, 1, 1]
   assert open_source("tfds:task_rows/mine/zero_shot").datasets == ("z",)
 
 

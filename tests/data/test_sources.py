@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.builders.prepare import quiet
-from frozen_jax.data.sources import BUILTIN, open_questions, open_source, read_questions
+from frozen_jax.data.builtin import BUILTIN_SPECS
+from frozen_jax.data.sources import open_questions, open_source, read_questions
 
 QUESTION = {"question": "what is 1", "answers": ["red", "green"], "id": "q", "positive_ids": [3]}
 INPUT = {"input": "what is 2", "target": "blue", "dataset": "d"}
@@ -102,8 +103,8 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_late_lines_are_checked_when_read(tmp_path, monkeypatch):
-  monkeypatch.setattr("frozen_jax.data.json_lines._CHECKED_AT_ONCE", 2)
-  monkeypatch.setattr("frozen_jax.data.sources._CHECKED_AT_ONCE", 2)
+  monkeypatch.setattr("frozen_jax.data.json_lines._PARSED_ON_OPENING", 2)
+  monkeypatch.setattr("frozen_jax.data.indexed_rows._PARSED_ON_OPENING", 2)
   source = open_source(write(tmp_path / "rows.jsonl", [TEXT, TEXT, TEXT, "{"]))
   assert source[2]["text"] == TEXT["text"]
   with pytest.raises(UserError, match="line 4"):
@@ -114,7 +115,7 @@ def test_late_lines_are_checked_when_read(tmp_path, monkeypatch):
 def test_unknown_names_list_the_known(name):
   with pytest.raises(UserError) as raised:
     open_source(name)
-  assert all(known in str(raised.value) for known in BUILTIN)
+  assert all(known in str(raised.value) for known in BUILTIN_SPECS)
 
 
 def test_questions_to_predict():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.examples import checked
+from frozen_jax.data.examples import parse_example
 from frozen_jax.data.sources import open_source
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data" / "multitask"
@@ -24,32 +24,35 @@ def task_row(dataset, template, number, target="yes"):
 
 def test_a_row_with_choices_stays_as_it_is():
   row = task_row("d", "t", 1) | {"choices": ["no", "yes"]}
-  assert checked(row, "here") == row
+  assert parse_example(row, "here") == row
 
 
 @pytest.mark.parametrize("absent", [None, []])
 def test_choices_that_are_not_there(absent):
   row = task_row("d", "t", 1)
-  assert checked(row | {"choices": absent, "answers": absent}, "here") == row
+  assert parse_example(row | {"choices": absent, "answers": absent}, "here") == row
 
 
 def test_labels_name_the_right_choices():
   row = {"dataset": "d", "input": "which?", "choices": ["a", "b", "c"], "labels": [2, 0]}
-  assert checked(row, "here") == row | {"target": "c", "answers": ["c", "a"]}
-  assert checked(row | {"labels": 0}, "here")["target"] == "a"
+  assert parse_example(row, "here") == row | {"target": "c", "answers": ["c", "a"]}
+  assert parse_example(row | {"labels": 0}, "here")["target"] == "a"
 
 
 def test_several_targets_and_a_definition():
   row = {"dataset": "d", "definition": "Say why.", "input": "rain", "targets": ["x", "y", "x"]}
-  assert checked(row, "here") == {
+  assert parse_example(row, "here") == {
     "dataset": "d",
     "input": "Say why.\n\nrain",
     "targets": ["x", "y", "x"],
     "target": "x",
     "answers": ["x", "y"],
   }
-  assert checked({"input": "i", "targets": "x"}, "here")["answers"] == ["x"]
-  assert checked({"input": "i", "target": "y", "answers": ["x", "y"]}, "")["answers"] == ["y", "x"]
+  assert parse_example({"input": "i", "targets": "x"}, "here")["answers"] == ["x"]
+  assert parse_example({"input": "i", "target": "y", "answers": ["x", "y"]}, "")["answers"] == [
+    "y",
+    "x",
+  ]
 
 
 @pytest.mark.parametrize(
@@ -81,16 +84,16 @@ def test_data_sets_and_templates_of_a_source(tmp_path):
   names = [("b", "s"), ("a", "s"), ("b", "t"), ("b", "s")]
   rows = [task_row(*pair, number) for number, pair in enumerate(names)]
   source = open_source(write(tmp_path / "rows.jsonl", rows))
-  assert source.datasets == ("b", "a") and source.origins == {"a", "b"}
-  assert source.groups.tolist() == [0, 1, 0, 0] and source.groups.dtype == np.int32
-  assert source.cells.tolist() == [0, 1, 2, 0]
-  assert source.left_out == 0
+  assert source.datasets == ("b", "a") and source.dataset_names == {"a", "b"}
+  assert source.dataset_index.tolist() == [0, 1, 0, 0] and source.dataset_index.dtype == np.int32
+  assert source.template_index.tolist() == [0, 1, 2, 0]
+  assert source.num_without_target == 0
 
 
 def test_rows_that_name_no_data_set(tmp_path):
   source = open_source(write(tmp_path / "rows.jsonl", [{"input": "a", "target": ""}] * 3))
-  assert source.datasets == () and source.groups.tolist() == [0, 0, 0]
-  assert len(source) == 3 and source.origins == {"rows"}
+  assert source.datasets == () and source.dataset_index.tolist() == [0, 0, 0]
+  assert len(source) == 3 and source.dataset_names == {"rows"}
 
 
 def test_each_row_must_name_its_data_set(tmp_path):
@@ -104,7 +107,7 @@ def test_rows_without_a_target_have_no_position(tmp_path):
   path = write(tmp_path / "rows.jsonl", rows)
   source = open_source(path)
   assert [example["input"] for example in source] == ["is 1?", "is 2?", "is 4?", "is 5?"]
-  assert source.left_out == 3
+  assert source.num_without_target == 3
   assert len(open_source(path, targets=False)) == 7
   with pytest.raises(UserError, match="every row of .* has an empty target"):
     open_source(write(tmp_path / "none.jsonl", rows[:1]))
@@ -117,7 +120,7 @@ def test_several_sources(tmp_path):
   fields = ("question=query", "answers=reply")
   source = open_source(f"{named}, {asked},{again}", fields)
   assert source.datasets == ("d", "e", "asked")
-  assert source.groups.tolist() == [0, 1, 2, 2, 1]
+  assert source.dataset_index.tolist() == [0, 1, 2, 2, 1]
   assert [example["dataset"] for example in source] == ["d", "e", "asked", "asked", "e"]
   assert [example["id"] for example in source] == ["0", "1", "q", "q", "4"]
   assert source[-3 + 5]["question"] == "what"
@@ -175,9 +178,9 @@ def test_templates_over_sources(tmp_path):
     "id": "r/asks",
   }
   assert source[2]["id"] == "2"
-  assert source.datasets == ("d", "rest", "e") and source.left_out == 2
-  assert source.groups.tolist() == [0, 0, 0, 1, 2]
-  assert source.cells.tolist() == [0, 1, 1, 2, 3]
+  assert source.datasets == ("d", "rest", "e") and source.num_without_target == 2
+  assert source.dataset_index.tolist() == [0, 0, 0, 1, 2]
+  assert source.template_index.tolist() == [0, 1, 1, 2, 3]
 
 
 def test_templates_that_name_no_data_set_are_for_every_row(tmp_path):
@@ -206,7 +209,7 @@ def test_the_shared_multitask_files():
   sizes = {}
   for name in ("t0_validation", "t0_zero_shot", "bigbench_choices", "natural_instructions"):
     source = open_source(str(SHARED / f"{name}.jsonl.gz"))
-    sizes[name] = (len(source), len(source.datasets), source.left_out)
+    sizes[name] = (len(source), len(source.datasets), source.num_without_target)
     assert all(example["target"].strip() for example in source)
   assert sizes == {
     "t0_validation": (4088, 25, 140),

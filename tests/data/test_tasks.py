@@ -6,6 +6,7 @@ import tokenizers
 import transformers
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.data.settings import InputSettings
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import LanguageModelTask, QuestionTask, make_task
 
@@ -22,7 +23,7 @@ def test_targets_are_the_first_answer_and_the_end(words):
   assert task.question(EXAMPLE) == "what is 7"
 
 
-def test_an_input_stands_as_it_is(words):
+def test_an_input_is_the_whole_prompt(words):
   task = QuestionTask(words)
   row = task.encode({"input": "what is 3", "target": "green blue"})
   assert words.decode(row.tokens) == "what is 3 green blue <end>"
@@ -37,11 +38,11 @@ def test_a_row_without_an_answer_cannot_be_trained_on(words):
 
 
 def test_which_task_a_source_is_for(words):
-  options = {"template": "Q {question}", "lengths": [8, 16]}
-  task = make_task([EXAMPLE], words, options)
+  settings = InputSettings(template="Q {question}", lengths=(8, 16))
+  task = make_task([EXAMPLE], words, settings)
   assert isinstance(task, QuestionTask) and task.lengths == (8, 16)
   assert words.decode(task.prompt(EXAMPLE).tokens).endswith("what is 7")
-  assert isinstance(make_task([{"text": "red"}], words, options), LanguageModelTask)
+  assert isinstance(make_task([{"text": "red"}], words, settings), LanguageModelTask)
 
 
 def test_bad_options(words):
@@ -66,8 +67,8 @@ def test_chat(words):
   assert row.target_start == 5
 
 
-def test_a_tokenizer_with_marks_of_its_own():
-  """One that puts a start token before each text and an end token behind it, as some do."""
+def test_a_tokenizer_with_special_tokens():
+  """One that puts a start token before each text and an end token after it, as some do."""
   ids = {"<end>": 0, "<start>": 1, "▁Q": 2, "▁red": 3, "▁": 4, "<unk>": 5}
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()

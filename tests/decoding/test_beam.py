@@ -1,5 +1,6 @@
-"""Beam search against everything there is, against transformers, and a batch against one alone."""
+"""Beam search against all continuations, against transformers, and batched against one by one."""
 
+import functools
 import itertools
 
 import jax
@@ -19,26 +20,38 @@ from frozen_jax.decoding.engine import Engine
 from frozen_jax.decoding.requests import Sampling
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.modules.connector import ConnectorOptions
+from frozen_jax.methods.zero_shot import ZeroShot
+from frozen_jax.modules.connector import ConnectorConfig
+from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.mesh import make_mesh
-from frozen_jax.sharding.place import everywhere, make_place
+from frozen_jax.sharding.rules import replicated
+from tests.methods.tiny import base
+
+pytestmark = pytest.mark.program
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 48}
 CONFIG = DecoderConfig(vocab_size=61, tied=True, **SIZES)
 PARAMS = lm.random_params(CONFIG, jax.random.key(0))
 FEW = DecoderConfig(vocab_size=4, tied=True, **SIZES)
 FEW_PARAMS = lm.random_params(FEW, jax.random.key(1))
-START = 0.3 * jax.random.normal(jax.random.key(5), (3, 32))
-ENDS = (3, 9, 14, 22, 57)  # so many that they come up
+START = PromptSettings(length=3, text="")
+ENDS = (3, 9, 14, 22, 57)  # enough for some to occur
 PROMPTS = [
   Prompt(np.random.default_rng(n).integers(1, 60, length).tolist())
   for n, length in enumerate((3, 1, 7, 19, 40, 3, 12))
 ]
 
 
-def make(method, params, trained=None, **how):
-  frozen = {"lm": params, "fixed": {}}
-  return Engine(method, trained or {}, frozen, make_place(None), **({"end_ids": ENDS} | how))
+def build_engine(method, params, trained=None, **how):
+  frozen = {"lm": params, "frozen_inputs": {}}
+  return Engine(
+    method,
+    trained or {},
+    frozen,
+    functools.partial(shard_batch, mesh=None),
+    **({"end_ids": ENDS} | how),
+  )
 
 
 def every_continuation(prompt, new, end):
@@ -49,39 +62,41 @@ def every_continuation(prompt, new, end):
     states = lm.hidden(FEW_PARAMS, FEW, lm.embed(FEW_PARAMS, FEW, tokens))
     return jax.nn.log_softmax(lm.logits(FEW_PARAMS, FEW, states))
 
-  whole = list(itertools.product(range(4), repeat=new))
-  given = np.asarray(likely(jnp.asarray([[*prompt.tokens, *ids] for ids in whole])))
-  found = {}
-  for ids, rows in zip(whole, given[:, len(prompt.tokens) - 1 :], strict=True):
+  every_text = list(itertools.product(range(4), repeat=new))
+  expected = np.asarray(likely(jnp.asarray([[*prompt.tokens, *ids] for ids in every_text])))
+  results = {}
+  for ids, rows in zip(every_text, expected[:, len(prompt.tokens) - 1 :], strict=True):
     length = ids.index(end) + 1 if end in ids else new
-    found[ids[:length]] = float(sum(rows[place, ids[place]] for place in range(length)))
-  return found
+    results[ids[:length]] = float(sum(rows[place, ids[place]] for place in range(length)))
+  return results
 
 
 def with_end(one, end):
-  return (*one.ids, end) if one.ended == "end" else tuple(one.ids)
+  return (*one.ids, end) if one.finish_reason == "eos" else tuple(one.ids)
 
 
 @pytest.mark.parametrize("new, enough", [(1, 4), (3, 48)])
 def test_enough_beams_find_everything(new, enough):
   prompts = [Prompt([1]), Prompt([2, 0, 1, 1]), Prompt([3] * 17)]
-  engine = make(PromptTuning(FEW, None), FEW_PARAMS, end_ids=(2,))
-  for prompt, found in zip(prompts, beam.search(engine, prompts, enough, new), strict=True):
+  engine = build_engine(ZeroShot(FEW), FEW_PARAMS, end_ids=(2,))
+  for prompt, results in zip(prompts, beam.search(engine, prompts, enough, new), strict=True):
     wanted = every_continuation(prompt, new, 2)
     order = sorted(wanted, key=wanted.get, reverse=True)
-    assert [with_end(one, 2) for one in found] == order[:enough]
-    np.testing.assert_allclose([one.total for one in found], [wanted[ids] for ids in order], 1e-4)
-    assert sum(np.exp(one.total) for one in found) == pytest.approx(1, abs=1e-4)
-    for one in found:
-      assert one.ended == ("end" if len(one.ids) < new else "length")
-      cut = wanted[(*one.ids, 2)] if one.ended == "end" else one.total
+    assert [with_end(one, 2) for one in results] == order[:enough]
+    np.testing.assert_allclose(
+      [one.total_log_prob for one in results], [wanted[ids] for ids in order], 1e-4
+    )
+    assert sum(np.exp(one.total_log_prob) for one in results) == pytest.approx(1, abs=1e-4)
+    for one in results:
+      assert one.finish_reason == ("eos" if len(one.ids) < new else "length")
+      cut = wanted[(*one.ids, 2)] if one.finish_reason == "eos" else one.total_log_prob
       assert len(one.log_probs) == len(one.ids) and sum(one.log_probs) >= cut - 1e-4
 
 
 def test_there_are_no_more_than_the_vocabulary_has():
-  engine = make(PromptTuning(FEW, None), FEW_PARAMS, end_ids=(2,))
-  (found,) = beam.search(engine, [Prompt([1])], 9, 1)
-  assert sorted(with_end(one, 2) for one in found) == [(0,), (1,), (2,), (3,)]
+  engine = build_engine(ZeroShot(FEW), FEW_PARAMS, end_ids=(2,))
+  (results,) = beam.search(engine, [Prompt([1])], 9, 1)
+  assert sorted(with_end(one, 2) for one in results) == [(0,), (1,), (2,), (3,)]
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +108,11 @@ def peer(tmp_path_factory):
 
 @pytest.mark.parametrize("num_beams, new", [(1, 6), (3, 8), (5, 3), (7, 12)])
 def test_equals_transformers(peer, num_beams, new):
-  found = beam.search(make(PromptTuning(CONFIG, None), PARAMS), PROMPTS, num_beams, new)
-  assert len({one.ended for row in found for one in row}) == 2 or num_beams == 1
-  for prompt, row in zip(PROMPTS, found, strict=True):
+  results = beam.search(build_engine(ZeroShot(CONFIG), PARAMS), PROMPTS, num_beams, new)
+  assert len({one.finish_reason for row in results for one in row}) == 2 or num_beams == 1
+  for prompt, row in zip(PROMPTS, results, strict=True):
     tokens = torch.tensor([prompt.tokens])
-    given = peer.generate(
+    expected = peer.generate(
       tokens,
       attention_mask=torch.ones_like(tokens),
       max_new_tokens=new,
@@ -111,61 +126,67 @@ def test_equals_transformers(peer, num_beams, new):
       return_dict_in_generate=True,
       output_scores=True,
     )
-    texts = given.sequences[:, len(prompt.tokens) :].tolist()
+    texts = expected.sequences[:, len(prompt.tokens) :].tolist()
     for one, text in zip(row, texts, strict=True):
-      length = next((at for at, token in enumerate(text) if token in ENDS), new)
-      assert one.ids == text[:length] and one.ended == ("end" if length < new else "length")
+      length = next((i for i, token in enumerate(text) if token in ENDS), new)
+      assert one.ids == text[:length] and one.finish_reason == ("eos" if length < new else "length")
     if num_beams > 1:
-      scores = given.sequences_scores.tolist()
-      np.testing.assert_allclose([one.total for one in row], scores, atol=2e-4)
+      scores = expected.sequences_scores.tolist()
+      np.testing.assert_allclose([one.total_log_prob for one in row], scores, atol=2e-4)
 
 
 METHODS = [
   PromptTuning(CONFIG, START),
-  NeuralRecursion(CONFIG, ConnectorOptions(16, 2, 2, zero_output=False), 0.1, initial_prompt=START),
+  NeuralRecursion(CONFIG, ConnectorConfig(16, 2, 2, zero_output=False), 0.1, START),
 ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_batch_equals_one_at_a_time_and_scores_are_those_of_the_texts(method):
-  trained = jax.tree.map(lambda a: a + 0.02, jax.jit(method.init)(jax.random.key(2)))
-  engine = make(method, PARAMS, trained, rows=16)
-  found = beam.search(engine, PROMPTS, 4, 5)
-  for prompt, row in zip(PROMPTS, found, strict=True):
+  init = jax.jit(lambda key: method.init(base(CONFIG, PARAMS), key))
+  trained = jax.tree.map(lambda a: a + 0.02, init(jax.random.key(2)))
+  engine = build_engine(method, PARAMS, trained, rows=16)
+  results = beam.search(engine, PROMPTS, 4, 5)
+  for prompt, row in zip(PROMPTS, results, strict=True):
     (alone,) = beam.search(engine, [prompt], 4, 5)
     assert [one.ids for one in row] == [one.ids for one in alone]
-    assert [one.total for one in row] == sorted((one.total for one in row), reverse=True)
+    assert [one.total_log_prob for one in row] == sorted(
+      (one.total_log_prob for one in row), reverse=True
+    )
     for one in row:
-      assert one.total == pytest.approx(rescored(engine, prompt, one), abs=3e-4)
+      assert one.total_log_prob == pytest.approx(rescored(engine, prompt, one), abs=3e-4)
 
 
 def rescored(engine, prompt, one):
-  """The log-probability of a continuation by `Method.likelihoods`; of the likeliest end token."""
-  ways = [[*one.ids, end] for end in ENDS] if one.ended == "end" else [one.ids]
+  """The log-probability of a continuation by `Method.log_likelihoods`; of the likeliest end
+  token.
+  """
+  ways = [[*one.ids, end] for end in ENDS] if one.finish_reason == "eos" else [one.ids]
   batch = {"tokens": jnp.asarray([prompt.tokens]), "mask": jnp.ones((1, len(prompt.tokens)), int)}
   ways = jnp.asarray([ways])
-  run = jax.jit(engine.method.likelihoods)
+  run = jax.jit(engine.method.log_likelihoods)
   likely = run(engine.trainable, engine.frozen, batch, ways, jnp.ones_like(ways))[0]
-  return float(likely[jnp.argmin(jnp.abs(likely - one.total))])
+  return float(likely[jnp.argmin(jnp.abs(likely - one.total_log_prob))])
 
 
 def test_one_beam_is_greedy():
-  engine = make(PromptTuning(CONFIG, None), PARAMS)
+  engine = build_engine(ZeroShot(CONFIG), PARAMS)
   for (one,), (other,) in zip(
     beam.search(engine, PROMPTS, 1, 8), engine.run(PROMPTS, Sampling(8)), strict=True
   ):
-    assert (one.ids, one.ended) == (other.ids, other.ended)
-    assert one.total == pytest.approx(other.total, abs=2e-4) and np.isnan(one.margin)
+    assert (one.ids, one.finish_reason) == (other.ids, other.finish_reason)
+    assert one.total_log_prob == pytest.approx(other.total_log_prob, abs=2e-4)
+    assert np.isnan(one.min_margin)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=2e-4)
 
 
 def test_little_memory_means_fewer_at_once_and_the_same_texts():
-  engine = make(PromptTuning(CONFIG, None), PARAMS, cache_bytes=1)
-  assert beam._at_once(engine, PROMPTS[0], 16, 4, 5) == 1
-  found = beam.search(engine, PROMPTS[:3], 4, 5)
-  large = make(PromptTuning(CONFIG, None), PARAMS)
-  assert beam._at_once(large, PROMPTS[0], 16, 4, 5) == large.rows // 4
-  for row, other in zip(found, beam.search(large, PROMPTS[:3], 4, 5), strict=True):
+  engine = build_engine(ZeroShot(CONFIG), PARAMS, cache_bytes=1)
+  assert beam._max_rows(engine, PROMPTS[0], 16, 4, 5) == 1
+  results = beam.search(engine, PROMPTS[:3], 4, 5)
+  large = build_engine(ZeroShot(CONFIG), PARAMS)
+  assert beam._max_rows(large, PROMPTS[0], 16, 4, 5) == large.rows // 4
+  for row, other in zip(results, beam.search(large, PROMPTS[:3], 4, 5), strict=True):
     assert [one.ids for one in row] == [one.ids for one in other]
 
 
@@ -178,7 +199,10 @@ class Endless:
   def __init__(self):
     self.steps = 0
 
-  def prefill(self, trainable, frozen, prompts, new, room):
+  def num_virtual_tokens(self, trainable, frozen):
+    return 0
+
+  def prefill(self, trainable, frozen, prompts, max_new_tokens, free_slots):
     return jnp.tile(self.likely, (len(prompts["mask"]), 1)), jnp.zeros(len(prompts["mask"]))
 
   def decode(self, trainable, frozen, tokens, state):
@@ -192,21 +216,25 @@ class Endless:
 def test_it_ends_when_nothing_can_get_better():
   """The end is 0.998 likely at once; the second best takes one step more than that."""
   method = Endless()
-  engine = Engine(method, {}, {}, make_place(None), end_ids=(1,))
-  found = beam.search(engine, [Prompt([2]), Prompt([2, 2])] * 3, 2, 50)
+  engine = Engine(method, {}, {}, functools.partial(shard_batch, mesh=None), end_ids=(1,))
+  results = beam.search(engine, [Prompt([2]), Prompt([2, 2])] * 3, 2, 50)
   jax.effects_barrier()
-  assert [one.ids for one in found[0]] == [[], [0]] and method.steps <= 2
+  assert [one.ids for one in results[0]] == [[], [0]] and method.steps <= 2
 
 
 def test_a_mesh_changes_nothing():
   mesh = make_mesh(data=4, tensor=2)
-  method = PromptTuning(CONFIG, None)
-  frozen = {"lm": PARAMS, "fixed": {}}
-  spread = Engine(method, {}, frozen, make_place(mesh), everywhere(mesh), ENDS)
-  found = beam.search(spread, PROMPTS, 3, 4)
-  for row, other in zip(found, beam.search(make(method, PARAMS), PROMPTS, 3, 4), strict=True):
+  method = ZeroShot(CONFIG)
+  frozen = {"lm": PARAMS, "frozen_inputs": {}}
+  sharded = Engine(
+    method, {}, frozen, functools.partial(shard_batch, mesh=mesh), replicated(mesh), ENDS
+  )
+  results = beam.search(sharded, PROMPTS, 3, 4)
+  for row, other in zip(
+    results, beam.search(build_engine(method, PARAMS), PROMPTS, 3, 4), strict=True
+  ):
     assert [one.ids for one in row] == [one.ids for one in other]
 
 
 def test_nothing_to_continue():
-  assert beam.search(make(PromptTuning(CONFIG, None), PARAMS), [], 3, 4) == []
+  assert beam.search(build_engine(ZeroShot(CONFIG), PARAMS), [], 3, 4) == []

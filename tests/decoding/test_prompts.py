@@ -23,7 +23,7 @@ def test_left_padding_keeps_every_prompt_once(batch_size):
   assert [seen[index] for index in range(len(TEXTS))] == TEXTS
 
 
-def test_what_stands_beside_the_tokens():
+def test_the_other_inputs():
   texts = [[1, 2, 3], list(range(1, 20))]
   prompts = [Prompt(text, text, task) for text, task in zip(texts, (2, 0), strict=True)]
   ((rows, batch),) = left_padded([*prompts, Prompt([9], [8], 1)], 4)

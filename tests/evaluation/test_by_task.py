@@ -1,23 +1,23 @@
-"""Figures of rows -> templates -> data sets -> the whole, each level counting its parts alike."""
+"""Scores of rows -> templates -> data sets -> the whole, with equal weights at each level."""
 
 import json
 
 import pytest
 
-from frozen_jax.evaluation.by_task import Outcome, by_task
+from frozen_jax.evaluation.by_task import RowScores, scores_by_task
 
 ROWS = [
-  *(Outcome("paws", "yes_or_no", {"accuracy": value}) for value in (100.0, 0.0, 100.0, 100.0)),
-  Outcome("paws", "true_or_false", {"accuracy": 0.0}),
-  Outcome("paws", "swapped", {"accuracy": 100.0}),
-  Outcome("cosmos", "choose", {"accuracy": 100.0}),
-  Outcome("cosmos", "write", {"exact_match": 0.0, "f1": 40.0, "rouge_l": 30.0}),
-  Outcome("cosmos", "write", {"exact_match": 100.0, "f1": 100.0, "rouge_l": 100.0}),
+  *(RowScores("paws", "yes_or_no", {"accuracy": value}) for value in (100.0, 0.0, 100.0, 100.0)),
+  RowScores("paws", "true_or_false", {"accuracy": 0.0}),
+  RowScores("paws", "swapped", {"accuracy": 100.0}),
+  RowScores("cosmos", "choose", {"accuracy": 100.0}),
+  RowScores("cosmos", "write", {"exact_match": 0.0, "f1": 40.0, "rouge_l": 30.0}),
+  RowScores("cosmos", "write", {"exact_match": 100.0, "f1": 100.0, "rouge_l": 100.0}),
 ]
 
 
 def test_by_hand():
-  table = by_task(ROWS)
+  table = scores_by_task(ROWS)
   assert table["rows"] == 9
   paws, cosmos = table["datasets"]["paws"], table["datasets"]["cosmos"]
   assert paws["rows"] == 6
@@ -45,16 +45,16 @@ def test_by_hand():
 
 
 def test_the_order_of_rows_does_not_matter_and_all_of_it_is_json():
-  text = json.dumps(by_task(ROWS))
-  other = json.loads(json.dumps(by_task(reversed(ROWS))))
+  text = json.dumps(scores_by_task(ROWS))
+  other = json.loads(json.dumps(scores_by_task(reversed(ROWS))))
   assert json.loads(text) == other
   assert list(other["datasets"]) == ["cosmos", "paws"]
 
 
 def test_nothing_to_show():
-  assert by_task([]) == {"rows": 0, "mean": {}, "median": {}, "datasets": {}}
+  assert scores_by_task([]) == {"rows": 0, "mean": {}, "median": {}, "datasets": {}}
 
 
 def test_a_row_without_a_score():
   with pytest.raises(ValueError, match="a row of paws has none of accuracy, rouge_l"):
-    by_task([Outcome("paws", "", {"f1": 3.0})])
+    scores_by_task([RowScores("paws", "", {"f1": 3.0})])

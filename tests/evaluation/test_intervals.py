@@ -3,27 +3,31 @@
 import numpy as np
 import pytest
 
-from frozen_jax.evaluation.intervals import interval, paired, with_intervals
+from frozen_jax.evaluation.intervals import (
+  bootstrap_interval,
+  means_with_intervals,
+  paired_difference,
+)
 
 
 def test_the_interval_of_a_share_is_about_two_standard_errors():
   values = np.array([100.0] * 120 + [0.0] * 280)
-  low, high = interval(values)
+  low, high = bootstrap_interval(values)
   error = values.std() / np.sqrt(len(values))
   assert low == pytest.approx(30 - 1.96 * error, abs=0.7)
   assert high == pytest.approx(30 + 1.96 * error, abs=0.7)
-  assert interval(values) == (low, high)
+  assert bootstrap_interval(values) == (low, high)
 
 
 def test_fewer_rows_give_a_wider_interval():
-  few, many = (interval(np.tile([0.0, 100.0], count)) for count in (10, 1000))
+  few, many = (bootstrap_interval(np.tile([0.0, 100.0], count)) for count in (10, 1000))
   assert few[0] < many[0] < 50 < many[1] < few[1]
 
 
 def test_figures_of_equal_rows_and_of_one_row():
-  found = with_intervals([{"f1": 40.0}, {"f1": 40.0}])
-  assert found == {"f1": 40.0, "f1_low": 40.0, "f1_high": 40.0}
-  assert with_intervals([{"f1": 7.0}]) == {"f1": 7.0, "f1_low": 7.0, "f1_high": 7.0}
+  result = means_with_intervals([{"f1": 40.0}, {"f1": 40.0}])
+  assert result == {"f1": 40.0, "f1_low": 40.0, "f1_high": 40.0}
+  assert means_with_intervals([{"f1": 7.0}]) == {"f1": 7.0, "f1_low": 7.0, "f1_high": 7.0}
 
 
 def test_the_paired_interval_is_that_of_mcnemar_and_not_of_two_samples():
@@ -31,22 +35,22 @@ def test_the_paired_interval_is_that_of_mcnemar_and_not_of_two_samples():
   # difference 2, variance of a row's difference 0.1 - 0.02**2, whatever both have right.
   first = np.array([100.0] * 540 + [0.0] * 460)
   second = np.array([100.0] * 500 + [0.0] * 40 + [100.0] * 60 + [0.0] * 400)
-  found = paired(first, second)
+  result = paired_difference(first, second)
   error = 100 * np.sqrt((0.1 - 0.02**2) / 1000)  # 1.0; unpaired it would be 2.2
-  assert found["difference"] == pytest.approx(2.0)
-  assert found["difference_low"] == pytest.approx(2 - 1.96 * error, abs=0.15)
-  assert found["difference_high"] == pytest.approx(2 + 1.96 * error, abs=0.15)
-  back = paired(second, first)
-  assert back["difference"] == -found["difference"]
-  assert back["difference_low"] == pytest.approx(-found["difference_high"], abs=0.15)
+  assert result["difference"] == pytest.approx(2.0)
+  assert result["difference_low"] == pytest.approx(2 - 1.96 * error, abs=0.15)
+  assert result["difference_high"] == pytest.approx(2 + 1.96 * error, abs=0.15)
+  back = paired_difference(second, first)
+  assert back["difference"] == -result["difference"]
+  assert back["difference_low"] == pytest.approx(-result["difference_high"], abs=0.15)
 
 
 def test_a_difference_that_every_row_has_is_certain():
-  found = paired(np.array([10.0, 70.0, 30.0]), np.array([15.0, 75.0, 35.0]))
-  assert found == {"difference": 5.0, "difference_low": 5.0, "difference_high": 5.0}
+  result = paired_difference(np.array([10.0, 70.0, 30.0]), np.array([15.0, 75.0, 35.0]))
+  assert result == {"difference": 5.0, "difference_low": 5.0, "difference_high": 5.0}
 
 
 @pytest.mark.parametrize("first, second", [([1.0, 2.0], [1.0]), ([], []), ([[1.0]], [[1.0]])])
 def test_values_that_are_not_of_the_same_rows(first, second):
   with pytest.raises(ValueError, match="same rows"):
-    paired(np.array(first), np.array(second))
+    paired_difference(np.array(first), np.array(second))

@@ -1,145 +1,26 @@
-"""Rank classification: whatever the batches, each choice is scored as if alone; normalisations."""
+"""Rank classification: normalisations by hand."""
 
-from types import SimpleNamespace
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_jax.backbones import decoder
-from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
-from frozen_jax.evaluation import rank_classification
-from frozen_jax.evaluation.rank_classification import Question, choice_likelihoods, rank
-from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.sharding.mesh import make_mesh
-
-CONFIG = DecoderConfig(
-  vocab_size=31,
-  width=16,
-  layers=1,
-  heads=2,
-  kv_heads=1,
-  head_dim=8,
-  mlp_width=24,
-  tied=True,
-  context=60,
-)
-PARAMS = decoder.random_params(CONFIG, jax.random.key(3))
-FROZEN = {"lm": PARAMS, "fixed": {}}
-METHOD = PromptTuning(CONFIG, None)
-
-
-def question(prompt, *choices, labels=(0,)):
-  return Question(Prompt(prompt), choices, [3 * len(choice) for choice in choices], labels)
-
-
-def many(count=23):
-  """Rows of all shapes: prompts of 1 to 40 tokens, 1 to 5 choices of 1 to 9 tokens."""
-  draw = np.random.default_rng(0)
-  text = lambda longest: draw.integers(1, 31, draw.integers(1, longest)).tolist()
-  rows = [question(text(40), *(text(10) for _ in range(draw.integers(1, 6)))) for _ in range(count)]
-  return [*rows, question([4, 9], [5], [6]), question([7] * 30, [8], [9], [10])]
-
-
-def likelihoods(questions, lm=None, **how):
-  lm = lm or SimpleNamespace(config=CONFIG, params=PARAMS, tokenizer=None, mesh=None)
-  return choice_likelihoods(METHOD, {}, {"lm": lm.params, "fixed": {}}, lm, questions, **how)
-
-
-@jax.jit
-def log_probabilities(tokens):
-  states = decoder.hidden(PARAMS, CONFIG, decoder.embed(PARAMS, CONFIG, tokens))
-  return jax.nn.log_softmax(decoder.logits(PARAMS, CONFIG, states)[0])
-
-
-def by_hand(prompt, choice):
-  text = [*prompt, *choice]
-  known = log_probabilities(jnp.asarray([text + [0] * (50 - len(text))]))
-  return sum(float(known[place - 1, text[place]]) for place in range(len(prompt), len(text)))
-
-
-@pytest.mark.parametrize(
-  "how", [{}, {"batch_size": 4}, {"batch_size": 3, "at_once": 100}, {"at_once": 1}], ids=str
-)
-def test_the_batches_do_not_matter(how):
-  questions = many()
-  found = likelihoods(questions, **how)
-  assert [len(likely) for likely in found] == [len(q.choices) for q in questions]
-  want = [by_hand(q.prompt.tokens, choice) for q in questions for choice in q.choices]
-  np.testing.assert_allclose(np.concatenate(found), want, atol=1e-4)
-
-
-def test_batches_are_few_and_bounded():
-  questions = many(200)
-  seen, shapes = [], set()
-  for rows, prompts, choices, mask in rank_classification._batches(questions, 16, 1000, 2):
-    seen += rows
-    size = len(prompts["tokens"])
-    assert size <= 16 and size % 2 == 0
-    assert prompts["tokens"].size + choices.size <= 1000
-    assert mask[: len(rows), :, 0].any(axis=1).all() and not mask[len(rows) :].any()
-    shapes.add((prompts["tokens"].shape, choices.shape))
-  assert sorted(seen) == list(range(202))
-  assert len(shapes) <= 15
-
-
-def test_shapes_of_few_rows_join_larger_ones(monkeypatch):
-  monkeypatch.setattr(rank_classification, "_COMPILING", {"cpu": 100, "gpu": 0})
-  small, large = question([1], [2], [3]), question([1], [2, 3], [4], [5])
-  sizes = lambda *rows: [len(batch[0]) for batch in rank_classification._batches(rows, 16, 1000)]
-  assert sizes(*[small] * 3, *[large] * 9) == [12]  # 12 tokens of padding each
-  assert sizes(*[small] * 9, *[large] * 9) == [9, 9]
-  assert sizes(*[small] * 17) == [9, 8]  # batches of one size
+from frozen_jax.evaluation.rank_classification import rank
+from frozen_jax.models.choice_scoring import ChoiceQuestion
 
 
 def test_normalisations_by_hand():
   questions = [
-    Question(Prompt([1]), [[2], [3, 4], [5, 6, 7]], [9, 8, 2], (1,)),
-    Question(Prompt([1]), [[2], [3]], [1, 2], (0, 1)),
-    Question(Prompt([1]), [[2], [3]], [1, 1]),
+    ChoiceQuestion(Prompt([1]), [[2], [3, 4], [5, 6, 7]], [9, 8, 2], (1,)),
+    ChoiceQuestion(Prompt([1]), [[2], [3]], [1, 2], (0, 1)),
+    ChoiceQuestion(Prompt([1]), [[2], [3]], [1, 1]),
   ]
   likely = [np.array([-2.0, -3.0, -4.2]), np.array([-5.0, -5.0]), np.array([-2.0, -1.0])]
-  assert rank(questions, likely).chosen == [0, 0, 1]  # of equals the first
+  assert rank(questions, likely).predicted == [0, 0, 1]  # of equals the first
   assert rank(questions, likely).correct == [False, True, False]
   assert rank(questions, likely).accuracy == pytest.approx(100 / 3)
-  assert rank(questions, likely, "tokens").chosen[0] == 2  # -2, -1.5, -1.4
-  assert rank(questions, likely, "bytes").chosen == [0, 1, 1]  # -0.22, -0.375, -2.1
+  assert rank(questions, likely, "tokens").predicted[0] == 2  # -2, -1.5, -1.4
+  assert rank(questions, likely, "bytes").predicted == [0, 1, 1]  # -0.22, -0.375, -2.1
   assert rank([], []).accuracy == 0.0
   with pytest.raises(UserError, match="'mean' is not known; give one of sum, tokens, bytes"):
     rank(questions, likely, "mean")
-
-
-@pytest.mark.parametrize(
-  "wrong, message",
-  [
-    (question([1]), "row 2 has no choices"),
-    (question([1], [2], []), "row 2: choice 2 has no tokens"),
-    (question([], [2]), "row 2 is empty"),
-    (question([1] * 55, [2], [3] * 6), "row 2 has 55 tokens, which with 6 new ones .* of 60"),
-  ],
-)
-def test_what_cannot_be_scored(wrong, message):
-  with pytest.raises(UserError, match=message):
-    likelihoods([question([1], [2]), wrong])
-
-
-def test_a_likelihood_that_is_no_number():
-  poisoned = jax.tree.map(lambda a: a * jnp.nan, PARAMS)
-  lm = SimpleNamespace(config=CONFIG, params=poisoned, tokenizer=None, mesh=None)
-  with pytest.raises(UserError, match="row 1: the likelihood of a choice is not a number"):
-    likelihoods([question([1], [2, 3], [4])], lm)
-
-
-def test_nothing_to_score():
-  assert likelihoods([]) == []
-
-
-def test_eight_devices_equal_one():
-  mesh = make_mesh(data=8)
-  spread = SimpleNamespace(config=CONFIG, params=PARAMS, tokenizer=None, mesh=mesh)
-  questions = many()
-  for one, eight in zip(likelihoods(questions), likelihoods(questions, spread), strict=True):
-    np.testing.assert_allclose(one, eight, atol=1e-5)

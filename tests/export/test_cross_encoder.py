@@ -20,13 +20,15 @@ from frozen_jax.export.cross_encoder import read_cross_encoder, write_cross_enco
 from frozen_jax.methods import re_ranker
 from tests.re_ranking import KINDS, pair_encoder, pairs, save
 
+pytestmark = pytest.mark.program
+
 IDENTITY = torch.nn.Identity()
 
 
 def read(folder, **options):
   """What is in a folder, as a re-ranker with its trained tree and its texts."""
   base = read_cross_encoder(str(folder), progress=False)
-  made = re_ranker.build(base.encoder, base.head, base.initial_head, **options)
+  made = re_ranker.ReRanker.build(base.encoder, base.head, base.initial_head, **options)
   types = base.encoder.config.types
   return base, made, made.init(jax.random.key(0)), pair_encoder(base.encoder.tokenizer, types)
 
@@ -87,7 +89,7 @@ def test_gradients_of_all_parameters_equal_torch(kind, tmp_path):
   given = pairs(12)
   flat = pad_pairs(texts(given), texts.lengths)
   batch = {name: a[None] for name, a in flat.items()}
-  batch["places"] = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
+  batch["text_index"] = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
   (loss, metrics), slopes = jax.jit(jax.value_and_grad(made.loss, has_aux=True))(
     tree, made.frozen(), batch, None
   )
@@ -118,7 +120,7 @@ def test_any_encoder_can_be_the_start(tmp_path):
   model.bert.save_pretrained(tmp_path / "bare")
   base = read_cross_encoder(str(tmp_path / "bare"), progress=False)
   assert base.initial_head.keys() == {"dense"}
-  made = re_ranker.build(base.encoder, base.head, base.initial_head)
+  made = re_ranker.ReRanker.build(base.encoder, base.head, base.initial_head)
   tree = made.init(jax.random.key(0))
   np.testing.assert_array_equal(
     tree["head"]["dense"]["kernel"].T, model.bert.pooler.dense.weight.detach()
@@ -182,7 +184,7 @@ def test_minilm_as_a_cross_encoder(tmp_path):
     if "cannot download" not in str(error):
       raise
     pytest.skip(f"the real encoder is neither cached nor to be had: {error}")
-  made = re_ranker.build(base.encoder, base.head, base.initial_head)
+  made = re_ranker.ReRanker.build(base.encoder, base.head, base.initial_head)
   tree = made.init(jax.random.key(0))
   tree["head"]["score"]["kernel"] *= 50  # scores of a trained one's size
   weights = made.weights(tree, made.frozen())

@@ -6,20 +6,22 @@ import jax.numpy as jnp
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.methods.neural_recursion import NeuralRecursion
-from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.modules.connector import ConnectorOptions
+from frozen_jax.methods.zero_shot import ZeroShot
+from frozen_jax.modules.connector import ConnectorConfig
+from tests.methods.tiny import SETTINGS, base
 
 CONFIG = DecoderConfig(
   vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=256, tied=True
 )
-CONNECTOR = ConnectorOptions(width=32, layers=2, heads=2)
+CONNECTOR = ConnectorConfig(width=32, layers=2, heads=2)
 SHAPES = lm.param_shapes(CONFIG)
 
 
 def step_flops(method, length):
-  """Floating-point operations of one compiled decoding step behind a text of `length` tokens."""
-  trained = jax.eval_shape(method.init, jax.random.key(0))
-  frozen = {"lm": SHAPES, "fixed": {}}
+  """Floating-point operations of one compiled decoding step after a text of `length` tokens."""
+  init = lambda key: method.init(base(CONFIG, None), key)
+  trained = jax.eval_shape(init, jax.random.key(0))
+  frozen = {"lm": SHAPES, "frozen_inputs": {}}
   text = jax.ShapeDtypeStruct((1, length), jnp.int32)
   prompts = {"tokens": text, "mask": text}
   _, state = jax.eval_shape(lambda t, f, p: method.prefill(t, f, p, 1, 1), trained, frozen, prompts)
@@ -29,8 +31,8 @@ def step_flops(method, length):
 
 
 def test_a_token_costs_two_single_token_passes_however_long_the_text():
-  once = PromptTuning(CONFIG, None)
-  twice = NeuralRecursion(CONFIG, CONNECTOR, embedding_rms=0.1)
+  once = ZeroShot(CONFIG)
+  twice = NeuralRecursion(CONFIG, CONNECTOR, 0.1, SETTINGS, last_prompt="none")
   short, long = 64, 1024
   growth = step_flops(twice, long) - step_flops(twice, short)
   # Attention's own: each further slot is read by the layers of both passes and of the Connector,

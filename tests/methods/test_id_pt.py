@@ -1,35 +1,27 @@
-"""ID-PT's own: where it starts, what its prompt depends on, and the encoder's states kept."""
+"""ID-PT's own: where it starts, what its prompt depends on, and the encoder's states cached."""
 
 import dataclasses
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones import encoder
-from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.methods import id_pt
+from frozen_jax.methods.id_pt import GeneratorSettings, InputDependentPromptTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.modules.prompt_generator import GeneratorOptions
+from frozen_jax.modules.prompt_generator import GeneratorConfig
+from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.sharding.mesh import make_mesh
-from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+from frozen_jax.training.optimizer import make_optimizer
+from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
 from frozen_jax.training.step import make_train_step
+from tests.methods.tiny import CONFIG, ENCODER, PARAMS, base
 
-CONFIG = DecoderConfig(
-  vocab_size=97, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, tied=True
-)
-BERT = EncoderConfig(
-  vocab_size=53, width=24, layers=2, heads=3, head_dim=8, mlp_width=40, context=40
-)
 T5 = dataclasses.replace(
-  BERT,
+  ENCODER,
   types=0,
   embed_norm=False,
   norm="rms",
@@ -42,20 +34,21 @@ T5 = dataclasses.replace(
   attn_bias=False,
   mlp_bias=False,
 )
-ENCODERS = {"bert": BERT, "t5": T5}
-PROMPT = 0.1 * jax.random.normal(jax.random.key(1), (4, CONFIG.width))
+ENCODERS = {"bert": ENCODER, "t5": T5}
+SETTINGS = PromptSettings(length=4, text="")
 
 
 def parts(kind, zero_output, p_prime=3):
   """A method, and its frozen tree."""
   sizes = ENCODERS[kind]
-  generator = GeneratorOptions(4, width=16, heads=2, layers=2, zero_output=zero_output)
-  start = 0.1 * jax.random.normal(jax.random.key(2), (p_prime, sizes.width)) if p_prime else None
-  method = id_pt.InputDependentPromptTuning(CONFIG, sizes, generator, 0.1, PROMPT, start)
+  generator = GeneratorConfig(4, width=16, heads=2, layers=2, zero_output=zero_output)
+  method = InputDependentPromptTuning(
+    CONFIG, sizes, generator, 0.1, SETTINGS, p_prime_length=p_prime
+  )
   frozen = {
-    "lm": lm.random_params(CONFIG, jax.random.key(0)),
+    "lm": PARAMS,
     "encoder": encoder.random_params(sizes, jax.random.key(3)),
-    "fixed": {},
+    "frozen_inputs": {},
   }
   return method, frozen
 
@@ -81,10 +74,10 @@ def kind(request):
 
 def test_it_starts_as_prompt_tuning(kind):
   method, frozen = parts(kind, zero_output=True)
-  trained = method.init(jax.random.key(5))
-  plain = PromptTuning(CONFIG, PROMPT)
+  trained = method.init(base(), jax.random.key(5))
+  plain = PromptTuning(CONFIG, SETTINGS)
   ours = jax.jit(method.loss)(trained, frozen, batch(), None)[0]
-  theirs = jax.jit(plain.loss)(plain.init(jax.random.key(5)), frozen, batch(), None)[0]
+  theirs = jax.jit(plain.loss)(plain.init(base(), jax.random.key(5)), frozen, batch(), None)[0]
   assert ours == theirs
 
 
@@ -93,12 +86,10 @@ def test_a_step_moves_what_is_trained_and_nothing_else(kind):
   before = jax.tree.map(np.array, frozen)
   mesh = make_mesh(data=1, fsdp=1, tensor=1)
   optimizer = make_optimizer(
-    OptimizerOptions(
-      learning_rate=dict.fromkeys(("generator", "prompt", "encoder_prompt"), 1e-2), warmup_steps=0
-    ),
-    5,
+    TrainSettings(steps=5, warmup_steps=0),
+    dict.fromkeys(("generator", "prompt", "encoder_prompt"), 1e-2),
   )
-  trained = method.init(jax.random.key(5))
+  trained = method.init(base(), jax.random.key(5))
   start = {path: np.array(leaf) for path, leaf in paths.flatten(trained).items()}
   state = create_state(trained, optimizer, jax.random.key(6), mesh)
   state, _ = make_train_step(method, optimizer)(state, frozen, batch())
@@ -111,7 +102,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(kind):
 
 def test_the_prompt_depends_on_the_text_alone(kind):
   method, frozen = parts(kind, zero_output=False)
-  trained, one = method.init(jax.random.key(5)), batch()
+  trained, one = method.init(base(), jax.random.key(5)), batch()
   written = jax.jit(method.prompt)(trained, frozen, one)
   assert written.shape == (2, 4, CONFIG.width) and np.abs(written[0] - written[1]).max() > 1e-3
   other = {**one, "encoder_tokens": one["encoder_tokens"].copy()}
@@ -124,14 +115,14 @@ def test_the_prompt_depends_on_the_text_alone(kind):
   np.testing.assert_allclose(jax.jit(method.prompt)(trained, frozen, other), written, atol=1e-6)
 
 
-def test_kept_states_give_the_same_loss(kind):
+def test_cached_states_give_the_same_loss(kind):
   method, frozen = parts(kind, zero_output=False, p_prime=0)
-  trained, one = method.init(jax.random.key(5)), batch()
+  trained, one = method.init(base(), jax.random.key(5)), batch()
   x = encoder.embed(frozen["encoder"], method.encoder, one["encoder_tokens"])
   states = encoder.hidden(frozen["encoder"], method.encoder, x, one["encoder_mask"])
-  kept = {name: value for name, value in one.items() if name != "encoder_tokens"}
-  kept |= {"encoder_states": states, "encoder_cached": np.array([1, 0], np.int32)}
-  loss, metrics = jax.jit(method.loss)(trained, frozen, kept, None)
+  cached = {name: value for name, value in one.items() if name != "encoder_tokens"}
+  cached |= {"encoder_states": states, "encoder_cached": np.array([1, 0], np.int32)}
+  loss, metrics = jax.jit(method.loss)(trained, frozen, cached, None)
   np.testing.assert_allclose(loss, jax.jit(method.loss)(trained, frozen, one, None)[0], rtol=1e-6)
   assert metrics["encoder_cached"] == 1
 
@@ -139,54 +130,36 @@ def test_kept_states_give_the_same_loss(kind):
 @pytest.mark.parametrize("p_prime", [0, 3])
 def test_padding_beyond_the_table_of_positions(p_prime):
   method, frozen = parts("bert", zero_output=False, p_prime=p_prime)
-  trained, one = method.init(jax.random.key(5)), batch()
+  trained, one = method.init(base(), jax.random.key(5)), batch()
   wide = {**one}
   for name in ("encoder_tokens", "encoder_mask"):
-    wide[name] = np.pad(one[name], ((0, 0), (0, BERT.context)))
+    wide[name] = np.pad(one[name], ((0, 0), (0, ENCODER.context)))
   losses = [jax.jit(method.loss)(trained, frozen, each, None)[0] for each in (one, wide)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def options(**generator):
-  own = {"constant": True, "p_prime_length": 2, "width": 16, "heads": 2, "layers": 1} | generator
-  return {
-    "generator": own,
-    "prompt": {"length": 4, "text": ""},
-    "model": {"remat": False},
-    "seed": 0,
-  }
-
-
-def base(with_encoder=True):
-  params = lm.random_params(CONFIG, jax.random.key(0))
-  beside = types.SimpleNamespace(
-    config=BERT, embed=lambda ids: jnp.ones((*ids.shape, BERT.width)), params={}, tokenizer=None
-  )
-  return types.SimpleNamespace(
-    config=CONFIG,
-    embed=lambda ids: lm.embed(params, CONFIG, ids),
-    embedding_rms=0.1,
-    tokenizer=None,
-    encoder=beside if with_encoder else None,
-  )
+def build(generator, lm):
+  settings = {"p_prime_length": 2, "width": 16, "heads": 2} | generator
+  sections = {"generator": GeneratorSettings(**settings), "prompt": SETTINGS}
+  return InputDependentPromptTuning.build(lm, sections)
 
 
 def test_building():
-  trained = id_pt.build(base(), options()).init(jax.random.key(0))
+  trained = build({}, base()).init(base(), jax.random.key(0))
   assert set(trained) == {"generator", "prompt", "encoder_prompt"}
-  assert not np.any(trained["generator"]["write"]["kernel"])
-  plain = id_pt.build(base(), options(constant=False, p_prime_length=0)).init(jax.random.key(0))
-  assert set(plain) == {"generator"} and np.any(plain["generator"]["write"]["kernel"])
+  assert not np.any(trained["generator"]["output_proj"]["kernel"])
+  plain = build({"constant": False, "p_prime_length": 0}, base()).init(base(), jax.random.key(0))
+  assert set(plain) == {"generator"} and np.any(plain["generator"]["output_proj"]["kernel"])
 
 
 @pytest.mark.parametrize(
-  "given, with_encoder, message",
+  "generator, lm, message",
   [
-    ({}, False, "needs a text encoder"),
-    ({"p_prime_length": -1}, True, "p_prime_length is -1"),
-    ({"heads": 3}, True, "not divisible by 3 heads"),
+    ({}, base(encoder=None), "needs a text encoder"),
+    ({"p_prime_length": -1}, base(), "p_prime_length is -1"),
+    ({"heads": 3}, base(), "not divisible by 3 heads"),
   ],
 )
-def test_what_does_not_fit(given, with_encoder, message):
+def test_what_does_not_fit(generator, lm, message):
   with pytest.raises(UserError, match=message):
-    id_pt.build(base(with_encoder), options(**given))
+    build(generator, lm)

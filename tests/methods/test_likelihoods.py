@@ -1,4 +1,4 @@
-"""Choices scored side by side behind a prompt read once, against each scored by the loss."""
+"""Continuation scoring after a prompt that is read once, against each choice by the loss."""
 
 import functools
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from frozen_jax.backbones import decoder as lm
-from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.text.padding import padded
-from tests.methods.test_methods import CONFIG, METHODS, PARAMS, beside, frozen, trained_tree
+from frozen_jax.methods.zero_shot import ZeroShot
+from frozen_jax.text.padding import pad_sequences
+from tests.methods.test_methods import METHODS, frozen, other_inputs, trained_tree
+from tests.methods.tiny import CONFIG, PARAMS
 
 PROMPTS = [[5, 17, 3, 44, 9, 60, 2], [7, 1, 90], [33, 21, 8, 8, 70]]
 CHOICES = [
@@ -32,20 +33,20 @@ def perturbed(method):
 def arrays(left, size, spare, count, length):
   """Prompts [B, T] and choices [B, C, M] with masks."""
   width = max(map(len, PROMPTS)) + spare
-  tokens, mask = padded(PROMPTS, width, size, left=left)
+  tokens, mask = pad_sequences(PROMPTS, width, size, left=left)
   choices, choice_mask = np.zeros((2, size, count, length), np.int32)
   for row, options in enumerate(CHOICES):
-    ids, real = padded(options, length, count)
+    ids, real = pad_sequences(options, length, count)
     choices[row], choice_mask[row] = ids, real
-  others = {name: np.zeros((size, *a.shape[1:]), np.int32) for name, a in beside(3).items()}
-  for name, a in beside(3).items():
+  others = {name: np.zeros((size, *a.shape[1:]), np.int32) for name, a in other_inputs(3).items()}
+  for name, a in other_inputs(3).items():
     others[name][:3] = a
   return {"tokens": tokens, "mask": mask, **others}, choices, choice_mask
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def likelihoods(method, trained, prompts, choices, choice_mask):
-  return method.likelihoods(trained, frozen(method), prompts, choices, choice_mask)
+def log_likelihoods(method, trained, prompts, choices, choice_mask):
+  return method.log_likelihoods(trained, frozen(method), prompts, choices, choice_mask)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -55,63 +56,65 @@ def loss_of(method, trained, batch):
 
 def one_by_one(method, trained):
   """For each row the summed log-likelihood of each choice: prompt and choice as one text."""
-  found = []
+  result = []
   for row, (prompt, options) in enumerate(zip(PROMPTS, CHOICES, strict=True)):
-    found.append([])
-    others = {name: a[row : row + 1] for name, a in beside(3).items()}
+    result.append([])
+    others = {name: a[row : row + 1] for name, a in other_inputs(3).items()}
     for choice in options:
-      tokens, mask = padded([prompt + choice], 12)
+      tokens, mask = pad_sequences([prompt + choice], 12)
       positions = len(prompt) - 1 + np.arange(len(choice))
       targets = {
-        "target_positions": padded([positions], 4)[0],
-        "target_ids": padded([choice], 4)[0],
-        "target_mask": padded([choice], 4)[1],
+        "target_positions": pad_sequences([positions], 4)[0],
+        "target_ids": pad_sequences([choice], 4)[0],
+        "target_mask": pad_sequences([choice], 4)[1],
       }
       loss = loss_of(method, trained, {"tokens": tokens, "mask": mask} | targets | others)
-      found[-1].append(-float(loss) * len(choice))
-  return found
+      result[-1].append(-float(loss) * len(choice))
+  return result
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_each_choice_by_the_loss(name):
   method = METHODS[name]
   trained = perturbed(method)
-  want = one_by_one(method, trained)
+  expected_rows = one_by_one(method, trained)
   for left, size, spare, count, length in (
     (True, 3, 0, 3, 4),
     (False, 3, 2, 3, 4),
     (True, 4, 9, 5, 7),  # an empty row, empty choices, padding everywhere
   ):
-    found = likelihoods(method, trained, *arrays(left, size, spare, count, length))
-    assert found.shape == (size, count) and found.dtype == np.float32
-    for row, expected in enumerate(want):
-      np.testing.assert_allclose(found[row, : len(expected)], expected, atol=1e-4)
-      assert (found[row, len(expected) :] == -np.inf).all()
-    assert (found[len(want) :] == -np.inf).all()
+    result = log_likelihoods(method, trained, *arrays(left, size, spare, count, length))
+    assert result.shape == (size, count) and result.dtype == np.float32
+    for row, expected in enumerate(expected_rows):
+      np.testing.assert_allclose(result[row, : len(expected)], expected, atol=1e-4)
+      assert (result[row, len(expected) :] == -np.inf).all()
+    assert (result[len(expected_rows) :] == -np.inf).all()
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "recursion"])
-def test_choices_of_one_token_are_told_by_the_next_token(name):
+def test_choices_of_one_token_are_scored_by_the_next_token(name):
   method = METHODS[name]
   trained = perturbed(method)
   prompts, _, _ = arrays(True, 3, 0, 3, 4)
   choices = np.array([[[3], [4]], [[5], [6]], [[96], [0]]], np.int32)
-  found = likelihoods(method, trained, prompts, choices, np.ones_like(choices))
+  result = log_likelihoods(method, trained, prompts, choices, np.ones_like(choices))
   read = jax.jit(method.prefill, static_argnums=4)
   logits, _ = read(trained, frozen(method), prompts, 1, 1)
-  want = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), choices[:, :, 0], axis=1)
-  np.testing.assert_allclose(found, want, atol=1e-5)
+  expected_rows = np.take_along_axis(
+    np.asarray(jax.nn.log_softmax(logits)), choices[:, :, 0], axis=1
+  )
+  np.testing.assert_allclose(result, expected_rows, atol=1e-5)
 
 
 def test_the_prompt_is_read_once_and_no_other_logits_are_made():
   """Twice as many choices cost their own tokens, and neither the prompt nor its cache again."""
-  method, vocab = PromptTuning(CONFIG, None), CONFIG.vocab_size
+  method, vocab = ZeroShot(CONFIG), CONFIG.vocab_size
   shape = jax.ShapeDtypeStruct
 
   def compiled(count, length):
     prompts = {name: shape((1, 512), jnp.int32) for name in ("tokens", "mask")}
     choices = shape((1, count, length), jnp.int32)
-    score = lambda *inputs: method.likelihoods({}, {"lm": PARAMS, "fixed": {}}, *inputs)
+    score = lambda *inputs: method.log_likelihoods({}, {"lm": PARAMS, "frozen_inputs": {}}, *inputs)
     return jax.jit(score).lower(prompts, choices, choices).compile()
 
   read = jax.jit(lambda x: lm.hidden(PARAMS, CONFIG, x)).lower(

@@ -1,6 +1,5 @@
 """Every method on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
-import dataclasses
 import functools
 import re
 import types
@@ -10,34 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_jax.backbones import decoder as lm
-from frozen_jax.backbones import encoder
-from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.backbones import quantized
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.methods import fine_tuning
 from frozen_jax.methods.adapters import Adapters
 from frozen_jax.methods.fine_tuning import FineTuning
 from frozen_jax.methods.id_pt import InputDependentPromptTuning
-from frozen_jax.methods.lora import Lora
+from frozen_jax.methods.lora import Lora, LoraSettings
 from frozen_jax.methods.neural_recursion import NeuralRecursion
-from frozen_jax.methods.prefix_tuning import PrefixTuning, as_prefix
+from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.modules.connector import ConnectorOptions
-from frozen_jax.modules.prompt_generator import GeneratorOptions
-from frozen_jax.text.padding import padded
+from frozen_jax.methods.zero_shot import ZeroShot
+from frozen_jax.modules.connector import ConnectorConfig
+from frozen_jax.modules.prompt_generator import GeneratorConfig
+from frozen_jax.text.padding import pad_sequences
+from tests.methods.tiny import CONFIG, ENCODER, ENCODER_PARAMS, PARAMS, RANDOM_START, SETTINGS, base
 
-CONFIG = DecoderConfig(
-  vocab_size=97, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=48, tied=True
-)
-PARAMS = lm.random_params(CONFIG, jax.random.key(0))
 PROMPT = 0.1 * jax.random.normal(jax.random.key(1), (5, CONFIG.width))
-ENCODER = EncoderConfig(
-  vocab_size=53, width=24, layers=2, heads=3, head_dim=8, mlp_width=40, context=40
-)
-ENCODER_PARAMS = encoder.random_params(ENCODER, jax.random.key(3))
-P_PRIME = 0.1 * jax.random.normal(jax.random.key(4), (3, ENCODER.width))
 ENCODER_TEXTS = [[3, 9, 40, 51], [7, 7, 2, 30, 8, 11], [50, 1]]
 TEXTS = [[5, 17, 3, 44, 9, 60, 2, 31, 8], [7, 1, 90, 12], [33, 21, 8, 8, 70, 15]]
 
@@ -60,46 +48,45 @@ def batch(left: bool = False, spare: int = 0):
     "target_positions": positions,
     "target_ids": ids,
     "target_mask": real,
-    **beside(len(TEXTS), spare),
+    **other_inputs(len(TEXTS), spare),
   }
 
 
-def beside(rows: int, spare: int = 0):
-  """What a text encoder reads of each row, and which data set the row is of."""
-  tokens, mask = padded(ENCODER_TEXTS[:rows], 6 + spare)
+def other_inputs(rows: int, spare: int = 0):
+  """The text encoder's input of each row, and which data set the row is from."""
+  tokens, mask = pad_sequences(ENCODER_TEXTS[:rows], 6 + spare)
   return {"encoder_tokens": tokens, "encoder_mask": mask, "task": np.arange(rows, dtype=np.int32)}
 
 
 def recursion(**options):
-  given = {"initial_prompt": PROMPT} | options
-  connector = ConnectorOptions(width=16, heads=2, zero_output=given.pop("zero_output", False))
-  return NeuralRecursion(CONFIG, connector, embedding_rms=0.1, **given)
+  connector = ConnectorConfig(width=16, heads=2, zero_output=options.pop("zero_output", False))
+  return NeuralRecursion(CONFIG, connector, 0.1, RANDOM_START, **options)
 
 
-PREFIX = {name: jnp.stack([PROMPT[:, :16].reshape(5, 2, 8)] * 3) for name in "kv"}
-GENERATOR = GeneratorOptions(5, width=16, heads=2, zero_output=False)
+GENERATOR = GeneratorConfig(5, width=16, heads=2, zero_output=False)
+ID_PT = (CONFIG, ENCODER, GENERATOR, 0.1, RANDOM_START)
 METHODS = {
-  "id_pt": InputDependentPromptTuning(CONFIG, ENCODER, GENERATOR, 0.1, PROMPT, P_PRIME),
-  "plain_id_pt": InputDependentPromptTuning(CONFIG, ENCODER, GENERATOR, 0.1, None, P_PRIME),
-  "no_p_prime": InputDependentPromptTuning(CONFIG, ENCODER, GENERATOR, 0.1, PROMPT, None),
-  "prompt_for_each_task": PromptTuning(CONFIG, PROMPT, tasks=2),
-  "prefix_tuning": PrefixTuning(CONFIG, PREFIX),
-  "lora": Lora(CONFIG, ("attn/q", "attn/o", "mlp/down"), rank=2, alpha=4.0),
+  "id_pt": InputDependentPromptTuning(*ID_PT, p_prime_length=3),
+  "plain_id_pt": InputDependentPromptTuning(*ID_PT, constant=False, p_prime_length=3),
+  "no_p_prime": InputDependentPromptTuning(*ID_PT),
+  "prompt_for_each_task": PromptTuning(CONFIG, RANDOM_START, num_tasks=2),
+  "prefix_tuning": PrefixTuning(CONFIG, SETTINGS),
+  "lora": Lora(CONFIG, LoraSettings(2, 4.0, ("attn/q", "attn/o", "mlp/down"))),
   "adapters": Adapters(CONFIG, bottleneck=5),
-  "fine_tuning": FineTuning(CONFIG, PARAMS),
-  "prompt_tuning": PromptTuning(CONFIG, PROMPT),
-  "zero_shot": PromptTuning(CONFIG, None),
+  "fine_tuning": FineTuning(CONFIG),
+  "prompt_tuning": PromptTuning(CONFIG, RANDOM_START),
+  "zero_shot": ZeroShot(CONFIG),
   "recursion": recursion(),
   "plain_recursion": recursion(input_skip=False),
   "three_passes": recursion(passes=3),
-  "both_prompts_trained": recursion(first_initial=PROMPT),
+  "both_prompts_trained": recursion(first_prompt="trained"),
 }
 
 
 def frozen(method):
-  has_first = isinstance(method, NeuralRecursion) and method.initial_prompt is not None
-  fixed = {"first_prompt": {"vectors": PROMPT + 0.05}} if has_first else {}
-  return {"lm": PARAMS, "fixed": fixed, "encoder": ENCODER_PARAMS}
+  has_first = isinstance(method, NeuralRecursion)
+  frozen_inputs = {"first_prompt": {"vectors": PROMPT}} if has_first else {}
+  return {"lm": PARAMS, "frozen_inputs": frozen_inputs, "encoder": ENCODER_PARAMS}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,12 +96,12 @@ def loss_of(method, trained, one, key=None):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def prefill(method, trained, tokens, mask, new):
-  prompts = {"tokens": tokens, "mask": mask, **beside(len(tokens))}
+  prompts = {"tokens": tokens, "mask": mask, **other_inputs(len(tokens))}
   return method.prefill(trained, frozen(method), prompts, new, new)
 
 
 def trained_tree(method):
-  return jax.jit(method.init)(jax.random.key(2))
+  return jax.jit(lambda key: method.init(base(), key))(jax.random.key(2))
 
 
 @pytest.fixture(params=METHODS)
@@ -122,8 +109,8 @@ def method(request):
   return METHODS[request.param]
 
 
-def _behind_zero(path):
-  """LoRA's a and the way down of an adapter, whose gradient is 0 until the other half moves."""
+def _before_zeros(path):
+  """LoRA's a and an adapter's down projection: their gradient is 0 until the other half moves."""
   return path.endswith("/a") or re.match("adapters/.*/down/", path)
 
 
@@ -131,7 +118,7 @@ def test_gradients_reach_every_trained_leaf(method):
   trained = trained_tree(method)
   grads = jax.jit(jax.grad(lambda t: method.loss(t, frozen(method), batch(), None)[0]))(trained)
   norms = {path: float(jnp.abs(leaf).max()) for path, leaf in paths.flatten(grads).items()}
-  assert all(0 < norm < np.inf or _behind_zero(path) for path, norm in norms.items()), norms
+  assert all(0 < norm < np.inf or _before_zeros(path) for path, norm in norms.items()), norms
 
 
 def test_padding_changes_nothing(method):
@@ -144,8 +131,8 @@ def test_padding_changes_nothing(method):
 
 def test_empty_rows_count_for_nothing(method):
   trained = trained_tree(method)
-  padded = {name: np.concatenate([a, np.zeros_like(a[:1])]) for name, a in batch().items()}
-  loss, metrics = loss_of(method, trained, padded)
+  pad_sequences = {name: np.concatenate([a, np.zeros_like(a[:1])]) for name, a in batch().items()}
+  loss, metrics = loss_of(method, trained, pad_sequences)
   np.testing.assert_allclose(loss, loss_of(method, trained, batch())[0], rtol=2e-6)
   assert metrics["rows"] == 3
 
@@ -174,7 +161,7 @@ def test_prefill_agrees_with_the_loss(method):
     "target_positions": jnp.asarray([[7]]),
     "target_ids": tokens[:, -1:],
     "target_mask": jnp.ones((1, 1), jnp.int32),
-    **beside(1),
+    **other_inputs(1),
   }
   loss, _ = loss_of(method, trained, one)
   np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[0, TEXTS[0][-1]], rtol=1e-5)
@@ -182,7 +169,7 @@ def test_prefill_agrees_with_the_loss(method):
 
 def test_with_zero_output_the_recursion_starts_as_the_single_pass():
   twice = recursion(zero_output=True)
-  once = PromptTuning(CONFIG, PROMPT)
+  once = METHODS["prompt_tuning"]
   trained = trained_tree(twice)
   a, _ = loss_of(twice, trained, batch())
   b, _ = loss_of(once, trained_tree(once), batch())
@@ -195,13 +182,13 @@ def test_the_recursion_is_causal():
   trained = trained_tree(twice)
   one = batch()
   changed = {**one, "tokens": one["tokens"].copy()}
-  changed["tokens"][0, -1] = 50  # behind the positions that predict the two targets of row 0
+  changed["tokens"][0, -1] = 50  # after the positions that predict the two targets of row 0
   assert loss_of(twice, trained, one)[0] == (loss_of(twice, trained, changed)[0])
 
 
 def test_dropout_needs_a_key_and_is_reproducible():
-  connector = ConnectorOptions(width=16, heads=2, dropout=0.5, zero_output=False)
-  twice = NeuralRecursion(CONFIG, connector, embedding_rms=0.1, initial_prompt=PROMPT)
+  connector = ConnectorConfig(width=16, heads=2, dropout=0.5, zero_output=False)
+  twice = NeuralRecursion(CONFIG, connector, 0.1, RANDOM_START)
   trained = trained_tree(twice)
   loss = lambda key: float(loss_of(twice, trained, batch(), key)[0])
   assert loss(None) == loss(None)
@@ -224,28 +211,28 @@ def test_the_first_pass_has_no_backward_pass():
 
 
 @pytest.mark.parametrize("name", ["lora", "adapters", "fine_tuning"])
-def test_training_starts_from_the_lm_as_it_comes(name):
-  as_it_comes = loss_of(METHODS["zero_shot"], {}, batch())[0]
+def test_training_starts_from_the_unmodified_lm(name):
+  zero_shot = loss_of(METHODS["zero_shot"], {}, batch())[0]
   start = loss_of(METHODS[name], trained_tree(METHODS[name]), batch())[0]
-  np.testing.assert_allclose(start, as_it_comes, rtol=1e-6)
+  np.testing.assert_allclose(start, zero_shot, rtol=1e-6)
 
 
 def test_a_prefix_starts_as_the_text_that_it_is_taken_from():
-  """Keys and values of a text before another are what that other sees of it."""
-  _, cache = lm.prefill(PARAMS, CONFIG, PROMPT[None], jnp.ones((1, 5), jnp.int32), 0)
-  prefix = PrefixTuning(CONFIG, as_prefix(cache))
-  prompt = METHODS["prompt_tuning"]
+  """A text attends to an earlier one by its keys and values only."""
+  prefix, prompt = PrefixTuning(CONFIG, RANDOM_START), METHODS["prompt_tuning"]
   losses = [loss_of(method, trained_tree(method), batch())[0] for method in (prefix, prompt)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
-  assert prefix.taken(trained_tree(prefix), frozen(prefix)) == 5
+  assert prefix.num_virtual_tokens(trained_tree(prefix), frozen(prefix)) == 5
 
 
 def test_fine_tuning_refuses_what_would_get_no_gradient():
-  """The products of experts, and those with quantised matrices, are made for frozen weights."""
-  routed = dataclasses.replace(CONFIG, experts=4, chosen=2)
-  options = {"model": {"quantize": "", "remat": False}}
-  base = types.SimpleNamespace(config=routed, params={}, tokenizer=None)
+  """The products of experts, and those with quantised matrices, are for frozen weights."""
+  routed = types.SimpleNamespace(experts=4)
   with pytest.raises(UserError, match="mixture of experts"):
-    fine_tuning.build(base, options)
+    FineTuning.build(base(routed), {})
+  leaves = paths.flatten(PARAMS)
+  leaves["layers/attn/q/kernel"] = quantized.quantize(
+    leaves["layers/attn/q/kernel"], "int8", 1, "float32"
+  )
   with pytest.raises(UserError, match="model.quantize"):
-    fine_tuning.build(base, {"model": {"quantize": "int8", "remat": False}})
+    FineTuning.build(base(params=paths.unflatten(leaves)), {})

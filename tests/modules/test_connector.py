@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from frozen_jax.modules.connector import Connector, ConnectorOptions
+from frozen_jax.modules.connector import Connector, ConnectorConfig
 
 WIDTH = 24
-OPTIONS = ConnectorOptions(width=16, layers=2, heads=2, zero_output=False)
+SIZES = ConnectorConfig(width=16, layers=2, heads=2, zero_output=False)
 
 
 @pytest.fixture(scope="module")
 def connector():
-  return Connector(WIDTH, OPTIONS, output_scale=0.3, rngs=nnx.Rngs(0))
+  return Connector(WIDTH, SIZES, output_scale=0.3, rngs=nnx.Rngs(0))
 
 
 def inputs(rows=2, length=7, size=3.0):
@@ -35,13 +35,13 @@ def reference(connector, hidden, mask):
   out = np.zeros(hidden.shape)
   for row in range(hidden.shape[0]):
     x = norm(np.asarray(hidden[row], np.float64), 1.0)
-    x = x @ tree["read"]["kernel"] + tree["read"]["bias"]
-    for index in range(OPTIONS.layers):
+    x = x @ tree["input_proj"]["kernel"] + tree["input_proj"]["bias"]
+    for index in range(SIZES.layers):
       layer = tree[f"layer_{index}"]
       normed = norm(x, layer["attention_norm"]["scale"])
       q, k, v = np.split(normed @ layer["attention"]["qkv"]["kernel"], 3, -1)
       mixed = np.zeros_like(q)
-      for head in range(OPTIONS.heads):
+      for head in range(SIZES.heads):
         part = slice(head * 8, head * 8 + 8)
         for t in range(len(x)):
           seen = [s for s in range(t + 1) if mask[row, s]]
@@ -55,7 +55,7 @@ def reference(connector, hidden, mask):
       normed = norm(x, layer["mlp_norm"]["scale"])
       inner = gelu(normed @ layer["up"]["kernel"] + layer["up"]["bias"])
       x = x + inner @ layer["down"]["kernel"] + layer["down"]["bias"]
-    out[row] = 0.3 * (norm(x, tree["final_norm"]["scale"]) @ tree["write"]["kernel"])
+    out[row] = 0.3 * (norm(x, tree["final_norm"]["scale"]) @ tree["output_proj"]["kernel"])
   return out
 
 
@@ -66,50 +66,52 @@ def test_agrees_with_the_reference_at_real_positions(connector, padding):
     mask = mask.at[0, :3].set(0)
   if padding == "right":
     mask = mask.at[1, 4:].set(0)
-  written, _ = nnx.jit(lambda c, h, m: c(h, m))(connector, hidden, mask)
+  output, _ = nnx.jit(lambda c, h, m: c(h, m))(connector, hidden, mask)
   real = np.asarray(mask, bool)
   expected = reference(connector, hidden, np.asarray(mask))
-  np.testing.assert_allclose(np.asarray(written)[real], expected[real], atol=2e-6)
+  np.testing.assert_allclose(np.asarray(output)[real], expected[real], atol=2e-6)
 
 
 def test_step_by_step_equals_at_once(connector):
   hidden, mask = inputs(length=9)
   whole, _ = connector(hidden, mask)
-  written, cache = connector(hidden[:, :5], mask[:, :5], room=4)
-  parts = [written]
+  output, cache = connector(hidden[:, :5], mask[:, :5], free_slots=4)
+  parts = [output]
   for index in range(5, 9):
-    written, cache = connector.step(hidden[:, index : index + 1], cache)
-    parts.append(written)
+    output, cache = connector.step(hidden[:, index : index + 1], cache)
+    parts.append(output)
   np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-6)
 
 
-def test_branches_equal_each_alone(connector):
-  """Two continuations behind one text, of 3 and 2 positions, the second padded."""
+def test_continuations_equal_each_on_its_own(connector):
+  """Two continuations after one text, of 3 and 2 positions, the second padded."""
   hidden, mask = inputs(length=11)
   mask = mask.at[0, :2].set(0)  # of the text, on the left
   real = jnp.array([1, 1, 1, 1, 1, 0], bool)
-  among = jnp.kron(jnp.eye(2), jnp.tri(3)).astype(bool) & real
+  attention_mask = jnp.kron(jnp.eye(2), jnp.tri(3)).astype(bool) & real
   _, cache = connector(hidden[:, :5], mask[:, :5])
-  found = connector.branch(hidden[:, 5:], cache, jnp.broadcast_to(among, (2, 6, 6)))
+  result = connector.hidden_after_cache(
+    hidden[:, 5:], cache, jnp.broadcast_to(attention_mask, (2, 6, 6))
+  )
   for own in (np.arange(5, 8), np.arange(8, 10)):
     place = np.concatenate([np.arange(5), own])
     alone, _ = connector(hidden[:, place], mask[:, place])
-    np.testing.assert_allclose(found[:, own - 5], alone[:, 5:], atol=1e-6)
+    np.testing.assert_allclose(result[:, own - 5], alone[:, 5:], atol=1e-6)
 
 
-def test_the_size_of_what_it_reads_does_not_matter_and_what_it_writes_is_scaled(connector):
+def test_the_scale_of_its_input_does_not_matter_and_its_output_is_scaled(connector):
   small, _ = connector(*inputs(size=1.0))
   large, _ = connector(*inputs(size=50.0))
   np.testing.assert_allclose(small, large, rtol=1e-3, atol=1e-4)
   assert 0.1 < float(jnp.sqrt(jnp.mean(jnp.square(small)))) / 0.3 < 3
 
 
-def test_zero_output_writes_nothing_at_first():
-  options = ConnectorOptions(width=16, layers=1, heads=2)
-  written, _ = Connector(WIDTH, options, 0.3, nnx.Rngs(0))(*inputs())
-  assert not written.any()
+def test_with_zero_output_it_starts_as_zero():
+  config = ConnectorConfig(width=16, layers=1, heads=2)
+  output, _ = Connector(WIDTH, config, 0.3, nnx.Rngs(0))(*inputs())
+  assert not output.any()
 
 
 def test_heads_must_divide_the_width():
   with pytest.raises(ValueError, match="not divisible"):
-    ConnectorOptions(width=10, heads=4)
+    ConnectorConfig(width=10, heads=4)

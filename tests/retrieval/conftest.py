@@ -1,4 +1,4 @@
-"""What the tests of retrieval share: a cache directory of their own, and small corpora."""
+"""Fixtures of the tests of retrieval: a temporary cache directory, and small corpora."""
 
 import pytest
 
@@ -14,12 +14,12 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def made(tmp_path):
-  """A function: texts -> the corpus of them, with the ids p0, p1, ..."""
+def make_corpus(tmp_path):
+  """A function: texts -> their corpus, with the ids p0, p1, ..."""
 
   def make(texts, name="corpus.jsonl"):
     path = tmp_path / name
-    write_corpus(path, [Passage(f"p{at}", "", text) for at, text in enumerate(texts)])
+    write_corpus(path, [Passage(f"p{number}", "", text) for number, text in enumerate(texts)])
     return open_corpus(path, progress=False)
 
   return make

@@ -22,8 +22,8 @@ TEXTS = [
 
 
 @pytest.fixture
-def built(made, tmp_path):
-  return build_bm25(tmp_path / "index", made(TEXTS), progress=False)
+def built(make_corpus, tmp_path):
+  return build_bm25(tmp_path / "index", make_corpus(TEXTS), progress=False)
 
 
 def test_scores_are_lucenes_formula(built):
@@ -35,22 +35,22 @@ def test_scores_are_lucenes_formula(built):
     return rare * count / (count + 1.5 * (0.25 + 0.75 * length / mean))
 
   expected = {0: 2 * score(1, 7), 5: 2 * score(1, 5), 1: score(3, 3), 2: score(3, 8)}
-  order = sorted(expected, key=lambda at: -expected[at])
+  order = sorted(expected, key=lambda index: -expected[index])
   assert found.ids.tolist() == [order]
-  np.testing.assert_allclose(found.scores[0], [expected[at] for at in order], rtol=1e-6)
+  np.testing.assert_allclose(found.scores[0], [expected[index] for index in order], rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [2, 20_000])
-def test_the_index_is_that_of_bm25s(made, tmp_path, monkeypatch, chunk):
+def test_the_index_is_that_of_bm25s(make_corpus, tmp_path, monkeypatch, chunk):
   monkeypatch.setattr(bm25, "_CHUNK", chunk)
-  build_bm25(tmp_path / "index", made(TEXTS), progress=False)
+  build_bm25(tmp_path / "index", make_corpus(TEXTS), progress=False)
   theirs = bm25s.BM25(method="lucene")
   theirs.index(bm25s.tokenize(TEXTS, stopwords="en", show_progress=False), show_progress=False)
   ours = bm25s.BM25.load(tmp_path / "index")
   for name in ("indices", "indptr"):
     np.testing.assert_array_equal(ours.scores[name], theirs.scores[name])
   np.testing.assert_allclose(ours.scores["data"], theirs.scores["data"], rtol=1e-6)
-  own = {word: at for word, at in theirs.vocab_dict.items() if word}
+  own = {word: index for word, index in theirs.vocab_dict.items() if word}
   assert ours.vocab_dict == own
   assert {path.name for path in (tmp_path / "index").iterdir()} == {
     *(f"{name}.csc.index.npy" for name in ("data", "indices", "indptr")),
@@ -65,23 +65,23 @@ def test_equal_scores_go_by_position(built):
   assert built.search([], 2).ids.shape == (0, 2)
 
 
-def test_an_index_is_opened_again_and_refused_for_another_corpus(built, made, tmp_path):
-  again = open_bm25(tmp_path / "index", made(TEXTS))
+def test_an_index_is_opened_again_and_refused_for_another_corpus(built, make_corpus, tmp_path):
+  again = open_bm25(tmp_path / "index", make_corpus(TEXTS))
   for ours, before in zip(again.search(["lazy"], 6), built.search(["lazy"], 6), strict=True):
     np.testing.assert_array_equal(ours, before)
   assert isinstance(again._index.scores["data"], np.memmap)
-  other = made(TEXTS[::-1], "other.jsonl")
+  other = make_corpus(TEXTS[::-1], "other.jsonl")
   with pytest.raises(UserError, match="of another corpus"):
     open_bm25(tmp_path / "index", other)
   with pytest.raises(UserError, match="exists"):
     build_bm25(tmp_path / "index", other)
 
 
-def test_what_cannot_be(built, made, tmp_path):
+def test_what_cannot_be(built, make_corpus, tmp_path):
   for k in (0, 7):
     with pytest.raises(UserError, match="ask for 1 to 6"):
       built.search(["fox"], k)
-  corpus = made(["the", "a"], "empty.jsonl")
+  corpus = make_corpus(["the", "a"], "empty.jsonl")
   with pytest.raises(UserError, match="no passage of the corpus has a word"):
     build_bm25(tmp_path / "none", corpus, progress=False)
   assert not (tmp_path / "none").exists()
@@ -90,7 +90,7 @@ def test_what_cannot_be(built, made, tmp_path):
   data = tmp_path / "index" / "data.csc.index.npy"
   data.write_bytes(data.read_bytes()[:-8])
   with pytest.raises(UserError, match="no whole index"):
-    open_bm25(tmp_path / "index", made(TEXTS))
+    open_bm25(tmp_path / "index", make_corpus(TEXTS))
 
 
 @open_qa.needed

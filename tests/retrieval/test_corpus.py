@@ -57,8 +57,8 @@ def test_blank_lines_line_ends_and_a_missing_last_break(tmp_path):
 
 def test_a_file_is_read_through_once_and_anew_when_it_has_changed(tmp_path, monkeypatch):
   path, scans = tmp_path / "c.jsonl", []
-  scan = corpora._scan
-  monkeypatch.setattr(corpora, "_scan", lambda *given: (scans.append(1), scan(*given)))
+  scan = corpora._write_index
+  monkeypatch.setattr(corpora, "_write_index", lambda *given: (scans.append(1), scan(*given)))
   write_corpus(path, PASSAGES)
   assert opened(path).fingerprint == opened(path).fingerprint and len(scans) == 1
   write_corpus(path, PASSAGES[:2])

@@ -7,7 +7,7 @@ import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.retrieval import dense
-from frozen_jax.retrieval.dense import Dense, inner_products
+from frozen_jax.retrieval.dense import DenseRetriever, inner_products
 from frozen_jax.retrieval.dense_index import build_dense
 from frozen_jax.sharding.mesh import make_mesh
 
@@ -26,11 +26,11 @@ def brute_force(vectors, rows, k):
 
 
 @pytest.fixture
-def indexed(made, tmp_path):
+def indexed(make_corpus, tmp_path):
   """A function: vectors [N, d] -> an index of them."""
 
   def make(rows, dtype="float32", name="index"):
-    corpus = made([str(at) for at in range(len(rows))])
+    corpus = make_corpus([str(index) for index in range(len(rows))])
     embed = lambda texts: rows[[int(text) for text in texts]]
     return build_dense(
       tmp_path / name, corpus, embed, "e", dtype=dtype, shard_rows=700, progress=False
@@ -43,7 +43,7 @@ def random(count, seed=0):
   return np.random.default_rng(seed).normal(size=(count, WIDTH)).astype(np.float32)
 
 
-def check(retriever, vectors, rows, k):
+def check_equals_brute_force(retriever, vectors, rows, k):
   found = retriever.search_vectors(vectors, k)
   ids, scores = brute_force(vectors, rows, k)
   np.testing.assert_array_equal(found.ids, ids)
@@ -61,7 +61,7 @@ def test_equals_brute_force(indexed, sizes, dtype):
   mesh = sizes and make_mesh(**sizes)
   rows = index.rows(0, len(index)).astype(np.float32)
   for count, k in ((300, 5), (3, 100), (1, 1)):
-    check(Dense(index, None, mesh), random(count, 1), rows, k)
+    check_equals_brute_force(DenseRetriever(index, None, mesh), random(count, 1), rows, k)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -69,28 +69,28 @@ def test_equal_passages_go_by_position(indexed, sizes):
   rows = np.concatenate([random(40), random(40), np.repeat(random(1, 3), 4000, axis=0)])
   index, mesh = indexed(rows), sizes and make_mesh(**sizes)
   vectors = np.concatenate([rows[[0, 5, 90]], -rows[[90]], np.zeros((1, WIDTH), np.float32)])
-  check(Dense(index, None, mesh), vectors, rows, 7)
+  check_equals_brute_force(DenseRetriever(index, None, mesh), vectors, rows, 7)
 
 
 def test_near_ties_that_float32_products_would_misplace(indexed):
   random_ = np.random.default_rng(0)
   rows = np.repeat(random(1), 3000, axis=0) * np.float32(1e3)
   rows += random_.integers(-1, 2, rows.shape).astype(np.float32) * np.spacing(rows) * 4
-  check(Dense(indexed(rows), None), rows[:9], rows, 50)
+  check_equals_brute_force(DenseRetriever(indexed(rows), None), rows[:9], rows, 50)
 
 
 @pytest.mark.parametrize("sizes", MESHES[:2])
 def test_blocks_that_stream_give_the_same(indexed, sizes, monkeypatch):
-  monkeypatch.setattr(dense, "_ROUND", 16)
+  monkeypatch.setattr(dense, "_ROW_MULTIPLE", 16)
   rows = random(5003)
   index, mesh = indexed(rows), sizes and make_mesh(**sizes)
-  streamed = Dense(index, None, mesh, device_bytes=20_000)
-  check(streamed, random(20, 1), rows, 6)
-  assert len(list(streamed._blocks())) > 5 and not streamed._kept
-  kept = Dense(index, None, mesh)
-  check(kept, random(20, 1), rows, 6)
-  assert sum(len(block) for block in kept._kept) >= 5003
-  assert {len(block.sharding.device_set) for block in kept._kept} == {8 if sizes else 1}
+  streamed = DenseRetriever(index, None, mesh, device_bytes=20_000)
+  check_equals_brute_force(streamed, random(20, 1), rows, 6)
+  assert len(list(streamed._blocks())) > 5 and not streamed._device_blocks
+  kept = DenseRetriever(index, None, mesh)
+  check_equals_brute_force(kept, random(20, 1), rows, 6)
+  assert sum(len(block) for block in kept._device_blocks) >= 5003
+  assert {len(block.sharding.device_set) for block in kept._device_blocks} == {8 if sizes else 1}
 
 
 def test_scores_are_the_inner_products():
@@ -110,10 +110,12 @@ def test_questions_are_embedded_and_found(indexed):
     asked.append(len(texts))
     return rows[[int(text) for text in texts]]
 
-  retriever = Dense(indexed(rows / np.linalg.norm(rows, axis=1)[:, None]), embed, batch=4)
-  found = retriever.search([str(at) for at in range(10)], 3)
+  retriever = DenseRetriever(indexed(rows / np.linalg.norm(rows, axis=1)[:, None]), embed, batch=4)
+  found = retriever.search([str(index) for index in range(10)], 3)
   assert found.ids[:, 0].tolist() == list(range(10)) and asked == [4, 4, 2]
-  assert len(retriever) == 100 and retriever.corpus == retriever.index.corpus
+  assert (
+    len(retriever) == 100 and retriever.corpus_fingerprint == retriever.index.corpus_fingerprint
+  )
   assert retriever.search([], 3).ids.shape == (0, 3)
   with pytest.raises(UserError, match="ask for 1 to 100"):
     retriever.search(["1"], 101)

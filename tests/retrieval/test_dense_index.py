@@ -8,7 +8,7 @@ import pytest
 from frozen_jax.core.errors import UserError
 from frozen_jax.retrieval.dense_index import build_dense, embed_sorted, open_dense
 
-TEXTS = [f"{at} " + "x" * (at * 7 % 11) for at in range(50)]
+TEXTS = [f"{index} " + "x" * (index * 7 % 11) for index in range(50)]
 
 
 class Encoder:
@@ -24,7 +24,7 @@ class Encoder:
     return np.float32([[int(text.split()[0]), len(text), 1] for text in texts])
 
 
-EXPECTED = np.float32([[at, len(text), 1] for at, text in enumerate(TEXTS)])
+EXPECTED = np.float32([[index, len(text), 1] for index, text in enumerate(TEXTS)])
 
 
 def build(folder, corpus, embed, encoder="e", **options):
@@ -33,24 +33,24 @@ def build(folder, corpus, embed, encoder="e", **options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_rows_are_the_passages_in_their_order(made, tmp_path, dtype):
-  corpus = made(TEXTS)
+def test_rows_are_the_passages_in_their_order(make_corpus, tmp_path, dtype):
+  corpus = make_corpus(TEXTS)
   index = build(tmp_path / "i", corpus, Encoder(), dtype=dtype)
   again = open_dense(tmp_path / "i", "e", corpus)
   assert again == index and (len(index), index.width, index.dtype) == (50, 3, dtype)
   for start, stop in ((0, 50), (3, 9), (14, 35), (48, 50)):
     np.testing.assert_array_equal(index.rows(start, stop).astype(np.float32), EXPECTED[start:stop])
   positions = np.array([[49, 0], [16, 15]])
-  np.testing.assert_array_equal(index.take(positions).astype(np.float32), EXPECTED[positions])
-  assert index.longest == pytest.approx(np.linalg.norm(EXPECTED, axis=1).max())
+  np.testing.assert_array_equal(index.gather(positions).astype(np.float32), EXPECTED[positions])
+  assert index.max_norm == pytest.approx(np.linalg.norm(EXPECTED, axis=1).max())
   assert sorted(path.name for path in (tmp_path / "i").iterdir()) == [
     *(f"{shard:06d}.npy" for shard in range(4)),
     "index.json",
   ]
 
 
-def test_a_killed_build_goes_on_and_ends_the_same(made, tmp_path):
-  corpus = made(TEXTS)
+def test_a_killed_build_goes_on_and_ends_the_same(make_corpus, tmp_path):
+  corpus = make_corpus(TEXTS)
   with pytest.raises(KeyboardInterrupt):
     build(tmp_path / "i", corpus, Encoder(die_after=9))  # in the third shard of four
   with pytest.raises(UserError, match="unfinished"):
@@ -78,8 +78,8 @@ def test_batches_are_of_similar_length():
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_what_is_of_something_else_is_refused(made, tmp_path, finished):
-  corpus, other = made(TEXTS), made(TEXTS[::-1], "other.jsonl")
+def test_what_is_of_something_else_is_refused(make_corpus, tmp_path, finished):
+  corpus, other = make_corpus(TEXTS), make_corpus(TEXTS[::-1], "other.jsonl")
   if finished:
     build(tmp_path / "i", corpus, Encoder())
   else:
@@ -120,13 +120,13 @@ def test_titles_stand_before_the_text(tmp_path):
     (Encoder(), "int8", "choose one of float32"),
   ],
 )
-def test_vectors_that_cannot_be_stored(made, tmp_path, embed, dtype, message):
+def test_vectors_that_cannot_be_stored(make_corpus, tmp_path, embed, dtype, message):
   with pytest.raises(UserError, match=message):
-    build(tmp_path / "i", made(TEXTS), embed, dtype=dtype)
+    build(tmp_path / "i", make_corpus(TEXTS), embed, dtype=dtype)
 
 
-def test_damage_is_found_when_it_is_opened(made, tmp_path):
-  corpus = made(TEXTS)
+def test_damage_is_found_when_it_is_opened(make_corpus, tmp_path):
+  corpus = make_corpus(TEXTS)
   build(tmp_path / "i", corpus, Encoder())
   shard, description = tmp_path / "i" / "000002.npy", tmp_path / "i" / "index.json"
   good = shard.read_bytes()
@@ -135,9 +135,9 @@ def test_damage_is_found_when_it_is_opened(made, tmp_path):
     with pytest.raises(UserError, match="000002.npy is missing or damaged"):
       open_dense(tmp_path / "i", "e", corpus)
   shard.write_bytes(good)
-  told = json.loads(description.read_text())
-  del told["width"]
-  for bad in (json.dumps(told), "{", "[]"):
+  description_values = json.loads(description.read_text())
+  del description_values["width"]
+  for bad in (json.dumps(description_values), "{", "[]"):
     description.write_text(bad)
     with pytest.raises(UserError, match="lacks 'width'|is damaged"):
       open_dense(tmp_path / "i", "e", corpus)

@@ -4,25 +4,30 @@ import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.retrieval.hybrid import Hybrid, reciprocal_ranks, weighted_sum
-from frozen_jax.retrieval.retriever import Found
+from frozen_jax.retrieval.hybrid import HybridRetriever, reciprocal_ranks, weighted_sum
+from frozen_jax.retrieval.retriever import SearchResult
 
-FIRST = Found(np.array([[4, 2, 7]]), np.float32([[9, 5, 1]]))
-SECOND = Found(np.array([[2, 5, 4]]), np.float32([[0.9, 0.8, 0.1]]))
+FIRST = SearchResult(np.array([[4, 2, 7]]), np.float32([[9, 5, 1]]))
+SECOND = SearchResult(np.array([[2, 5, 4]]), np.float32([[0.9, 0.8, 0.1]]))
 
 
 class Fixed:
   """A retriever that always finds the same."""
 
-  def __init__(self, found, corpus="c", size=9):
-    self.found, self.corpus, self.size, self.asked = found, corpus, size, []
+  def __init__(self, result, corpus_fingerprint="c", size=9):
+    self.result, self.corpus_fingerprint, self.size, self.asked = (
+      result,
+      corpus_fingerprint,
+      size,
+      [],
+    )
 
   def __len__(self):
     return self.size
 
   def search(self, queries, k):
     self.asked.append(k)
-    return Found(*(part[:, :k] for part in self.found))
+    return SearchResult(*(part[:, :k] for part in self.result))
 
 
 def test_reciprocal_ranks():
@@ -36,27 +41,30 @@ def test_weighted_sum():
   found = weighted_sum([FIRST, SECOND], 3, (0.25, 0.75))
   expected = {4: 0.25, 2: 0.25 * 0.5 + 0.75, 5: 0.75 * 0.875}
   assert found.ids.tolist() == [[2, 5, 4]]
-  np.testing.assert_allclose(found.scores[0], [expected[at] for at in (2, 5, 4)], rtol=1e-6)
+  np.testing.assert_allclose(found.scores[0], [expected[index] for index in (2, 5, 4)], rtol=1e-6)
 
 
 def test_equal_sums_go_by_position_and_equal_scores_count_alike():
-  apart = [Found(np.array([[6]]), np.float32([[3]])), Found(np.array([[1]]), np.float32([[8]]))]
+  apart = [
+    SearchResult(np.array([[6]]), np.float32([[3]])),
+    SearchResult(np.array([[1]]), np.float32([[8]])),
+  ]
   for found in (reciprocal_ranks(apart, 2), weighted_sum(apart, 2, (1, 1))):
     assert found.ids.tolist() == [[1, 6]] and found.scores[0, 0] == found.scores[0, 1]
 
 
 def test_a_hybrid_asks_for_more_than_it_gives():
   first, second = Fixed(FIRST), Fixed(SECOND)
-  hybrid = Hybrid([first, second], reciprocal_ranks, depth=3)
+  hybrid = HybridRetriever([first, second], reciprocal_ranks, depth=3)
   assert hybrid.search(["q"], 1).ids.tolist() == [[2]] and first.asked == second.asked == [3]
-  assert (len(hybrid), hybrid.corpus) == (9, "c")
+  assert (len(hybrid), hybrid.corpus_fingerprint) == (9, "c")
   with pytest.raises(UserError, match="ask for 1 to 9"):
     hybrid.search(["q"], 10)
   with pytest.raises(UserError, match="different corpora"):
-    Hybrid([first, Fixed(SECOND, corpus="d")], reciprocal_ranks)
+    HybridRetriever([first, Fixed(SECOND, corpus_fingerprint="d")], reciprocal_ranks)
 
 
 def test_no_questions():
-  nothing = Found(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.float32))
+  nothing = SearchResult(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.float32))
   for found in (reciprocal_ranks([nothing] * 2, 2), weighted_sum([nothing] * 2, 2, (1, 1))):
     assert found.ids.shape == found.scores.shape == (0, 2)

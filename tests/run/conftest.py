@@ -4,6 +4,7 @@ programs on them.
 Everything is made once a session and must not be changed by a test: copy what is to be altered.
 """
 
+import importlib
 import logging
 import os
 import pathlib
@@ -139,7 +140,7 @@ def make_encoder_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def encoder(make_encoder_folder):
-  """The folder of the text encoder beside the model."""
+  """The folder of the text encoder alongside the model."""
   return make_encoder_folder()
 
 
@@ -243,6 +244,31 @@ def call(monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   yield run
   logging.root.handlers[:] = before
+
+
+class StagesTrained(Exception):
+  """The stages of a run are trained and their adapters saved: what is scored then is skipped."""
+
+
+@pytest.fixture(scope="session")
+def train_stages():
+  """`train_stages(config, workdir)`: trains in this process, without scoring.
+
+  What it does not reach is the end of the run, so that the workdir can be resumed.
+  """
+  from frozen_jax.run import train
+
+  verb = importlib.import_module("frozen_jax.run.train")  # `frozen_jax.run.train` is the function
+
+  def stop(*arguments):
+    raise StagesTrained
+
+  def run(config, workdir):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(StagesTrained):
+      patched.setattr(verb, "score_models", stop)
+      train(config, workdir)
+
+  return run
 
 
 @pytest.fixture

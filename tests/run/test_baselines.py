@@ -1,4 +1,4 @@
-"""The rivals as whole programs: each trains, leaves the frozen tree alone, and can be asked."""
+"""The baselines as whole programs: each trains, leaves the frozen tree alone, and can be asked."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 import frozen_jax
 from frozen_jax.core import paths
-from frozen_jax.export.adapter_folder import read_adapter
+from frozen_jax.models.adapter_folder import read_adapter
 
 TRAINED = {
   "prefix_tuning": {"prefix/k", "prefix/v"},

@@ -30,14 +30,25 @@ def test_help_says_what_there_is(call, flag):
     assert part in out
 
 
-def test_help_on_an_experiment_lists_its_keys_as_given(call):
+def test_help_on_an_experiment_lists_its_keys_as_given_with_their_help(call):
   status, out, _ = call("--config=configs/recursive.py:smoke", "--config.seed=7", "--help")
   assert status == 0
-  assert "--config.seed=7\n" in out
-  assert "--config.recursion.connector.width=256\n" in out
-  assert (
-    "--config.order='('" in out.replace('"', "").replace("'\"'\"'", "") or "config.order" in out
-  )
+  lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  --config.")]
+  shown = {flag: rest[0] if rest else "" for flag, *rest in lines}
+  assert shown["--config.seed=7"] == "of everything random"
+  assert shown["--config.recursion.connector.width=256"] == "of the Connector"
+  assert shown["--config.train.log_every=1"] == "steps between lines of metrics.jsonl"
+  assert shown["--config.stages.pretrain.train.steps=2"] == ""
+  assert any(flag.startswith("--config.stage_order=prompt,baseline") for flag in shown)
+
+
+def test_help_shows_no_section_that_the_experiment_does_not_read(call):
+  _, out, _ = call("--config=configs/lora.py", "--help")
+  assert "--config.lora.rank=" in out
+  for section in ("recursion", "generator", "adapters", "reader", "candidates"):
+    assert f"--config.{section}." not in out
+  assert "--config.train.learning_rate.lora=" in out
+  assert "--config.train.learning_rate.connector=" not in out
 
 
 @pytest.mark.parametrize(
@@ -50,9 +61,9 @@ def test_help_on_an_experiment_lists_its_keys_as_given(call):
     ("--mode=fly", "mode=fly.*train.*evaluate.*predict.*export"),
     ("--worddir=x", r"unknown flag --worddir; did you mean --workdir\?"),
     ("train", "unexpected argument 'train'"),
-    ("--config.order=", "config.order is empty"),
-    ("--config.order=nope", "names stage 'nope'"),
-    ("--config.train.batch_size=0", "batch_size .* is 0"),
+    ("--config.stage_order=", "config.stage_order is empty"),
+    ("--config.stage_order=nope", "names stage 'nope'"),
+    ("--config.train.batch_size=0", "train.batch_size is 0; it must be at least 1"),
     ("--config.mesh.data=64", "needs 64 devices and this machine has 8"),
     ("--config.mesh.data=0", "mesh.data is 0"),
     ("--config.model.name=nope", "there is no model 'nope'"),
@@ -234,6 +245,25 @@ def of_run(run, *arguments):
 def test_a_workdir_with_a_run_of_another_config(refused_run, prompt_run):
   said = refused_run(*of_run(prompt_run, "--config.train.steps=5", "--config.seed=1"))
   assert "holds a run of another config (different: seed, train.steps)" in said
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_workdir_with_a_run_on_other_data(refused_run, prompt_run, tmp_path, split):
+  path = lines_file(tmp_path / "mine.jsonl", *QUESTIONS)
+  said = refused_run(*of_run(prompt_run, f"--config.data.{split}={path}"))
+  assert f"holds a run of another config (different: data.{split})" in said
+
+
+def test_a_complete_run_is_not_scored_again(call, program, prompt_run):
+  arguments = of_run(prompt_run, "--config.evaluate.max_examples=3")
+  status, out, _ = call(*program.command(*arguments)[2:])
+  assert status == 0 and out.startswith(f"The run in {prompt_run.workdir} is complete.\n")
+  assert "scored with another evaluate.max_examples; --mode=evaluate scores it with these." in out
+
+
+def test_a_gate_where_there_is_one_pass(refused_run, prompt_run):
+  said = refused_run(*of_run(prompt_run, "--mode=evaluate", "--config.cascade.compute_budget=1.5"))
+  assert "stage prompt has one pass, so there is none to leave out" in said
 
 
 def test_a_workdir_that_cannot_be_made(refused_run, tmp_path):

@@ -1,41 +1,43 @@
 """What a complete run leaves in its workdir: the files and keys that other programs rely on."""
 
+import datetime
+import importlib.metadata
 import json
 import pathlib
 import shutil
+import statistics
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from frozen_jax.core import paths
-from frozen_jax.export.adapter_folder import read_adapter
+from frozen_jax.models.adapter_folder import read_adapter
+from frozen_jax.run.records import table_rows
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = {
-  "method",
-  "model",
-  "metrics",
-  "baseline",
-  "frozen_fingerprint",
-  "frozen_unchanged",
-  "trainable_parameters",
-  "frozen_parameters",
-  "steps",
-  "seconds",
+  *("format", "created", "version", "command", "device", "seed", "units"),
+  *("method", "model", "test", "metrics", "baseline", "table"),
+  *("frozen_fingerprint", "frozen_unchanged", "frozen_parameters"),
+  *("trainable_parameters", "steps", "stages", "seconds"),
 }
 STEPS = {
   "prompt_run": {"prompt": 3},
   "recursive_run": {"prompt": 3, "baseline": 3, "pretrain": 2, "finetune": 3},
+}
+ROWS = {
+  "prompt_run": ["zero_shot", "prompt"],
+  "recursive_run": ["zero_shot", "prompt", "baseline", "finetune"],
 }
 
 
 @pytest.fixture(params=STEPS)
 def run(request):
   found = request.getfixturevalue(request.param)
-  found.steps = STEPS[request.param]
+  found.steps, found.rows = STEPS[request.param], ROWS[request.param]
   return found
 
 
@@ -47,6 +49,7 @@ def test_the_files(run):
   names = {path.name for path in run.workdir.iterdir()}
   assert names == {
     "adapter",
+    "adapters",
     "checkpoints",
     "config.json",
     "metrics.jsonl",
@@ -54,13 +57,14 @@ def test_the_files(run):
     "report.png",
     "results.json",
   }
+  assert {path.name for path in (run.workdir / "adapters").iterdir()} == set(run.steps)
 
 
 def test_the_config_is_as_resolved(run, tiny):
   config = json.loads((run.workdir / "config.json").read_text())
   assert config["model"]["name"] == str(tiny)
   assert config["prompt"]["length"] == 4
-  assert config["order"] == list(run.steps)
+  assert config["stage_order"] == list(run.steps)
   assert set(config["stages"]) == set(run.steps)
 
 
@@ -80,9 +84,45 @@ def test_results(run, tiny, lm):
     assert 0 <= found["metrics"][name] <= 100
   assert found["metrics"]["perplexity"] == pytest.approx(np.exp(found["metrics"]["loss"]))
   assert found["metrics"]["tokens_per_second"] > 0
-  rival = {"prompt": "zero_shot", "finetune": "baseline"}[last]
-  assert found["baseline"] == {"name": rival} | found["rows"][rival]
-  assert found["table"] in run.out
+  assert {n: s["method"] for n, s in found["stages"].items()}[last] == found["method"]
+  assert "" not in found.values() and {} not in found.values() and None not in found.values()
+
+
+def test_a_row_of_the_table_is_kept_once(run):
+  found = results(run)
+  *_, last = run.steps
+  baseline = {"prompt": "zero_shot", "finetune": "baseline"}[last]
+  assert found["table"] == {"rows": run.rows, "metrics": last, "baseline": baseline}
+  assert found["baseline"]["name"] == baseline
+  others = [name for name in run.rows if name not in (last, baseline)]
+  assert list(found.get("rows", {})) == others
+  rows = table_rows(found)
+  assert list(rows) == run.rows
+  assert rows[last] == found["metrics"]
+  assert {"name": baseline} | rows[baseline] == found["baseline"]
+  for name, figures in rows.items():
+    assert figures["examples"] == found["metrics"]["examples"]
+    method = found["stages"].get(name, {}).get("method")
+    (line,) = [
+      line.removeprefix(f"{name}: {method} " if method else f"{name} ")
+      for line in run.out.splitlines()
+      if line.startswith(f"{name}: {method} " if method else f"{name} ")
+    ]
+    assert line.split()[0] == f"{figures['exact_match']:.3f}"
+
+
+def test_the_record_says_where_it_comes_from(run):
+  found = results(run)
+  assert found["format"] == 2
+  created = datetime.datetime.fromisoformat(found["created"])
+  assert abs(datetime.datetime.now(datetime.UTC) - created) < datetime.timedelta(hours=1)
+  assert found["version"] == importlib.metadata.version("frozen_jax")
+  assert found["command"].startswith("main.py ")
+  assert f"--workdir={run.workdir}" in found["command"]
+  assert found["device"] == "1 x cpu" and found["seed"] == 0
+  assert found["test"] == "world_facts/test"
+  assert found["units"]["exact_match"] == "percent"
+  assert found["units"]["loss"] == "nats per target"
 
 
 def test_trained_parameters_are_counted(run):
@@ -114,9 +154,14 @@ def test_predictions(run):
   assert len(rows) == results(run)["metrics"]["examples"] > 0
   assert len({row["id"] for row in rows}) == len(rows)
   for row in rows:
-    assert set(row) == {"id", "input", "prediction", "answers"}
+    assert set(row) == {"id", "input", "prediction", "answers", "scores", "predictions"}
     assert isinstance(row["prediction"], str) and row["input"].endswith("?")
     assert row["answers"] and all(isinstance(answer, str) for answer in row["answers"])
+    assert list(row["predictions"]) == run.rows[:-1]
+    assert all(isinstance(prediction, str) for prediction in row["predictions"].values())
+  for name in ("exact_match", "f1"):
+    mean = statistics.fmean(row["scores"][name] for row in rows)
+    assert results(run)["metrics"][name] == pytest.approx(mean)
 
 
 def test_the_report_is_a_picture_with_something_on_it(run):
@@ -154,6 +199,20 @@ def test_the_best_tree_is_the_adapter(run):
     np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
 
 
+def test_every_stage_has_its_adapter(run, lm):
+  for stage, method in ((n, s["method"]) for n, s in results(run)["stages"].items()):
+    tree, info = read_adapter(run.workdir / "adapters" / stage)
+    assert info["method"] == method and info["frozen_fingerprint"] == lm.fingerprint
+    best = paths.flatten(load_best(run.workdir, stage)[0])
+    found = paths.flatten(tree["trained"])
+    assert best.keys() == found.keys()
+    for path, leaf in best.items():
+      np.testing.assert_array_equal(leaf, found[path], err_msg=path)
+  for name in ("adapter.json", "adapter.safetensors"):
+    last = run.workdir / "adapters" / stage / name
+    assert last.read_bytes() == (run.workdir / "adapter" / name).read_bytes()
+
+
 def test_it_says_what_comes_next(run):
   *table, closing = run.out.strip().splitlines()
   assert table[0].split()[:3] == ["exact_match", "95%", "f1"]
@@ -178,8 +237,7 @@ def snapshot(folder):
 def test_run_again_it_says_that_it_is_complete(program, prompt_run):
   before = snapshot(prompt_run.workdir)
   out, err = program.finish(program.train("prompt_tuning.py:smoke", prompt_run.workdir))
-  assert out.startswith(f"The run in {prompt_run.workdir} is complete.\n")
-  assert results(prompt_run)["table"] in out
+  assert out == f"The run in {prompt_run.workdir} is complete.\n{prompt_run.out}"
   assert snapshot(prompt_run.workdir) == before
 
 

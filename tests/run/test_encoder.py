@@ -100,7 +100,7 @@ def test_other_types_and_a_mesh_name_the_same_weights(minilm):
 
 
 def test_a_decoder_is_no_encoder(smollm2_file):
-  with pytest.raises(UserError, match="encoders are read from folders"):
+  with pytest.raises(UserError, match="encoders are only read from folders"):
     frozen_jax.load_encoder("smollm2-135m-instruct")
   with pytest.raises(UserError, match="load it with load_encoder"):
     frozen_jax.load_frozen(NAME)

@@ -1,4 +1,4 @@
-"""ID-PT as a whole program: what it leaves, its adapter, kept encoder states, kills, devices."""
+"""ID-PT as a whole program: what it leaves, its adapter, cached encoder states, kills, devices."""
 
 import dataclasses
 import json
@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 
 import frozen_jax
+from frozen_jax import main as command
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.export.adapter_folder import read_adapter
-from frozen_jax.run import entry, stages
+from frozen_jax.models.adapter_folder import read_adapter
+from frozen_jax.run import stage
+from frozen_jax.run.records import table_rows
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
+from tests.run.conftest import ROOT
 
 CONFIG = "id_pt.py:smoke"
 # One stage with p'=0, an epoch (32 rows) and half of the next, and little to score.
 KEPT = (
-  "--config.order=id_pt",
+  "--config.stage_order=id_pt",
   "--config.generator.p_prime_length=0",
   "--config.train.steps=6",
   "--config.data.sampling=",
@@ -77,21 +80,14 @@ def run_here(call, program, monkeypatch, tmp_path):
   return run
 
 
-class _Trained(Exception):
-  """Training is done: what is scored then is of no interest."""
-
-
 @pytest.fixture
-def train_here(run_here, monkeypatch):
-  """`train_here(workdir, *arguments)`: the same till the adapter is saved."""
-
-  def trained(*given):
-    raise _Trained
+def train_here(train_stages, program, monkeypatch, tmp_path):
+  """`train_here(workdir, *arguments)`: the same till the adapters of the stages are saved."""
+  monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.chdir(ROOT)
 
   def run(workdir, *arguments):
-    with monkeypatch.context() as patched, pytest.raises(_Trained):
-      patched.setattr(entry, "compared", trained)
-      run_here(workdir, *arguments)
+    train_stages(command.parse(program.command(CONFIG, *arguments)[1:]).config, workdir)
 
   return run
 
@@ -108,7 +104,7 @@ def refused_here(refused, program):
 
 @pytest.fixture(scope="module")
 def beside(lm, encoder):
-  """The model with the text encoder beside it."""
+  """The model with the text encoder alongside it."""
   return dataclasses.replace(lm, encoder=frozen_jax.load_encoder(str(encoder)))
 
 
@@ -122,12 +118,13 @@ def test_the_results(run, tasks, beside):
   assert results["encoder_fingerprint"] == beside.encoder.fingerprint
   frozen = [*paths.flatten(beside.params).values(), *paths.flatten(beside.encoder.params).values()]
   assert results["frozen_parameters"] == sum(leaf.size for leaf in frozen)
-  assert list(results["rows"]) == ["zero_shot", "shared", "id_pt"]
-  assert results["baseline"] == {"name": "shared"} | results["rows"]["shared"]
-  assert results["rows"]["id_pt"].items() <= results["metrics"].items()
+  rows = table_rows(results)
+  assert list(rows) == ["zero_shot", "shared", "id_pt"] and list(results["rows"]) == ["zero_shot"]
+  assert results["baseline"] == {"name": "shared"} | rows["shared"]
+  assert rows["id_pt"] == results["metrics"]
   assert 0 <= results["metrics"]["score"] <= 100 and results["metrics"]["examples"] == 8
   (held,) = results["held_out"].values()
-  assert list(held) == list(results["rows"]) and "score" in held["id_pt"]
+  assert list(held) == list(rows) and "score" in held["id_pt"]
   assert list(read(run / "by_task.json")) == [str(tasks["test"]), str(tasks["held_out"])]
 
 
@@ -198,18 +195,25 @@ def test_the_adapter_loads_its_encoder_and_answers_like_the_run(run, lm):
 
 
 def test_every_mode_works_on_a_complete_run(run, run_here, lm, tmp_path):
-  """Predict and evaluate give what the run gave, and so does an exported adapter."""
+  """Evaluate and predict give what the run gave, and so does an exported adapter."""
   workdir = shutil.copytree(run, tmp_path / "run")
+  run_here(workdir, "--mode=evaluate")
+  (evaluation,) = (workdir / "evaluations").iterdir()
+  ours, theirs = (read(path / "results.json") for path in (evaluation, run))
+  del theirs["metrics"]["tokens_per_second"]  # of the training
+  assert table_rows(ours) == table_rows(theirs) and ours["held_out"] == theirs["held_out"]
+  assert list(table_rows(ours)) == list(table_rows(theirs))
+  assert read(evaluation / "by_task.json") == read(run / "by_task.json")
+  name = "predictions.jsonl"
+  assert (evaluation / name).read_bytes() == (run / name).read_bytes()
+  for name in ("results.json", "predictions.jsonl", "by_task.json"):
+    assert (workdir / name).read_bytes() == (run / name).read_bytes(), name
+
   rows = free_form(run)
   (tmp_path / "rows.txt").write_text("".join(f"{row['input']}\n" for row in rows))
   out = run_here(workdir, "--mode=predict", f"--config.predict.input={tmp_path / 'rows.txt'}")
   expected = [row["prediction"] for row in rows]
   assert [json.loads(line)["prediction"] for line in out.splitlines()] == expected
-
-  run_here(workdir, "--mode=evaluate")
-  for name in ("results.json", "by_task.json"):
-    assert read(workdir / name) == read(run / name), name
-  assert (workdir / "predictions.jsonl").read_bytes() == (run / "predictions.jsonl").read_bytes()
 
   run_here(workdir, "--mode=export", f"--config.export.folder={tmp_path / 'mine'}")
   adapter = frozen_jax.load_adapter(tmp_path / "mine", lm)
@@ -221,12 +225,12 @@ def test_peft_has_no_form_for_it(run, refused_here):
   assert "PEFT has no form for what id_pt trains" in said and "export.format=adapter" in said
 
 
-def test_an_adapter_beside_another_encoder_is_refused(run, lm, make_encoder_folder, refused_here):
+def test_an_adapter_on_another_encoder_is_refused(run, lm, make_encoder_folder, refused_here):
   other = make_encoder_folder(num_hidden_layers=1)
   said = refused_here(run, "--mode=evaluate", f"--config.model.encoder={other}")
-  assert "was trained beside another text encoder" in said and str(other) in said
+  assert "was trained with another text encoder" in said and str(other) in said
   loaded = frozen_jax.load_encoder(str(other))
-  with pytest.raises(UserError, match="beside another text encoder"):
+  with pytest.raises(UserError, match="trained with another text encoder"):
     frozen_jax.load_adapter(run, dataclasses.replace(lm, encoder=loaded))
 
 
@@ -241,12 +245,13 @@ def test_in_the_first_epoch_no_text_is_known_and_then_every_one(kept_run):
 def test_with_and_without_kept_states_the_same_is_trained(
   kept_run, train_here, monkeypatch, tmp_path
 ):
-  monkeypatch.setattr(stages, "text_states", lambda *given: None)
+  monkeypatch.setattr(stage, "text_states", lambda *arguments: None)
   train_here(tmp_path / "run", *KEPT)
   assert not (tmp_path / "cache").exists()
   assert all("encoder_cached" not in entry for entry in read_metrics(tmp_path / "run"))
   ours, theirs = (
-    paths.flatten(read_adapter(path / "adapter")[0]) for path in (kept_run, tmp_path / "run")
+    paths.flatten(read_adapter(path / "adapters" / "id_pt")[0])
+    for path in (kept_run, tmp_path / "run")
   )
   assert ours.keys() == theirs.keys() and "trained/encoder_prompt/vectors" not in ours
   for path in ours:
@@ -287,7 +292,7 @@ def assert_same_losses(ours, theirs):
 
 
 def test_eight_devices_train_to_the_losses_of_one(run, train_here, tmp_path):
-  train_here(tmp_path / "run", "--config.order=id_pt", *EIGHT)
+  train_here(tmp_path / "run", "--config.stage_order=id_pt", *EIGHT)
   assert_same_losses(tmp_path / "run", run)
 
 

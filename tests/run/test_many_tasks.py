@@ -14,12 +14,12 @@ import frozen_jax
 from frozen_jax.data.batches import training_batches
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import QuestionTask
-from frozen_jax.export.adapter_folder import read_adapter, write_adapter
+from frozen_jax.evaluation.settings import EvaluateSettings
+from frozen_jax.evaluation.task_scores import score_tasks
 from frozen_jax.methods import METHODS
-from frozen_jax.run import stages
-from frozen_jax.run.adapter import Adapter
-from frozen_jax.run.stages import System
-from frozen_jax.run.task_scores import score_tasks
+from frozen_jax.models.adapter_folder import read_adapter, write_adapter
+from frozen_jax.run import stage
+from frozen_jax.run.records import table_rows
 from frozen_jax.training.metrics import read_metrics
 from tests.run.task_files import DATA_SETS, HELD_OUT, lines_file
 
@@ -60,10 +60,13 @@ def run_here(call, program):
 
 def test_the_results_of_all_prompts(per_task_run, tasks, lm):
   results = read(per_task_run / "results.json")
-  assert results["frozen_unchanged"] is True and results["encoder_fingerprint"] == ""
+  assert results["frozen_unchanged"] is True and "encoder_fingerprint" not in results
   assert results["method"] == "prompt_tuning"
-  assert list(results["rows"]) == ["zero_shot", "shared", "per_task"]
-  assert results["baseline"] == {"name": "shared"} | results["rows"]["shared"]
+  rows = table_rows(results)
+  assert list(rows) == ["zero_shot", "shared", "per_task"] and list(results["rows"]) == [
+    "zero_shot"
+  ]
+  assert results["baseline"] == {"name": "shared"} | rows["shared"]
   count = 4 * lm.config.width
   assert results["trainable_parameters"] == len(DATA_SETS) * count
   sizes = {name: stage["trainable_parameters"] for name, stage in results["stages"].items()}
@@ -79,18 +82,20 @@ def test_the_score_is_the_mean_over_data_sets_of_that_over_templates(per_task_ru
   results = read(per_task_run / "results.json")
   cells = collections.defaultdict(lambda: collections.defaultdict(list))
   for row in rows_of(per_task_run / "predictions.jsonl"):
-    score = row["accuracy"] if "choices" in row else row["rouge_l"]
+    score = row["scores"]["accuracy" if "choices" in row else "rouge_l"]
     cells[row["dataset"]][row.get("template", "")].append(score)
     right = 100.0 * (row["prediction"] in row["answers"])
-    assert row["accuracy" if "choices" in row else "exact_match"] == right
+    assert row["scores"]["accuracy" if "choices" in row else "exact_match"] == right
+    assert list(row["predictions"]) == ["zero_shot", "shared"]
   assert {name: sorted(own) for name, own in cells.items()} == DATA_SETS
   means = [statistics.fmean(map(statistics.fmean, own.values())) for own in cells.values()]
   assert results["metrics"]["score"] == pytest.approx(statistics.fmean(means))
 
 
-def test_figures_by_task_are_kept_for_each_system_and_source(per_task_run, tasks):
+def test_figures_by_task_are_kept_for_each_row_and_source(per_task_run, tasks):
   table = read(per_task_run / "by_task.json")
   results = read(per_task_run / "results.json")
+  test_rows, held_out = table_rows(results), results["held_out"][str(tasks["held_out"])]
   assert table.keys() == {str(tasks["test"]), str(tasks["held_out"])}
   for split, names, rows in (("test", DATA_SETS, 8), ("held_out", HELD_OUT, 7)):
     systems = table[str(tasks[split])]
@@ -98,13 +103,12 @@ def test_figures_by_task_are_kept_for_each_system_and_source(per_task_run, tasks
     for system, own in systems.items():
       assert (own["rows"], own["skipped"], own["left_out"]) == (rows, 0, 0)
       assert {n: list(one["templates"]) for n, one in own["datasets"].items()} == names
-      said = results["rows" if split == "test" else "held_out"]
-      said = said[system] if split == "test" else said[str(tasks[split])][system]
-      assert own["mean"]["score"] == said["score"]
+      figures = (test_rows if split == "test" else held_out)[system]
+      assert own["mean"]["score"] == figures["score"]
 
 
 @pytest.fixture(scope="module")
-def told_apart(per_task_run, lm, tmp_path_factory):
+def distinct_prompts(per_task_run, lm, tmp_path_factory):
   """The run with prompts that differ: (workdir, their vectors [N, P, D])."""
   workdir = shutil.copytree(per_task_run, tmp_path_factory.mktemp("apart") / "run")
   tree, info = read_adapter(workdir / "adapter")
@@ -117,19 +121,20 @@ def told_apart(per_task_run, lm, tmp_path_factory):
 
 
 def with_one_prompt(workdir, lm, vectors):
-  """What the LM answers behind these vectors [P, D] alone."""
+  """What the LM answers after these vectors [P, D] alone."""
   adapter = frozen_jax.load_adapter(workdir, lm)
-  options = adapter.options | {"prompt": adapter.options["prompt"] | {"per_task": False}}
-  method = METHODS["prompt_tuning"](lm, options)
-  alone = Adapter(lm, method, {"prompt": {"vectors": vectors}}, {}, options)
+  sections = {"prompt": dataclasses.replace(adapter.sections["prompt"], per_task=False)}
+  method = METHODS["prompt_tuning"].build(lm, sections)
+  trained = {"prompt": {"vectors": vectors}}
+  alone = dataclasses.replace(adapter, method=method, trained=trained, sections=sections)
   return alone.generate([QUESTION], max_new_tokens=16)[0]
 
 
-def test_a_row_that_names_its_data_set_is_answered_behind_its_prompt(
-  told_apart, run_here, lm, tmp_path
+def test_a_row_that_names_its_data_set_is_answered_after_its_prompt(
+  distinct_prompts, run_here, lm, tmp_path
 ):
-  workdir, vectors = told_apart
-  names = read(workdir / "adapter" / "adapter.json")["options"]["data"]["tasks"]
+  workdir, vectors = distinct_prompts
+  names = read(workdir / "adapter" / "adapter.json")["inputs"]["datasets"]
   assert sorted(names) == sorted(DATA_SETS)
   row = {"input": QUESTION}
   rows = [row | {"dataset": name} for name in names] + [row | {"dataset": "unknown"}, row]
@@ -145,14 +150,21 @@ def test_a_row_that_names_its_data_set_is_answered_behind_its_prompt(
   assert adapter.generate([QUESTION], max_new_tokens=16) == [mean]
 
 
-def test_evaluate_gives_the_same_and_keeps_what_else_there_is(per_task_run, run_here, tmp_path):
+def test_evaluate_gives_the_same_and_changes_nothing_of_the_training(
+  per_task_run, run_here, tmp_path
+):
   workdir = shutil.copytree(per_task_run, tmp_path / "run")
-  (workdir / "predictions.jsonl").unlink()
-  run_here(PER_TASK, workdir, "--mode=evaluate")
-  for name in ("results.json", "by_task.json"):
-    assert read(workdir / name) == read(per_task_run / name), name
+  run_here(PER_TASK, workdir, "--mode=evaluate", "--config.evaluation=again")
+  evaluation = workdir / "evaluations" / "again"
+  ours, theirs = (read(path / "results.json") for path in (evaluation, per_task_run))
+  del theirs["metrics"]["tokens_per_second"]  # of the training
+  for key in ("metrics", "baseline", "rows", "table", "held_out"):
+    assert ours[key] == theirs[key], key
+  assert read(evaluation / "by_task.json") == read(per_task_run / "by_task.json")
   name = "predictions.jsonl"
-  assert (workdir / name).read_bytes() == (per_task_run / name).read_bytes()
+  assert (evaluation / name).read_bytes() == (per_task_run / name).read_bytes()
+  for name in ("results.json", "by_task.json", "predictions.jsonl"):
+    assert (workdir / name).read_bytes() == (per_task_run / name).read_bytes(), name
 
 
 def test_an_exported_adapter_holds_all_prompts(per_task_run, run_here, lm, tmp_path):
@@ -173,14 +185,18 @@ def test_peft_has_no_form_for_several_prompts(per_task_run, refused, program):
 
 
 def test_methods_are_compared_on_equal_examples(run_here, tasks, lm, encoder, tmp_path):
-  order = "--config.order=prefix_tuning,prompt_tuning"
+  order = "--config.stage_order=prefix_tuning,prompt_tuning"
   out = run_here("compare_methods.py:smoke", tmp_path, order, "--config.evaluate.max_examples=4")
   results = read(tmp_path / "results.json")
-  assert list(results["rows"]) == ["zero_shot", "prefix_tuning", "prompt_tuning"]
-  assert list(results["held_out"][str(tasks["held_out"])]) == list(results["rows"])
-  assert results["baseline"] == {"name": "prompt_tuning"} | results["rows"]["prompt_tuning"]
+  rows = table_rows(results)
+  assert list(rows) == ["zero_shot", "prefix_tuning", "prompt_tuning"]
+  assert list(results["held_out"][str(tasks["held_out"])]) == list(rows)
+  assert results["baseline"] == {"name": "prompt_tuning"} | rows["prompt_tuning"]
   assert results["frozen_unchanged"] is True and results["method"] == "prompt_tuning"
-  assert results["table"] in out and f"held out: {tasks['held_out']}" in out
+  titles = ["zero_shot", "prefix_tuning: prefix_tuning", "prompt_tuning: prompt_tuning"]
+  table, _, held_out = out.partition(f"held out: {tasks['held_out']}\n")
+  for text in (table, held_out):
+    assert [line.split("  ")[0] for line in text.splitlines()[1:4]] == titles
   assert len(rows_of(tmp_path / "predictions.jsonl")) == results["metrics"]["examples"] == 4
   seen = collections.defaultdict(list)
   for line in read_metrics(tmp_path):
@@ -188,7 +204,7 @@ def test_methods_are_compared_on_equal_examples(run_here, tasks, lm, encoder, tm
       seen[line["stage"]].append((line["step"], line["tokens"], line["targets"]))
   assert len(seen["prefix_tuning"]) == 3 and seen["prefix_tuning"] == seen["prompt_tuning"]
 
-  # A method that reads no encoder is not bound to the one that stood beside it.
+  # A method that reads no encoder is not bound to the one that stood alongside it.
   beside = dataclasses.replace(lm, encoder=frozen_jax.load_encoder(str(encoder)))
   assert results["encoder_fingerprint"] == beside.encoder.fingerprint
   assert frozen_jax.load_adapter(tmp_path, lm).lm.encoder is None
@@ -214,15 +230,19 @@ class _Drawn(Exception):
 def test_how_data_sets_are_mixed_is_as_the_command_says(
   run_here, monkeypatch, tmp_path, arguments, shares
 ):
-  def drawn(*given):
-    batches = training_batches(*given)
+  def draw(*arguments):
+    batches = training_batches(*arguments)
     raise _Drawn(collections.Counter(t for _ in range(8) for t in next(batches)["task"].tolist()))
 
-  monkeypatch.setattr(stages, "training_batches", drawn)
+  monkeypatch.setattr(stage, "training_batches", draw)
   with pytest.raises(_Drawn) as found:
     sampling, *more = arguments
     run_here(
-      PER_TASK, tmp_path, "--config.order=per_task", f"--config.data.sampling={sampling}", *more
+      PER_TASK,
+      tmp_path,
+      "--config.stage_order=per_task",
+      f"--config.data.sampling={sampling}",
+      *more,
     )
   (counts,) = found.value.args
   assert counts.total() == 64
@@ -231,7 +251,7 @@ def test_how_data_sets_are_mixed_is_as_the_command_says(
 
 
 def test_rows_that_leave_no_room_for_an_answer_are_skipped(lm, tmp_path):
-  """Also behind the prompt that the system itself may not have, so that all have the same rows."""
+  """Also after a prompt that the model itself may not have, so that all have the same rows."""
   long, longer = (" ".join(["Who lives in Peru?"] * count) for count in (11, 13))
   ids = [len(lm.tokenizer(text)["input_ids"]) for text in (long, longer)]
   choices = ["Peru", " ".join(["Lima"] * 20)]
@@ -242,14 +262,12 @@ def test_rows_that_leave_no_room_for_an_answer_are_skipped(lm, tmp_path):
     {"dataset": "b", "input": long, "target": "Peru", "choices": choices[:1]},
   ]
   source = open_source(str(lines_file(tmp_path / "rows.jsonl", *rows)))
-  room = lm.config.context - ids[0]
-  evaluate = {"max_examples": 9, "max_new_tokens": 8, "num_beams": 1, "batch_size": 8}
-  evaluate["normalisation"] = "sum"
-  for taken, kept in ((room - 8, ["a", "b"]), (room - 7, ["b"])):
-    options = {"evaluate": evaluate, "prompt": {"length": taken}}
-    system = System(METHODS["zero_shot"](lm, {}), {}, {}, options)
+  free = lm.config.context - ids[0]
+  settings = EvaluateSettings(max_examples=9, max_new_tokens=8, batch_size=8)
+  model = lm.zero_shot(generation=settings)
+  for prompt_length, kept in ((free - 8, ["a", "b"]), (free - 7, ["b"])):
     task = QuestionTask(lm.tokenizer, "{question}", (ids[0],))
-    table, predictions = score_tasks(system, lm, source, task)
+    table, predictions = score_tasks(model, source, task, settings, prompt_length)
     assert [one["dataset"] for one in predictions] == kept
     assert (table["rows"], table["skipped"]) == (len(kept), 4 - len(kept))
 
@@ -268,7 +286,7 @@ MISTAKES = [
   (PER_TASK, ["data.sampling=equal"], "data.sampling 'equal' is unknown"),
   (PER_TASK, ["data.cap=-1"], "data.cap is -1"),
   (PER_TASK, ["data.temperature=0"], "data.temperature is 0"),
-  (PER_TASK, ["evaluate.normalisation=words"], "normalisation 'words' is not known"),
+  (PER_TASK, ["evaluate.normalisation=words"], "evaluate.normalisation is 'words'; it is one of"),
   (PER_TASK, ["data.train={questions}"], "prompt.per_task needs rows that name their data set"),
   (PER_TASK, ["data.train={odd_choices}"], "{odd_choices}, line 3: choices is no list of texts"),
   (PER_TASK, ["data.validation={odd_choices}"], "{odd_choices}, line 3: choices is no list"),

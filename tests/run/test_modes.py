@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import frozen_jax
+from frozen_jax.run.records import table_rows
 from frozen_jax.tools import ask
 
 QUESTIONS = ["What is the capital of Peru?", "Which people live in Cairo?", "¿Dónde está Lima?"]
@@ -77,32 +78,101 @@ def test_predict_reads_a_file(program, recursive_run, tmp_path):
   assert [row["input"] for row in rows_of(out)] == QUESTIONS[:2]
 
 
-def test_evaluate_scores_the_test_data_again(program, recursive_run, tmp_path):
-  workdir = copied(recursive_run, tmp_path)
-  before = json.loads((workdir / "results.json").read_text())
-  predictions = (workdir / "predictions.jsonl").read_bytes()
-  (workdir / "predictions.jsonl").unlink()
+def read(path):
+  return json.loads(path.read_text())
+
+
+def files_of(folder):
+  """{path: bytes} of a workdir, without its evaluations."""
+  files = (path for path in folder.rglob("*") if path.is_file())
+  relative = {path.relative_to(folder): path for path in files}
+  return {name: at.read_bytes() for name, at in relative.items() if name.parts[0] != "evaluations"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(program, recursive_run, tmp_path_factory):
+  """(workdir, the folder of its evaluation, standard output)."""
+  workdir = copied(recursive_run, tmp_path_factory.mktemp("evaluate"))
   out, _ = program.run("recursive.py:smoke", f"--workdir={workdir}", "--mode=evaluate")
-  after = json.loads((workdir / "results.json").read_text())
-  assert after == before
-  assert (workdir / "predictions.jsonl").read_bytes() == predictions
-  assert out.splitlines()[1].startswith("neural_recursion ")
+  return workdir, workdir / "evaluations" / "world_facts_test", out
 
 
-def test_evaluate_on_other_data(program, prompt_run, tmp_path):
+def test_evaluate_writes_a_record_of_its_own(evaluated):
+  workdir, folder, out = evaluated
+  assert [path.name for path in (workdir / "evaluations").iterdir()] == ["world_facts_test"]
+  names = {"results.json", "predictions.jsonl", "report.png"}
+  assert {path.name for path in folder.iterdir()} == names
+  assert out.splitlines()[-1] == f"The record is in {folder}."
+
+
+def test_evaluate_scores_every_adapter_as_training_did(evaluated, recursive_run):
+  """What depends on the training alone is not in the record."""
+  _, folder, out = evaluated
+  ours, theirs = read(folder / "results.json"), read(recursive_run.workdir / "results.json")
+  rows, expected = table_rows(ours), table_rows(theirs)
+  assert list(rows) == ["zero_shot", "prompt", "baseline", "finetune"]
+  del expected["finetune"]["tokens_per_second"]
+  assert rows == expected and ours["paired"] == theirs["paired"]
+  table = recursive_run.out.splitlines()[: len(rows) + 1]
+  assert out.splitlines()[: len(rows) + 1] == table
+  name = "predictions.jsonl"
+  assert (folder / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
+  training = {"stages", "steps", "seconds", "trainable_parameters"}
+  assert ours.keys() == theirs.keys() - training
+  changing = {"created", "command", "metrics"}
+  for key in ours.keys() - changing:
+    assert ours[key] == theirs[key], key
+  assert "--mode=evaluate" in ours["command"] and ours["created"] >= theirs["created"]
+
+
+def test_evaluate_leaves_everything_else_untouched(evaluated, recursive_run):
+  workdir, *_ = evaluated
+  assert files_of(workdir) == files_of(recursive_run.workdir)
+
+
+@pytest.fixture
+def evaluate_here(call, program, prompt_run, tmp_path):
+  """`evaluate_here(*arguments)`: evaluates a copy of the run in this process -> its workdir."""
   workdir = copied(prompt_run, tmp_path)
-  path = tmp_path / "mine.jsonl"
+
+  def evaluate(*arguments):
+    given = (f"--workdir={workdir}", "--mode=evaluate", *arguments)
+    status, _, err = call(*program.command("prompt_tuning.py:smoke", *given)[2:])
+    assert status == 0, err
+    return workdir
+
+  return evaluate
+
+
+def test_evaluate_on_other_data(evaluate_here, prompt_run, tmp_path):
+  """Each time under another name, or under the one that the config gives."""
+  path = tmp_path / "my questions.jsonl"
   rows = [{"question": question, "answers": ["Lima"]} for question in QUESTIONS]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  program.run(
-    "prompt_tuning.py:smoke",
-    f"--workdir={workdir}",
-    "--mode=evaluate",
-    f"--config.data.test={path}",
-  )
-  found = [json.loads(line) for line in (workdir / "predictions.jsonl").open()]
-  assert [row["input"] for row in found] == QUESTIONS
-  assert json.loads((workdir / "results.json").read_text())["metrics"]["examples"] == 3
+  for name in ([], [], ["--config.evaluation=mine"]):
+    workdir = evaluate_here(f"--config.data.test={path}", *name)
+  names = {"my_questions", "my_questions-2", "mine"}
+  assert {folder.name for folder in (workdir / "evaluations").iterdir()} == names
+  for name in names:
+    folder = workdir / "evaluations" / name
+    assert [
+      row["input"] for row in rows_of((folder / "predictions.jsonl").read_text())
+    ] == QUESTIONS
+    results = read(folder / "results.json")
+    assert results["test"] == str(path)
+    assert {own["examples"] for own in table_rows(results).values()} == {3}
+  assert files_of(workdir) == files_of(prompt_run.workdir)
+
+
+def test_an_exported_adapter_is_evaluated_too(call, program, prompt_run, tmp_path):
+  folder = shutil.copytree(prompt_run.workdir / "adapter", tmp_path / "exported")
+  arguments = (f"--workdir={folder}", "--mode=evaluate", "--config.evaluation=mine")
+  status, _, err = call(*program.command("prompt_tuning.py:smoke", *arguments)[2:])
+  assert status == 0, err
+  ours = read(folder / "evaluations" / "mine" / "results.json")
+  theirs = read(prompt_run.workdir / "results.json")
+  assert ours["metrics"]["exact_match"] == theirs["metrics"]["exact_match"]
+  assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=["prompt_run", "recursive_run"])

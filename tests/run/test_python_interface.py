@@ -135,7 +135,7 @@ def test_an_adapter_answers(adapter):
   answers = adapter.generate(TEXTS, **how)
   assert [len(samples) for samples in answers] == [2, 2]
   assert answers == adapter.generate(TEXTS, **how)
-  # A text's samples do not depend on what is asked beside it.
+  # A text's samples do not depend on what is asked alongside it.
   assert adapter.generate(TEXTS[:1], **how) == answers[:1]
 
 

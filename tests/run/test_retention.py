@@ -59,7 +59,7 @@ def test_frozen_a_skill_is_left_as_it_was(program, files, tmp_path):
     found = results["forgetting"][name]
     assert found["identical"] and found["before"] == found["after"] and found["change"] == 0
     assert found["with_method"] != found["before"]
-  assert "skill first after the stages behind it: outputs unchanged, bit by bit" in out
+  assert "skill first after the stages that follow it: outputs unchanged, bit by bit" in out
   by_task = json.loads((tmp_path / "by_task.json").read_text())
   assert by_task[str(files["second"])]["second"]["datasets"].keys() == {"of", "yes"}
 
@@ -79,7 +79,7 @@ def test_fine_tuned_it_is_not(program, files, tmp_path):
 @pytest.mark.parametrize(
   "option, message",
   [
-    ("evaluate.skills=second", "behind which no stage runs"),
+    ("evaluate.skills=second", "after which no stage runs"),
     ("evaluate.skills=other", "names 'other'"),
     ("evaluate.general_text=none.jsonl", "there is no file none.jsonl"),
   ],

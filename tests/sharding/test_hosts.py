@@ -76,11 +76,11 @@ EXPLICIT = {"COORDINATOR_ADDRESS": "head:1234", "NUM_PROCESSES": "4", "PROCESS_I
 def test_what_the_environment_asks_for():
   alone = [{}, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_NTASKS": "2"}]
   alone += [EXPLICIT | {"NUM_PROCESSES": "1", "PROCESS_ID": "0"}, {"OMPI_COMM_WORLD_SIZE": "1"}]
-  assert [hosts.arguments_of(env) for env in alone] == [None] * len(alone)
+  assert [hosts.initialize_arguments(env) for env in alone] == [None] * len(alone)
   automatic = [{"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, {"OMPI_COMM_WORLD_SIZE": "8"}]
   automatic += [{"FROZEN_JAX_DISTRIBUTED": "auto"}]
-  assert [hosts.arguments_of(env) for env in automatic] == [{}] * len(automatic)
-  found = hosts.arguments_of(EXPLICIT | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"})
+  assert [hosts.initialize_arguments(env) for env in automatic] == [{}] * len(automatic)
+  found = hosts.initialize_arguments(EXPLICIT | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"})
   assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == (
     "head:1234",
     4,
@@ -100,7 +100,7 @@ def test_what_the_environment_asks_for():
 )
 def test_a_malformed_environment_is_the_users_error(change, message):
   with pytest.raises(UserError, match=message):
-    hosts.arguments_of(EXPLICIT | change)
+    hosts.initialize_arguments(EXPLICIT | change)
 
 
 def test_one_process_is_the_first_host_and_waits_for_nobody():

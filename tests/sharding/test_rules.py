@@ -89,6 +89,7 @@ def test_rows_of_a_batch_are_split_over_data_and_fsdp():
   assert rows.addressable_shards[0].data.shape == (2, 5)
   assert rules.row_groups(mesh) == 4
   assert jax.device_put(rows, rules.replicated(mesh)).is_fully_replicated
+  assert rules.replicated(None) is None
 
 
 @pytest.mark.parametrize("rows, accumulate", [(4, 1), (8, 2), (40, 5)])

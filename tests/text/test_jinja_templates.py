@@ -29,7 +29,7 @@ templates:
 ROW = {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0}
 
 
-def made(text, choices=None):
+def template_of(text, choices=None):
   return JinjaTemplate("t", text, choices)
 
 
@@ -63,7 +63,7 @@ def test_a_folder_and_several_documents(tmp_path):
 
 
 def test_choices_may_be_of_the_row():
-  template = made(
+  template = template_of(
     "{{q}} {{ answer_choices | join(', ') }}? ||| {{ answer_choices[n] }}", "{{a}}|||{{b}}"
   )
   row = {"q": "Which,", "a": " red ", "b": "x ||| y", "n": 1}
@@ -71,7 +71,7 @@ def test_choices_may_be_of_the_row():
 
 
 def test_bars_in_a_row_divide_nothing():
-  assert made("{{x}} ||| {{y[0].z}}").render({"x": "a|||b", "y": [{"z": "|||"}]}, "") == (
+  assert template_of("{{x}} ||| {{y[0].z}}").render({"x": "a|||b", "y": [{"z": "|||"}]}, "") == (
     "a|||b",
     ("|||",),
     (),
@@ -79,27 +79,29 @@ def test_bars_in_a_row_divide_nothing():
 
 
 def test_further_parts_are_accepted_answers():
-  template = made("{{q}} ||| {{ a | join(' ||| ') }}")
+  template = template_of("{{q}} ||| {{ a | join(' ||| ') }}")
   assert template.render({"q": "q", "a": ["x", "y", "x"]}, "").answers == ("x", "y")
 
 
 @pytest.mark.parametrize("row", [{"q": "a", "a": " "}, {"q": "", "a": "b"}])
 def test_no_input_or_no_target(row):
-  assert made("{{q}} ||| {{a}}").render(row, "") is None
+  assert template_of("{{q}} ||| {{a}}").render(row, "") is None
 
 
 def test_most_frequent_and_choice():
   row = {"a": ["x", "y", "y", "z", "x"]}
-  assert made("q ||| {{ a | most_frequent | join(' ') }}").render(row, "").answers == ("x y",)
+  assert template_of("q ||| {{ a | most_frequent | join(' ') }}").render(row, "").answers == (
+    "x y",
+  )
   for name in ("choice", "random"):
-    template = made(f"q ||| {{{{ a | most_frequent | {name} }}}}")
+    template = template_of(f"q ||| {{{{ a | most_frequent | {name} }}}}")
     drawn = [template.render(row, "", draw).answers[0] for draw in range(40)]
     assert set(drawn) == {"x", "y"}
     assert drawn == [template.render(row, "", draw).answers[0] for draw in range(40)]
 
 
 def test_a_row_is_text_and_no_code():
-  assert made("{{q}} ||| a").render({"q": "{{ 1 + 1 }}"}, "").input == "{{ 1 + 1 }}"
+  assert template_of("{{q}} ||| a").render({"q": "{{ 1 + 1 }}"}, "").input == "{{ 1 + 1 }}"
 
 
 @pytest.mark.parametrize(
@@ -116,12 +118,12 @@ def test_a_row_is_text_and_no_code():
 )
 def test_what_fails_names_the_template_and_the_row(text, reason):
   with pytest.raises(UserError, match=f"f.jsonl, line 3: template 't' fails .*{reason}.*premise"):
-    made(text).render(ROW | {"xs": []}, "f.jsonl, line 3")
+    template_of(text).render(ROW | {"xs": []}, "f.jsonl, line 3")
 
 
 def test_a_target_must_be_among_the_choices():
   with pytest.raises(UserError, match="line 3: template 't' gives the target 'maybe'.*yes, no"):
-    made("q ||| maybe", "yes ||| no").render({}, "line 3")
+    template_of("q ||| maybe", "yes ||| no").render({}, "line 3")
 
 
 @pytest.mark.parametrize(

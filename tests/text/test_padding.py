@@ -1,12 +1,12 @@
 """Sizes to which batches are padded."""
 
-from frozen_jax.text.padding import few_sizes, power_of_two
+from frozen_jax.text.padding import batch_bucket, power_of_two
 
 
 def test_there_are_few_sizes_and_none_above_the_most():
-  assert [few_sizes(n, 64) for n in (1, 2, 4, 5, 16, 17, 64)] == [1, 4, 4, 16, 16, 64, 64]
-  assert [few_sizes(n, 32) for n in (16, 17, 32)] == [16, 32, 32]
-  assert [few_sizes(n, 100) for n in (64, 65, 100)] == [64, 100, 100]
+  assert [batch_bucket(n, 64) for n in (1, 2, 4, 5, 16, 17, 64)] == [1, 4, 4, 16, 16, 64, 64]
+  assert [batch_bucket(n, 32) for n in (16, 17, 32)] == [16, 32, 32]
+  assert [batch_bucket(n, 100) for n in (64, 65, 100)] == [64, 100, 100]
 
 
 def test_powers_of_two():

@@ -1,7 +1,7 @@
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.text.templates import before_answer, make_template
+from frozen_jax.text.templates import answer_separator, make_template
 
 
 def test_named_templates():
@@ -20,4 +20,4 @@ def test_other_templates_are_refused(name):
 
 
 def test_no_second_space_before_an_answer():
-  assert [before_answer(text) for text in ("A:", "A:\n", "A: ", "")] == [" ", "", "", ""]
+  assert [answer_separator(text) for text in ("A:", "A:\n", "A: ", "")] == [" ", "", "", ""]

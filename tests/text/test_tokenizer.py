@@ -14,6 +14,8 @@ import transformers
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
 
+pytestmark = pytest.mark.program
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 CHOSEN = [

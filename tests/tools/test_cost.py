@@ -11,9 +11,10 @@ import pytest
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.config.config_file import load_config
 from frozen_jax.core import paths
-from frozen_jax.run import options as experiment
-from frozen_jax.run.config_file import load_config
+from frozen_jax.models.settings import ModelSettings
+from frozen_jax.run.settings import resolve_run
 from frozen_jax.tools import cost, model_sizes
 from frozen_jax.tools.flop_count import by_layers, flops
 from tests.backbones import encoder_cases
@@ -74,42 +75,41 @@ T5_BASE = T5 | {
 TEXT = cost.Text(40, 24)
 
 
-def options(method, config="prompt_tuning", lm=LM, encoder=None, **sections):
-  made = experiment.resolve(load_config(f"configs/{config}.py"))
-  made["model"] |= {"sizes": lm, "encoder_sizes": encoder or {}, "name": "nowhere"}
-  made["prompt"]["length"] = 8
-  for name, values in sections.items():
-    made[name] = made.get(name, {}) | values
+def settings(method, config="prompt_tuning", lm=LM, encoder=None, **sections):
+  """The settings of a run of a config on models of these sizes; with `method` of one stage."""
+  values = load_config(f"configs/{config}.py").to_dict()
+  values["model"] |= {"sizes": lm, "encoder_sizes": encoder or {}, "name": "nowhere"}
+  values["prompt"]["length"] = 8
+  for name, section in sections.items():
+    values[name] = values.get(name, {}) | section
   if method:
-    made["stages"] = {"one": {"method": method}}
-    made["order"] = ["one"]
-  return made
+    values["stages"], values["stage_order"] = {"one": {"method": method}}, ["one"]
+  return resolve_run(values)
 
 
 GENERATOR = {"width": 16, "heads": 2, "layers": 1, "constant": True, "p_prime_length": 3}
 CASES = {
-  "prompt_tuning": options("prompt_tuning"),
-  "prefix_tuning": options(None, "prefix_tuning"),
-  "lora": options(None, "lora"),
-  "adapters": options(None, "adapters"),
-  "fine_tuning": options(None, "fine_tuning"),
-  "id_pt": options("id_pt", encoder=T5, generator=GENERATOR),
+  "prompt_tuning": settings("prompt_tuning"),
+  "prefix_tuning": settings(None, "prefix_tuning"),
+  "lora": settings(None, "lora"),
+  "adapters": settings(None, "adapters"),
+  "fine_tuning": settings(None, "fine_tuning"),
+  "id_pt": settings("id_pt", encoder=T5, generator=GENERATOR),
 }
 
 
-def stage_of(made):
-  name = made["order"][0]
-  return cost._Stage.of(made, name), model_sizes.find_models(made["model"])
+def first_stage(run):
+  return cost._Stage.of(run, run.stages[0].name), model_sizes.find_models(run.model)
 
 
-def test_every_turn_of_a_loop_counts():
+def test_every_iteration_of_a_loop_counts():
   matrix = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 
-  def powers(x, turns):
-    return jax.lax.scan(lambda y, _: (y @ x, None), x, None, length=turns)[0]
+  def powers(x, iterations):
+    return jax.lax.scan(lambda y, _: (y @ x, None), x, None, length=iterations)[0]
 
   once = 2 * 16**3
-  assert flops(lambda x: powers(x, 1), matrix) == once + 2  # the number of a turn that is alone
+  assert flops(lambda x: powers(x, 1), matrix) == once + 2  # the number of the one iteration
   assert flops(lambda x: powers(x, 7), matrix) == 7 * once
   assert flops(lambda x: jax.jit(lambda x: powers(x, 7))(x), matrix) == 7 * once
   inner = lambda x: jax.lax.scan(lambda y, _: (powers(y, 3), None), x, None, length=5)[0]
@@ -120,7 +120,7 @@ def test_every_turn_of_a_loop_counts():
 
 def test_a_loop_without_a_known_end_is_refused():
   search = lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y * 2, x)
-  with pytest.raises(ValueError, match="no number of FLOPs"):
+  with pytest.raises(ValueError, match="iterations depend on computed values"):
     flops(search, jax.ShapeDtypeStruct((4,), jnp.float32))
 
 
@@ -131,12 +131,12 @@ def test_stacks_are_measured_apart():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("program", ["read", "step"])
-def test_two_depths_tell_what_the_whole_program_takes(name, program):
-  stage, models = stage_of(CASES[name])
+def test_two_depths_give_what_the_whole_program_takes(name, program):
+  stage, models = first_stage(CASES[name])
   depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
   count = getattr(stage, program)
-  told = by_layers(lambda *layers: count(models.of_depth(*layers), TEXT), *depths)
-  assert told == pytest.approx(count(models, TEXT), rel=2e-3)
+  counted = by_layers(lambda *layers: count(models.of_depth(*layers), TEXT), *depths)
+  assert counted == pytest.approx(count(models, TEXT), rel=2e-3)
 
 
 def matrices(config):
@@ -148,7 +148,7 @@ def matrices(config):
 def test_the_lm_alone_takes_2n_and_a_prompt_step_4n():
   wide = {**LM, "width": 128, "mlp_width": 512, "head_dim": 32}
   config, text = DecoderConfig(**wide), cost.Text(64, 64)
-  stage, models = stage_of(options("prompt_tuning", lm=wide))
+  stage, models = first_stage(settings("prompt_tuning", lm=wide))
   measured = cost._measured(stage, models, text)
 
   def expected(length, targets, step):
@@ -167,7 +167,7 @@ def test_the_lm_alone_takes_2n_and_a_prompt_step_4n():
 
 
 def test_what_is_trained_is_what_the_method_makes():
-  found = {name: stage_of(made) for name, made in CASES.items()}
+  found = {name: first_stage(run) for name, run in CASES.items()}
   trained = {name: cost._size(stage.trained(models)) for name, (stage, models) in found.items()}
   whole = cost._size(decoder.param_shapes(DecoderConfig(**LM)))
   assert trained["prompt_tuning"] == 8 * 32 and trained["fine_tuning"] == whole
@@ -175,63 +175,63 @@ def test_what_is_trained_is_what_the_method_makes():
   assert trained["id_pt"] > 8 * 32 + 3 * 24
   traits = {name: stage.traits(models) for name, (stage, models) in found.items()}
   assert {name for name, (_, reads) in traits.items() if reads} == {"id_pt"}
-  taken = {name: count for name, (count, _) in traits.items()}
-  assert {name for name, count in taken.items() if count == 8} == {
+  num_virtual_tokens = {name: count for name, (count, _) in traits.items()}
+  assert {name for name, count in num_virtual_tokens.items() if count == 8} == {
     "prompt_tuning",
     "prefix_tuning",
     "id_pt",
   }
-  assert set(taken.values()) == {0, 8}
+  assert set(num_virtual_tokens.values()) == {0, 8}
 
 
 def test_the_parts_of_id_pt():
   (measured,) = cost.measure(CASES["id_pt"], TEXT)
-  own = measured.with_method - measured.alone - measured.encoding - measured.longer
-  assert 0 < own < measured.encoding
-  said = "\n".join(cost.lines(measured))
-  assert "(24 of the encoder's)" in said and "the encoder" in said and "8 positions more" in said
+  trained_parts = measured.with_method - measured.alone - measured.encoding - measured.longer
+  assert 0 < trained_parts < measured.encoding
+  text = "\n".join(cost.lines(measured))
+  assert "(24 of the encoder's)" in text and "the encoder" in text and "8 positions more" in text
 
 
 def test_a_prompt_for_each_data_set_is_counted(tmp_path):
-  lines = [{"dataset": name, "input": "a", "target": "b"} for name in ("one", "two", "one")]
-  (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-  made = options("prompt_tuning", prompt={"per_task": True, "length": 8})
-  made["data"]["train"] = str(tmp_path / "rows.jsonl")
-  stage, models = stage_of(made)
+  rows = [{"dataset": name, "input": "a", "target": "b"} for name in ("one", "two", "one")]
+  (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  data = {"train": str(tmp_path / "rows.jsonl")}
+  run = settings("prompt_tuning", prompt={"per_task": True, "length": 8}, data=data)
+  stage, models = first_stage(run)
   assert cost._size(stage.trained(models)) == 2 * 8 * 32
   assert stage.read(models, TEXT) == pytest.approx(
-    stage_of(CASES["prompt_tuning"])[0].read(models, TEXT), rel=0.01
+    first_stage(CASES["prompt_tuning"])[0].read(models, TEXT), rel=0.01
   )
 
 
 def test_kept_states_save_the_encoder():
-  made = options("id_pt", encoder=T5, generator=GENERATOR | {"p_prime_length": 0})
-  (measured,) = cost.measure(made, TEXT)
+  run = settings("id_pt", encoder=T5, generator=GENERATOR | {"p_prime_length": 0})
+  (measured,) = cost.measure(run, TEXT)
   assert measured.step - measured.kept_step == pytest.approx(measured.encoding, rel=0.02)
   assert "with kept states" in "\n".join(cost.lines(measured))
-  stage, models = stage_of(CASES["id_pt"])
+  stage, models = first_stage(CASES["id_pt"])
   assert stage.traits(models)[1] == "encoder_tokens"  # p' changes the states: nothing to keep
 
 
 def test_an_encoder_that_a_stage_does_not_read_costs_nothing():
-  alone, beside = options("prompt_tuning"), options("prompt_tuning", encoder=T5)
-  assert cost.measure(alone, TEXT) == cost.measure(beside, TEXT)
+  alone, with_encoder = settings("prompt_tuning"), settings("prompt_tuning", encoder=T5)
+  assert cost.measure(alone, TEXT) == cost.measure(with_encoder, TEXT)
 
 
 def test_a_stage_on_parts_of_another():
   small = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
-  made = options(None, "recursive", recursion={"connector": small})
-  measured = {one.stage: one for one in cost.measure(made, TEXT)}
+  run = settings(None, "recursive", recursion={"connector": small})
+  measured = {one.stage: one for one in cost.measure(run, TEXT)}
   assert measured.keys() == {"prompt", "baseline", "pretrain", "finetune"}
   assert 2 < measured["finetune"].with_method / measured["finetune"].alone < 3
   assert measured["finetune"].trained > measured["prompt"].trained == 8 * 32
 
 
 def test_at_the_scale_of_the_paper():
-  """METHODS 2: about 0.3% trained, and about 1% more inference for the networks beside the LM."""
+  """docs/paper.md, 2: about 0.3% trained, and about 1% more inference for these networks."""
   generator = GENERATOR | {"width": 896, "heads": 14, "p_prime_length": 10}
-  made = options("id_pt", lm=PAPER_LM, encoder=T5_BASE, generator=generator)
-  (measured,) = cost.measure(made, cost.Text(1024, 1024))
+  run = settings("id_pt", lm=PAPER_LM, encoder=T5_BASE, generator=generator)
+  (measured,) = cost.measure(run, cost.Text(1024, 1024))
   assert measured.lm == pytest.approx(7.5e9, rel=0.01)
   assert measured.encoder == pytest.approx(110e6, rel=0.01)
   config = EncoderConfig(**T5_BASE)
@@ -247,15 +247,14 @@ def test_at_the_scale_of_the_paper():
 def test_models_by_name_are_read_from_their_headers(tmp_path):
   torch_model("llama").save_pretrained(tmp_path / "lm")
   encoder_cases.make("bert").save_pretrained(tmp_path / "encoder")
-  models = model_sizes.find_models(
-    {"name": str(tmp_path / "lm"), "encoder": str(tmp_path / "encoder"), "sizes": {}}
-  )
+  lm, encoder = str(tmp_path / "lm"), str(tmp_path / "encoder")
+  models = model_sizes.find_models(ModelSettings(name=lm, encoder=encoder))
   assert models.lm.layers == 3 and models.encoder.positions == "learned"
   assert "pooler" not in models.shapes()["encoder"]
   with pytest.raises(cost.UserError, match="is no decoder"):
-    model_sizes.find_models({"name": str(tmp_path / "encoder")})
+    model_sizes.find_models(ModelSettings(name=encoder))
   with pytest.raises(cost.UserError, match="is no encoder"):
-    model_sizes.find_models({"name": str(tmp_path / "lm"), "encoder": str(tmp_path / "lm")})
+    model_sizes.find_models(ModelSettings(name=lm, encoder=lm))
 
 
 @pytest.mark.parametrize(
@@ -268,16 +267,16 @@ def test_models_by_name_are_read_from_their_headers(tmp_path):
 )
 def test_sizes_that_make_no_model(sizes, message):
   with pytest.raises(cost.UserError, match=message):
-    cost.measure(options("prompt_tuning", lm=sizes), TEXT)
+    cost.measure(settings("prompt_tuning", lm=sizes), TEXT)
 
 
 def test_texts_that_do_not_fit():
   with pytest.raises(cost.UserError, match="context of 256"):
     cost.measure(CASES["prompt_tuning"], cost.Text(249, 249))
   learned = T5 | {"positions": "learned", "context": 20}
-  made = options("id_pt", encoder=learned, generator=GENERATOR)
+  run = settings("id_pt", encoder=learned, generator=GENERATOR)
   with pytest.raises(cost.UserError, match="24 positions is too long"):
-    cost.measure(made, TEXT)
+    cost.measure(run, TEXT)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +296,10 @@ def test_wrong_arguments_are_one_line(arguments, message, capsys):
 
 
 def test_arguments_reach_the_config():
-  made, text = cost.parse(
+  run, text = cost.parse(
     ["--config=configs/lora.py", "--length=100", "--config.prompt.length=5", "--config.seed=2"]
   )
-  assert (made["prompt"]["length"], made["seed"]) == (5, 2)
+  assert (run.prompt.length, run.seed) == (5, 2)
   assert text == cost.Text(100, 100)
   assert cost.parse(["--config=configs/lora.py", "--length=999"])[1] == cost.Text(999, 256)
 

@@ -1,4 +1,4 @@
-"""What `inspect` says is what loading then does, and it reads no weights to say it."""
+"""The output of `inspect` agrees with loading, and it reads no weights."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_a_model_of_experts(folder, capsys):
   config = load.open_model(path).config
   assert lines[0] == "family      mixtral, decoder, read from safetensors"
   assert f"layers {config.layers}, width {config.width}, heads {config.heads}" in lines[1]
-  assert f"experts {config.experts}, chosen {config.chosen}" in lines[2]
+  assert f"experts {config.experts}, experts_per_token {config.experts_per_token}" in lines[2]
   (gate,) = (line for line in lines if line.startswith("layers/experts/gate/kernel"))
   sizes = (config.layers, config.experts, config.width, config.mlp_width)
   assert " x ".join(map(str, sizes)) in gate and "bfloat16" in gate
@@ -45,12 +45,12 @@ def test_a_model_of_experts(folder, capsys):
 
 
 @pytest.mark.parametrize("case", ["gpt2", "phi3", "qwen3_moe", "gemma3"])
-def test_what_it_foretells_is_what_loading_does(folder, case):
+def test_its_shapes_and_shardings_are_those_of_loading(folder, case):
   path = folder(case)
   mesh = make_mesh(data=2, fsdp=2, tensor=2)
   stored = load.open_model(path)
-  leaves = load.plan(stored)
-  rows = inspect.rows(leaves, stored, load.conversion("bfloat16"), mesh.abstract_mesh)
+  leaves = load.plan_decoder(stored)
+  rows = inspect.array_rows(leaves, stored, load.conversion("bfloat16"), mesh.abstract_mesh)
   params = load.load_decoder(str(path), "bfloat16", mesh, progress=False).params
   held = paths.flatten(params)
   assert [row.path for row in rows] == list(held)
@@ -69,13 +69,13 @@ def test_an_encoder(tmp_path, capsys):
   make("bert").save_pretrained(tmp_path)
   capsys.readouterr()
   assert inspect.main([str(tmp_path)]) == 0
-  said = capsys.readouterr().out
+  output = capsys.readouterr().out
   count = sum(a.size for a in jax.tree.leaves(load_encoder.load_encoder(str(tmp_path)).params))
-  assert "bert, encoder, read from safetensors" in said and f"parameters  {count:,} in" in said
+  assert "bert, encoder, read from safetensors" in output and f"parameters  {count:,} in" in output
   assert load.open_model(tmp_path).family.network is encoder
   assert inspect.main([str(tmp_path), "--quantize=int8"]) == 2
   assert "not quantised" in capsys.readouterr().err
-  assert "pooling pooler" in said and "pooler/kernel" in said
+  assert "pooling pooler" in output and "pooler/kernel" in output
 
 
 def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
@@ -85,7 +85,7 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
     "from frozen_jax.backbones import gguf_file\n"
     "from frozen_jax.tools import inspect\n"
     "def never(*given): raise AssertionError('a weight was read')\n"
-    "gguf_file.GGUFFile.read = gguf_file.GGUFFile.content = never\n"
+    "gguf_file.GGUFFile.read = gguf_file.GGUFFile.raw_bytes = never\n"
     "sys.exit(inspect.main(sys.argv[1:]))\n"
   )
   command = [sys.executable, "-c", program, str(smollm2_file), "--mesh=data=64,fsdp=8,tensor=3"]
@@ -99,7 +99,7 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
 
 
 @pytest.mark.parametrize(
-  "arguments, said",
+  "arguments, output",
   [
     (["nowhere"], "there is no model 'nowhere'"),
     ([], "arguments are required: NAME"),
@@ -111,14 +111,14 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
     (["x", "--colour"], "unrecognized arguments: --colour; --help"),
   ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, said, capsys):
+def test_an_error_is_one_line_and_status_2(arguments, output, capsys):
   assert inspect.main(arguments) == 2
   out, err = capsys.readouterr()
   assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-  assert said in err
+  assert output in err
 
 
-def test_files_that_make_no_model(folder, capsys):
+def test_files_that_are_no_model(folder, capsys):
   path = folder("llama")
   (path / "config.json").write_text((path / "config.json").read_text().replace("silu", "mish"))
   capsys.readouterr()
@@ -129,5 +129,5 @@ def test_files_that_make_no_model(folder, capsys):
 def test_help(capsys):
   with pytest.raises(SystemExit) as stop:
     inspect.main(["--help"])
-  said = capsys.readouterr().out
-  assert stop.value.code == 0 and "--mesh" in said and "examples:" in said
+  output = capsys.readouterr().out
+  assert stop.value.code == 0 and "--mesh" in output and "examples:" in output

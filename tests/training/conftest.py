@@ -1,4 +1,4 @@
-"""What the tests of training share: the toy method beside them, and what is already compiled."""
+"""What the tests of training share: the toy method alongside them, and what is already compiled."""
 
 import pathlib
 import sys

@@ -1,3 +1,6 @@
+"""Checkpoints: what is saved, restored, refused and left intact by a failed save."""
+
+import dataclasses
 import errno
 import json
 
@@ -8,26 +11,28 @@ import pytest
 import toy
 from orbax.checkpoint import v1 as ocp
 
+from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.checkpoints import Checkpoints, load_best, read_record
-from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+from frozen_jax.training.optimizer import make_optimizer
+from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
 
-CONFIG = {"rate": 0.1, "text": "x", "shape": (1, 2)}
+DEPENDENCIES = {"train": TrainSettings(steps=10), "data": {"sha256": "ab", "shape": (1, 2)}}
 RECORD = {"best": {"step": 2, "loss": 0.1}, "n": None}
 
 
 def state_at(step, mesh=None, seed=0):
-  optimizer = make_optimizer(OptimizerOptions(), 10)
+  optimizer = make_optimizer(TrainSettings(steps=10), 1e-3)
   trainable = toy.Toy().init(jax.random.key(seed))
   state = create_state(trainable, optimizer, jax.random.key(seed), mesh or make_mesh())
   return state._replace(step=state.step + step)
 
 
-def opened(folder, stage="prompt", config=CONFIG, fingerprint="aa", mesh=None):
+def opened(folder, stage="prompt", dependencies=DEPENDENCIES, fingerprint="aa", mesh=None):
   mesh = mesh or make_mesh()
-  return Checkpoints(folder, stage, config=config, fingerprint=fingerprint, mesh=mesh)
+  return Checkpoints(folder, stage, dependencies=dependencies, fingerprint=fingerprint, mesh=mesh)
 
 
 def same_bits(a, b):
@@ -105,7 +110,7 @@ def test_a_step_can_be_saved_again(tmp_path):
 
 
 def test_only_what_is_trained_is_stored(tmp_path):
-  """By the names in the checkpoint, and by its size beside a frozen tree of 4 MB."""
+  """By the names in the checkpoint, and by its size alongside a frozen tree of 4 MB."""
   trainable = toy.Toy().init(jax.random.key(0))
   frozen = {"lm": {"layers": jnp.zeros((1000, 1000))}}
   size = opened(tmp_path).save(state_at(1), trainable, RECORD, None)
@@ -126,23 +131,38 @@ def test_another_frozen_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "config, difference",
+  "change, names",
   [
-    (CONFIG | {"rate": 0.2}, "rate was 0.1 and is 0.2"),
-    (CONFIG | {"new": 1}, "new is new"),
-    ({"rate": 0.1, "shape": (1, 2)}, "text is gone"),
-    (CONFIG | {"shape": (1, 3)}, "shape was"),
+    ({"train": TrainSettings(steps=11, patience=1)}, "train.steps, train.patience changed"),
+    ({"data": {"sha256": "cd", "shape": (1, 2)}}, "data.sha256 changed"),
+    ({"data": {"sha256": "ab", "shape": (1, 3)}}, "data.shape changed"),
+    ({"new": 1}, "new changed"),
   ],
 )
-def test_a_run_of_another_configuration_is_refused(tmp_path, config, difference):
+def test_a_run_of_another_configuration_is_refused(tmp_path, change, names):
   opened(tmp_path).save(state_at(1), None, {}, None)
-  with pytest.raises(UserError, match=f"another configuration .{difference}"):
-    opened(tmp_path, config=config).restore(state_at(0))
+  with pytest.raises(UserError, match=f"another configuration .{names}"):
+    opened(tmp_path, dependencies=DEPENDENCIES | change).restore(state_at(0))
 
 
-def test_the_same_configuration_by_other_types_is_not_refused(tmp_path):
+@dataclasses.dataclass(frozen=True)
+class LaterSettings(TrainSettings):
+  """The section of a later version, with one more field."""
+
+  momentum: float = setting(0.0, "a new field")
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"data": {"sha256": "ab", "shape": [1, 2]}},
+    {"train": LaterSettings(steps=10, log_every=3)},
+    {"prompt": TrainSettings()},
+  ],
+)
+def test_what_makes_no_difference_is_not_refused(tmp_path, change):
   opened(tmp_path).save(state_at(1), None, {}, None)
-  assert opened(tmp_path, config=CONFIG | {"shape": [1, 2]}).restore(state_at(0))
+  assert opened(tmp_path, dependencies=DEPENDENCIES | change).restore(state_at(0))
 
 
 def test_half_written_saves_are_ignored_and_cleared(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 
 from frozen_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.stress
+
 HERE = pathlib.Path(__file__).parent
 STEPS = 16
 WORK = [f"steps={STEPS}", "checkpoint_every=3", "validate_every=5"]

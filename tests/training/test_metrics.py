@@ -51,7 +51,7 @@ def test_truncating_drops_only_what_lies_behind_in_that_stage(tmp_path):
   assert kept(tmp_path) == [k for k in before if k != ("finetune", 3, "train")]
   writer.truncate("prompt", -1)
   assert {stage for stage, _, _ in kept(tmp_path)} == {"finetune"}
-  writer.truncate("finetune", 2, again=("validation",))
+  writer.truncate("finetune", 2, rewritten=("validation",))
   assert kept(tmp_path) == [("finetune", 1, "train"), ("finetune", 2, "train")]
   assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

@@ -4,6 +4,7 @@ Run as a program it trains one stage in a workdir, so that a test can kill it:
 `python tests/training/toy.py WORKDIR [key=value ...]`.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,12 +20,14 @@ from frozen_jax.core.errors import Interrupted
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.sharding.rules import shardings
-from frozen_jax.training.loop import FitOptions, fit
+from frozen_jax.training.loop import StageRun, fit
 from frozen_jax.training.metrics import MetricsWriter
-from frozen_jax.training.optimizer import OptimizerOptions, make_optimizer
+from frozen_jax.training.optimizer import make_optimizer
+from frozen_jax.training.settings import TrainSettings
 
 V, D, P = 16, 8, 4  # vocabulary, width, prompt vectors
 ROWS, TEXT = 8, 6
+NO_DECAY = ("prompt",)
 PARAM_AXES = {"lm/embed/tokens": ("vocab", "embed"), "lm/head/kernel": ("embed", "vocab")}
 
 
@@ -75,13 +78,13 @@ def frozen_tree(seed=1):
     "embed": {"tokens": jax.random.normal(embed, (V, D))},
     "head": {"kernel": jax.random.normal(head, (D, V))},
   }
-  return {"lm": lm, "fixed": {}}
+  return {"lm": lm, "frozen_inputs": {}}
 
 
 def place(frozen, mesh):
   """The frozen tree split over the mesh by the project's rules."""
   lm = shardings({"lm": frozen["lm"]}, PARAM_AXES, mesh)["lm"]
-  return {"lm": hosts.put(frozen["lm"], lm), "fixed": {}}
+  return {"lm": hosts.global_device_put(frozen["lm"], lm), "frozen_inputs": {}}
 
 
 def batch(index, rows=ROWS, seed=0):
@@ -136,7 +139,7 @@ def validation(method, frozen, mesh, pause=0.0):
 
 
 def train(workdir, steps=12, mesh=None, batches=None, method=None, validate=True, **changes):
-  """Runs `fit` on the toy; `changes` go to the call, its options or the optimizer."""
+  """Runs `fit` on the toy; `changes` go to the call, its run, its settings or the optimizer."""
   mesh = mesh or make_mesh()
   method = method or Toy()
   frozen = place(frozen_tree(), mesh)
@@ -144,27 +147,40 @@ def train(workdir, steps=12, mesh=None, batches=None, method=None, validate=True
   def take(names, defaults):
     return defaults | {name: changes.pop(name) for name in names if name in changes}
 
-  periods = ("accumulate", "log_every", "validate_every", "checkpoint_every", "patience")
-  options = take((*periods, "validate_first", "best_by"), {"log_every": 1, "validate_every": 4})
-  rates = take(("learning_rate", "warmup_steps", "weight_decay"), {"learning_rate": 0.02})
-  call = {
+  learning_rate = changes.pop("learning_rate", 0.02)
+  settings = TrainSettings(
+    **take(
+      (field.name for field in dataclasses.fields(TrainSettings)),
+      {
+        "steps": steps,
+        "log_every": 1,
+        "validate_every": 4,
+        "checkpoint_every": 1000,
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "batch_size": ROWS * changes.get("accumulate", 1),
+      },
+    )
+  )
+  run = {
     "stage": "toy",
-    "key": jax.random.key(7),
     "workdir": workdir,
     "writer": MetricsWriter(workdir),
-    "config": {"rates": rates},
+    "mesh": mesh,
+    "dependencies": {"train": settings, "rates": {"learning_rate": learning_rate}},
     "fingerprint": "f" * 64,
-    "validate": validation(method, frozen, mesh) if validate is True else validate or None,
   }
   return fit(
     method,
-    make_optimizer(OptimizerOptions(**rates), steps),
+    make_optimizer(settings, learning_rate, NO_DECAY),
     method.init(jax.random.key(0)),
     frozen,
     batches or Batches(hosts.host_shard(mesh)),
-    options=FitOptions(steps=steps, **options),
-    mesh=mesh,
-    **(call | changes),
+    settings,
+    StageRun(**take(run, run)),
+    jax.random.key(7),
+    validate=validation(method, frozen, mesh) if validate is True else validate or None,
+    **changes,
   )
 
 

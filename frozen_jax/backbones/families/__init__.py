@@ -1,10 +1,10 @@
-"""The model families as data; see `table` for what a family is, one file for each kin."""
+"""The model families as data (`table` defines a family); related families share a file."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from frozen_jax.backbones.families import encoders, gemma, gpt, llama
-from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.table import Family as Family
 from frozen_jax.backbones.families.table import Format as Format
 from frozen_jax.core.errors import UserError
@@ -13,30 +13,30 @@ FAMILIES = (*llama.FAMILIES, *gemma.FAMILIES, *gpt.FAMILIES, *encoders.FAMILIES)
 
 
 def family_of(name: Any, form: Format, where: str) -> Family:
-  """The family that calls itself `name` in this format.
+  """The family whose model type is `name` in this format.
 
   Raises:
-    UserError: none does; the message lists those there are.
+    UserError: there is none; the message lists the known types.
   """
-  own = {getattr(family, f"{form}_name"): family for family in FAMILIES}
-  own.pop("", None)
-  if name not in own:
-    known = ", ".join(sorted(own))
+  by_name = {getattr(family, f"{form}_name"): family for family in FAMILIES}
+  by_name.pop("", None)
+  if name not in by_name:
+    known = ", ".join(sorted(by_name))
     raise UserError(f"{where} holds a model of type {name!r}; the types that can be read: {known}")
-  return own[name]
+  return by_name[name]
 
 
 def read_config(family: Family, form: Format, stored: Mapping[str, Any], where: str) -> Any:
-  """The settings of a file (None counts as absent) -> the config of the family's network.
+  """The keys and values of a file (None counts as absent) -> the config of the family's network.
 
   Raises:
-    UserError: a setting is missing, of the wrong type or not understood; the message names all.
+    UserError: keys are missing, of the wrong type or not understood; the message names all.
   """
-  settings = Settings(stored, where)
+  reader = ConfigReader(stored, where)
   try:
-    config = (family.read_hf if form == "hf" else family.read_gguf)(settings)
+    config = (family.read_hf if form == "hf" else family.read_gguf)(reader)
   except (ValueError, ArithmeticError) as error:
-    settings.finish()  # if a setting was missing or odd, that is why
+    reader.finish()  # missing or wrong keys are the likely cause
     raise UserError(f"{where} describes no model: {error}") from None
-  settings.finish()
+  reader.finish()
   return config

@@ -1,10 +1,11 @@
 """The encoders: BERT, RoBERTa, ELECTRA; T5 and mT5; ModernBERT.
 
-BERT and its kin norm after the sums, have a table of positions and biases everywhere; RoBERTa's
-table starts behind the padding's row, ELECTRA's embeddings may be narrower than its layers. T5
-norms before, without biases, and knows positions by buckets of distances, whose table all layers
-share; of a checkpoint with a decoder only the encoder is read. ModernBERT norms before, rotates,
-fuses its products, and most of its layers see a window only.
+BERT, RoBERTa and ELECTRA have norms after the residual sums (post-norm), learned position
+embeddings and biases everywhere; RoBERTa's table of positions starts after the row of the padding,
+ELECTRA's embeddings may be narrower than its layers. T5 is pre-norm without biases; its relative
+position biases are in buckets of distances, with one table for all layers; of an encoder-decoder
+only the encoder is read. ModernBERT is pre-norm with rotary positions and fused matrices, and most
+of its layers have sliding-window attention.
 """
 
 from typing import Any
@@ -13,19 +14,19 @@ from frozen_jax.backbones import encoder
 from frozen_jax.backbones.activations import ACTIVATIONS
 from frozen_jax.backbones.config import Rope
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.backbones.families.rope_settings import scaled
-from frozen_jax.backbones.families.settings import Settings
-from frozen_jax.backbones.families.shared import HF_SILENT, stacked_mlp
+from frozen_jax.backbones.families.config_reader import ConfigReader
+from frozen_jax.backbones.families.rope_config import scaled
+from frozen_jax.backbones.families.shared import HF_IGNORED, stacked_mlp
 from frozen_jax.backbones.families.table import Family, Key, Part, Source, linear, norm, table
 
 
-def _common(s: Settings) -> None:
-  """Keys that any encoder's config.json may have."""
-  s.silent(*HF_SILENT)
-  s.silent("tie_word_embeddings", "classifier_*", "dropout_rate", "embedding_dropout")
-  s.silent("mlp_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
-  s.silent("sentence_transformers", "sbert_ce_*")  # what stands behind a CrossEncoder's score
-  s.only(
+def _read_common(reader: ConfigReader) -> None:
+  """Reads the keys that any encoder's config.json may have."""
+  reader.ignore(*HF_IGNORED)
+  reader.ignore("tie_word_embeddings", "classifier_*", "dropout_rate", "embedding_dropout")
+  reader.ignore("mlp_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+  reader.ignore("sentence_transformers", "sbert_ce_*")  # the activation after the score
+  reader.expect(
     is_decoder=False,
     add_cross_attention=False,
     quantization_config=(),
@@ -35,75 +36,77 @@ def _common(s: Settings) -> None:
   )
 
 
-def _head_dim(s: Settings, width: int, heads: int) -> int:
+def _head_dim(reader: ConfigReader, width: int, heads: int) -> int:
   if heads < 1 or width % heads:
-    s.only(num_attention_heads=())  # names it among what is not understood
+    reader.reject("num_attention_heads")
     return width
   return width // heads
 
 
-def _bert(s: Settings) -> dict[str, Any]:
-  """The fields that BERT and its kin read alike."""
-  _common(s)
-  s.only(position_embedding_type="absolute", is_encoder_decoder=False)
-  width, heads = s.whole("hidden_size"), s.whole("num_attention_heads")
+def _bert(reader: ConfigReader) -> dict[str, Any]:
+  """The fields that BERT, RoBERTa and ELECTRA share."""
+  _read_common(reader)
+  reader.expect(position_embedding_type="absolute", is_encoder_decoder=False)
+  width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
   return {
-    "vocab_size": s.whole("vocab_size"),
+    "vocab_size": reader.integer("vocab_size"),
     "width": width,
-    "layers": s.whole("num_hidden_layers"),
+    "layers": reader.integer("num_hidden_layers"),
     "heads": heads,
-    "head_dim": _head_dim(s, width, heads),
-    "mlp_width": s.whole("intermediate_size"),
-    "context": s.whole("max_position_embeddings", default=512),
-    "types": s.whole("type_vocab_size", default=2),
-    "norm_eps": s.number("layer_norm_eps", default=1e-12),
-    "activation": s.word("hidden_act", default="gelu", among=ACTIVATIONS),
+    "head_dim": _head_dim(reader, width, heads),
+    "mlp_width": reader.integer("intermediate_size"),
+    "context": reader.integer("max_position_embeddings", default=512),
+    "types": reader.integer("type_vocab_size", default=2),
+    "norm_eps": reader.number("layer_norm_eps", default=1e-12),
+    "activation": reader.string("hidden_act", default="gelu", choices=ACTIVATIONS),
   }
 
 
-def bert(s: Settings) -> EncoderConfig:
-  return EncoderConfig(**_bert(s))
+def bert(reader: ConfigReader) -> EncoderConfig:
+  return EncoderConfig(**_bert(reader))
 
 
-def roberta(s: Settings) -> EncoderConfig:
-  fields = _bert(s)
-  offset = s.whole("pad_token_id", default=1) + 1  # the rows up to the padding's are never read
+def roberta(reader: ConfigReader) -> EncoderConfig:
+  fields = _bert(reader)
+  offset = (
+    reader.integer("pad_token_id", default=1) + 1
+  )  # the rows up to the padding's are not used
   return EncoderConfig(**fields | {"context": fields["context"] - offset}, position_offset=offset)
 
 
-def electra(s: Settings) -> EncoderConfig:
-  return EncoderConfig(**_bert(s), embed_width=s.whole("embedding_size", default=128))
+def electra(reader: ConfigReader) -> EncoderConfig:
+  return EncoderConfig(**_bert(reader), embed_width=reader.integer("embedding_size", default=128))
 
 
-def _t5(s: Settings, mlp: str) -> EncoderConfig:
-  """`mlp`: the kind of MLP where the file does not say."""
-  _common(s)
-  s.silent("num_decoder_layers", "initializer_factor", "output_past", "scale_decoder_outputs")
-  s.silent("is_encoder_decoder")
-  kind = s.word("feed_forward_proj", default=mlp)
+def _t5(reader: ConfigReader, mlp: str) -> EncoderConfig:
+  """`mlp`: the kind of MLP where the file has no key for it."""
+  _read_common(reader)
+  reader.ignore("num_decoder_layers", "initializer_factor", "output_past", "scale_decoder_outputs")
+  reader.ignore("is_encoder_decoder")
+  kind = reader.string("feed_forward_proj", default=mlp)
   gated = kind.startswith("gated-")
   activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
   if activation not in ACTIVATIONS:
-    s.only(feed_forward_proj=())  # names it among what is not understood
+    reader.reject("feed_forward_proj")
     activation = "relu"
-  s.only(is_gated_act=gated, dense_act_fn=activation)
+  reader.expect(is_gated_act=gated, dense_act_fn=activation)
   return EncoderConfig(
-    vocab_size=s.whole("vocab_size"),
-    width=s.whole("d_model"),
-    layers=s.whole("num_layers"),
-    heads=s.whole("num_heads"),
-    head_dim=s.whole("d_kv"),
-    mlp_width=s.whole("d_ff"),
-    context=s.whole("n_positions", default=512),
+    vocab_size=reader.integer("vocab_size"),
+    width=reader.integer("d_model"),
+    layers=reader.integer("num_layers"),
+    heads=reader.integer("num_heads"),
+    head_dim=reader.integer("d_kv"),
+    mlp_width=reader.integer("d_ff"),
+    context=reader.integer("n_positions", default=512),
     types=0,
     embed_norm=False,
     norm="rms",
-    norm_eps=s.number("layer_norm_epsilon", default=1e-6),
+    norm_eps=reader.number("layer_norm_epsilon", default=1e-6),
     norm_bias=False,
     norm_first=True,
     positions="buckets",
-    buckets=s.whole("relative_attention_num_buckets", default=32),
-    bucket_distance=s.whole("relative_attention_max_distance", default=128),
+    buckets=reader.integer("relative_attention_num_buckets", default=32),
+    bucket_distance=reader.integer("relative_attention_max_distance", default=128),
     scaled=False,
     attn_bias=False,
     activation=activation,
@@ -112,62 +115,67 @@ def _t5(s: Settings, mlp: str) -> EncoderConfig:
   )
 
 
-def t5(s: Settings) -> EncoderConfig:
-  return _t5(s, "relu")
+def t5(reader: ConfigReader) -> EncoderConfig:
+  return _t5(reader, "relu")
 
 
-def mt5(s: Settings) -> EncoderConfig:
-  return _t5(s, "gated-gelu")
+def mt5(reader: ConfigReader) -> EncoderConfig:
+  return _t5(reader, "gated-gelu")
 
 
-def modernbert(s: Settings) -> EncoderConfig:
-  _common(s)
-  s.silent("initializer_cutoff_factor", "deterministic_flash_attn", "sparse_pred*", "decoder_bias")
-  s.silent("reference_compile", "repad_logits_with_grad")
-  s.silent("position_embedding_type", "layer_norm_eps")  # remains of BERT's config, never read
-  s.only(is_encoder_decoder=False)
-  width, heads = s.whole("hidden_size"), s.whole("num_attention_heads")
-  layers, context = s.whole("num_hidden_layers"), s.whole("max_position_embeddings", default=8192)
-  attn_bias, mlp_bias = (s.flag(f"{part}_bias", default=False) for part in ("attention", "mlp"))
+def modernbert(reader: ConfigReader) -> EncoderConfig:
+  _read_common(reader)
+  reader.ignore(
+    "initializer_cutoff_factor", "deterministic_flash_attn", "sparse_pred*", "decoder_bias"
+  )
+  reader.ignore("reference_compile", "repad_logits_with_grad")
+  reader.ignore("position_embedding_type", "layer_norm_eps")  # left over from BERT
+  reader.expect(is_encoder_decoder=False)
+  width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+  layers = reader.integer("num_hidden_layers")
+  context = reader.integer("max_position_embeddings", default=8192)
+  attn_bias, mlp_bias = (
+    reader.boolean(f"{part}_bias", default=False) for part in ("attention", "mlp")
+  )
   return EncoderConfig(
-    vocab_size=s.whole("vocab_size"),
+    vocab_size=reader.integer("vocab_size"),
     width=width,
     layers=layers,
     heads=heads,
-    head_dim=_head_dim(s, width, heads),
-    mlp_width=s.whole("intermediate_size"),
+    head_dim=_head_dim(reader, width, heads),
+    mlp_width=reader.integer("intermediate_size"),
     context=context,
     types=0,
-    norm_eps=s.number("norm_eps", default=1e-5),
-    norm_bias=s.flag("norm_bias", default=False),
+    norm_eps=reader.number("norm_eps", default=1e-5),
+    norm_bias=reader.boolean("norm_bias", default=False),
     norm_first=True,
-    bare_start=True,
+    skip_first_norm=True,
     positions="rotary",
-    rope=_rope(s, "full_attention", "global_rope_theta", 160_000.0, context),
-    local_rope=_rope(s, "sliding_attention", "local_rope_theta", 10_000.0, context),
-    local=_local(s, layers),
-    window=s.whole("local_attention", default=128) // 2,
+    rope=_rope(reader, "full_attention", "global_rope_theta", 160_000.0, context),
+    local_rope=_rope(reader, "sliding_attention", "local_rope_theta", 10_000.0, context),
+    local=_local(reader, layers),
+    window=reader.integer("local_attention", default=128) // 2,
     attn_bias=attn_bias,
-    activation=s.word("hidden_activation", default="gelu", among=ACTIVATIONS),
+    activation=reader.string("hidden_activation", default="gelu", choices=ACTIVATIONS),
     gated=True,
     mlp_bias=mlp_bias,
   )
 
 
-def _rope(s: Settings, kind: str, older: str, usual: float, context: int) -> Rope:
-  """The rotations of one kind of layer; older files give their base alone, as `older`."""
-  theta = s.number(older, default=usual)
-  inner = s.inner("rope_parameters").inner(kind)
-  return scaled(inner, inner.number("rope_theta", default=theta), context)
+def _rope(reader: ConfigReader, kind: str, older: str, usual: float, context: int) -> Rope:
+  """The rotary positions of one kind of layer; older files only have their base, as `older`."""
+  theta = reader.number(older, default=usual)
+  nested = reader.nested("rope_parameters").nested(kind)
+  return scaled(nested, nested.number("rope_theta", default=theta), context)
 
 
-def _local(s: Settings, layers: int) -> tuple[bool, ...]:
-  """Whether each layer is local: as listed, or in older files all but every n-th."""
-  every = max(s.whole("global_attn_every_n_layers", default=3), 1)
+def _local(reader: ConfigReader, layers: int) -> tuple[bool, ...]:
+  """Whether each layer has local attention: as listed; in older files, all but every n-th."""
+  every = max(reader.integer("global_attn_every_n_layers", default=3), 1)
   usual = ["sliding_attention" if layer % every else "full_attention" for layer in range(layers)]
-  stated = s.numbers("layer_types", default=usual)
+  stated = reader.sequence("layer_types", default=usual)
   if set(stated) - {"sliding_attention", "full_attention"}:
-    s.only(layer_types=())  # names it among what is not understood
+    reader.reject("layer_types")
   return tuple(kind == "sliding_attention" for kind in stated)
 
 
@@ -192,7 +200,7 @@ def _bert_keys(prefix: str) -> tuple[Key, ...]:
 
 
 def _bert_family(name: str, read_hf: Any, heads: str) -> Family:
-  """`heads`: a regular expression of what other tasks' parts of the model are called."""
+  """`heads`: a regular expression for the names of other tasks' heads."""
   prefix = f"{name}."
   buffers = rf"({name}\.)?embeddings\.(position_ids|token_type_ids)"
   return Family(
@@ -234,14 +242,14 @@ def _t5_family(name: str, read_hf: Any) -> Family:
     read_hf,
     derived=(r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
     aliases=(
-      (r"encoder\.embed_tokens\.weight", "shared.weight"),  # of an encoder that was saved alone
-      (r"(encoder\..*DenseReluDense)\.wi\.weight", r"\1.wi_1.weight"),  # an MLP without a gate
+      (r"encoder\.embed_tokens\.weight", "shared.weight"),  # an encoder without its decoder
+      (r"(encoder\..*DenseReluDense)\.wi\.weight", r"\1.wi_1.weight"),  # an ungated MLP
     ),
   )
 
 
-def _thirds(config: EncoderConfig) -> tuple[int, tuple[int, ...]]:
-  """The queries of all heads, then the keys, then the values."""
+def _stacked_qkv(config: EncoderConfig) -> tuple[int, tuple[int, ...]]:
+  """The layout: queries of all heads, then keys, then values."""
   return 1, (config.heads * config.head_dim,) * 3
 
 
@@ -258,7 +266,7 @@ def _modernbert_keys() -> tuple[Key, ...]:
     *norm("final_norm", "model.final_norm"),
   )
   for index, name in enumerate("qkv"):
-    keys += linear(f"layers/attn/{name}", f"{layer}.attn.Wqkv", hf_part=Part(_thirds, index))
+    keys += linear(f"layers/attn/{name}", f"{layer}.attn.Wqkv", hf_part=Part(_stacked_qkv, index))
   for index, name in enumerate(("gate", "up")):
     keys += linear(f"layers/mlp/{name}", f"{layer}.mlp.Wi", hf_part=Part(stacked_mlp, index))
   return keys

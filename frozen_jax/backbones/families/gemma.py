@@ -1,28 +1,29 @@
 """Gemma 1, 2 and 3 (text).
 
-RMS norms that add 1 to their scale, embeddings times the root of the width, tanh GELU. Gemma 2
-and 3 also norm what attention and MLP give and alternate local with global attention; Gemma 2 caps
-scores and logits, Gemma 3 norms queries and keys and turns local layers by their own wavelengths.
+RMS norms with 1 added to their scale, embeddings times the square root of the width, tanh GELU.
+Gemma 2 and 3 also have norms after attention and MLP, and alternate local and global attention;
+Gemma 2 soft-caps attention scores and logits; Gemma 3 has norms of queries and keys, and a rotary
+base of its own for local layers.
 """
 
 from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families import gguf_settings
+from frozen_jax.backbones.families import gguf_config
+from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.llama import sizes
-from frozen_jax.backbones.families.rope_settings import read_rope, scaled
-from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.rope_config import read_rope, scaled
 from frozen_jax.backbones.families.shared import kinds
 from frozen_jax.backbones.families.table import Family, Key, linear, norm, table
 
 
-def _fields(s: Settings, head_dim: int) -> dict[str, Any]:
-  head_dim = s.whole("head_dim", default=head_dim)
-  fields = sizes(s, context=8192, tied=True)
-  s.only(attention_bias=False)
-  activation = s.word(
-    "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", among=decoder.ACTIVATIONS
+def _fields(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
+  head_dim = reader.integer("head_dim", default=head_dim)
+  fields = sizes(reader, context=8192, tied=True)
+  reader.expect(attention_bias=False)
+  activation = reader.string(
+    "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", choices=decoder.ACTIVATIONS
   )
   return fields | {
     "head_dim": head_dim,
@@ -32,60 +33,60 @@ def _fields(s: Settings, head_dim: int) -> dict[str, Any]:
   }
 
 
-def gemma(s: Settings) -> DecoderConfig:
-  fields = _fields(s, head_dim=256)
-  if fields["activation"] == "gelu":  # so say old files; the weights are trained with the tanh form
+def gemma(reader: ConfigReader) -> DecoderConfig:
+  fields = _fields(reader, head_dim=256)
+  if fields["activation"] == "gelu":  # in old files; the weights were trained with the tanh form
     fields["activation"] = "gelu_pytorch_tanh"
-  rope, fraction = read_rope(s, fields["context"])
+  rope, fraction = read_rope(reader, fields["context"])
   return DecoderConfig(**fields, rope=rope, rotary_dim=int(fields["head_dim"] * fraction))
 
 
-def _later(s: Settings, period: int) -> dict[str, Any]:
-  """The fields that Gemma 2 and 3 share: every `period`-th layer sees the whole text."""
-  fields = _fields(s, head_dim=256)
+def _later(reader: ConfigReader, period: int) -> dict[str, Any]:
+  """The fields that Gemma 2 and 3 share: every `period`-th layer has full attention."""
+  fields = _fields(reader, head_dim=256)
   layers = fields["layers"]
   alternate = tuple("full" if (i + 1) % period == 0 else "sliding" for i in range(layers))
-  window = s.whole("sliding_window", default=4096)
-  stated = kinds(s, layers, None) if "layer_types" in s else alternate
+  window = reader.integer("sliding_window", default=4096)
+  stated = kinds(reader, layers, None) if "layer_types" in reader else alternate
   return fields | {
     "norm_after": True,
     "window": window,
     "kinds": stated,
-    "query_scale": s.number("query_pre_attn_scalar", default=256.0) ** -0.5,
+    "query_scale": reader.number("query_pre_attn_scalar", default=256.0) ** -0.5,
   }
 
 
-def gemma2(s: Settings) -> DecoderConfig:
-  fields = _later(s, period=2)
-  rope, fraction = read_rope(s, fields["context"])
+def gemma2(reader: ConfigReader) -> DecoderConfig:
+  fields = _later(reader, period=2)
+  rope, fraction = read_rope(reader, fields["context"])
   return DecoderConfig(
     **fields,
     rope=rope,
     rotary_dim=int(fields["head_dim"] * fraction),
-    logit_cap=s.number("final_logit_softcapping", default=30.0, nullable=True),
-    score_cap=s.number("attn_logit_softcapping", default=50.0, nullable=True),
+    logit_cap=reader.number("final_logit_softcapping", default=30.0, nullable=True),
+    score_cap=reader.number("attn_logit_softcapping", default=50.0, nullable=True),
   )
 
 
-def gemma3(s: Settings) -> DecoderConfig:
-  period = s.whole("sliding_window_pattern", "_sliding_window_pattern", default=6)
-  fields = _later(s, period)
-  near = s.number("rope_local_base_freq", default=10_000.0)
-  both = s.inner("rope_parameters")
+def gemma3(reader: ConfigReader) -> DecoderConfig:
+  period = reader.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+  fields = _later(reader, period)
+  near = reader.number("rope_local_base_freq", default=10_000.0)
+  both = reader.nested("rope_parameters")
   if "full_attention" in both:
-    far, local = both.inner("full_attention"), both.inner("sliding_attention")
+    far, local = both.nested("full_attention"), both.nested("sliding_attention")
     rope = scaled(far, far.number("rope_theta", default=1_000_000.0), fields["context"])
     near_rope = scaled(local, local.number("rope_theta", default=near), fields["context"])
   else:
-    rope, _ = read_rope(s, fields["context"], theta=1_000_000.0)
-    near_rope = scaled(Settings({}, s.where), near, fields["context"])
+    rope, _ = read_rope(reader, fields["context"], theta=1_000_000.0)
+    near_rope = scaled(ConfigReader({}, reader.where), near, fields["context"])
   return DecoderConfig(
     **fields,
     rope=rope,
     local_rope=near_rope,
     qk_norm=True,
-    logit_cap=s.number("final_logit_softcapping", default=None),
-    score_cap=s.number("attn_logit_softcapping", default=None),
+    logit_cap=reader.number("final_logit_softcapping", default=None),
+    score_cap=reader.number("attn_logit_softcapping", default=None),
   )
 
 
@@ -135,12 +136,12 @@ _LATER = (
 
 
 def _family(name: str, gguf: str, keys: tuple[Key, ...], read_hf: Any, read_gguf: Any) -> Family:
-  derived = gguf_settings.ROPE_TENSORS
+  derived = gguf_config.ROPE_TENSORS
   return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=derived)
 
 
 FAMILIES = (
-  _family("gemma", "gemma", _FIRST, gemma, gguf_settings.gemma),
-  _family("gemma2", "gemma2", _LATER, gemma2, gguf_settings.gemma2),
-  _family("gemma3_text", "gemma3", _LATER, gemma3, gguf_settings.gemma3),
+  _family("gemma", "gemma", _FIRST, gemma, gguf_config.gemma),
+  _family("gemma2", "gemma2", _LATER, gemma2, gguf_config.gemma2),
+  _family("gemma3_text", "gemma3", _LATER, gemma3, gguf_config.gemma3),
 )

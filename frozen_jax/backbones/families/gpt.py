@@ -1,27 +1,27 @@
-"""The GPT type: GPT-2, GPT-NeoX (Pythia), GPT-J, OPT and BLOOM.
+"""GPT-like models: GPT-2, GPT-NeoX (Pythia), GPT-J, OPT and BLOOM.
 
-Layer norms with biases, plain MLPs. Positions are learned (GPT-2, OPT, whose table starts two rows
-late), rotary on a part of each head (GPT-NeoX; GPT-J, which pairs neighbours), or ALiBi (BLOOM).
-GPT-NeoX and GPT-J run attention and MLP side by side.
+Layer norms with biases, ungated MLPs. Positions are learned (GPT-2; OPT, whose table has an offset
+of two rows), rotary on a part of each head (GPT-NeoX; GPT-J, interleaved), or ALiBi (BLOOM).
+GPT-NeoX and GPT-J run attention and MLP in parallel.
 """
 
 from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families import gguf_settings
-from frozen_jax.backbones.families.rope_settings import read_rope
-from frozen_jax.backbones.families.settings import Settings
-from frozen_jax.backbones.families.shared import headwise_qkv, hf_common, stacked_qkv
+from frozen_jax.backbones.families import gguf_config
+from frozen_jax.backbones.families.config_reader import ConfigReader
+from frozen_jax.backbones.families.rope_config import read_rope
+from frozen_jax.backbones.families.shared import headwise_qkv, read_hf_common, stacked_qkv
 from frozen_jax.backbones.families.table import Family, Key, Part, linear, norm, table
 
 
 def _fields(
-  s: Settings, heads: int, width: int, mlp_width: int | None, **more: Any
+  reader: ConfigReader, heads: int, width: int, mlp_width: int | None, **more: Any
 ) -> dict[str, Any]:
-  hf_common(s)
+  read_hf_common(reader)
   return {
-    "vocab_size": s.whole("vocab_size"),
+    "vocab_size": reader.integer("vocab_size"),
     "width": width,
     "heads": heads,
     "kv_heads": heads,
@@ -37,106 +37,115 @@ def _biases(on: bool = True) -> dict[str, bool]:
   return {"qkv_bias": on, "out_bias": on, "mlp_bias": on}
 
 
-def gpt2(s: Settings) -> DecoderConfig:
-  width = s.whole("n_embd", "hidden_size", default=768)
-  s.only(
+def gpt2(reader: ConfigReader) -> DecoderConfig:
+  width = reader.integer("n_embd", "hidden_size", default=768)
+  reader.expect(
     scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
   )
-  s.silent("n_ctx")
+  reader.ignore("n_ctx")
   return DecoderConfig(
-    **_fields(s, s.whole("n_head", default=12), width, s.whole("n_inner", default=None)),
+    **_fields(
+      reader, reader.integer("n_head", default=12), width, reader.integer("n_inner", default=None)
+    ),
     **_biases(),
-    layers=s.whole("n_layer", default=12),
-    context=s.whole("n_positions", default=1024),
+    layers=reader.integer("n_layer", default=12),
+    context=reader.integer("n_positions", default=1024),
     positions="learned",
-    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
-    tied=s.flag("tie_word_embeddings", default=True),
-    activation=s.word("activation_function", default="gelu_new", among=decoder.ACTIVATIONS),
+    norm_eps=reader.number("layer_norm_epsilon", default=1e-5),
+    tied=reader.boolean("tie_word_embeddings", default=True),
+    activation=reader.string(
+      "activation_function", default="gelu_new", choices=decoder.ACTIVATIONS
+    ),
   )
 
 
-def gpt_neox(s: Settings) -> DecoderConfig:
-  width, heads = s.whole("hidden_size"), s.whole("num_attention_heads")
-  context = s.whole("max_position_embeddings", default=2048)
-  theta, share = s.number("rotary_emb_base", default=1e4), s.number("rotary_pct", default=0.25)
-  rope, fraction = read_rope(s, context, theta, share)
-  bias = s.flag("attention_bias", default=True)
+def gpt_neox(reader: ConfigReader) -> DecoderConfig:
+  width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+  context = reader.integer("max_position_embeddings", default=2048)
+  theta = reader.number("rotary_emb_base", default=1e4)
+  share = reader.number("rotary_pct", default=0.25)
+  rope, fraction = read_rope(reader, context, theta, share)
+  bias = reader.boolean("attention_bias", default=True)
   return DecoderConfig(
-    **_fields(s, heads, width, s.whole("intermediate_size")),
+    **_fields(reader, heads, width, reader.integer("intermediate_size")),
     qkv_bias=bias,
     out_bias=bias,
     mlp_bias=True,
-    layers=s.whole("num_hidden_layers"),
+    layers=reader.integer("num_hidden_layers"),
     context=context,
     rope=rope,
     rotary_dim=int(width // max(heads, 1) * fraction),
-    parallel=s.flag("use_parallel_residual", default=True),
-    norm_eps=s.number("layer_norm_eps", default=1e-5),
-    tied=s.flag("tie_word_embeddings", default=False),
-    activation=s.word("hidden_act", default="gelu", among=decoder.ACTIVATIONS),
+    parallel=reader.boolean("use_parallel_residual", default=True),
+    norm_eps=reader.number("layer_norm_eps", default=1e-5),
+    tied=reader.boolean("tie_word_embeddings", default=False),
+    activation=reader.string("hidden_act", default="gelu", choices=decoder.ACTIVATIONS),
   )
 
 
-def gptj(s: Settings) -> DecoderConfig:
-  width, heads = s.whole("n_embd", default=4096), s.whole("n_head", default=16)
-  s.only(rotary=True, scale_attn_weights=True)
-  s.silent("n_ctx")
+def gptj(reader: ConfigReader) -> DecoderConfig:
+  width, heads = reader.integer("n_embd", default=4096), reader.integer("n_head", default=16)
+  reader.expect(rotary=True, scale_attn_weights=True)
+  reader.ignore("n_ctx")
   return DecoderConfig(
-    **_fields(s, heads, width, s.whole("n_inner", default=None)),
+    **_fields(reader, heads, width, reader.integer("n_inner", default=None)),
     mlp_bias=True,
     head_bias=True,
-    layers=s.whole("n_layer", default=28),
-    context=s.whole("n_positions", default=2048),
-    rotary_dim=s.whole("rotary_dim", default=width // max(heads, 1)),
+    layers=reader.integer("n_layer", default=28),
+    context=reader.integer("n_positions", default=2048),
+    rotary_dim=reader.integer("rotary_dim", default=width // max(heads, 1)),
     interleaved=True,
     parallel=True,
     shared_norm=True,
-    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
-    tied=s.flag("tie_word_embeddings", default=False),
-    activation=s.word("activation_function", default="gelu_new", among=decoder.ACTIVATIONS),
+    norm_eps=reader.number("layer_norm_epsilon", default=1e-5),
+    tied=reader.boolean("tie_word_embeddings", default=False),
+    activation=reader.string(
+      "activation_function", default="gelu_new", choices=decoder.ACTIVATIONS
+    ),
   )
 
 
-def opt(s: Settings) -> DecoderConfig:
-  width = s.whole("hidden_size")
-  s.only(
+def opt(reader: ConfigReader) -> DecoderConfig:
+  width = reader.integer("hidden_size")
+  reader.expect(
     do_layer_norm_before=True,
     _remove_final_layer_norm=False,
     word_embed_proj_dim=width,
     layer_norm_elementwise_affine=True,
   )
-  s.silent("activation_dropout")
+  reader.ignore("activation_dropout")
   return DecoderConfig(
-    **_fields(s, s.whole("num_attention_heads"), width, s.whole("ffn_dim")),
-    **_biases(s.flag("enable_bias", default=True)),
-    layers=s.whole("num_hidden_layers"),
-    context=s.whole("max_position_embeddings", default=2048),
+    **_fields(reader, reader.integer("num_attention_heads"), width, reader.integer("ffn_dim")),
+    **_biases(reader.boolean("enable_bias", default=True)),
+    layers=reader.integer("num_hidden_layers"),
+    context=reader.integer("max_position_embeddings", default=2048),
     positions="learned",
     position_offset=2,
-    tied=s.flag("tie_word_embeddings", default=True),
-    activation=s.word("activation_function", default="relu", among=decoder.ACTIVATIONS),
+    tied=reader.boolean("tie_word_embeddings", default=True),
+    activation=reader.string("activation_function", default="relu", choices=decoder.ACTIVATIONS),
   )
 
 
-def bloom(s: Settings) -> DecoderConfig:
-  s.only(apply_residual_connection_post_layernorm=False, slow_but_exact=(False, True))
-  s.silent("bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_*")
-  s.silent("attention_softmax_in_fp32", "unk_token_id", "n_inner")
-  heads = s.whole("n_head", "num_attention_heads", default=8)
+def bloom(reader: ConfigReader) -> DecoderConfig:
+  reader.expect(apply_residual_connection_post_layernorm=False, slow_but_exact=(False, True))
+  reader.ignore(
+    "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_*"
+  )
+  reader.ignore("attention_softmax_in_fp32", "unk_token_id", "n_inner")
+  heads = reader.integer("n_head", "num_attention_heads", default=8)
   return DecoderConfig(
-    **_fields(s, heads, s.whole("hidden_size", "n_embed"), None),
+    **_fields(reader, heads, reader.integer("hidden_size", "n_embed"), None),
     **_biases(),
-    layers=s.whole("n_layer", "num_hidden_layers", default=2),
+    layers=reader.integer("n_layer", "num_hidden_layers", default=2),
     positions="alibi",
     embed_norm=True,
-    norm_eps=s.number("layer_norm_epsilon", default=1e-5),
-    tied=s.flag("tie_word_embeddings", default=True),
+    norm_eps=reader.number("layer_norm_epsilon", default=1e-5),
+    tied=reader.boolean("tie_word_embeddings", default=True),
     activation="gelu_new",
   )
 
 
-def _fused(name: str, gguf: str | None, layout: Any, **how: Any) -> tuple[Key, ...]:
-  """Queries, keys and values in one tensor; llama.cpp's converter stacks them (stacked_qkv)."""
+def _fused(name: str, gguf: str | None, layout: Any, **options: Any) -> tuple[Key, ...]:
+  """The keys of a fused QKV tensor; llama.cpp's converter always writes it as `stacked_qkv`."""
   return tuple(
     key
     for index, letter in enumerate("qkv")
@@ -146,7 +155,7 @@ def _fused(name: str, gguf: str | None, layout: Any, **how: Any) -> tuple[Key, .
       gguf,
       hf_part=Part(layout, index),
       gguf_part=Part(stacked_qkv, index),
-      **how,
+      **options,
     )
   )
 
@@ -213,11 +222,11 @@ _BLOOM = (
   *linear("head", "lm_head", "output"),
 )
 
-# Masks, constants and frequencies that old checkpoints hold beside the weights.
+# Masks, constants and frequencies that old checkpoints contain in addition to the weights.
 _GPT_DERIVED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
 _NEOX_DERIVED = (
   r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
-  *gguf_settings.ROPE_TENSORS,
+  *gguf_config.ROPE_TENSORS,
 )
 
 # GPT-J and OPT have no GGUF name: llama.cpp's converter writes neither.
@@ -228,7 +237,7 @@ FAMILIES = (
     _GPT2,
     gpt2,
     gguf_name="gpt2",
-    read_gguf=gguf_settings.gpt2,
+    read_gguf=gguf_config.gpt2,
     prefix="transformer.",
     derived=_GPT_DERIVED,
   ),
@@ -238,7 +247,7 @@ FAMILIES = (
     _NEOX,
     gpt_neox,
     gguf_name="gptneox",
-    read_gguf=gguf_settings.gpt_neox,
+    read_gguf=gguf_config.gpt_neox,
     prefix="gpt_neox.",
     derived=_NEOX_DERIVED,
   ),
@@ -250,7 +259,7 @@ FAMILIES = (
     _BLOOM,
     bloom,
     gguf_name="bloom",
-    read_gguf=gguf_settings.bloom,
+    read_gguf=gguf_config.bloom,
     prefix="transformer.",
   ),
 )

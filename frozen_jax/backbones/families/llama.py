@@ -1,60 +1,60 @@
-"""Llama and its kin: Mistral, Mixtral, Qwen 2 and 3, Qwen3-MoE, SmolLM3, Phi-3.
+"""Llama-like models: Llama, Mistral, Mixtral, Qwen 2 and 3, Qwen3-MoE, SmolLM3, Phi-3.
 
-RMS norms before attention and MLP, rotary positions, grouped queries, gated MLPs. What sets them
-apart: sliding windows (Mistral), biases of the queries, keys and values (Qwen2), norms of each
-head (Qwen3), layers without positions (SmolLM3), fused products (Phi-3), experts (the two MoEs).
+RMS norms before attention and MLP, rotary positions, grouped queries, gated MLPs. They differ in:
+sliding windows (Mistral), QKV biases (Qwen2), norms of queries and keys (Qwen3), layers without
+positions (SmolLM3), fused matrices (Phi-3), experts (Mixtral, Qwen3-MoE).
 """
 
 from typing import Any
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families import gguf_settings
-from frozen_jax.backbones.families.rope_settings import read_rope
-from frozen_jax.backbones.families.settings import Settings
-from frozen_jax.backbones.families.shared import hf_common, kinds, stacked_mlp, stacked_qkv
+from frozen_jax.backbones.families import gguf_config
+from frozen_jax.backbones.families.config_reader import ConfigReader
+from frozen_jax.backbones.families.rope_config import read_rope
+from frozen_jax.backbones.families.shared import kinds, read_hf_common, stacked_mlp, stacked_qkv
 from frozen_jax.backbones.families.table import Family, Key, Part, Source, linear, norm, table
 
 
-def sizes(s: Settings, context: int = 2048, tied: bool = False) -> dict[str, Any]:
-  """The fields that all of these families read alike."""
-  hf_common(s)
-  heads, width = s.whole("num_attention_heads"), s.whole("hidden_size")
+def sizes(reader: ConfigReader, context: int = 2048, tied: bool = False) -> dict[str, Any]:
+  """The fields that all of these families share."""
+  read_hf_common(reader)
+  heads, width = reader.integer("num_attention_heads"), reader.integer("hidden_size")
   return {
-    "vocab_size": s.whole("vocab_size"),
+    "vocab_size": reader.integer("vocab_size"),
     "width": width,
-    "layers": s.whole("num_hidden_layers"),
+    "layers": reader.integer("num_hidden_layers"),
     "heads": heads,
-    "kv_heads": s.whole("num_key_value_heads", default=heads),
-    "head_dim": s.whole("head_dim", default=width // max(heads, 1)),
-    "mlp_width": s.whole("intermediate_size"),
-    "context": s.whole("max_position_embeddings", default=context),
-    "tied": s.flag("tie_word_embeddings", default=tied),
-    "norm_eps": s.number("rms_norm_eps", default=1e-6),
-    "activation": s.word("hidden_act", default="silu", among=decoder.ACTIVATIONS),
+    "kv_heads": reader.integer("num_key_value_heads", default=heads),
+    "head_dim": reader.integer("head_dim", default=width // max(heads, 1)),
+    "mlp_width": reader.integer("intermediate_size"),
+    "context": reader.integer("max_position_embeddings", default=context),
+    "tied": reader.boolean("tie_word_embeddings", default=tied),
+    "norm_eps": reader.number("rms_norm_eps", default=1e-6),
+    "activation": reader.string("hidden_act", default="silu", choices=decoder.ACTIVATIONS),
   }
 
 
-def rotary(s: Settings, fields: dict[str, Any], theta: float = 10_000.0) -> dict[str, Any]:
+def rotary(reader: ConfigReader, fields: dict[str, Any], theta: float = 10_000.0) -> dict[str, Any]:
   """The fields of the rotary positions."""
-  rope, fraction = read_rope(s, fields["context"], theta)
+  rope, fraction = read_rope(reader, fields["context"], theta)
   return {"rope": rope, "rotary_dim": int(fields["head_dim"] * fraction)}
 
 
-def sliding(s: Settings, layers: int, window: int | None = None) -> dict[str, Any]:
-  """The fields of sliding windows, where `sliding_window` alone turns them on."""
-  window = s.whole("sliding_window", default=window, nullable=True)
-  return {"window": window, "kinds": kinds(s, layers, window) if window else ()}
+def sliding(reader: ConfigReader, layers: int, window: int | None = None) -> dict[str, Any]:
+  """The fields of sliding windows that are on wherever `sliding_window` is set."""
+  window = reader.integer("sliding_window", default=window, nullable=True)
+  return {"window": window, "kinds": kinds(reader, layers, window) if window else ()}
 
 
-def switched_sliding(s: Settings, layers: int) -> dict[str, Any]:
-  """The fields of sliding windows where `use_sliding_window` turns them on from some layer on."""
-  window = s.whole("sliding_window", default=4096)
-  full = s.whole("max_window_layers", default=28)
-  if not s.flag("use_sliding_window", default=False):
-    s.silent("layer_types")
+def switched_sliding(reader: ConfigReader, layers: int) -> dict[str, Any]:
+  """The fields of sliding windows that `use_sliding_window` turns on, from some layer on."""
+  window = reader.integer("sliding_window", default=4096)
+  full = reader.integer("max_window_layers", default=28)
+  if not reader.boolean("use_sliding_window", default=False):
+    reader.ignore("layer_types")
     return {}
-  stated = kinds(s, layers, None)
+  stated = kinds(reader, layers, None)
   return {"window": window, "kinds": stated or tuple(_from_layer(full, layers))}
 
 
@@ -62,90 +62,92 @@ def _from_layer(full: int, layers: int) -> list[str]:
   return ["full" if layer < full else "sliding" for layer in range(layers)]
 
 
-def llama(s: Settings) -> DecoderConfig:
-  fields = sizes(s)
-  s.only(rope_interleaved=False)
-  bias = s.flag("attention_bias", default=False)
+def llama(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader)
+  reader.expect(rope_interleaved=False)
+  bias = reader.boolean("attention_bias", default=False)
   return DecoderConfig(
     **fields,
-    **rotary(s, fields),
+    **rotary(reader, fields),
     qkv_bias=bias,
     out_bias=bias,
-    mlp_bias=s.flag("mlp_bias", default=False),
+    mlp_bias=reader.boolean("mlp_bias", default=False),
   )
 
 
-def mistral(s: Settings) -> DecoderConfig:
-  fields = sizes(s, context=131_072)
-  return DecoderConfig(**fields, **rotary(s, fields), **sliding(s, fields["layers"], 4096))
+def mistral(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader, context=131_072)
+  return DecoderConfig(
+    **fields, **rotary(reader, fields), **sliding(reader, fields["layers"], 4096)
+  )
 
 
-def qwen2(s: Settings) -> DecoderConfig:
-  fields = sizes(s, context=32_768)
-  window = switched_sliding(s, fields["layers"])
-  return DecoderConfig(**fields, **rotary(s, fields), **window, qkv_bias=True)
+def qwen2(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader, context=32_768)
+  window = switched_sliding(reader, fields["layers"])
+  return DecoderConfig(**fields, **rotary(reader, fields), **window, qkv_bias=True)
 
 
-def _qwen3(s: Settings) -> dict[str, Any]:
-  fields = sizes(s, context=32_768)
-  bias = s.flag("attention_bias", default=False)
+def _qwen3(reader: ConfigReader) -> dict[str, Any]:
+  fields = sizes(reader, context=32_768)
+  bias = reader.boolean("attention_bias", default=False)
   return {
     **fields,
-    **rotary(s, fields),
-    **switched_sliding(s, fields["layers"]),
+    **rotary(reader, fields),
+    **switched_sliding(reader, fields["layers"]),
     "qkv_bias": bias,
     "out_bias": bias,
     "qk_norm": True,
   }
 
 
-def qwen3(s: Settings) -> DecoderConfig:
-  return DecoderConfig(**_qwen3(s))
+def qwen3(reader: ConfigReader) -> DecoderConfig:
+  return DecoderConfig(**_qwen3(reader))
 
 
-def smollm3(s: Settings) -> DecoderConfig:
-  fields = sizes(s, context=32_768, tied=True)
+def smollm3(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader, context=32_768, tied=True)
   layers = fields["layers"]
-  every = s.whole("no_rope_layer_interval", default=4)
+  every = reader.integer("no_rope_layer_interval", default=4)
   usual = tuple(int((layer + 1) % every != 0) for layer in range(layers))
-  rotated = s.numbers("no_rope_layers", default=usual)
-  s.only(use_sliding_window=False, layer_types=(["full_attention"] * layers,))
-  s.silent("sliding_window", "max_window_layers")
-  bias = s.flag("attention_bias", default=False)
+  rotated = reader.sequence("no_rope_layers", default=usual)
+  reader.expect(use_sliding_window=False, layer_types=(["full_attention"] * layers,))
+  reader.ignore("sliding_window", "max_window_layers")
+  bias = reader.boolean("attention_bias", default=False)
   return DecoderConfig(
     **fields,
-    **rotary(s, fields, theta=2_000_000.0),
+    **rotary(reader, fields, theta=2_000_000.0),
     kinds=tuple("full" if turned else "unrotated" for turned in rotated),
     qkv_bias=bias,
     out_bias=bias,
-    mlp_bias=s.flag("mlp_bias", default=False),
+    mlp_bias=reader.boolean("mlp_bias", default=False),
   )
 
 
-def phi3(s: Settings) -> DecoderConfig:
-  fields = sizes(s, context=4096)
-  return DecoderConfig(**fields, **rotary(s, fields), **sliding(s, fields["layers"]))
+def phi3(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader, context=4096)
+  return DecoderConfig(**fields, **rotary(reader, fields), **sliding(reader, fields["layers"]))
 
 
-def mixtral(s: Settings) -> DecoderConfig:
-  fields = sizes(s, context=131_072)
+def mixtral(reader: ConfigReader) -> DecoderConfig:
+  fields = sizes(reader, context=131_072)
   return DecoderConfig(
     **fields,
-    **rotary(s, fields, theta=1_000_000.0),
-    **sliding(s, fields["layers"]),
-    experts=s.whole("num_local_experts", default=8),
-    chosen=s.whole("num_experts_per_tok", default=2),
+    **rotary(reader, fields, theta=1_000_000.0),
+    **sliding(reader, fields["layers"]),
+    experts=reader.integer("num_local_experts", default=8),
+    experts_per_token=reader.integer("num_experts_per_tok", default=2),
   )
 
 
-def qwen3_moe(s: Settings) -> DecoderConfig:
-  fields = _qwen3(s)
-  s.only(decoder_sparse_step=1, mlp_only_layers=([],))  # every layer has experts
+def qwen3_moe(reader: ConfigReader) -> DecoderConfig:
+  fields = _qwen3(reader)
+  reader.expect(decoder_sparse_step=1, mlp_only_layers=([],))  # every layer has experts
   return DecoderConfig(
-    **fields | {"mlp_width": s.whole("moe_intermediate_size", default=768)},
-    experts=s.whole("num_experts", "num_local_experts", default=128),
-    chosen=s.whole("num_experts_per_tok", default=8),
-    renormalise=s.flag("norm_topk_prob", default=False),
+    **fields | {"mlp_width": reader.integer("moe_intermediate_size", default=768)},
+    experts=reader.integer("num_experts", "num_local_experts", default=128),
+    experts_per_token=reader.integer("num_experts_per_tok", default=8),
+    renormalise=reader.boolean("norm_topk_prob", default=False),
   )
 
 
@@ -156,7 +158,7 @@ def _mlp(name: str, hf: str, gguf: str) -> tuple[Key, ...]:
 
 
 def _experts(block: str, names: dict[str, str]) -> tuple[Key, ...]:
-  """The keys of router and experts (`GGUFFile` names each expert of a layer's one tensor)."""
+  """The keys of router and experts (`GGUFFile` splits a layer's tensor into one per expert)."""
   base = f"model.layers.{{layer}}.{block}"
   router = linear("layers/mlp/router", f"{base}.gate", "blk.{layer}.ffn_gate_inp")
   return router + tuple(
@@ -197,7 +199,7 @@ _PLAIN_MLP = (
   *_mlp("up", "up_proj", "up"),
   *_mlp("down", "down_proj", "down"),
 )
-# Llama's keys and Mixtral's are the same: both are "llama" in GGUF files, experts or not.
+# Llama and Mixtral share their keys: both are "llama" in GGUF files, with experts or without.
 _PERMUTED = (
   *_FRAME,
   *_attention(permuted=True),
@@ -233,11 +235,11 @@ _PHI3 = (
     )
   ),
 )
-_DERIVED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *gguf_settings.ROPE_TENSORS)
+_DERIVED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *gguf_config.ROPE_TENSORS)
 
 
 def _family(name: str, read_hf: Any, keys: tuple[Key, ...], gguf: str = "") -> Family:
-  read_gguf = getattr(gguf_settings, name) if gguf else None
+  read_gguf = getattr(gguf_config, name) if gguf else None
   return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=_DERIVED)
 
 

@@ -1,12 +1,12 @@
-"""What the readers of several families have in common: silent settings, fused layouts, windows."""
+"""Shared by several families: keys that are ignored, layouts of fused tensors, sliding windows."""
 
 from typing import Any
 
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.config_reader import ConfigReader
 
-# Keys of any config.json that say nothing about the forward pass of a frozen model.
-HF_SILENT = (
+# Keys of any config.json that do not affect the forward pass of a frozen model.
+HF_IGNORED = (
   *("_*", "architectures", "attn_implementation", "auto_map", "dtype", "model_type"),
   *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id"),
   *("decoder_start_token_id", "forced_*", "suppress_tokens", "begin_suppress_tokens"),
@@ -22,10 +22,10 @@ HF_SILENT = (
 )
 
 
-def hf_common(s: Settings) -> None:
-  """Keys that any config.json may have."""
-  s.silent(*HF_SILENT)
-  s.only(
+def read_hf_common(reader: ConfigReader) -> None:
+  """Reads the keys that any config.json may have."""
+  reader.ignore(*HF_IGNORED)
+  reader.expect(
     is_decoder=(False, True),  # a causal model of transformers is causal either way
     is_encoder_decoder=False,
     add_cross_attention=False,
@@ -37,31 +37,31 @@ def hf_common(s: Settings) -> None:
   )
 
 
-def kinds(s: Settings, layers: int, window: int | None) -> tuple[str, ...]:
-  """`layer_types` -> the kinds of attention; without them all layers slide if there is a window."""
-  spelled = {"full_attention": "full", "sliding_attention": "sliding"}
-  stated = s.numbers("layer_types", default=())
+def kinds(reader: ConfigReader, layers: int, window: int | None) -> tuple[str, ...]:
+  """The kinds of attention by `layer_types`; without it, all layers slide if there is a window."""
+  kind_of = {"full_attention": "full", "sliding_attention": "sliding"}
+  stated = reader.sequence("layer_types", default=())
   if not stated:
     return ("sliding",) * layers if window else ()
-  unknown = [kind for kind in stated if kind not in spelled]
+  unknown = [kind for kind in stated if kind not in kind_of]
   if unknown:
-    s.only(layer_types=())  # names it among what is not understood
+    reader.reject("layer_types")
     return ()
-  found = tuple(spelled[kind] for kind in stated)
-  return found if "sliding" in found else ()
+  attention_kinds = tuple(kind_of[kind] for kind in stated)
+  return attention_kinds if "sliding" in attention_kinds else ()
 
 
 def stacked_qkv(config: DecoderConfig) -> tuple[int, tuple[int, ...]]:
-  """Queries of all heads, then keys, then values."""
+  """The layout: queries of all heads, then keys, then values."""
   queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
   return 1, (queries, keys, keys)
 
 
 def headwise_qkv(config: DecoderConfig) -> tuple[int, tuple[int, ...]]:
-  """For each head its query, key and value."""
+  """The layout: for each head its query, key and value."""
   return config.heads, (config.head_dim,) * 3
 
 
 def stacked_mlp(config: Any) -> tuple[int, tuple[int, ...]]:
-  """The gate of the whole MLP, then what it gates."""
+  """The layout: the gate projection, then the up projection."""
   return 1, (config.mlp_width,) * 2

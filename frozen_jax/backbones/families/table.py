@@ -1,22 +1,24 @@
-"""What a model family is: two readers of settings, and a table that says where each tensor goes.
+"""The definition of a model family: readers of its configs, and a table of its tensors' names.
 
-A family is data, not a class: to add one, add a `Family` to the file of its kin (CONTRIBUTING.md).
-HF names and settings are those of transformers' `config.json` and safetensors files; GGUF names and
-metadata are those of llama.cpp (docs/gguf.md of ggml; gguf-py/gguf/constants.py).
+A family is data, not a class: to add one, add a `Family` to the file of related families
+(docs/extending.md). HF names and keys are those of transformers' `config.json` and safetensors
+files; GGUF names and metadata are those of llama.cpp (docs/gguf.md of ggml;
+gguf-py/gguf/constants.py).
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from frozen_jax.backbones.families.settings import Settings
+from frozen_jax.backbones.families.config_reader import ConfigReader
 
 Format = Literal["hf", "gguf"]
-Reader = Callable[[Settings], Any]  # settings -> the config of the family's network
+ReadConfig = Callable[[ConfigReader], Any]  # -> the config of the family's network
 
 
+@runtime_checkable
 class Network(Protocol):
-  """What computes: `decoder` or `encoder`, a module of pure functions."""
+  """The forward pass: `decoder` or `encoder`, a module of pure functions."""
 
   PARAM_AXES: Mapping[str, tuple[str | None, ...]]
 
@@ -25,9 +27,9 @@ class Network(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A piece of a tensor that holds several: its outputs are [groups, sum(sizes)].
+  """One of several matrices that are fused in a tensor, whose outputs are [groups, sum(sizes)].
 
-  layout(config) -> (groups, sizes); the piece is number `index` of each group.
+  layout(config) -> (groups, sizes); this matrix is number `index` of each group.
   """
 
   layout: Callable[[Any], tuple[int, tuple[int, ...]]]
@@ -36,12 +38,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A stored tensor, and how an array of ours is made from it.
+  """A stored tensor, and how an array of the parameter tree is made from it.
 
-  name: `{layer}` and `{expert}` make the array a stack. transpose: stored [out, in], kept
-  [in, out]. part: it is a piece of the tensor. permuted: the config field with the number of heads
-  in whose rows llama.cpp interleaves the two rotary halves. offset: added to what is stored.
-  first: the first layer that has it; the stack then counts from there.
+  name: `{layer}` and `{expert}` make the array a stack of tensors. transpose: stored [out, in],
+  used as [in, out]. part: where the tensor is fused, which part the array is. permuted: the config
+  field with the number of heads in whose rows llama.cpp interleaves the two rotary halves. offset:
+  added to the stored numbers. first: the first layer that has the tensor; the stack starts there.
   """
 
   name: str
@@ -54,7 +56,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """Where an array of the tree comes from in either format; None: the format does not have it."""
+  """The source of an array of the tree in either format; None: the format does not have it."""
 
   path: str
   hf: Source | None
@@ -65,19 +67,19 @@ class Key:
 class Family:
   """One family of models.
 
-  hf_name, gguf_name: what it calls itself in either format ("" where it has none). network: the
-  module that computes it. read_hf, read_gguf: its settings -> the network's config. prefix: what
-  the names of a bare model's checkpoint lack. derived: stored tensors (regular expressions) that
-  are computed from the config anyway, or that belong to other tasks than ours. aliases: other names
-  that HF files have for a tensor, as a regular expression and what replaces it.
+  hf_name, gguf_name: its model type in either format ("" where it has none). network: the module
+  with its forward pass. read_hf, read_gguf: its keys and values -> the network's config. prefix: of
+  tensor names, absent in a checkpoint of the model without its head. derived: stored tensors
+  (regular expressions) that are not loaded: they follow from the config, or are other tasks' heads.
+  aliases: other names of tensors in HF files: a regular expression and its replacement.
   """
 
   hf_name: str
   network: Network
   keys: tuple[Key, ...]
-  read_hf: Reader
+  read_hf: ReadConfig
   gguf_name: str = ""
-  read_gguf: Reader | None = None
+  read_gguf: ReadConfig | None = None
   prefix: str = ""
   derived: tuple[str, ...] = ()
   aliases: tuple[tuple[str, str], ...] = ()
@@ -93,9 +95,9 @@ def linear(
   permuted: str | None = None,
   stored_in_out: bool = False,
 ) -> tuple[Key, Key]:
-  """The keys of a product's kernel and bias; the names lack `.weight` and `.bias`.
+  """The keys of a linear layer's kernel and bias; `hf` and `gguf` without `.weight` and `.bias`.
 
-  stored_in_out: the HF format keeps [in, out], as GPT-2's Conv1D does; GGUF never does.
+  stored_in_out: the HF format stores [in, out], as GPT-2's Conv1D does; GGUF never does.
   """
 
   def sources(part: str, name: str) -> tuple[Source | None, Source | None]:
@@ -110,7 +112,7 @@ def linear(
 
 
 def norm(path: str, hf: str | None, gguf: str | None = None, gguf_offset: float = 0.0):
-  """The keys of a norm's scale and bias; gguf_offset: added to the scale that GGUF stores."""
+  """The keys of a norm's scale and bias; gguf_offset: added to the scale stored in GGUF."""
   scale = Source(f"{gguf}.weight", offset=gguf_offset) if gguf else None
   bias = Source(f"{gguf}.bias") if gguf else None
   return (
@@ -120,5 +122,5 @@ def norm(path: str, hf: str | None, gguf: str | None = None, gguf_offset: float 
 
 
 def table(path: str, hf: str, gguf: str | None = None) -> tuple[Key]:
-  """The key of an embedding table, whose rows are stored as they are kept."""
+  """The key of an embedding table, which is not transposed."""
   return (Key(path, Source(f"{hf}.weight"), Source(f"{gguf}.weight") if gguf else None),)

@@ -1,1 +1,1 @@
-"""Data sets that the package builds by itself, from packages that it depends on."""
+"""tensorflow-datasets builders: of the built-in data sets, and of rows from JSON-lines files."""

@@ -1,8 +1,8 @@
-"""The countries of the package countryinfo, cleaned: whom questions are asked about, and the split.
+"""The countries of the package countryinfo, cleaned, and their split.
 
-The package's entries are taken as they are but for what is stated here: entries that are no
-country of today are left out, some names and facts are brought up to date or completed (each in a
-table below), and spellings without accents are accepted beside those with them.
+The package's entries are changed as follows: entries that are no country of today are left out,
+some names and facts are updated or completed (by the tables below), and spellings without accents
+are added to those with accents.
 """
 
 import dataclasses
@@ -15,8 +15,9 @@ from typing import Any
 import countryinfo
 
 from frozen_jax.data.builders.names import currency_names, language_names
+from frozen_jax.data.builtin import BUILTIN
 
-SPLITS = ("train", "validation", "test")
+SPLITS = BUILTIN["world_facts"].splits
 
 
 def _codes(text: str) -> frozenset[str]:
@@ -52,13 +53,13 @@ _MORE_NAMES = {
   "TL": ("Timor-Leste",),
   "US": ("U.S.", "U.S.A."),
 }
-# What the package lists as a spelling of a country's name and is none.
+# Listed by the package as spellings of a country's name, which they are not.
 _NO_NAMES = frozenset(
   ("Island", "Mann", "Mexicanos", "Montenegrin", "Portuguesa", "Prathet", "Thai", "Togolese")
   + ("the Abode of Peace", "Naoero", "Viti")
 )
 
-# ISO code -> answers that stand before (`first`) or behind (`also`) the package's own.
+# ISO code -> answers that go before (`first`) or after (`also`) those of the package.
 _CAPITAL_FIRST = {
   "BI": ("Gitega",),
   "KZ": ("Astana",),
@@ -140,7 +141,7 @@ _LANGUAGES = {
   "TL": ("pt", "tet"),
   "TV": ("en", "tvl"),
 }
-_SUBREGIONS = {  # the United Nations' name -> as people say it
+_SUBREGIONS = {  # the United Nations' name -> common names
   "Australia and New Zealand": ("Australasia",),
   "Caribbean": ("the Caribbean", "West Indies"),
   "Eastern Africa": ("East Africa",),
@@ -159,8 +160,8 @@ _SUBREGIONS = {  # the United Nations' name -> as people say it
 class Country:
   """One country; of each tuple the first entry is the usual answer, all are accepted.
 
-  `group` is shared by countries that must not be separated by a split: one's name holds the
-  other's as words (Guinea, Papua New Guinea), or they share a capital's name or a demonym.
+  `group` is shared by countries that must not be separated by a split: one's name contains
+  the other's as words (Guinea, Papua New Guinea), or they share a capital's name or a demonym.
   """
 
   code: str
@@ -175,14 +176,14 @@ class Country:
 
   @property
   def spoken(self) -> str:
-    """The name as it stands within a sentence: "Peru", "the Netherlands"."""
+    """The name within a sentence: "Peru", "the Netherlands"."""
     return f"the {self.names[0]}" if self.code in _WITH_ARTICLE else self.names[0]
 
   @property
   def split(self) -> str:
-    """train, validation or test (about 70, 15 and 15%): a hash of the group, for ever the same."""
-    draw = int(hashlib.sha256(f"world_facts/{self.group}".encode()).hexdigest()[:8], 16) % 100
-    return SPLITS[0] if draw < 70 else SPLITS[1] if draw < 85 else SPLITS[2]
+    """train, validation or test (about 70, 15 and 15%), by a hash of the group."""
+    percentile = int(hashlib.sha256(f"world_facts/{self.group}".encode()).hexdigest()[:8], 16) % 100
+    return SPLITS[0] if percentile < 70 else SPLITS[1] if percentile < 85 else SPLITS[2]
 
 
 @functools.cache
@@ -190,7 +191,7 @@ def countries() -> tuple[Country, ...]:
   """Every country that questions are asked about, by ISO code."""
   rows = (dict(entry.info()) for entry in countryinfo.all_countries())
   cleaned = [_clean(row) for row in rows if _is_asked(row)]
-  return _grouped(sorted(cleaned, key=lambda country: country.code))
+  return _with_groups(sorted(cleaned, key=lambda country: country.code))
 
 
 def held_out_names() -> frozenset[str]:
@@ -296,21 +297,21 @@ def _as_list(value: Any) -> list[str]:
   return [value] if isinstance(value, str) else list(value)
 
 
-def _grouped(listed: list[Country]) -> tuple[Country, ...]:
-  """Gives each country its group: the smallest ISO code among those it is linked with."""
-  leader = {country.code: country.code for country in listed}
+def _with_groups(ungrouped: list[Country]) -> tuple[Country, ...]:
+  """Sets the group of each country: the smallest ISO code among those it is linked with."""
+  leader = {country.code: country.code for country in ungrouped}
 
   def find(code: str) -> str:
     while leader[code] != code:
       code = leader[code]
     return code
 
-  for index, one in enumerate(listed):
-    for other in listed[:index]:
+  for index, one in enumerate(ungrouped):
+    for other in ungrouped[:index]:
       if _linked(one, other):
         low, high = sorted((find(one.code), find(other.code)))
         leader[high] = low
-  return tuple(dataclasses.replace(country, group=find(country.code)) for country in listed)
+  return tuple(dataclasses.replace(country, group=find(country.code)) for country in ungrouped)
 
 
 def _linked(one: Country, other: Country) -> bool:

@@ -1,10 +1,10 @@
 """The data set `many_tasks`: 28 small tasks, each in three phrasings, six of them held out.
 
 Facts about countries (those of `world_facts`, by its splits), arithmetic, dates, strings and
-sorting, some with choices and some free; made by seeded generators (`task_generators.py`) and put
-into words by prompt templates (`many_tasks.yaml`). Four splits: `train`, `validation` and `test`
-hold the same tasks with other rows, and `held_out` holds whole tasks that train never sees. No
-country of the other splits is named in `train`.
+sorting, some with choices and some free; seeded generators (`task_generators.py`) give the rows and
+prompt templates (`many_tasks.yaml`) the texts. Four splits: `train`, `validation` and `test` hold
+the same tasks with other rows, and `held_out` holds whole tasks that are not in `train`. `train`
+names no country of the other splits.
 """
 
 import pathlib
@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from frozen_jax.data.builders.task_features import feature_values, task_features
 from frozen_jax.data.builders.task_generators import (
   DRAWN,
   OF_COUNTRIES,
@@ -20,8 +21,8 @@ from frozen_jax.data.builders.task_generators import (
   country_rows,
   drawn_rows,
 )
-from frozen_jax.data.builders.task_rows import features, row_of
-from frozen_jax.data.examples import Example, put
+from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.examples import Example, rendered_example
 from frozen_jax.text.jinja_templates import load_templates
 
 HELD_OUT = (
@@ -32,10 +33,10 @@ HELD_OUT = (
   "last_letter",
   "next_month",
 )
-SPLITS = ("train", "validation", "test", "held_out")
-_ROWS = {"train": 90, "validation": 12, "test": 24}  # of each task that is drawn, in this order
+SPLITS = BUILTIN["many_tasks"].splits
+_ROWS = {"train": 90, "validation": 12, "test": 24}  # of each random task, in this order
 _HELD_OUT_ROWS = 40
-_TEMPLATES_A_ROW = 2  # in turn; of held-out tasks all
+_TEMPLATES_PER_ROW = 2  # in rotation; held-out tasks use all
 
 
 class ManyTasks(tfds.core.GeneratorBasedBuilder):
@@ -44,7 +45,7 @@ class ManyTasks(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, description=__doc__, features=features())
+    return tfds.core.DatasetInfo(builder=self, description=__doc__, features=task_features())
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # nothing is downloaded
@@ -52,7 +53,7 @@ class ManyTasks(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, Example]]:
     for example in examples(split):
-      yield example["id"], row_of(example)
+      yield example["id"], feature_values(example)
 
 
 def tasks(split: str) -> tuple[str, ...]:
@@ -65,19 +66,19 @@ def examples(split: str) -> Iterator[Example]:
   """Every example of a split, task by task."""
   templates = load_templates(pathlib.Path(__file__).with_suffix(".yaml"))
   for task in tasks(split):
-    of_task = templates[task]
+    task_templates = templates[task]
     for number, (key, row) in enumerate(_rows(task, split)):
-      count = len(of_task) if split == "held_out" else _TEMPLATES_A_ROW
+      count = len(task_templates) if split == "held_out" else _TEMPLATES_PER_ROW
       for step in range(count):
-        template = of_task[(number + step) % len(of_task)]
+        template = task_templates[(number + step) % len(task_templates)]
         rendered = template.render(row, f"{task}, row {key}", key)
         assert rendered is not None, f"{template} gives nothing for {row}"
-        example = put(rendered, task, template.name)
+        example = rendered_example(rendered, task, template.name)
         yield example | {"id": f"{task}/{key}/{template.name}"}
 
 
 def _rows(task: str, split: str) -> list[tuple[Any, Row]]:
-  """The rows of a task in a split, each with a number or code of its own in the task."""
+  """The rows of a task in a split, each with a number or code that is unique in the task."""
   if task in OF_COUNTRIES:
     return list(country_rows(task, ("validation", "test") if split == "held_out" else (split,)))
   if split == "held_out":

@@ -1,8 +1,8 @@
-"""Names that people give to the currencies and languages that countryinfo lists by ISO code.
+"""Common names of the currencies and languages that countryinfo lists by ISO code.
 
-Our own tables, a line for each code: the name to answer with, then names accepted as well. Codes
-of funds and of withdrawn currencies (BOV, CLF, CUC, USN, ...) are left out on purpose: nobody pays
-with them, so no question is asked about them.
+Each table has a line for each code: the usual name, then other accepted names. Codes of funds and
+of withdrawn currencies (BOV, CLF, CUC, USN, ...) are left out on purpose: nobody pays with them, so
+there are no questions about them.
 """
 
 _CURRENCIES = """

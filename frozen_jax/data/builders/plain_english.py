@@ -1,12 +1,12 @@
-"""The data set `plain_english`: English prose that every Python brings along.
+"""The data set `plain_english`: English prose from the Python distribution.
 
 Two sources, each document one example: the topics of Python's own help (`pydoc_data.topics`, the
 language reference as text) and the docstrings of the standard library, a document for each module
 (read as source text; nothing is imported). So the text depends on the Python version.
 
-What counts as prose is one rule, `is_prose`, and nothing that names a held-out country of
-`world_facts` (or its capital or people) is kept, so that training on this text before the
-questions tells nothing about those. The split is by document.
+`is_prose` decides what is prose. Paragraphs that name a held-out country of `world_facts` (or its
+capital or people) are left out, so that training on this text before the questions reveals no
+answers of those. The split is by document.
 """
 
 import ast
@@ -21,12 +21,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.countries import held_out_facts, held_out_names, mentions
+from frozen_jax.data.builtin import BUILTIN
 
-SPLITS = ("train", "validation")
+SPLITS = BUILTIN["plain_english"].splits
 
 _VALIDATION_PERCENT = 8
-_LEAST_WORDS = 12
-_LEAST_DOCUMENT = 200  # characters
+_MIN_WORDS = 12
+_MIN_DOCUMENT = 200  # characters
 _NOT_LIBRARY = ("ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo")
 _CODE = re.compile(r">>>|\w\(|\w+\.\w+\.\w+|__|[{}<>\\|@$%^~=\[\]]")
 _PLAIN = re.compile(r"[A-Za-z ,.;:'\"!?()/-]")
@@ -52,36 +53,36 @@ class PlainEnglish(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # nothing is downloaded
-    listed = list(documents())
-    return {split: self._generate_examples(listed, split) for split in SPLITS}
+    texts = list(documents())
+    return {split: self._generate_examples(texts, split) for split in SPLITS}
 
   def _generate_examples(
-    self, listed: list[tuple[str, str]], split: str
+    self, texts: list[tuple[str, str]], split: str
   ) -> Iterator[tuple[str, dict[str, str]]]:
-    for name, text in listed:
+    for name, text in texts:
       if split_of(name) == split:
         yield name, {"id": name, "text": text}
 
 
 def split_of(name: str) -> str:
-  """train or validation: a hash of the document's name, for ever the same."""
-  draw = int(hashlib.sha256(f"plain_english/{name}".encode()).hexdigest()[:8], 16) % 100
-  return SPLITS[1] if draw < _VALIDATION_PERCENT else SPLITS[0]
+  """train or validation, by a hash of the document's name."""
+  percentile = int(hashlib.sha256(f"plain_english/{name}".encode()).hexdigest()[:8], 16) % 100
+  return SPLITS[1] if percentile < _VALIDATION_PERCENT else SPLITS[0]
 
 
 def documents() -> Iterator[tuple[str, str]]:
-  """(name, text) of every document with enough prose, each paragraph at its first place only."""
+  """(name, text) of every document with enough prose; each paragraph occurs once."""
   names, facts = held_out_names(), held_out_facts()
   seen: set[str] = set()
   for name, raw in _raw_documents():
-    kept = []
+    prose = []
     for paragraph in paragraphs(raw):
       if paragraph in seen or mentions(paragraph, names) or mentions(paragraph, facts, False):
         continue
       seen.add(paragraph)
-      kept.append(paragraph)
-    text = "\n\n".join(kept)
-    if len(text) >= _LEAST_DOCUMENT:
+      prose.append(paragraph)
+    text = "\n\n".join(prose)
+    if len(text) >= _MIN_DOCUMENT:
       yield name, text
 
 
@@ -96,10 +97,10 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_prose(paragraph: str) -> bool:
-  """At least 12 words, a capital first and a full stop last, no sign of code, 97% plain letters."""
+  """At least 12 words, a capital first and a full stop last, no code, 97% plain characters."""
   words = paragraph.split()
   return (
-    len(words) >= _LEAST_WORDS
+    len(words) >= _MIN_WORDS
     and paragraph[0].isupper()
     and paragraph[-1] in '.!?"'
     and not _CODE.search(paragraph)
@@ -129,5 +130,5 @@ def _docstrings(path: pathlib.Path) -> str:
   except (OSError, SyntaxError, ValueError):
     return ""
   kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-  return "\n\n".join(text for text in found if text)
+  texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+  return "\n\n".join(text for text in texts if text)

@@ -1,9 +1,9 @@
-"""The questions asked about each country: relations, phrasings and accepted answers.
+"""The questions about each country: relations, phrasings and accepted answers.
 
-One-hop relations ask for a fact of a named country, or for the country of a fact; two-hop ones name
-the country by its capital or its people. Every relation has phrasings that all splits share; some
-have one that only training sees (variety) and one that only the test sees (is the fact known, or
-the sentence?).
+One-hop relations ask for a fact of a named country, or for the country of a fact; two-hop relations
+identify the country by its capital or its people. Every relation has phrasings that all splits
+share; some have one that occurs in training only (for variety) and one that occurs in the test only
+(to test whether the fact was learnt, not the sentence).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Example = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """What is asked: the phrasings of each kind and the field of Country that holds the answers.
+  """One kind of question: its phrasings, and the field of Country that holds the answers.
 
   Phrasings are str.format texts over `country`, `capital` and `demonym`.
   """
@@ -125,26 +125,26 @@ _FROM_CAPITAL = tuple(one.name for one in RELATIONS if one.name.startswith("capi
 def questions(split: str) -> Iterator[Example]:
   """The examples {"id", "question", "answers"} of train, validation or test, by country.
 
-  An id is "ISO code/relation/number of the phrasing". Questions are left out whose answer the
-  country lacks, that give the answer away, or whose first hop fits two countries; so are answers
-  that name a country of another split, and questions that then have none.
+  An id is "ISO code/relation/number of the phrasing". Questions are left out if the country lacks
+  the answer, if they contain the answer, or if their first hop fits two countries. Answers that
+  name a country of another split are left out too, with questions that then have no answer.
   """
-  elsewhere = frozenset(
+  other_names = frozenset(
     name for country in countries() if country.split != split for name in country.names
   )
   for country in countries():
     if country.split != split:
       continue
     for relation in RELATIONS:
-      yield from _ask(country, relation, split, elsewhere)
+      yield from _questions_of(country, relation, split, other_names)
 
 
-def _ask(
-  country: Country, relation: Relation, split: str, elsewhere: frozenset[str]
+def _questions_of(
+  country: Country, relation: Relation, split: str, other_names: frozenset[str]
 ) -> Iterator[Example]:
   answers = _answers(country, relation)
-  answers = [answer for answer in answers if not mentions(answer, elsewhere)]
-  if not answers or not _is_telling(country, relation):
+  answers = [answer for answer in answers if not mentions(answer, other_names)]
+  if not answers or not _is_well_posed(country, relation):
     return
   values = {
     "country": country.spoken,
@@ -152,13 +152,13 @@ def _ask(
     "demonym": country.demonyms[0] if country.demonyms else "",
   }
   extra = {SPLITS[0]: relation.train, SPLITS[2]: relation.test}.get(split, ())
-  everything = relation.shared + relation.train + relation.test
+  phrasings = relation.shared + relation.train + relation.test
   for phrasing in relation.shared + extra:
     question = phrasing.format(**values)
     question = question[0].upper() + question[1:]
-    if not mentions(question, elsewhere):
+    if not mentions(question, other_names):
       yield {
-        "id": f"{country.code}/{relation.name}/{everything.index(phrasing)}",
+        "id": f"{country.code}/{relation.name}/{phrasings.index(phrasing)}",
         "question": question,
         "answers": answers,
       }
@@ -171,8 +171,8 @@ def _answers(country: Country, relation: Relation) -> list[str]:
   return list(getattr(country, relation.answers))
 
 
-def _is_telling(country: Country, relation: Relation) -> bool:
-  """Whether the question names one country, and does not give the answer away."""
+def _is_well_posed(country: Country, relation: Relation) -> bool:
+  """Whether the question identifies one country, and does not contain the answer."""
   if relation.name in ("country_of_capital", *_FROM_CAPITAL):
     return country.capitals[0] not in country.names
   if relation.name not in ("country_of_demonym", "demonym_to_capital"):

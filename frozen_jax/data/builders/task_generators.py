@@ -1,8 +1,8 @@
-"""The facts that the tasks of `many_tasks` ask for: rows of fields, which the templates fill in.
+"""The facts that the tasks of `many_tasks` ask for: rows of fields, for the templates.
 
-Tasks about countries take each country of a split of `world_facts` once. All others are drawn, each
-with a seed of its own, without a repetition; what counts as one is said by the row's key (3 + 4 and
-4 + 3 are one sum).
+Tasks about countries have a row for each country of a split of `world_facts`. Rows of all other
+tasks are random, each task with its own seed, without duplicates: no two rows have equal keys
+(3 + 4 and 4 + 3 are one sum).
 """
 
 import random
@@ -24,7 +24,7 @@ _ORDINALS = ("first", "second", "third", "fourth")
 
 
 class Draw:
-  """Random numbers that are the same in every version of Python: of `random()` alone."""
+  """Random numbers that are the same in every version of Python: they use `random()` only."""
 
   def __init__(self, seed: str):
     self._random = random.Random(seed).random
@@ -41,9 +41,6 @@ class Draw:
     return sorted(items, key=lambda _: self._random())[:count]
 
 
-# --------------------------------------------------------------------- countries
-
-
 def _answers(field: str) -> Callable[[Country], Row | None]:
   def row(country: Country) -> Row | None:
     answers = getattr(country, field)
@@ -55,15 +52,15 @@ def _answers(field: str) -> Callable[[Country], Row | None]:
 def _country_of_capital(country: Country) -> Row | None:
   capital = country.capitals[0]
   if mentions(capital, frozenset(country.names)):
-    return None  # the answer would stand in the question
+    return None  # the question would contain the answer
   return {"capital": capital, "answers": list(country.names)}
 
 
 def _continent(country: Country) -> Row | None:
-  of = [name for name in CONTINENTS if name in country.continents]
-  if len(of) != 1:
+  names = [name for name in CONTINENTS if name in country.continents]
+  if len(names) != 1:
     return None
-  return {"country": country.spoken, "continent": of[0], "continents": list(CONTINENTS)}
+  return {"country": country.spoken, "continent": names[0], "continents": list(CONTINENTS)}
 
 
 def _is_capital(country: Country) -> Row | None:
@@ -89,21 +86,18 @@ OF_COUNTRIES: dict[str, Callable[[Country], Row | None]] = {
 def country_rows(task: str, splits: Sequence[str]) -> Iterator[tuple[str, Row]]:
   """(ISO code, fields) of a task about each country of some of world_facts' splits.
 
-  No row names a country of another split: such answers, and rows with nothing else, are left out.
+  No row names a country of another split: such answers are left out, and rows without others.
   """
   other = [split for split in SPLITS if split not in splits]
-  elsewhere = frozenset(n for one in countries() if one.split in other for n in one.names)
+  other_names = frozenset(n for one in countries() if one.split in other for n in one.names)
   for country in countries():
     if country.split not in splits or (row := OF_COUNTRIES[task](country)) is None:
       continue
     if "answers" in row:
-      row["answers"] = [answer for answer in row["answers"] if not mentions(answer, elsewhere)]
+      row["answers"] = [answer for answer in row["answers"] if not mentions(answer, other_names)]
     texts = [value for value in row.values() if isinstance(value, str)]
-    if row.get("answers", True) and not mentions(" | ".join(texts), elsewhere):
+    if row.get("answers", True) and not mentions(" | ".join(texts), other_names):
       yield country.code, row
-
-
-# --------------------------------------------------------------------- numbers, dates, words
 
 
 def _sum(draw: Draw) -> tuple[Any, Row]:
@@ -238,7 +232,7 @@ DRAWN: dict[str, Callable[[Draw], tuple[Any, Row]]] = {
 
 
 def drawn_rows(task: str, count: int) -> list[Row]:
-  """The first `count` rows of a task, no two of which have one key."""
+  """The first `count` rows of a random task, with different keys."""
   draw, rows = Draw(f"many_tasks/{task}"), dict[Any, Row]()
   while len(rows) < count:
     key, row = DRAWN[task](draw)

@@ -7,8 +7,8 @@ For files that are too large to be unpacked into memory at each start, and for u
   builder.download_and_prepare()
 
 prepares every `SPLIT.jsonl` and `SPLIT.jsonl.gz` of FOLDER; "tfds:task_rows/t0/SPLIT" then opens
-one. The name t0 is free. Without `folder`, files are taken from tfds' own place for what users put
-there, MANUAL_DIR/t0.
+one. The name t0 is free. Without `folder`, files are read from the folder of tfds for files that
+users add, MANUAL_DIR/t0.
 """
 
 import os
@@ -20,28 +20,16 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.data.builders.task_features import feature_values, task_features
 from frozen_jax.data.examples import Example
-from frozen_jax.data.sources import open_source
+from frozen_jax.data.indexed_rows import IndexedRows
+from frozen_jax.data.json_lines import JsonLines
 
 _ENDING = re.compile(r"\.jsonl(\.gz)?$")
 
 
-def features() -> tfds.features.FeaturesDict:
-  """Those of every row of tasks; `template` may be empty, `choices` and `answers` too."""
-  text = tfds.features.Text
-  one = {key: text() for key in ("id", "dataset", "template", "input", "target")}
-  several = {key: tfds.features.Sequence(text()) for key in ("choices", "answers")}
-  return tfds.features.FeaturesDict(one | several)
-
-
-def row_of(example: Example) -> Example:
-  """An example with exactly the features of a row."""
-  one = {key: example.get(key, "") for key in ("id", "dataset", "template", "input", "target")}
-  return one | {key: example.get(key, []) for key in ("choices", "answers")}
-
-
 class TaskRows(tfds.core.GeneratorBasedBuilder):
-  """{"id", "dataset", "template", "input", "target", "choices", "answers"}, in the file's order.
+  """Rows {"id", "dataset", "template", "input", "target", "choices", "answers"}, in file order.
 
   Files hold rows of any of the forms with an input (`data/examples.py`) that name a data set; rows
   with an empty target are left out. UserError for other rows, and for a folder without such files.
@@ -65,20 +53,21 @@ class TaskRows(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-      builder=self, description=__doc__, features=features(), disable_shuffling=True
+      builder=self, description=__doc__, features=task_features(), disable_shuffling=True
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     folder = pathlib.Path(self._folder or dl_manager.manual_dir / self.builder_config.name)
-    listed = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = {_ENDING.sub("", path.name): path for path in listed if _ENDING.search(path.name)}
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = {_ENDING.sub("", path.name): path for path in paths if _ENDING.search(path.name)}
     if not files:
       raise UserError(f"{folder} holds no .jsonl or .jsonl.gz files; put one there for each split")
     return {split: self._generate_examples(path) for split, path in files.items()}
 
   def _generate_examples(self, path: pathlib.Path) -> Iterator[tuple[int, Example]]:
-    source = open_source(str(path))
-    for index, example in enumerate(source):
-      if not source.datasets or "input" not in example:
+    rows = IndexedRows(JsonLines(path), str(path), "", fields={}, templates={})
+    for index in range(len(rows)):
+      example = {"id": str(index), **rows[index]}
+      if not rows.datasets or "input" not in example:
         raise UserError(f"{path} holds no rows of tasks; each needs `dataset` and `input`")
-      yield index, row_of(example)
+      yield index, feature_values(example)

@@ -1,7 +1,7 @@
-"""Plain English words for tasks on words: by kind, and with their opposites. Our own tables.
+"""English words for tasks on words: by kind, and with their opposites.
 
-No word is of two kinds (so "orange" and "silver" are not here), and none is near to the opposite of
-a word of another pair.
+No word is of two kinds (so "orange" and "silver" are missing), and no word is close to the opposite
+of a word of another pair.
 """
 
 

@@ -1,6 +1,6 @@
-"""The data set `world_facts`: closed-book questions on the countries of the package countryinfo.
+"""The data set `world_facts`: closed-book questions about the countries in package countryinfo.
 
-A tensorflow-datasets builder; it needs neither TensorFlow nor a network. Splits share no country.
+A tensorflow-datasets builder; it needs no TensorFlow and no network. Splits share no country.
 """
 
 from collections.abc import Iterator

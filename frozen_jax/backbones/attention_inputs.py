@@ -1,0 +1,85 @@
+"""The inputs of attention besides queries, keys and values: masks, biases, rotary cos and sin.
+
+The layers of a model are of few kinds (`DecoderConfig.layer_kinds`). The inputs of each kind are
+computed once a pass, and the scan over the layers selects those of each layer's kind.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from frozen_jax.backbones import attention, rope
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core.types import HostOrDevice
+
+
+class AttentionInputs(NamedTuple):
+  """Mask, bias and rotation for the attention of one kind of layer.
+
+  cos_sin: cos and sin of the angles by which queries and keys are rotated (`attention.rotate`), or
+  None. mask: True where a query may attend to a key. bias: added to the scores, or None.
+  """
+
+  cos_sin: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]] | None
+  mask: Bool[Array, "#B T S"]
+  bias: Float[Array, "#B H #T S"] | None
+
+
+def position_ids(mask: Int[HostOrDevice, "B T"]) -> Int[Array, "B T"]:
+  """The number of real tokens before each real token of its row; 0 before the first."""
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def per_kind(
+  config: DecoderConfig,
+  query_positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"],
+  mask: Bool[Array, "#B T S"],
+  final_length: Int[Array, "B"],
+) -> tuple[AttentionInputs, ...]:
+  """The attention inputs of each kind of layer, in the order of `kind_ids`.
+
+  mask: True where a query may attend to a key, before windows are applied. final_length: how many
+  real tokens a row may have in the end.
+  """
+  bias = None
+  if config.positions == "alibi":
+    slope = attention.alibi_slopes(config.heads)[:, None, None]
+    bias = slope * key_positions[:, None, None, :].astype(jnp.float32)
+
+  kinds = _kinds(config)
+  if len(kinds) > 1:  # so that all of them have the same shape
+    mask = jnp.broadcast_to(mask, (len(query_positions), *mask.shape[1:]))
+
+  def inputs(kind: str) -> AttentionInputs:
+    kind_mask = mask
+    if kind == "sliding":
+      kind_mask = mask & attention.window_mask(query_positions, key_positions, config.window)
+    if config.positions != "rotary":
+      return AttentionInputs(None, kind_mask, bias)
+    kind_rope = config.rope if kind != "sliding" else config.local_rope or config.rope
+    cos, sin = rope.rotation(kind_rope, config.rotated, query_positions, final_length)
+    if kind == "unrotated":
+      cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
+    return AttentionInputs((cos, sin), kind_mask, bias)
+
+  return tuple(inputs(kind) for kind in kinds)
+
+
+def kind_ids(config: DecoderConfig) -> list[int]:
+  """For each of the L layers, the index of its kind of attention among those of the model."""
+  kinds = _kinds(config)
+  return [kinds.index(kind) for kind in config.layer_kinds]
+
+
+def select(inputs: tuple[AttentionInputs, ...], kind_id: Int[Array, ""]) -> AttentionInputs:
+  """The inputs of one kind, whose index may be traced."""
+  if len(inputs) == 1:
+    return inputs[0]
+  return jax.tree.map(lambda *arrays: jax.lax.select_n(kind_id, *arrays), *inputs)
+
+
+def _kinds(config: DecoderConfig) -> tuple[str, ...]:
+  return tuple(dict.fromkeys(config.layer_kinds))

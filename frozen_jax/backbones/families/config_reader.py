@@ -1,0 +1,141 @@
+"""Reading a model's config.json or GGUF metadata key by key; a key that was not read is an error.
+
+A key that nobody read may change what the model computes, so it is not passed over silently. A
+family's function reads the keys that it understands from a `ConfigReader` and returns a config;
+`finish` then reports in one line all keys that are missing, of the wrong type, or unread.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from frozen_jax.core.errors import UserError
+
+REQUIRED: Any = object()
+T = TypeVar("T")
+
+
+class ConfigReader:
+  """The keys and values of one file; a null value counts as absent unless `nullable` is set.
+
+  `where`: the file, for messages.
+  """
+
+  def __init__(self, stored: Mapping[str, Any], where: str):
+    self.where = where
+    self._stored = {key: value for key, value in stored.items() if value is not None}
+    self._null = stored.keys() - self._stored.keys()
+    self._read: set[str] = set()
+    self._faults: list[str] = []
+    self._missing: list[str] = []
+    self._nested: dict[str, ConfigReader] = {}
+
+  def __contains__(self, key: str) -> bool:
+    return key in self._stored
+
+  def integer(self, *keys: str, default: Any = REQUIRED, nullable: bool = False) -> Any:
+    """The first of the keys that is present, as an int; `nullable`: None if the first is null."""
+    if nullable and keys[0] in self._null:
+      return None
+    value = self._get(keys, default, 1)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != int(value):
+      return self._wrong(keys, value, "a whole number", 1) if value is not None else None
+    return int(value)
+
+  def number(self, *keys: str, default: Any = REQUIRED, nullable: bool = False) -> Any:
+    """The first of the keys that is present, as a float; `nullable`: None if the first is null."""
+    if nullable and keys[0] in self._null:
+      return None
+    value = self._get(keys, default, 1.0)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+      return self._wrong(keys, value, "a number", 1.0) if value is not None else None
+    return float(value)
+
+  def boolean(self, *keys: str, default: Any = REQUIRED) -> bool:
+    """The first of the keys that is present, true or false."""
+    value = self._get(keys, default, False)
+    return value if isinstance(value, bool) else self._wrong(keys, value, "true or false", False)
+
+  def string(self, *keys: str, default: Any = REQUIRED, choices: Any = None) -> str:
+    """The first of the keys that is present, a string; `choices`: the values understood."""
+    value = self._get(keys, default, "")
+    if not isinstance(value, str):
+      return self._wrong(keys, value, "a string", "")
+    if choices is not None and value not in choices and value:
+      self._faults.append(f"{self._present_key(keys)} = {value!r}")
+    return value
+
+  def sequence(self, *keys: str, default: Any = REQUIRED) -> tuple[Any, ...]:
+    """The first of the keys that is present, a list of numbers or strings, as a tuple."""
+    value = self._get(keys, default, ())
+    if isinstance(value, list | tuple):
+      return tuple(value)
+    return self._wrong(keys, value, "a list", ())
+
+  def nested(self, key: str) -> "ConfigReader":
+    """The reader of a nested object; without keys where the object is absent."""
+    self._read.add(key)
+    value = self._stored.get(key, {})
+    if key not in self._nested:
+      if not isinstance(value, Mapping):
+        self._wrong((key,), value, "an object", None)
+        value = {}
+      self._nested[key] = ConfigReader(value, f"{key}.")
+    return self._nested[key]
+
+  def expect(self, **allowed: Any) -> None:
+    """Reads keys that must have this value (or one of a tuple of values) where they are present."""
+    for key, values in allowed.items():
+      self._read.add(key)
+      values = values if isinstance(values, tuple) else (values,)
+      if key in self._stored and self._stored[key] not in values:
+        self._faults.append(f"{key} = {self._stored[key]!r}")
+
+  def reject(self, key: str) -> None:
+    """Reports a key, if it is present, as not understood."""
+    self.expect(**{key: ()})
+
+  def ignore(self, *keys: str) -> None:
+    """Skips keys that do not affect a frozen model's output; a trailing `*` matches anything."""
+    for key in self._stored:
+      if any(key.startswith(k[:-1]) if k.endswith("*") else key == k for k in keys):
+        self._read.add(key)
+
+  def finish(self) -> None:
+    """Raises UserError if anything was missing, of the wrong type, or not understood."""
+    missing, faults = self._all_faults("")
+    if missing:
+      raise UserError(
+        f"{self.where} does not say {', '.join(missing)}; the file may not be a model's"
+      )
+    if faults:
+      raise UserError(
+        f"{self.where} has settings that frozen_jax does not understand, so the model would "
+        f"compute something else: {'; '.join(sorted(faults))}. Remove them if they do not matter "
+        "to this model"
+      )
+
+  def _all_faults(self, prefix: str) -> tuple[list[str], list[str]]:
+    unread = [f"{key} = {value!r}" for key, value in self._stored.items() if key not in self._read]
+    missing = [prefix + key for key in self._missing]
+    faults = [prefix + fault for fault in (*self._faults, *unread)]
+    for key, nested in self._nested.items():
+      nested_missing, nested_faults = nested._all_faults(f"{prefix}{key}.")
+      missing, faults = missing + nested_missing, faults + nested_faults
+    return missing, faults
+
+  def _get(self, keys: tuple[str, ...], default: T, substitute: T) -> T:
+    self._read.update(keys)
+    for key in keys:
+      if key in self._stored:
+        return self._stored[key]
+    if default is REQUIRED:
+      self._missing.append(keys[0])
+      return substitute
+    return default
+
+  def _present_key(self, keys: tuple[str, ...]) -> str:
+    return next((key for key in keys if key in self._stored), keys[0])
+
+  def _wrong(self, keys: tuple[str, ...], value: Any, needed: str, substitute: T) -> T:
+    self._faults.append(f"{self._present_key(keys)} = {value!r}, where {needed} is needed")
+    return substitute

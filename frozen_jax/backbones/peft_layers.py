@@ -1,0 +1,79 @@
+"""PEFT parameters within the layers of a frozen decoder: LoRA, adapters, prefixes.
+
+A tree of float32 arrays, stacked over the layers like the weights; each part is optional:
+
+  lora/{attn|mlp}/{q,k,v,o,gate,up,down}/{a [L, I, r], b [L, r, O]}    Hu et al. 2021
+  adapters/{attn|mlp}/{down {kernel [L, D, r], bias [L, r]}, up {kernel [L, r, D], bias [L, D]}}
+                                                                       Houlsby et al. 2019
+  prefix/{k, v} [L, P, K, C]                                           Li and Liang 2021
+
+LoRA adds (x a) b to the output of a linear layer, and never computes a b. An adapter adds its
+bottleneck to the output of attention or of the MLP. The keys and values of a prefix come before
+those of the text, whose positions start at P; the trained keys count as rotated already.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from frozen_jax.core.types import HostOrDevice
+
+PeftParams = dict[str, Any]  # of one layer, or stacked over the layers
+
+
+def add_lora(
+  output: Float[Array, "*N O"],
+  x: Float[Array, "*N I"],
+  peft: PeftParams,
+  block: str,
+  name: str,
+) -> Float[Array, "*N O"]:
+  """The output of the linear layer `block`/`name` for x, plus its LoRA update if there is one."""
+  lora = peft.get("lora", {}).get(block, {}).get(name)
+  if lora is None:
+    return output
+  return output + (x.astype(jnp.float32) @ lora["a"]) @ lora["b"]
+
+
+def apply_adapter(
+  output: Float[Array, "B T D"], peft: PeftParams, block: str
+) -> Float[Array, "B T D"]:
+  """The output of attention or of the MLP, through its adapter if there is one."""
+  adapter = peft.get("adapters", {}).get(block)
+  if adapter is None:
+    return output
+  inner = jax.nn.gelu(output @ adapter["down"]["kernel"] + adapter["down"]["bias"])
+  return output + inner @ adapter["up"]["kernel"] + adapter["up"]["bias"]
+
+
+def prepend_prefix(
+  k: Float[Array, "B T K C"], v: Float[Array, "B T K C"], peft: PeftParams
+) -> tuple[Float[Array, "B S K C"], Float[Array, "B S K C"]]:
+  """Keys and values of a layer with those of its prefix before them: S = P + T positions."""
+  if "prefix" not in peft:
+    return k, v
+
+  def prepended(name: str, text: Float[Array, "B T K C"]) -> Float[Array, "B S K C"]:
+    prefix = peft["prefix"][name].astype(text.dtype)
+    return jnp.concatenate([jnp.broadcast_to(prefix, (len(text), *prefix.shape)), text], axis=1)
+
+  return prepended("k", k), prepended("v", v)
+
+
+def prefix_length(peft: PeftParams | None) -> int:
+  """P, 0 without a prefix."""
+  return peft["prefix"]["k"].shape[1] if peft and "prefix" in peft else 0
+
+
+def prepend_prefix_mask(
+  mask: Int[HostOrDevice, "B T"], peft: PeftParams | None
+) -> Int[Array, "B S"]:
+  """The mask with ones for the prefix before it: S = P + T positions."""
+  return jnp.pad(mask, ((0, 0), (prefix_length(peft), 0)), constant_values=1)
+
+
+def without_prefix(peft: PeftParams | None) -> PeftParams:
+  """The parts that a pass after a cache needs: the cache contains the prefix."""
+  return {name: part for name, part in (peft or {}).items() if name != "prefix"}

@@ -1,0 +1,190 @@
+"""Sections of a config as frozen dataclasses: their values, their help, and what depends on them.
+
+The owner of a section defines it next to the code that uses it, in a module that imports no jax
+where a config file must be able to name its defaults:
+
+    @dataclasses.dataclass(frozen=True)
+    class TrainSettings:
+      "How a stage is trained."
+
+      steps: int = setting(100, "updates of the trained tree")
+      log_every: int = setting(10, "steps between two lines of metrics.jsonl", affects_result=False)
+
+A field may be a section itself. `resolve` makes a section of the plain values of a config;
+`identity` gives what results depend on, for checkpoints and artifacts; `differences` compares that
+with what one of them recorded, so that a field which a later version adds, with its default, leaves
+older ones valid. Imports no jax.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from frozen_jax.core.errors import UserError
+
+Section = Any  # an instance of a frozen dataclass whose fields are made by `setting`
+T = TypeVar("T")
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def setting(
+  default: Any, help: str, *, affects_result: bool = True, choices: tuple[str, ...] = ()
+) -> Any:
+  """A field of a section.
+
+  Args:
+    default: its value where a config says nothing; a section, or an immutable plain value.
+    help: one line for `--help`, lower case, without a full stop.
+    affects_result: whether what is trained or made depends on it. Logging and the like do not.
+    choices: all values that a text may have; (): any.
+  """
+  metadata = {"help": help, "affects_result": affects_result, "choices": choices}
+  if isinstance(default, Mapping):  # mutable for dataclasses, and copied for each section
+    return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def section_values(section: Section) -> dict[str, Any]:
+  """The values of a section as a config holds them: nested dicts, lists as tuples."""
+  return {
+    field.name: section_values(value) if dataclasses.is_dataclass(value) else value
+    for field, value in _fields(section)
+  }
+
+
+def resolve(kind: type[T], values: Mapping[str, Any], name: str) -> T:
+  """The section of that kind with these values, and defaults for what they leave out.
+
+  Args:
+    values: plain values of a config; lists may stand for tuples.
+    name: of the section, for messages.
+
+  Raises:
+    UserError: a key that the section does not have, a value of another kind, or no section.
+  """
+  if not isinstance(values, Mapping):
+    raise UserError(f"config.{name} is {values!r}; it is a section, with keys of its own")
+  fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+  for key in values:
+    if key not in fields:
+      raise UserError(unknown_key(f"{name}.{key}" if name else key, list(fields), name))
+  types = typing.get_type_hints(kind)
+  resolved = {
+    key: _value(types[key], value, fields[key], f"{name}.{key}" if name else key)
+    for key, value in values.items()
+  }
+  return kind(**resolved)
+
+
+def identity(section: Section) -> dict[str, Any]:
+  """What results depend on, as JSON has it: all fields but those that do not affect a result."""
+  return {
+    field.name: identity(value) if dataclasses.is_dataclass(value) else _plain(value)
+    for field, value in _fields(section)
+    if field.metadata.get("affects_result", True)
+  }
+
+
+def fingerprint_values(section: Section) -> dict[str, Any]:
+  """`identity` without the fields that have their defaults: a hash of it outlives new fields."""
+  usual = type(section)()
+  values = {}
+  for field, value in _fields(section):
+    default = getattr(usual, field.name)
+    if not field.metadata.get("affects_result", True) or value == default:
+      continue
+    nested = dataclasses.is_dataclass(value)
+    values[field.name] = fingerprint_values(value) if nested else _plain(value)
+  return values
+
+
+def differences(section: Section, recorded: Mapping[str, Any], name: str) -> list[str]:
+  """The dotted keys in which a section differs from what `identity` once recorded of it.
+
+  A field that was not recorded is as it was if it has its default. One that was recorded and is
+  gone by now counts as no difference.
+  """
+  usual, found = type(section)(), []
+  for field, value in _fields(section):
+    if not field.metadata.get("affects_result", True):
+      continue
+    key, default = f"{name}.{field.name}", getattr(usual, field.name)
+    if dataclasses.is_dataclass(value):
+      found += differences(value, recorded.get(field.name, identity(default)), key)
+    elif recorded.get(field.name, _plain(default)) != _plain(value):
+      found.append(key)
+  return found
+
+
+def help_lines(section: Section, prefix: str) -> list[str]:
+  """One line for each field of a section: the flag with its value, and what it is.
+
+  A field that holds entries of its own has a line for each of them.
+  """
+  lines = []
+  for field, value in _fields(section):
+    key = f"{prefix}.{field.name}"
+    if dataclasses.is_dataclass(value):
+      lines += help_lines(value, key)
+    elif isinstance(value, Mapping):
+      text = field.metadata.get("help", "")
+      lines += [help_line(f"{key}.{name}", one, text) for name, one in value.items()]
+    else:
+      lines.append(help_line(key, value, field.metadata.get("help", "")))
+  return lines
+
+
+def help_line(key: str, value: Any, text: str) -> str:
+  """`  --config.KEY=VALUE` with what the key is behind it, or below where that is too long."""
+  shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value or "")
+  shown = str(value) if isinstance(value, bool | int | float) else shown
+  quoted = f"'{shown}'" if any(c in shown for c in " {}()\n") else shown
+  flag = f"  --config.{key}={quoted}".replace("\n", "\\n")
+  if not text:
+    return flag
+  return f"{flag:<44}  {text}" if len(flag) <= 44 else f"{flag}\n{'':<46}{text}"
+
+
+def unknown_key(key: str, known: list[str], section: str) -> str:
+  """The message about a key that there is not, with the nearest that there is."""
+  near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.6)
+  where = f"config.{section}" if section else "config"
+  meant = f"; did you mean {where}.{near[0]}?" if near else ""
+  return f"unknown config key config.{key}{meant}; {where} has {', '.join(known)}"
+
+
+def _fields(section: Section) -> list[tuple[dataclasses.Field, Any]]:
+  return [(field, getattr(section, field.name)) for field in dataclasses.fields(section)]
+
+
+def _plain(value: Any) -> Any:
+  """As JSON gives it back."""
+  if isinstance(value, tuple | list):
+    return [_plain(one) for one in value]
+  if isinstance(value, Mapping):
+    return {key: _plain(one) for key, one in value.items()}
+  return value
+
+
+def _value(kind: Any, value: Any, field: dataclasses.Field, name: str) -> Any:
+  """A value of a config as the field has it."""
+  if dataclasses.is_dataclass(kind):
+    return value if dataclasses.is_dataclass(value) else resolve(kind, value, name)
+  origin = typing.get_origin(kind) or kind
+  if origin is tuple and isinstance(value, tuple | list):
+    return tuple(value)
+  if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+    if isinstance(value, Mapping):
+      return dict(value)
+  elif kind is float and type(value) in (int, float):
+    return float(value)
+  elif kind is Any or type(value) is kind:
+    choices = field.metadata.get("choices", ())
+    if choices and value not in choices:
+      listed = ", ".join(choice or "''" for choice in choices)
+      raise UserError(f"config.{name} is {value!r}; it is one of {listed}")
+    return value
+  raise UserError(f"config.{name} is {value!r}, but it takes {_KINDS.get(kind, 'a list')}")

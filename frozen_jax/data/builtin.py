@@ -1,0 +1,24 @@
+"""The table of built-in data sets: their splits, and the modules that build them.
+
+Imports neither jax nor tensorflow-datasets: a builder's module is imported when the data set is
+opened (`builders/prepare.py`).
+"""
+
+from typing import NamedTuple
+
+
+class Builtin(NamedTuple):
+  """A built-in data set: its splits, and its tensorflow-datasets builder."""
+
+  splits: tuple[str, ...]
+  module: str  # of frozen_jax.data.builders
+  builder: str  # the class
+
+
+BUILTIN = {
+  "world_facts": Builtin(("train", "validation", "test"), "world_facts", "WorldFacts"),
+  "plain_english": Builtin(("train", "validation"), "plain_english", "PlainEnglish"),
+  "many_tasks": Builtin(("train", "validation", "test", "held_out"), "many_tasks", "ManyTasks"),
+}
+
+BUILTIN_SPECS = tuple(f"{name}/{split}" for name, one in BUILTIN.items() for split in one.splits)

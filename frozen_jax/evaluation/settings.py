@@ -1,0 +1,37 @@
+"""What is scored, and how, as a section of a config. Imports no jax."""
+
+import dataclasses
+
+from frozen_jax.config.section import setting
+from frozen_jax.core.errors import UserError
+from frozen_jax.decoding.settings import GenerationSettings
+
+NORMALISATIONS = ("sum", "tokens", "bytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings(GenerationSettings):
+  """How a tuned model is scored: the `evaluate` section."""
+
+  max_examples: int = setting(500, "of data.test, and of each source of data.held_out")
+  normalisation: str = setting(
+    "sum", "of the log-likelihoods that rank choices", choices=NORMALISATIONS
+  )
+  general_text: str = setting(
+    "", "plain text on which the LM's perplexity is measured before and after training"
+  )
+  skills: tuple[str, ...] = setting(
+    (), "stages whose answers are compared with those after the later stages"
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.max_examples < 1:
+      raise UserError(f"evaluate.max_examples is {self.max_examples}; it must be at least 1")
+    check_normalisation(self.normalisation)
+
+
+def check_normalisation(name: str) -> None:
+  """UserError for a normalisation that does not exist."""
+  if name not in NORMALISATIONS:
+    raise UserError(f"normalisation {name!r} is not known; give one of {', '.join(NORMALISATIONS)}")

@@ -1,0 +1,39 @@
+"""Which frozen model an experiment stands on, as sections of a config. Imports no jax."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from frozen_jax.config.section import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """The frozen LM, and a frozen text encoder."""
+
+  name: str = setting(
+    "smollm2-135m-instruct",
+    "built-in name, HF folder, .gguf file or hf:owner/name",
+    affects_result=False,  # its fingerprint does
+  )
+  dtype: str = setting("float32", "of the frozen weights: float32 or bfloat16")
+  quantize: str = setting("", "keep the matrices at fewer bits: int8, int4 or nf4")
+  cache: str = setting("", "int8: keep keys and values of texts that are continued at 8 bits")
+  encoder: str = setting(
+    "",
+    "a text encoder for methods that have one: built-in name, HF folder, hf:owner/name",
+    affects_result=False,  # as `name`
+  )
+  remat: bool = setting(
+    False, "recompute each layer in the backward pass: less memory, more time", affects_result=False
+  )
+  sizes: Mapping[str, Any] = setting(
+    {},
+    "for tools.cost: fields of DecoderConfig of a model that cannot be had",
+    affects_result=False,
+  )
+  encoder_sizes: Mapping[str, Any] = setting(
+    {},
+    "for tools.cost: fields of EncoderConfig of an encoder that cannot be had",
+    affects_result=False,
+  )

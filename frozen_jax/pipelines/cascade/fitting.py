@@ -1,0 +1,118 @@
+"""The gate of a run, fitted on validation questions and shown on test questions.
+
+On validation questions `cascade.compute_budget` picks how sure pass one has to be; on test
+questions accuracy is set against mean compute, next to a random gate and an oracle.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import TwoPass
+from frozen_jax.data.examples import Example
+from frozen_jax.data.tasks import QuestionTask
+from frozen_jax.evaluation import gate
+from frozen_jax.evaluation.answers import grade
+from frozen_jax.evaluation.plots import draw_gate
+from frozen_jax.evaluation.scores import Scores, score_answers
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.cascade.inference import TwoPassInference
+from frozen_jax.pipelines.cascade.settings import CascadeSettings
+from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.sharding.hosts import is_first_host
+
+PLOT = "gate.png"  # within a workdir
+
+Report = dict[str, Any]
+AskFirstPass = Callable[[str, int], Sequence[Example]]
+
+
+def check_cascade(run: RunSettings, lm: Any) -> None:
+  """UserError for a budget where there is no second pass to leave out, or nothing to read
+  confidence off."""
+  if not run.cascade.compute_budget:
+    return
+  if run.cascade.confidence == "agreement" and "candidates" not in run.pipelines:
+    raise UserError("cascade.confidence=agreement needs samples; give probability or margin")
+  last = run.running[-1]
+  if not isinstance(last.tuned_model(lm).method, TwoPass):
+    raise UserError(
+      f"stage {last.name} has one pass, so there is none to leave out; drop compute_budget"
+    )
+
+
+def fit_cascade(
+  model: TunedModel,
+  settings: CascadeSettings,
+  validation: Sequence[Example],
+  test: Sequence[Example],
+  scores: Mapping[str, Scores],
+  folder: pathlib.Path,
+) -> tuple[TunedModel, dict[str, Scores], Report]:
+  """Fits the gate of a model and shows what it does; draws FOLDER/gate.png.
+
+  Args:
+    validation, test: questions as pass one reads them.
+    scores: the rows of the table, the model's own last.
+
+  Returns (the model with its gate, the table with the gated model's row before the last, a report
+  for results.json).
+  """
+  task, inference = model.question_task, model.inference or TwoPassInference()
+  assert isinstance(inference, TwoPassInference)
+  first = inference.first_pass(model, validation, settings.confidence)
+  right = _exact_match(task, validation, first.texts) > 0
+  fitted_gate, fitted = gate.fit_gate(
+    first.confidences, right, settings.compute_budget, settings.confidence
+  )
+  inference = dataclasses.replace(inference, gate=fitted_gate)
+  gated = dataclasses.replace(model, inference=inference)
+  *others, last = scores
+  first = inference.first_pass(gated, test, settings.confidence)
+  second = [row["prediction"] for row in scores[last].predictions]
+  by_pass = _exact_match(task, test, first.texts), _exact_match(task, test, second)
+  chosen = gate.operating_point(fitted_gate.needs_second_pass(first.confidences), *by_pass)
+  curves = gate.deferral_curves(first.confidences, *by_pass)
+  if is_first_host():
+    draw_gate(folder / PLOT, curves, chosen, settings.compute_budget)
+  report = {
+    **dataclasses.asdict(fitted_gate),
+    "validation": fitted,
+    "test": _without_nan(chosen),
+    "area": {name: line.area for name, line in curves._asdict().items()},
+    "curve": {name: [c.tolist() for c in line] for name, line in curves._asdict().items()},
+  }
+  found = inference.second_where_needed(gated, first)
+  own = score_answers(task, list(test), [reply.text for reply in found])
+  own.metrics["passes"] = float(np.mean([reply.passes for reply in found]))
+  rows = {name: scores[name] for name in others} | {f"gated {settings.compute_budget:g}": own}
+  return gated, rows | {last: scores[last]}, report
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+  """The report as text; none without one."""
+  if not report:
+    return []
+  test, area = report["test"], report["area"]
+  share = test["share_of_gain"]
+  of_gain = "" if share is None else f", {share:.0f}% of the second pass's gain"
+  return [
+    f"gate: {test['accuracy']:.1f}% exact match at {test['compute']:.2f} passes a row{of_gain};"
+    f" area {area['gate']:.1f} (random {area['random']:.1f}, oracle {area['oracle']:.1f})"
+  ]
+
+
+def _exact_match(task: QuestionTask, rows: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
+  """Exact match of each row in percent, float64 [N]."""
+  pairs = zip(texts, rows, strict=True)
+  return np.array([grade([text], [task.answers(row)])["exact_match"] for text, row in pairs])
+
+
+def _without_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
+  """For JSON, which has no NaN."""
+  return {name: None if math.isnan(value) else value for name, value in figures.items()}

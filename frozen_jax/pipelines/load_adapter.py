@@ -1,0 +1,78 @@
+"""`load_adapter`: a tuned model from a workdir or an exported folder, with how it answers."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.config.section import resolve
+from frozen_jax.core.errors import UserError
+from frozen_jax.data.settings import InputSettings
+from frozen_jax.decoding.settings import GenerationSettings
+from frozen_jax.methods import METHODS
+from frozen_jax.models.adapter_folder import DESCRIPTION, read_adapter
+from frozen_jax.models.frozen_lm import FrozenLM, with_encoder
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.cascade.inference import TwoPassInference
+
+FOLDER = "adapter"  # within a workdir
+
+
+def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
+  """Reads a workdir whose run is complete, or an exported adapter, onto its frozen LM.
+
+  Raises UserError where there is none, where it is damaged, or for another frozen LM.
+  """
+  tree, info = read_stored(path)
+  if info["frozen_fingerprint"] != lm.fingerprint:
+    raise UserError(
+      f"the adapter in {path} belongs to another base model ({info['model']}, fingerprint"
+      f" {info['frozen_fingerprint'][:12]}); this one is {lm.name} ({lm.fingerprint[:12]}): load"
+      " the model it was trained on"
+    )
+  if info["encoder_fingerprint"]:
+    lm = _with_encoder_of(info, lm, path)
+  tree = jax.tree.map(jnp.asarray, tree)
+  method = METHODS[info["method"]]
+  sections = {
+    name: resolve(kind, info["sections"].get(name, {}), name)
+    for name, kind in method.sections.items()
+  }
+  inputs = resolve(InputSettings, info["inputs"], "data")
+  inference = info.get("inference")
+  return TunedModel(
+    lm,
+    method.build(lm, sections, datasets=inputs.datasets),
+    tree.get("trained", {}),
+    tree.get("frozen_inputs", {}),
+    inputs=inputs,
+    generation=resolve(GenerationSettings, info["generation"], "evaluate"),
+    sections=sections,
+    inference=None if inference is None else TwoPassInference.from_json(inference),
+  )
+
+
+def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The stored tree and description of a workdir or an exported folder; UserError without one."""
+  path = pathlib.Path(path)
+  for folder in (path / FOLDER, path):
+    if (folder / DESCRIPTION).exists():
+      return read_adapter(folder)
+  if not path.exists():
+    raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
+  raise UserError(f"no adapter in {path}; let the training run there come to its end first")
+
+
+def _with_encoder_of(info: dict[str, Any], lm: FrozenLM, path: str | pathlib.Path) -> FrozenLM:
+  """The LM with the text encoder that the adapter was trained with; UserError for another one."""
+  lm = with_encoder(lm, info["encoder"], info["dtype"])
+  encoder, wanted = lm.encoder, info["encoder_fingerprint"]
+  if encoder is None or encoder.fingerprint != wanted:
+    this = "there is none here" if encoder is None else f"this one is {encoder.name}"
+    raise UserError(
+      f"the adapter in {path} was trained with another text encoder ({info['encoder']}, fingerprint"
+      f" {wanted[:12]}); {this}: give the one it was trained with"
+    )
+  return dataclasses.replace(lm, encoder=encoder)

@@ -1,0 +1,1 @@
+"""Frozen readers (docs/paper.md, 3): retrieve, re-rank, pack, and let the frozen LM read."""

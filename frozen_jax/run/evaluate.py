@@ -1,0 +1,120 @@
+"""Evaluation of a finished run on the config's `data.test`, as a record of its own."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.models.frozen_lm import load_model
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.cascade.fitting import check_cascade
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.load_adapter import load_adapter, read_stored
+from frozen_jax.pipelines.pipeline import ScoredModel
+from frozen_jax.run import workdir
+from frozen_jax.run.records import Record, make_record, write_record
+from frozen_jax.run.report import record_text, row_titles, say
+from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
+from frozen_jax.run.settings import resolve_run
+from frozen_jax.sharding.checksum import checksum
+from frozen_jax.sharding.hosts import barrier, is_first_host
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.training.metrics import MetricsWriter
+
+
+def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
+  """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
+
+  Writes a record of its own to FOLDER/evaluations/NAME (results.json, predictions.jsonl,
+  by_task.json, report.png) and returns it; what the training wrote stays as it is.
+  """
+  folder = pathlib.Path(folder)
+  run, model = open_run(config, folder)
+  check_cascade(run, model.lm)
+  before = checksum(model.lm.frozen({}))
+  pipelines = open_pipelines(run, model.lm, folder)
+  writer = MetricsWriter(folder)
+  for pipeline in pipelines:
+    run = pipeline.prepare(run, writer)
+  writer.close()
+  models = _models(run, model, folder)
+  last = run.stages[-1].name
+  settings = models[last][0]
+  for pipeline in pipelines:
+    settings = pipeline.evaluated(settings, model)
+  models[last] = settings, dataclasses.replace(model, inference=None)
+  scores, scored = score_models(run, model.lm, models, pipelines)
+  target = _evaluation_folder(folder, run)
+  target.mkdir(parents=True, exist_ok=True)
+  model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
+  if gate and is_first_host():  # nothing else of the adapter is to become the config's
+    stored = load_adapter(folder, model.lm)
+    dataclasses.replace(stored, inference=model.inference).save(folder / workdir.ADAPTER)
+  unchanged = checksum(model.lm.frozen({})) == before
+  record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
+  for pipeline in pipelines:
+    record |= {name: value for name, value in pipeline.report().items() if value}
+  titles = row_titles({name: one.method.name for name, (_, one) in models.items()})
+  write_record(target, record, scores, [], titles)
+  say(*record_text(record, titles), *pipeline_lines(pipelines, record))
+  say(f"The record is in {target}.")
+  return record
+
+
+def open_run(config: Any, folder: pathlib.Path) -> tuple[RunSettings, TunedModel]:
+  """The settings of a config and the adapter of a workdir, as it is to be used under them.
+
+  What the adapter was trained with stays (its method, its prompt template); data, generation and
+  devices are the config's.
+  """
+  run = resolve_run(config)
+  read_stored(folder)  # says what is missing before the model is loaded
+  lm = load_model(run.model, make_mesh(**dataclasses.asdict(run.mesh)))
+  return run, _as_configured(load_adapter(folder, lm), run.stages[-1])
+
+
+def _as_configured(model: TunedModel, stage: StageSettings) -> TunedModel:
+  """A loaded model with the generation and the lengths of texts of a stage's settings."""
+  like = stage.tuned_model(model.lm) if not stage.prompt.per_task else model
+  inputs = dataclasses.replace(model.inputs, lengths=like.inputs.lengths)
+  return dataclasses.replace(model, inputs=inputs, generation=like.generation)
+
+
+def _models(run: RunSettings, model: TunedModel, folder: pathlib.Path) -> dict[str, ScoredModel]:
+  """Every adapter that the workdir has kept, the last stage's last."""
+  *others, last = run.stages
+  models: dict[str, ScoredModel] = {}
+  for stage in others:
+    kept = folder / workdir.ADAPTERS / stage.name
+    if kept.is_dir():
+      one = _as_configured(load_adapter(kept, model.lm), stage)
+      own = dataclasses.replace(one, inference=None)
+      models[stage.name] = _with_own_inputs(stage, own), own
+  models[last.name] = _with_own_inputs(last, model), model
+  return models
+
+
+def _with_own_inputs(stage: StageSettings, model: TunedModel) -> StageSettings:
+  """The stage's settings with the template, the encoder's length and the data sets of the model."""
+  inputs = model.inputs
+  return stage.with_data(
+    template=inputs.template, encoder_length=inputs.encoder_length, datasets=inputs.datasets
+  )
+
+
+def _evaluation_folder(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
+  """FOLDER/evaluations/NAME: the name that the config gives, else a free one for the test data."""
+  parent, name = folder / workdir.EVALUATIONS, run.values["evaluation"]
+  if name:
+    if not re.fullmatch(r"[\w.-]+", name):
+      raise UserError(f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_'")
+    return parent / name
+  test = run.values["data"]["test"]
+  of_file = test.endswith((".jsonl", ".jsonl.gz"))
+  base = pathlib.Path(test).name.partition(".jsonl")[0] if of_file else test
+  base = re.sub(r"[^\w.-]+", "_", base)[:80] or "test"
+  names = (base if number == 1 else f"{base}-{number}" for number in range(1, 10_000))
+  free = next(name for name in names if not (parent / name).exists())
+  barrier("evaluation named")
+  return parent / free

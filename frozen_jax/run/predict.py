@@ -1,0 +1,68 @@
+"""Prediction: a finished run answers questions."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from frozen_jax.core.files import write_lines
+from frozen_jax.data.examples import Example
+from frozen_jax.data.sources import open_questions
+from frozen_jax.evaluation.predictions import check_question_lengths, prediction_rows
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.cascade.inference import replies
+from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.pipelines.pipeline import Pipeline
+from frozen_jax.run import workdir
+from frozen_jax.run.evaluate import open_run
+from frozen_jax.run.scoring import open_pipelines
+from frozen_jax.sharding.hosts import is_first_host
+
+Rows = list[dict[str, Any]]
+
+
+def predict(config: Any, folder: str | pathlib.Path) -> Rows:
+  """Answers the questions of `predict.input` (a file, or - for standard input).
+
+  A question is a line of plain text, or a JSON object as in a data file. The answers are printed
+  as JSON lines and written to predictions.jsonl; returns them.
+  """
+  folder = pathlib.Path(folder)
+  predictor = open_predictor(config, folder)
+  data, where = predictor.run.data, predictor.run.values["predict"]["input"]
+  given = open_questions(where, data.fields, data.templates)
+  rows = predictor([given[index] for index in range(len(given))], where)
+  if is_first_host():
+    write_lines(folder / workdir.PREDICTIONS, rows)
+    for row in rows:
+      print(json.dumps(row, ensure_ascii=False), flush=True)
+  return rows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+  """A finished run as it answers questions; its pipelines find what it reads."""
+
+  run: RunSettings
+  model: TunedModel
+  pipelines: Sequence[Pipeline]
+
+  def __call__(self, examples: Sequence[Example], where: str) -> Rows:
+    """The rows of predictions.jsonl for questions that come from `where`.
+
+    Raises UserError naming the first question that is too long.
+    """
+    for pipeline in self.pipelines:
+      examples = pipeline.inputs(examples)
+    model, task = self.model, self.model.question_task
+    length, max_new_tokens = self.run.stages[-1].prompt.length, model.generation.max_new_tokens
+    check_question_lengths(model.lm, task, examples, where, max_new_tokens, length)
+    found = replies(model, examples)
+    return prediction_rows(task, [one.read for one in found], [one.text for one in found])
+
+
+def open_predictor(config: Any, folder: pathlib.Path) -> Predictor:
+  """The finished run of a workdir; UserError where there is none, or it is another LM's."""
+  run, model = open_run(config, folder)
+  return Predictor(run, model, open_pipelines(run, model.lm, folder))

@@ -1,0 +1,212 @@
+"""The record of a run or an evaluation, results.json: what was scored, how, when and on what."""
+
+import datetime
+import importlib.metadata
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from frozen_jax.backbones import decoder, encoder
+from frozen_jax.core.files import write_json, write_lines
+from frozen_jax.core.types import Tree
+from frozen_jax.evaluation.answers import grade
+from frozen_jax.evaluation.intervals import paired_difference
+from frozen_jax.evaluation.plots import draw_report
+from frozen_jax.evaluation.scores import Scores
+from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.pipelines.experiment import RunSettings, TrainedStage
+from frozen_jax.run.workdir import BY_TASK, PLOT, PREDICTIONS, RESULTS
+from frozen_jax.sharding.hosts import barrier, is_first_host
+
+Record = dict[str, Any]
+
+FORMAT = 2  # of results.json
+UNITS = {
+  "loss": "nats per target",
+  "perplexity": "exp of the loss",
+  "exact_match": "percent",
+  "f1": "percent",
+  "rouge_l": "percent",
+  "accuracy": "percent",
+  "score": "percent",
+  "tokens_per_second": "real text tokens of training",
+  "seconds": "wall clock",
+  "gold_read": "percent",
+  "answer_read": "percent",
+  "tokens_read": "tokens a prompt",
+  "passages_read": "passages a prompt",
+  "passes": "passes a question",
+}
+
+
+def make_record(
+  run: RunSettings,
+  lm: FrozenLM,
+  method: str,
+  scores: Mapping[str, Scores],
+  unchanged: bool,
+) -> Record:
+  """The record of the rows of a table, the last of which is the model's own.
+
+  `metrics` are those of the last row, `baseline` those of the row that `config.baseline` names
+  (else of the first), `rows` those of all others; `table` names the rows in order. Sections that
+  would be empty are left out.
+  """
+  *_, last = scores
+  figures = {name: own.metrics for name, own in scores.items()}
+  baseline = run.baseline if run.baseline in figures else next(iter(figures))
+  test = {source for own in scores.values() for source in own.held_out}
+  record = {
+    "format": FORMAT,
+    **_origin(run),
+    "method": method,
+    "model": lm.name,
+    "test": run.values["data"]["test"],
+    "metrics": figures[last],
+    "baseline": {"name": baseline} | figures[baseline],
+    "rows": {name: own for name, own in figures.items() if name not in (last, baseline)},
+    "table": {"rows": list(figures), "metrics": last, "baseline": baseline},
+    "paired": _paired(scores, last),
+    "held_out": {
+      source: {row: own.held_out[source] for row, own in scores.items() if source in own.held_out}
+      for source in sorted(test)
+    },
+    "frozen_fingerprint": lm.fingerprint,
+    "encoder_fingerprint": getattr(lm.encoder, "fingerprint", ""),
+    "frozen_unchanged": unchanged,
+    "frozen_parameters": frozen_size(lm),
+    "units": UNITS,
+  }
+  return {name: value for name, value in record.items() if value not in ({}, "", None)}
+
+
+def training_record(trained: Mapping[str, TrainedStage]) -> Record:
+  """What a record holds of the training: of the last stage, and of each."""
+  *_, last = trained.values()
+  return {
+    "trainable_parameters": _size(last.model.trained),
+    "steps": last.result.steps,
+    "stages": {
+      name: {
+        "method": stage.settings.method,
+        "steps": stage.result.steps,
+        "best_step": stage.result.best_step,
+        "validation_loss": stage.result.best_metrics.get("loss"),
+        "seconds": round(stage.result.seconds, 3),
+        "tokens_per_second": stage.result.tokens_per_second,
+        "trainable_parameters": _size(stage.model.trained),
+        "checkpoint_bytes": stage.result.checkpoint_bytes,
+        "examples": dict(stage.counts),
+      }
+      for name, stage in trained.items()
+    },
+  }
+
+
+def table_rows(record: Record) -> dict[str, dict[str, Any]]:
+  """The rows of a record's table, in order: {row: figures}."""
+  table, baseline = record["table"], dict(record["baseline"])
+  baseline.pop("name")
+  own = {table["baseline"]: baseline, table["metrics"]: record["metrics"]}
+  return {name: own.get(name) or record["rows"][name] for name in table["rows"]}
+
+
+def write_record(
+  folder: pathlib.Path,
+  record: Record,
+  scores: Mapping[str, Scores],
+  lines: Sequence[Mapping[str, Any]],
+  titles: Mapping[str, str],
+) -> None:
+  """Writes results.json, predictions.jsonl, by_task.json and report.png; the first is the last.
+
+  lines: of metrics.jsonl. titles: what a row is called in the picture, where not by its name.
+  """
+  if is_first_host():
+    write_lines(folder / PREDICTIONS, side_by_side(scores))
+    tables: dict[str, dict[str, Any]] = {}
+    for row, own in scores.items():
+      for source, table in own.by_task.items():
+        tables.setdefault(source, {})[row] = table
+    if tables:
+      write_json(folder / BY_TASK, tables)
+    rename = lambda rows: {titles.get(name, name): metrics for name, metrics in rows.items()}
+    held_out = {name: rename(rows) for name, rows in record.get("held_out", {}).items()}
+    baseline = titles.get(record["baseline"]["name"], record["baseline"]["name"])
+    draw_report(folder / PLOT, lines, rename(table_rows(record)), held_out, baseline)
+    write_json(folder / RESULTS, record)
+  barrier("results written")
+
+
+def side_by_side(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+  """The last row's predictions, each with those of the other rows: `predictions`, by row."""
+  *others, last = scores
+  by_row = {
+    name: {row["id"]: row["prediction"] for row in scores[name].predictions} for name in others
+  }
+  rows = []
+  for row in scores[last].predictions:
+    theirs = {name: by_id[row["id"]] for name, by_id in by_row.items() if row["id"] in by_id}
+    rows.append(row | ({"predictions": theirs} if theirs else {}))
+  return rows
+
+
+def frozen_size(lm: FrozenLM) -> int:
+  """Frozen parameters of the LM and the encoder, whatever they are quantised to."""
+  size = _size(decoder.param_shapes(lm.config))
+  return size + (0 if lm.encoder is None else _size(encoder.param_shapes(lm.encoder.config)))
+
+
+def _origin(run: RunSettings) -> Record:
+  """When, by which version, from which command and on which device."""
+  device = jax.devices()[0]
+  return {
+    "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "version": importlib.metadata.version("frozen_jax"),
+    "commit": _commit(),
+    "command": shlex.join([pathlib.PurePath(sys.argv[0]).name, *sys.argv[1:]]),
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "seed": run.seed,
+  }
+
+
+def _commit() -> str:
+  """The commit of the checkout that the package is in, "" where it is in none."""
+  here = pathlib.Path(__file__).parent
+  try:
+    found = subprocess.run(
+      ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+      capture_output=True,
+      text=True,
+      timeout=10,
+      check=True,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return ""
+  return found.stdout.strip()
+
+
+def _paired(scores: Mapping[str, Scores], last: str) -> dict[str, dict[str, float]]:
+  """How much higher the last row's exact match is than that of each other row, by questions."""
+  exact = {
+    name: np.array([grade([row["prediction"]], [row["answers"]])["exact_match"] for row in rows])
+    for name, rows in ((name, own.predictions) for name, own in scores.items())
+    if rows and "exact_match_low" in scores[name].metrics
+  }
+  if last not in exact:
+    return {}
+  return {
+    name: paired_difference(own, exact[last])
+    for name, own in exact.items()
+    if name != last and len(own) == len(exact[last])
+  }
+
+
+def _size(tree: Tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

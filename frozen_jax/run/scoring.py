@@ -1,0 +1,124 @@
+"""The table of a run or an evaluation: baselines, stages, and the rows of the pipelines."""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from frozen_jax.data.sources import open_source
+from frozen_jax.evaluation.scores import Scores, score_model
+from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.models.inputs import questions
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.cascade import fitting
+from frozen_jax.pipelines.cascade.inference import TwoPassInference
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.pipeline import Pipeline, ScoredModel, with_same_test_data
+from frozen_jax.pipelines.table import PIPELINES
+
+_LOG = logging.getLogger(__name__)
+
+
+def open_pipelines(run: RunSettings, lm: FrozenLM, folder: pathlib.Path) -> list[Pipeline]:
+  """The pipelines that the run's config asks for."""
+  return [kind(run, lm, folder) for name, kind in PIPELINES.items() if name in run.pipelines]
+
+
+def score_models(
+  run: RunSettings,
+  lm: FrozenLM,
+  models: Mapping[str, ScoredModel],
+  pipelines: Sequence[Pipeline],
+) -> tuple[dict[str, Scores], dict[str, ScoredModel]]:
+  """Scores the LM without training, and every model that is comparable with the last one.
+
+  Returns ({row of the table: its scores}, the last model's last, and the model of every row).
+  """
+  names = list(models) if pipelines else with_same_test_data(models)
+  for pipeline in pipelines:
+    compared = pipeline.compared_stages(models)
+    names = [name for name in names if name in compared]
+  scored = dict(models)
+  rows: list[str] = []
+  if names:
+    baselines = _baselines(lm, models[names[-1]][0])
+    scored = baselines | scored
+    rows = [*baselines, *names]
+  scores = {name: _timed(name, *scored[name]) for name in rows}
+  for pipeline in pipelines:
+    scores = pipeline.scores(scores, scored)
+  return scores, scored
+
+
+def add_cascade(
+  run: RunSettings,
+  models: Mapping[str, ScoredModel],
+  scores: Mapping[str, Scores],
+  pipelines: Sequence[Pipeline],
+  folder: pathlib.Path,
+  inference: Any = None,
+) -> tuple[TunedModel, dict[str, Scores], dict[str, Any]]:
+  """The last model as it answers in use, with a gate where the config has a budget for one.
+
+  inference: how the model answered before, where it was loaded.
+
+  Returns (the model, the rows with the gated model's before the last, what the record holds of it).
+  """
+  *_, last = scores
+  settings, model = models[last]
+  candidates = run.pipelines.get("candidates")
+  if inference is None and candidates is not None:
+    inference = TwoPassInference(None, candidates, settings.seed)
+  model = dataclasses.replace(model, inference=inference)
+  if not run.cascade.compute_budget:
+    return model, dict(scores), {}
+  validation = _first_pass_questions(
+    settings, pipelines, "validation", settings.train.validate_examples
+  )
+  test = _first_pass_questions(settings, pipelines, "test", settings.evaluate.max_examples)
+  model, rows, report = fitting.fit_cascade(model, run.cascade, validation, test, scores, folder)
+  return model, rows, {"gate": report}
+
+
+def pipeline_lines(pipelines: Sequence[Pipeline], record: Mapping[str, Any]) -> list[str]:
+  """What a record says of the pipelines and the gate, as text."""
+  lines = [line for pipeline in pipelines for line in pipeline.lines(record)]
+  return lines + fitting.lines(record.get("gate", {}))
+
+
+def _baselines(lm: FrozenLM, settings: StageSettings) -> dict[str, ScoredModel]:
+  """The LM without training; where it has a chat form and is asked questions, in that form too."""
+  like = settings.tuned_model(lm)
+  plain = lm.zero_shot(inputs=like.inputs, generation=like.generation)
+  baselines = {"zero_shot": (settings, plain)}
+  chat = getattr(lm.tokenizer, "chat_template", None)
+  if chat and settings.data.template == "plain" and _asks_questions(settings):
+    inputs = dataclasses.replace(like.inputs, template="chat")
+    model = lm.zero_shot(inputs=inputs, generation=like.generation)
+    baselines["zero_shot_chat"] = (settings.with_data(template="chat"), model)
+  return baselines
+
+
+def _asks_questions(settings: StageSettings) -> bool:
+  data = settings.data
+  source = open_source(data.test, data.fields, templates=data.templates)
+  return "question" in source[0]
+
+
+def _first_pass_questions(
+  settings: StageSettings, pipelines: Sequence[Pipeline], split: str, count: int
+) -> list[Any]:
+  for pipeline in pipelines:
+    found = pipeline.first_pass_questions(split, count)
+    if found is not None:
+      return found
+  return questions(settings.data, getattr(settings.data, split), count)
+
+
+def _timed(name: str, settings: StageSettings, model: TunedModel) -> Scores:
+  begun = time.monotonic()
+  scores = score_model(model, settings.data, settings.evaluate, settings.prompt.length)
+  _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
+  return scores

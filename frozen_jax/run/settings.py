@@ -1,0 +1,255 @@
+"""From a config to typed settings: each section is resolved once, here.
+
+A config is nested plain values. `complete` adds the defaults of every section that a method or a
+pipeline may read; `resolve` makes dataclasses of the sections (`config.section`), one set for the
+run and one for each stage.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from frozen_jax.config.section import help_line, help_lines, resolve, section_values, unknown_key
+from frozen_jax.core.errors import UserError
+from frozen_jax.methods import METHODS
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.table import PIPELINES
+from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
+
+STAGE_KEYS = ("method", "init_from", "frozen_inputs")
+
+# Sections by name: the run's, those of the methods, those of the pipelines.
+_METHOD_SECTIONS = {
+  name: kind
+  for method in METHODS.values()
+  for name, kind in method.sections.items()
+  if name not in SECTIONS
+}
+_KINDS: dict[str, Any] = {
+  **SECTIONS,
+  **_METHOD_SECTIONS,
+  **{name: pipeline.settings for name, pipeline in PIPELINES.items()},
+}
+_PLAIN_SECTIONS = ("predict", "export", "stages")
+
+
+def learning_rates() -> dict[str, float]:
+  """The default peak rate of every part that some method trains."""
+  return {part: rate for method in METHODS.values() for part, rate in method.learning_rates.items()}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """A copy of a config with the defaults of all that a method or a pipeline in it may read.
+
+  Raises UserError where a plain value stands for a section.
+  """
+  whole = ConfigDict(_plain(config))
+  for name in (*_KINDS, *_PLAIN_SECTIONS):
+    if name in whole and not isinstance(whole[name], ConfigDict):
+      raise UserError(f"config.{name} is {whole[name]!r}; it is a section, with keys of its own")
+  for name, kind in {**SECTIONS, **_METHOD_SECTIONS}.items():
+    whole[name] = ConfigDict(_merge(section_values(kind()), _values(whole, name)))
+  for name, pipeline in PIPELINES.items():
+    if name in whole:
+      whole[name] = ConfigDict(_merge(section_values(pipeline.settings()), _values(whole, name)))
+  for key, (value, _) in RUN_KEYS.items():
+    section, _, name = key.rpartition(".")
+    if section and section not in whole:
+      whole[section] = ConfigDict()
+    target = whole[section] if section else whole
+    if name not in target:
+      target[name] = value
+  rates = learning_rates() | dict(_values(whole["train"], "learning_rate"))
+  whole.train.learning_rate = ConfigDict(rates)
+  if "stages" not in whole:
+    whole.stages = ConfigDict()
+  return whole.lock()
+
+
+def resolve_run(config: Any) -> RunSettings:
+  """A ConfigDict or dict -> typed settings, checked.
+
+  Raises UserError for unknown keys, values that cannot be, an order that names no stage, an unknown
+  method.
+  """
+  values = _plain(complete(config if isinstance(config, ConfigDict) else ConfigDict(config)))
+  _check_keys(values)
+  if not values["stage_order"]:
+    raise UserError("config.stage_order is empty; name at least one stage of config.stages")
+  stages = tuple(_stage(values, name) for name in values["stage_order"])
+  steps = [step for name, one in PIPELINES.items() if name in values for step in one.steps]
+  if values["stop_after"] and values["stop_after"] not in steps:
+    listed = ", ".join(steps) or "nothing else: no pipeline runs before the stages"
+    raise UserError(f"stop_after is {values['stop_after']!r}; it is empty or one of {listed}")
+  values = _used(values, [stage.method for stage in stages])
+  run: dict[str, Any] = {name: resolve(kind, values[name], name) for name, kind in SECTIONS.items()}
+  return RunSettings(
+    values=values,
+    stages=stages,
+    pipelines=_pipelines(values),
+    **{key: values[key] for key in ("seed", "init_from", "baseline", "stop_after", "tensorboard")},
+    **run,
+  )
+
+
+def help_text(config: ConfigDict) -> str:
+  """A line for each key of a completed config that its stages read, with its value and help."""
+  values = _plain(config)
+  values = _used(values, [entry.get("method") for entry in values["stages"].values()])
+  used = _sections_in_use(values)
+  lines = [help_line(key, _at(values, key), text) for key, (_, text) in RUN_KEYS.items()]
+  for name in used:
+    kind = _KINDS[name]
+    lines += ["", f"  {name}: {(kind.__doc__ or '').strip().splitlines()[0]}"]
+    lines += help_lines(resolve(kind, values[name], name), name)
+  for name, entry in values["stages"].items():
+    lines += ["", f"  stages.{name}: its own values"]
+    lines += [help_line(f"stages.{name}.{key}", value, "") for key, value in _dotted(entry)]
+  return "\n".join(lines)
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+  """UserError for a key that there is not, and for a value of another kind, read or not."""
+  known = {*_KINDS, *_PLAIN_SECTIONS, *(key for key in RUN_KEYS if "." not in key)}
+  for key in values:
+    if key not in known:
+      raise UserError(unknown_key(key, sorted(known), ""))
+    if key in _KINDS:
+      resolve(_KINDS[key], values[key], key)
+  for section in ("predict", "export"):
+    names = [key.partition(".")[2] for key in RUN_KEYS if key.startswith(f"{section}.")]
+    for name in values[section]:
+      if name not in names:
+        raise UserError(unknown_key(f"{section}.{name}", names, section))
+  for key, (default, _) in RUN_KEYS.items():
+    value = _at(values, key)
+    if type(value) is not type(_plain(default)):
+      raise UserError(f"config.{key} is {value!r}, but it takes a value such as {default!r}")
+  _check_rates(values["train"], "train")
+
+
+def _check_rates(train: Mapping[str, Any], name: str) -> None:
+  """UserError for the learning rate of a part that no method trains."""
+  known = learning_rates()
+  for part in train.get("learning_rate", {}):
+    if part not in known:
+      key = f"{name}.learning_rate"
+      raise UserError(unknown_key(f"{key}.{part}", sorted(known), key))
+
+
+def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
+  """The settings of one stage: the run's values with its entry laid over them."""
+  if name not in values["stages"]:
+    raise UserError(
+      f"config.stage_order names stage {name!r}; config.stages has {', '.join(values['stages'])}"
+    )
+  if not isinstance(values["stages"][name], Mapping):
+    raise UserError(f"config.stages.{name} is no section; give it a method, and keys of its own")
+  entry = dict(values["stages"][name])
+  method = entry.pop("method", None)
+  if method not in METHODS:
+    raise UserError(f"stage {name} has method {method!r}; there are: {', '.join(METHODS)}")
+  links = {key: _links(entry.pop(key, ()), values) for key in ("init_from", "frozen_inputs")}
+  for key in entry:
+    if key not in _KINDS and key != "seed":
+      raise UserError(unknown_key(f"stages.{name}.{key}", [*_KINDS, "seed", *STAGE_KEYS], ""))
+  merged = _merge({key: values[key] for key in values if key != "stages"}, entry)
+  own: dict[str, Any] = {key: resolve(kind, merged[key], key) for key, kind in SECTIONS.items()}
+  _check_rates(merged["train"], f"stages.{name}.train")
+  rates = {part: own["train"].learning_rate[part] for part in METHODS[method].learning_rates}
+  sections = {
+    key: own[key] if key in own else resolve(kind, merged[key], key)
+    for key, kind in METHODS[method].sections.items()
+  }
+  return StageSettings(
+    name,
+    method,
+    merged["seed"],
+    own["model"],
+    own["data"],
+    own["prompt"],
+    dataclasses.replace(own["train"], learning_rate=rates),
+    own["evaluate"],
+    sections,
+    _pipelines(merged),
+    **links,
+  )
+
+
+def _pipelines(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: resolve(pipeline.settings, values[name], name)
+    for name, pipeline in PIPELINES.items()
+    if name in values
+  }
+
+
+def _sections_in_use(values: Mapping[str, Any]) -> list[str]:
+  """The sections that something in the config reads, in a fixed order."""
+  methods = {entry.get("method") for entry in values["stages"].values()}
+  read = {name for key in methods if key in METHODS for name in METHODS[key].sections}
+  return [
+    name
+    for name in _KINDS
+    if name in values and (name in SECTIONS or name in PIPELINES or name in read)
+  ]
+
+
+def _used(values: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Any]:
+  """The values without the sections and rates that none of these methods reads."""
+  used = {*_sections_in_use(values), *_PLAIN_SECTIONS}
+  kept = {key: value for key, value in values.items() if key not in _KINDS or key in used}
+  parts = {part for name in methods if name in METHODS for part in METHODS[name].learning_rates}
+  rates = values["train"]["learning_rate"]
+  chosen = {part: rate for part, rate in rates.items() if part in parts}
+  return kept | {"train": values["train"] | {"learning_rate": chosen}}
+
+
+def _links(entries: Any, values: Mapping[str, Any]) -> dict[str, str]:
+  """("key=stage/part", ...) -> {"key": "stage/part"}; UserError for other forms and stages."""
+  links = {}
+  for entry in entries:
+    key, equals, link = entry.partition("=")
+    if not equals:
+      raise UserError(f"{entry!r} is not of the form name=value")
+    if link.partition("/")[0] not in values["stages"]:
+      known = ", ".join(values["stages"])
+      raise UserError(f"{entry} names no stage; config.stages has {known}")
+    links[key] = link
+  return links
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  """Nested dicts of plain values, lists for tuples, as config.json has them."""
+  values = config.to_dict() if hasattr(config, "to_dict") else config
+  return json.loads(json.dumps(values))
+
+
+def _values(config: ConfigDict, name: str) -> dict[str, Any]:
+  return _plain(config[name]) if name in config else {}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dicts with the values of `over` in place of those of `base`."""
+  merged = copy.deepcopy(dict(base))
+  for key, value in over.items():
+    both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+    merged[key] = _merge(merged[key], value) if both else value
+  return merged
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+  section, _, name = key.rpartition(".")
+  return values[section][name] if section else values[name]
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+  pairs: list[tuple[str, Any]] = []
+  for key, value in tree.items():
+    nested = isinstance(value, Mapping)
+    pairs += _dotted(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+  return pairs

@@ -1,0 +1,159 @@
+"""One stage of a run: its model, its data, its training, and what it hands to later stages."""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
+from frozen_jax.data.batches import scoring_batches, training_batches
+from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
+from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
+from frozen_jax.models.encoder_states import text_states
+from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.models.inputs import open_task
+from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.experiment import StageSettings, TrainedStage
+from frozen_jax.sharding.batch import shard_batch
+from frozen_jax.sharding.checksum import checksum
+from frozen_jax.sharding.hosts import global_device_put, host_shard
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.rules import replicated
+from frozen_jax.training.loop import StageRun, fit
+from frozen_jax.training.metrics import MetricsWriter
+from frozen_jax.training.optimizer import learning_rates, make_optimizer
+
+_LOG = logging.getLogger(__name__)
+
+
+def run_stage(
+  stage: StageSettings,
+  lm: FrozenLM,
+  trained: Mapping[str, TrainedStage],
+  initial: Tree,
+  workdir: pathlib.Path,
+  writer: MetricsWriter,
+) -> TrainedStage:
+  """Trains one stage, from its checkpoint where there is one.
+
+  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part of
+  the trained tree starts from the stage that the stage's `init_from` names if that stage ran, else
+  from `initial`, else fresh.
+  """
+  mesh = make_mesh() if lm.mesh is None else lm.mesh
+  model = stage.tuned_model(lm)
+  init_key, key = jax.random.split(_stage_key(stage.seed, stage.name))
+  given = {**initial, **_parts(stage.init_from, trained, initial)}
+  fresh = model.method.init(lm, init_key)
+  start = _replaced(fresh, given, stage.name)
+  frozen_inputs = _frozen_inputs(stage, trained, initial)
+  model = stage.tuned_model(lm, start, global_device_put(frozen_inputs, replicated(mesh)))
+  _LOG.info(
+    "stage %s: %s, %s trained parameters, %d steps",
+    stage.name,
+    stage.method,
+    f"{sum(leaf.size for leaf in jax.tree.leaves(start)):,}",
+    stage.train.steps,
+  )
+  source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)
+  rows = training_batches(
+    source, task, stage.train.batch_size, stage.seed, host_shard(mesh), stage.data.mixture
+  )
+  states = text_states(model.method, lm)
+  batches = rows if states is None else EncodedBatches(rows, states)
+  validate, validation_digest = _validator(stage, model, states)
+  dependencies = {
+    **stage.dependencies(),
+    "lengths": list(task.lengths),  # those of the settings, as far as the context holds them
+    "training_data": source.digest,
+    "validation_data": validation_digest,
+    "starts_from": checksum({part: given[part] for part in start if part in given}),
+    "frozen_inputs": checksum(frozen_inputs),
+  }
+  rates = learning_rates(stage.train, model.method.learning_rates, start)
+  result = fit(
+    model.method,
+    make_optimizer(stage.train, rates, model.method.no_decay),
+    start,
+    model.frozen,
+    batches,
+    stage.train,
+    StageRun(stage.name, workdir, mesh, writer, dependencies, lm.fingerprints),
+    key,
+    validate=validate,
+    validate_first=True,
+  )
+  counts = {**batches.counts, "left_out": source.num_without_target}
+  return TrainedStage(stage, model.with_trained(result.best), result, counts)
+
+
+def _validator(
+  stage: StageSettings, model: TunedModel, states: TextStates | None
+) -> tuple[Callable[[Tree], Mapping[str, float]], str]:
+  """A function from a trained tree to its validation figures, and the digest of the data."""
+  data, lm = stage.data, model.lm
+  source, task = open_task(lm, data, data.validation, stage.prompt.length, model.method)
+  rows, examples = stage.evaluate.batch_size, stage.train.validate_examples
+  batches: list[Any] = list(scoring_batches(source, task, min(rows, examples), examples))
+  if states is not None:
+    batches = [states(batch) for batch in batches]
+  validate = lambda tree: teacher_forced_scores(
+    model.with_trained(tree).loss, batches, functools.partial(shard_batch, mesh=lm.mesh)
+  )
+  return validate, source.digest
+
+
+def _frozen_inputs(
+  stage: StageSettings, trained: Mapping[str, TrainedStage], initial: Tree
+) -> Tree:
+  """The small trees that the stage reads and does not train; UserError where one is missing."""
+  found = _parts(stage.frozen_inputs, trained, initial)
+  missing = stage.frozen_inputs.keys() - found.keys()
+  if missing:
+    raise UserError(
+      f"stage {stage.name} reads {', '.join(missing)} as a frozen input, but the stage that tunes"
+      " it does not run and init_from has none; give one of them, or"
+      f" --config.stages.{stage.name}.frozen_inputs='()'"
+    )
+  return found
+
+
+def _stage_key(seed: int, name: str) -> jax.Array:
+  """A random key of the stage's own, whatever stages run before it."""
+  key = jax.random.key(seed)
+  for byte in name.encode():
+    key = jax.random.fold_in(key, byte)
+  return key
+
+
+def _parts(links: Mapping[str, str], trained: Mapping[str, TrainedStage], initial: Tree) -> Tree:
+  """{key: "stage/part"} -> {key: that part of what the stage trained}.
+
+  Of a stage that did not run the part comes from `initial`, if that has it.
+  """
+  parts = {}
+  for key, link in links.items():
+    stage, _, part = link.partition("/")
+    source = trained[stage].model.trained if stage in trained else initial
+    if stage in trained and part not in source:
+      raise UserError(f"{key}={link}: stage {stage} trains {', '.join(source)}, not {part!r}")
+    name = key if stage not in trained and key in source else part
+    if name in source:
+      parts[key] = source[name]
+  return parts
+
+
+def _replaced(fresh: Tree, given: Tree, name: str) -> Tree:
+  """The fresh tree with its given parts in place; UserError where shapes do not agree."""
+  start = {**fresh, **{key: given[key] for key in fresh if key in given}}
+  shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (fresh, start)]
+  if shapes[0] != shapes[1]:
+    raise UserError(
+      f"stage {name} cannot start from what is given: its sizes differ from the config's prompt and"
+      " recursion sizes; give it the config that trained it"
+    )
+  return start

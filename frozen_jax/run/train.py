@@ -1,0 +1,196 @@
+"""Training: the stages of a config in a workdir, from config.json to the table."""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
+from frozen_jax.data.mixture import check_held_out
+from frozen_jax.evaluation import retention
+from frozen_jax.evaluation.extensibility import compare_outputs
+from frozen_jax.evaluation.scores import check_test_questions
+from frozen_jax.models.frozen_lm import FrozenLM, load_model
+from frozen_jax.models.inputs import open_task
+from frozen_jax.pipelines.cascade.fitting import check_cascade
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedStage
+from frozen_jax.pipelines.load_adapter import load_adapter
+from frozen_jax.pipelines.pipeline import Pipeline
+from frozen_jax.run import workdir
+from frozen_jax.run.interrupt import stoppable
+from frozen_jax.run.records import (
+  Record,
+  frozen_size,
+  make_record,
+  training_record,
+  write_record,
+)
+from frozen_jax.run.report import record_text, row_titles, say
+from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
+from frozen_jax.run.settings import resolve_run
+from frozen_jax.run.stage import run_stage
+from frozen_jax.sharding.checksum import checksum
+from frozen_jax.sharding.hosts import is_first_host
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.training.metrics import MetricsWriter, read_metrics
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(config: Any, folder: str | pathlib.Path) -> Record:
+  """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
+
+  Run again, it continues where it was, or returns the results of the complete run. Raises UserError
+  for whatever the user can fix, Interrupted when SIGTERM came.
+  """
+  run, folder = resolve_run(config), pathlib.Path(folder)
+  mesh = make_mesh(**dataclasses.asdict(run.mesh))
+  workdir.claim(folder, run)
+  if (folder / workdir.RESULTS).exists():
+    record = workdir.read_json(folder / workdir.RESULTS)
+    say(f"The run in {folder} is complete.", *_text(record))
+    if keys := workdir.scored_otherwise(folder, run):
+      say(f"It was scored with another {', '.join(keys)}; --mode=evaluate scores it with these.")
+    return record
+  begun = time.monotonic()
+  writer = MetricsWriter(folder, run.tensorboard)
+  with stoppable() as progress:
+    lm = load_model(run.model, mesh)
+    _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
+    before = checksum(lm.frozen({}))
+    initial = _initial(run.init_from, lm)
+    pipelines = open_pipelines(run, lm, folder)
+    for pipeline in pipelines:
+      run = pipeline.prepare(run, writer)
+    if run.stop_after:
+      writer.close()
+      return _stopped(run, pipelines)
+    _check(run, lm)
+    general = retention.general_text_before(lm, run.stages[-1].data, run.evaluate)
+    trained, skills = _train_stages(run, lm, pipelines, initial, folder, writer, progress)
+    models = {name: (one.settings, one.model) for name, one in trained.items()}
+    scores, scored = score_models(run, lm, models, pipelines)
+    model, scores, gate = add_cascade(run, scored, scores, pipelines, folder)
+    if is_first_host():
+      model.save(folder / workdir.ADAPTER)
+    record = make_record(run, lm, model.method.name, scores, checksum(lm.frozen({})) == before)
+    record |= training_record(trained) | gate
+    record["metrics"]["tokens_per_second"] = trained[run.running[-1].name].result.tokens_per_second
+    record |= _retained(run, trained, skills, general)
+    for pipeline in pipelines:
+      record |= {name: value for name, value in pipeline.report().items() if value}
+  writer.close()
+  record["seconds"] = round(time.monotonic() - begun, 3)
+  titles = row_titles({name: one.settings.method for name, one in trained.items()})
+  write_record(folder, record, scores, read_metrics(folder), titles)
+  say(*_text(record), *pipeline_lines(pipelines, record))
+  return record
+
+
+def _train_stages(
+  run: RunSettings,
+  lm: FrozenLM,
+  pipelines: Sequence[Pipeline],
+  initial: Tree,
+  folder: pathlib.Path,
+  writer: MetricsWriter,
+  progress: Any,
+) -> tuple[dict[str, TrainedStage], dict[str, Any]]:
+  """The stages, trained one after the other, and what skills answered once they were learnt."""
+  trained: dict[str, TrainedStage] = {}
+  skills: dict[str, Any] = {}
+
+  def train_stage(stage: StageSettings) -> TrainedStage:
+    return run_stage(stage, lm, trained, initial, folder, writer)
+
+  for stage in run.running:
+    for pipeline in pipelines:
+      stage = pipeline.stage(stage, trained, train_stage)
+    one = trained[stage.name] = train_stage(stage)
+    progress.step = one.result.steps
+    if is_first_host():
+      one.model.save(folder / workdir.ADAPTERS / stage.name)
+    if stage.name in run.evaluate.skills:
+      skills[stage.name] = _skill_outputs(one)
+  return trained, skills
+
+
+def _retained(
+  run: RunSettings, trained: Mapping[str, TrainedStage], skills: Mapping[str, Any], general: Any
+) -> Record:
+  """What training has left of the LM and of earlier skills."""
+  *_, last = trained.values()
+  models = {name: one.model for name, one in trained.items()}
+  kept: Record = {
+    "forgetting": retention.forgetting_by_model(models, last.settings.data, run.evaluate, general),
+    "extensibility": {
+      name: compare_outputs(before, _skill_outputs(trained[name], last))
+      for name, before in skills.items()
+    },
+  }
+  return {name: value for name, value in kept.items() if value}
+
+
+def _skill_outputs(stage: TrainedStage, later: TrainedStage | None = None) -> Any:
+  """What a stage's model answers on its own test data, or after a later stage was trained."""
+  settings = stage.settings
+  return retention.skill_outputs(
+    stage.model,
+    settings.data,
+    settings.evaluate,
+    settings.prompt.length,
+    None if later is None else later.model,
+  )
+
+
+def _text(record: Record) -> list[str]:
+  methods = {name: one["method"] for name, one in record.get("stages", {}).items()}
+  return record_text(record, row_titles(methods))
+
+
+def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
+  """What a run gives that ends before its stages: the files made so far, and what was found."""
+  reports: Record = {}
+  for pipeline in pipelines:
+    reports |= pipeline.report()
+  files = {name: digest for one in pipelines for name, digest in one.artifacts.digests.items()}
+  folders = ", ".join(str(one.artifacts.folder) for one in pipelines if one.artifacts.digests)
+  say(
+    f"Stopped after {run.stop_after}, as config.stop_after asks; the files are in {folders}.",
+    *(line for one in pipelines for line in one.lines(reports)),
+  )
+  return {"stop_after": run.stop_after, "files": files, **reports}
+
+
+def _check(run: RunSettings, lm: FrozenLM) -> None:
+  """Makes each stage's method and opens its data: what is wrong shows before anything trains."""
+  if not run.running:
+    raise UserError("every stage has 0 steps; give at least one stage of config.stage_order some")
+  opened = []
+  for stage in run.running:
+    method, length = stage.tuned_model(lm).method, stage.prompt.length
+    for spec in (stage.data.train, stage.data.validation):
+      wanted = (stage.data, spec, method.encoder_input)
+      if wanted not in opened:
+        opened.append(wanted)
+        open_task(lm, stage.data, spec, length, method)
+    if stage.data.held_out:
+      trained_on = open_task(lm, stage.data, stage.data.train, length)[0]
+      others = [open_task(lm, stage.data, one, length)[0] for one in stage.data.held_out]
+      check_held_out(trained_on, others)
+  last = run.running[-1]
+  data = {stage.name: stage.data for stage in run.running}
+  retention.check_retention(lm, last.data, run.evaluate, data)
+  check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
+  check_cascade(run, lm)
+
+
+def _initial(init_from: str, lm: FrozenLM) -> Tree:
+  """The small trees of `init_from`, by key; the trained ones go before the frozen inputs."""
+  if not init_from:
+    return {}
+  model = load_adapter(init_from, lm)
+  return {**model.frozen_inputs, **model.trained}

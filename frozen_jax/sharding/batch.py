@@ -1,0 +1,27 @@
+"""Batches that every host holds as a whole, put on the mesh; and the sharding of results."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from frozen_jax.sharding.rules import batch_sharding, replicated, row_groups
+
+
+def with_sharding_constraint(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+  """`jax.lax.with_sharding_constraint`, where None leaves the sharding to XLA."""
+  return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
+  """Puts arrays [B, ...] on the mesh (None: on the default device).
+
+  The rows are split over the mesh where it divides B, else every device gets the whole batch.
+  """
+  if mesh is None:
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+  rows = len(next(iter(batch.values())))
+  sharding = replicated(mesh) if rows % row_groups(mesh) else batch_sharding(mesh)
+  return {name: jax.device_put(value, sharding) for name, value in batch.items()}

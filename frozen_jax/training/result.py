@@ -1,0 +1,85 @@
+"""What a stage's training leaves: the progress that its checkpoints record, and the result."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from frozen_jax.core.types import Tree
+from frozen_jax.training.state import TrainState
+
+ValidationMetrics = dict[str, float | None]  # None: not a finite number
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+  """What training a stage gave.
+
+  best               the trained tree that validated best; the last without validation
+  last               the trained tree after the last step
+  best_step          the step of `best`
+  best_metrics       its validation metrics; empty without validation
+  steps              steps done (fewer than set when patience ran out)
+  seconds            spent on the stage, with validation and checkpoints, over all resumes
+  tokens             real text tokens trained on
+  tokens_per_second  of them, over the training steps that compiled nothing
+  validation         `{"step": ..., metrics}` of each validation
+  checkpoint_bytes   size of the checkpoint on disk
+  """
+
+  best: Tree
+  last: Tree
+  best_step: int
+  best_metrics: ValidationMetrics
+  steps: int
+  seconds: float
+  tokens: int
+  tokens_per_second: float
+  validation: list[ValidationMetrics]
+  checkpoint_bytes: int
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a checkpoint's record holds of the loop, besides the arrays and the data position.
+
+  complete: whether the stage has ended. timed_seconds, timed_tokens: of the steps that compiled
+  nothing. best: the validation, with its step, of the best tree. Other fields as in
+  `TrainingResult`.
+  """
+
+  complete: bool = False
+  seconds: float = 0.0
+  tokens: int = 0
+  timed_seconds: float = 0.0
+  timed_tokens: int = 0
+  best: ValidationMetrics | None = None
+  validation: list[ValidationMetrics] = dataclasses.field(default_factory=list)
+
+  @classmethod
+  def from_record(cls, record: Mapping[str, Any]) -> "Progress":
+    """The progress in a checkpoint's record."""
+    return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+
+
+def training_result(
+  state: TrainState, best: Tree | None, progress: Progress, checkpoint_bytes: int
+) -> TrainingResult:
+  """The result of a complete stage; `best`: the best tree, None without a validation."""
+  metrics = dict(progress.best or {})
+  best_step = int(metrics.pop("step", None) or 0) if progress.best else int(state.step)
+  if progress.timed_seconds > 0:
+    tokens_per_second = progress.timed_tokens / progress.timed_seconds
+  else:
+    tokens_per_second = progress.tokens / max(progress.seconds, 1e-9)
+  return TrainingResult(
+    best=state.trainable if best is None else best,
+    last=state.trainable,
+    best_step=best_step,
+    best_metrics=metrics,
+    steps=int(state.step),
+    seconds=progress.seconds,
+    tokens=progress.tokens,
+    tokens_per_second=tokens_per_second,
+    validation=progress.validation,
+    checkpoint_bytes=checkpoint_bytes,
+  )

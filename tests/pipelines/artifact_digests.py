@@ -1,0 +1,10 @@
+"""What a pipeline has made."""
+
+from frozen_jax.pipelines.artifacts import digest
+
+
+def artifact_digests(folder):
+  """The digests of a folder's artifacts, by name."""
+  records = (path for path in folder.iterdir() if path.name.endswith(".made.json"))
+  names = [path.name.removesuffix(".made.json") for path in records]
+  return {name: digest(folder / name) for name in names}

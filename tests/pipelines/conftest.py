@@ -1,0 +1,9 @@
+"""The tiny models that whole runs are on."""
+
+from tests.run.conftest import (  # noqa: F401
+  encoder,
+  lm,
+  make_encoder_folder,
+  make_folder,
+  tiny,
+)

@@ -1,0 +1,84 @@
+"""What each artifact of textual recursion depends on: every setting that affects it."""
+
+import dataclasses
+
+import pytest
+
+import frozen_jax
+from frozen_jax import run
+from frozen_jax.pipelines.experiment import TrainedStage, subsection
+from frozen_jax.pipelines.propose_select.pipeline import ProposeSelect
+from frozen_jax.pipelines.propose_select.settings import CandidateRendering, CandidateSampling
+from frozen_jax.run.settings import resolve_run
+from tests.pipelines.perturbed import Recorded, perturbed, unaffecting
+
+# Section -> its name among the dependencies, and the artifacts that have it.
+DEPENDENTS = {
+  CandidateSampling: ("sampling", "sampled"),
+  CandidateRendering: ("rendering", "shown"),
+}
+SPECIAL = {
+  "temperature": 0.5,
+  "top_p": 0.5,
+  "template.prompt": "{question} {candidates}",
+  "template.candidate": "{text}",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+  """The workdir of a finished run."""
+  folder = tmp_path_factory.mktemp("finished") / "run"
+  run.train(make_config(), folder)
+  return folder
+
+
+@pytest.fixture
+def changes(make_config, lm, finished, monkeypatch):
+  """`changes(**values)`: what these settings of the candidates change of the artifacts there."""
+  model = frozen_jax.load_adapter(finished / "adapters" / "answer", lm)
+
+  def compare(**values):
+    recorded = Recorded(monkeypatch)
+    settings = resolve_run(make_config())
+    candidates = dataclasses.replace(settings.pipelines["candidates"], **values)
+    settings.pipelines["candidates"] = candidates
+    proposer, last = settings.stages
+    trained = TrainedStage(proposer, model, None)
+    pipeline = ProposeSelect(settings, lm, finished)
+    pipeline.stage(last, {proposer.name: trained}, lambda stage: trained)
+    for name in ("sampled_fold0.jsonl", "sampled_fold1.jsonl"):  # by prompts of their own
+      assert "trained" in recorded.changes[name]
+      recorded.changes[name].remove("trained")
+    return {name: names for name, names in recorded.changes.items() if names}
+
+  return compare
+
+
+def test_nothing_changes_by_itself(changes):
+  assert changes() == {}
+
+
+@pytest.mark.parametrize("kind", DEPENDENTS, ids=lambda kind: kind.__name__)
+def test_a_setting_that_affects_an_artifact_changes_its_dependencies(changes, make_config, kind):
+  entry, artifact = DEPENDENTS[kind]
+  section = subsection(resolve_run(make_config()).pipelines["candidates"], kind)
+  assert not unaffecting(section)
+  for name, other in perturbed(section, SPECIAL):
+    values = {field.name: getattr(other, field.name) for field in dataclasses.fields(kind)}
+    found = changes(**values)
+    assert found and all(names == [f"{entry}.{name}"] for names in found.values())
+    assert all(one.startswith(artifact) for one in found) and f"{artifact}_test.jsonl" in found
+
+
+@pytest.mark.parametrize(
+  "name, value, names",
+  [
+    ("permutations", 3, {"shown_train"}),
+    ("learn_from", "right", {"shown_train", "shown_validation"}),
+  ],
+)
+def test_what_the_training_texts_depend_on(changes, name, value, names):
+  found = changes(**{name: value})
+  assert {one.removesuffix(".jsonl") for one in found} == names
+  assert all(changed == [name] for changed in found.values())

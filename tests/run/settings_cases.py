@@ -1,0 +1,86 @@
+"""Other values for the fields of settings, and a small prompt-tuning run to try them on."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+from frozen_jax.core.errors import UserError
+
+QUESTIONS = [
+  {"question": f"What is the capital of {country}?", "answers": [city]}
+  for country, city in (("Peru", "Lima"), ("Chile", "Santiago"), ("Kenya", "Nairobi"))
+]
+
+
+def prompt_tuning_config(model, train, validation):
+  """A config of three steps of prompt tuning, as nested dicts; what it leaves out has defaults."""
+  return {
+    "stage_order": ["prompt"],
+    "stages": {"prompt": {"method": "prompt_tuning"}},
+    "model": {"name": str(model)},
+    "data": {
+      "train": str(train),
+      "validation": str(validation),
+      "test": str(validation),
+      "lengths": [64],
+    },
+    "prompt": {"length": 4},
+    "train": {
+      "steps": 3,
+      "batch_size": 4,
+      "validate_every": 2,
+      "checkpoint_every": 2,
+      "warmup_steps": 1,
+    },
+  }
+
+
+def with_value(config, key, value):
+  """A copy of nested dicts with the value of a dotted key replaced."""
+  name, _, rest = key.partition(".")
+  return {**config, name: with_value(config.get(name, {}), rest, value) if rest else value}
+
+
+def fields_of(section, name):
+  """(dotted key, field, value) of every field of a section and of those within it."""
+  for field in dataclasses.fields(section):
+    value, key = getattr(section, field.name), f"{name}.{field.name}"
+    if dataclasses.is_dataclass(value):
+      yield from fields_of(value, key)
+    else:
+      yield key, field, value
+
+
+def perturbed(section, key, field, value):
+  """The section with another value, one that it takes, for the field of that dotted key."""
+  for other in _other_values(field, value):
+    try:
+      return _replaced(section, key.split(".")[1:], other)
+    except UserError:
+      continue
+  raise AssertionError(f"{key} takes none of the values that were tried")
+
+
+def _replaced(section, names, value):
+  name, *inner = names
+  new = _replaced(getattr(section, name), inner, value) if inner else value
+  return dataclasses.replace(section, **{name: new})
+
+
+def _other_values(field, value):
+  """Values of the field's type that are not this one, the likeliest to be allowed first."""
+  if choices := field.metadata["choices"]:
+    return [choice for choice in choices if choice != value]
+  if isinstance(value, bool):
+    return [not value]
+  if isinstance(value, int):
+    return [value + 1, 2 * value]
+  if isinstance(value, float):
+    return [value + 0.125, value / 2]
+  if isinstance(value, str):
+    return [f"{value} other", "proportional", "trained", "none"]
+  if isinstance(value, Mapping):
+    return [{part: 2 * rate for part, rate in value.items()} or {"width": 8}]
+  assert isinstance(value, tuple), field
+  part = value[-1] if value else (typing.get_args(field.type) or (str,))[0]()
+  return [(*value, f"{part}x" if isinstance(part, str) else 2 * part)]

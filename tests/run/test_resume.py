@@ -1,0 +1,173 @@
+"""Which configs a run that was stopped can be resumed with, and which are refused."""
+
+import dataclasses
+import gzip
+import json
+import shutil
+
+import pytest
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.evaluation.settings import EvaluateSettings
+from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
+from tests.run.task_files import lines_file
+
+
+@dataclasses.dataclass
+class Begun:
+  """A run that has trained its stage and scored nothing: its config, its data, its workdir."""
+
+  config: dict
+  files: dict
+  workdir: object
+
+
+@pytest.fixture(scope="module")
+def begun(tiny, train_stages, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("resume")
+  names = ("train", "validation")
+  files = {name: lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in names}
+  config = prompt_tuning_config(tiny, files["train"], files["validation"])
+  train_stages(config, folder / "run")
+  return Begun(config, files, folder / "run")
+
+
+@pytest.fixture
+def resume(begun, train_stages, tmp_path):
+  """`resume({dotted key: value})`: resumes a copy of the run, in which nothing is trained again."""
+  workdir = shutil.copytree(begun.workdir, tmp_path / "run")
+
+  def run(changes):
+    config = begun.config
+    for key, value in changes.items():
+      config = with_value(config, key, value)
+    train_stages(config, workdir)
+    for name in ("metrics.jsonl", "adapters/prompt/adapter.safetensors"):
+      assert (workdir / name).read_bytes() == (begun.workdir / name).read_bytes(), name
+
+  return run
+
+
+def test_with_the_same_config(resume):
+  resume({})
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_with_the_same_data_in_another_file(resume, begun, tmp_path, split, suffix):
+  path, data = tmp_path / f"mine.jsonl{suffix}", begun.files[split].read_bytes()
+  path.write_bytes(gzip.compress(data) if suffix else data)
+  resume({f"data.{split}": str(path)})
+
+
+def test_with_the_same_model_in_another_folder(resume, tiny, tmp_path):
+  resume({"model.name": str(shutil.copytree(tiny, tmp_path / "model"))})
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("max_new_tokens", 4),
+    ("num_beams", 2),
+    ("batch_size", 2),
+    ("max_examples", 1),
+    ("normalisation", "bytes"),
+  ],
+)
+def test_with_another_evaluation(resume, field, value):
+  assert getattr(EvaluateSettings(), field) != value
+  resume({f"evaluate.{field}": value})
+
+
+def test_with_other_test_data(resume, begun):
+  resume({"data.test": str(begun.files["train"]), "data.held_out": []})
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"mesh.data": 2},
+    {"mesh.fsdp": 2},
+    {"mesh.tensor": 2},
+    {"train.log_every": 1},
+    {"train.checkpoint_every": 1},
+    {"baseline": "prompt"},
+    {"evaluation": "mine"},
+    {"predict.input": "mine.txt"},
+    {"export.format": "peft"},
+    {"model.remat": True},
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_with_what_training_does_not_depend_on(resume, changes):
+  resume(changes)
+
+
+def test_with_a_further_stage_that_does_not_run(resume):
+  resume({"stages.other.method": "prompt_tuning"})
+
+
+def test_with_settings_that_the_method_does_not_read(resume):
+  resume({"lora.rank": 3, "recursion.passes": 3, "train.learning_rate.lora": 0.5})
+
+
+@pytest.mark.parametrize(
+  "key, value, names",
+  [
+    ("seed", 1, "seed"),
+    ("model.dtype", "bfloat16", "model.dtype"),
+    ("prompt.length", 5, "prompt.length"),
+    ("prompt.text", "Answer.", "prompt.text"),
+    ("train.learning_rate.prompt", 0.5, "train.learning_rate"),
+    ("stages.prompt.train.learning_rate.prompt", 0.5, "train.learning_rate"),
+    ("train.steps", 4, "train.steps"),
+    ("data.template", "{question}", "data.template"),
+    ("data.lengths", [32, 64], "data.lengths"),
+    ("stages.prompt.method", "prefix_tuning", "method"),
+  ],
+)
+def test_not_with_what_training_depends_on(resume, key, value, names):
+  with pytest.raises(UserError, match=rf"holds a run of another config \(different: .*{names}"):
+    resume({key: value})
+
+
+def test_a_prompt_that_the_method_lacks_counts_where_it_shortens_the_texts(
+  begun, train_stages, tmp_path
+):
+  """All methods leave the same room for a prompt."""
+  config = with_value(begun.config, "stages.prompt.method", "lora")
+  train_stages(config, tmp_path)
+  train_stages(with_value(config, "prompt.length", 5), tmp_path)
+  with pytest.raises(UserError, match=r"another configuration \(lengths changed\)"):
+    train_stages(with_value(config, "prompt.length", 100), tmp_path)
+
+
+def test_not_with_other_stages(resume):
+  with pytest.raises(UserError, match=r"another config \(different: stage_order\)"):
+    resume({"stages.more": {"method": "lora"}, "stage_order": ["prompt", "more"]})
+
+
+@pytest.mark.parametrize("split, entry", [("train", "training"), ("validation", "validation")])
+def test_not_with_data_that_were_rewritten_in_place(resume, begun, split, entry):
+  """With as many rows, of as many bytes, as before."""
+  path = begun.files[split]
+  before = path.read_bytes()
+  path.write_bytes(before.replace(b"Lima", b"Bari"))
+  try:
+    assert len(path.read_bytes()) == len(before)
+    message = rf"belongs to a run of another configuration \({entry}_data changed\)"
+    with pytest.raises(UserError, match=message):
+      resume({})
+  finally:
+    path.write_bytes(before)
+
+
+def test_not_with_another_model(resume, make_folder):
+  with pytest.raises(UserError, match="was trained on another frozen model"):
+    resume({"model.name": str(make_folder(seed=1))})
+
+
+def test_config_json_is_what_the_run_was_resumed_with(begun, resume, tmp_path):
+  resume({"train.log_every": 1, "evaluate.max_examples": 1})
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert (config["train"]["log_every"], config["evaluate"]["max_examples"]) == (1, 1)
