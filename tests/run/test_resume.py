@@ -139,7 +139,7 @@ def test_a_prompt_that_the_method_lacks_counts_where_it_shortens_the_texts(
   train_stages(config, tmp_path)
   train_stages(with_value(config, "prompt.length", 5), tmp_path)
   with pytest.raises(UserError, match=r"another configuration \(lengths changed\)"):
-    train_stages(with_value(config, "prompt.length", 100), tmp_path)
+    train_stages(with_value(config, "prompt.length", 90), tmp_path)
 
 
 def test_not_with_other_stages(resume):
