@@ -46,6 +46,7 @@ def run_stage(
   """
   mesh = make_mesh() if lm.mesh is None else lm.mesh
   model = stage.tuned_model(lm)
+  stage = stage.with_data(datasets=model.inputs.datasets)
   init_key, key = jax.random.split(_stage_key(stage.seed, stage.name))
   given = {**initial, **_parts(stage.init_from, trained, initial)}
   fresh = model.method.init(lm, init_key)

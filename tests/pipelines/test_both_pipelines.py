@@ -1,6 +1,7 @@
 """Textual recursion over a frozen reader: both pipelines in one run, and the gate on top."""
 
 import json
+import shutil
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_pass_one_reads_passages_and_pass_two_what_it_proposes(finished):
 
 
 def test_prediction_goes_through_both(finished, make_config, files, lm, tmp_path, capsys):  # noqa: F811
-  folder, _ = finished
+  folder = shutil.copytree(finished[0], tmp_path / "run")
   config = make_config(**{"predict.input": str(files["data.test"])})
   of_test = list(JsonLines(folder / "predictions.jsonl"))
   predicted = run.predict(config, folder)

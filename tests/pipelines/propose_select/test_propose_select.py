@@ -131,11 +131,14 @@ def test_a_moved_workdir_is_continued(finished, make_config, tmp_path, caplog):
   assert _figures(after) == _figures(before) and "made in" not in caplog.text
 
 
-def test_a_finished_run_goes_through_both_passes(finished, make_config, files, lm, capsys):
+def test_a_finished_run_goes_through_both_passes(
+  finished, make_config, files, lm, tmp_path, capsys
+):
   """Predict, the terminal, Python and evaluate give what the training run's last row gave."""
   expected = {row["id"]: row["prediction"] for row in rows(finished / "predictions.jsonl")}
   config = make_config(**{"predict.input": str(files["data.test"])})
-  found = run.predict(config, finished)
+  workdir = shutil.copytree(finished, tmp_path / "run")  # the predictions are written into it
+  found = run.predict(config, workdir)
   assert {row["id"]: row["prediction"] for row in found} == expected
   questions = {row["id"]: row["question"] for row in rows(files["data.test"])}
   model = frozen_jax.load_adapter(finished, lm)

@@ -89,7 +89,8 @@ def test_a_finished_reader_answers_with_the_passages_that_it_read(
 ):
   path = tmp_path / "asked.txt"
   path.write_text("What is the capital of Mali?\n")
-  (answer,) = run.predict(make_config(**{"predict.input": str(path)}), finished)
+  workdir = shutil.copytree(finished, tmp_path / "run")  # the predictions are written into it
+  (answer,) = run.predict(make_config(**{"predict.input": str(path)}), workdir)
   assert answer["passages"] and "capital of Mali" in answer["input"]
   scores = [one["score"] for one in answer["passages"]]
   assert scores == sorted(scores, reverse=True)
