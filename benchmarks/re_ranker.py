@@ -91,10 +91,10 @@ def measure(
   work: str, folder: pathlib.Path, options: argparse.Namespace, count: int
 ) -> dict[str, Any]:
   """Both sides over the texts of so many questions, in turn -> the row of the contract."""
-  with tempfile.TemporaryDirectory() as beside:
-    given = f"{beside}/texts.json"
+  with tempfile.TemporaryDirectory() as scratch:
+    given = f"{scratch}/texts.json"
     pathlib.Path(given).write_text(json.dumps(texts(options.data, count)), encoding="utf-8")
-    results = [f"{beside}/{side}.npy" for side in ("ours", "peer")]
+    results = [f"{scratch}/{side}.npy" for side in ("ours", "peer")]
     common = "benchmarks.re_ranker_side", (work, options.dtype, str(folder), given)
     with (
       pairs.Side(common[0], "ours", *common[1], results[0]) as ours,

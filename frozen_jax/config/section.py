@@ -138,7 +138,7 @@ def help_lines(section: Section, prefix: str) -> list[str]:
 
 
 def help_line(key: str, value: Any, text: str) -> str:
-  """`  --config.KEY=VALUE` with what the key is behind it, or below where that is too long."""
+  """`  --config.KEY=VALUE` with what the key is after it, or below where that is too long."""
   shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value or "")
   shown = str(value) if isinstance(value, bool | int | float) else shown
   quoted = f"'{shown}'" if any(c in shown for c in " {}()\n") else shown
