@@ -13,7 +13,7 @@ from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.inputs import questions
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade import fitting
-from frozen_jax.pipelines.cascade.inference import TwoPassInference
+from frozen_jax.pipelines.cascade.inference import inference_of
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.pipeline import Pipeline, ScoredModel, with_same_test_data
 from frozen_jax.pipelines.table import PIPELINES
@@ -68,10 +68,7 @@ def add_cascade(
   """
   *_, last = scores
   settings, model = models[last]
-  candidates = run.pipelines.get("candidates")
-  if inference is None and candidates is not None:
-    inference = TwoPassInference(None, candidates, settings.seed)
-  model = dataclasses.replace(model, inference=inference)
+  model = dataclasses.replace(model, inference=inference or inference_of(run, settings.seed))
   if not run.cascade.compute_budget:
     return model, dict(scores), {}
   validation = _first_pass_questions(

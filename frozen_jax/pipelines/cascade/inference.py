@@ -19,6 +19,7 @@ from frozen_jax.decoding.requests import Completion, Sampling
 from frozen_jax.evaluation.candidates import agreement, merge_samples
 from frozen_jax.evaluation.gate import Gate
 from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.pipelines.propose_select import rendering
 from frozen_jax.pipelines.propose_select.sampling import sample_answers
 from frozen_jax.pipelines.propose_select.settings import CandidateSettings
@@ -129,6 +130,12 @@ class TwoPassInference:
     missing = [example for example in examples if "samples" not in example]
     sampled = iter(sample_answers(model.first_pass, missing, self.candidates, self.seed))
     return [example if "samples" in example else next(sampled) for example in examples]
+
+
+def inference_of(run: RunSettings, seed: int) -> TwoPassInference | None:
+  """How the last model of a run answers: by two passes where the run has candidates, ungated."""
+  candidates = run.pipelines.get("candidates")
+  return None if candidates is None else TwoPassInference(None, candidates, seed)
 
 
 def replies(model: TunedModel, examples: Sequence[Example]) -> list[Reply]:
