@@ -8,26 +8,13 @@ import numpy as np
 import pytest
 
 from frozen_jax.backbones import decoder
-from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.models import choice_scoring
 from frozen_jax.models.choice_scoring import ChoiceQuestion, choice_log_likelihoods
 from frozen_jax.sharding.mesh import make_mesh
-
-CONFIG = DecoderConfig(
-  vocab_size=31,
-  width=16,
-  layers=1,
-  heads=2,
-  kv_heads=1,
-  head_dim=8,
-  mlp_width=24,
-  tied=True,
-  context=60,
-)
-PARAMS = decoder.random_params(CONFIG, jax.random.key(3))
+from tests.models.tiny import CONFIG, PARAMS
 
 
 def model_with(params=PARAMS, mesh=None):

@@ -1,13 +1,11 @@
 """Prompts in, new token ids out: batching, stopping and what does not fit."""
 
+import dataclasses
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 
-from frozen_jax.backbones import decoder
-from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt
 from frozen_jax.decoding.requests import Sampling
@@ -15,19 +13,10 @@ from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.models.generation import beam_search, complete, complete_texts
 from frozen_jax.modules.settings import PromptSettings
+from tests.models import tiny
+from tests.models.tiny import PARAMS
 
-CONFIG = DecoderConfig(
-  vocab_size=31,
-  width=16,
-  layers=1,
-  heads=2,
-  kv_heads=1,
-  head_dim=8,
-  mlp_width=24,
-  tied=True,
-  context=40,
-)
-PARAMS = decoder.random_params(CONFIG, jax.random.key(3))
+CONFIG = dataclasses.replace(tiny.CONFIG, context=40)
 FROZEN = {"lm": PARAMS, "frozen_inputs": {}}
 METHOD = ZeroShot(CONFIG)
 TEXTS = [[4, 9, 3], [7], [5, 2, 8, 19, 21, 3, 3], list(range(1, 20)), [4, 9, 3]]
