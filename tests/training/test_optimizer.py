@@ -94,12 +94,12 @@ def test_rates_of_the_settings_replace_a_methods_own():
 
 
 def test_weight_decay_applies_to_matrices_that_the_method_does_not_exclude():
-  assert decay_mask(tree(), ("prompt",)) == {
+  assert decay_mask(tree(), ("prompt/.*",)) == {
     "connector": {"kernel": True, "bias": False, "norm": {"scale": False}},
     "prompt": {"vectors": False},
   }
   zeros = jax.tree.map(jnp.zeros_like, tree())
-  updates = first_update(0.1, zeros, ("prompt",), weight_decay=0.5)
+  updates = first_update(0.1, zeros, ("prompt/.*",), weight_decay=0.5)
   np.testing.assert_allclose(updates["connector"]["kernel"], -0.05, rtol=1e-6)
   assert not any(
     np.any(leaf) for leaf in jax.tree.leaves((updates["prompt"], updates["connector"]["norm"]))
