@@ -1,23 +1,17 @@
 """What every test shares: eight simulated CPU devices, quick compiling, and the real model.
 
 The first lines run before anything imports jax. Tiny models spend their time in the compiler, so it
-is asked for little optimisation: with these flags the tests take half of the time (BUILD_NOTES).
+is asked for little optimisation.
 """
 
 import os
 import pathlib
 
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-  ]
-).strip()
+import pytest
 
-import pytest  # noqa: E402
+from tests.processes import xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}".strip()
 
 TIERS = {"unit", "program", "stress"}  # markers, see pyproject.toml
 PROGRAM_FOLDERS = {"benchmarks", "launch", "pipelines", "run"}  # of tests/

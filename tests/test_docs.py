@@ -1,7 +1,6 @@
 """What the pages name exists: paths, dotted names, links; and the front pages stay short."""
 
 import importlib
-import pathlib
 import re
 
 import pytest
@@ -10,9 +9,9 @@ from frozen_jax.config.overrides import known_keys
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, defaults
 from frozen_jax.run.settings import complete
+from tests.processes import ROOT
 from tests.test_imports import FLOOR
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "BUILD_NOTES.md", "CONTRIBUTING.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FORBIDDEN = {"utils.py"}  # named as what there is not

@@ -45,9 +45,9 @@ from frozen_jax.run import settings as run_settings
 from frozen_jax.run.export import FORMATS, export
 from frozen_jax.training.optimizer import decay_mask, learning_rates, make_optimizer
 from tests.evaluation import tiny
+from tests.processes import ROOT
 from tests.run.conftest import make_model, make_tokenizer
 
-ROOT = pathlib.Path(__file__).parents[1]
 SECTIONS = re.split(r"^## ", (ROOT / "docs" / "extending.md").read_text(), flags=re.MULTILINE)[1:]
 RECIPES = dict(section.split("\n", 1) for section in SECTIONS)
 

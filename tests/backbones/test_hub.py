@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -14,10 +13,10 @@ import pytest
 
 from frozen_jax.backbones.load import load_decoder
 from tests.backbones.decoder_cases import torch_model
+from tests.processes import environment
 
 pytestmark = pytest.mark.program
 
-ROOT = pathlib.Path(__file__).parents[2]
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 11))
 COMMIT = "a1" * 20
 LOAD = """
@@ -89,20 +88,20 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def hub(tmp_path, model):
-  """`hub(*arguments, **environment)` runs Python against the server; `hub.asked` of it."""
+  """`hub(*arguments, **variables)` runs Python against the server; `hub.asked` of it."""
   asked = []
   handler = type("OneHub", (Hub,), {"files": model, "asked": asked})
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
 
-  def run(*arguments, **environment):
+  def run(*arguments, **variables):
     """In its own process: the client reads the environment when it is imported."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XLA_"))}
-    own = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    kept = {k: v for k, v in environment().items() if not k.startswith(("HF_", "HUGGING"))}
+    own = {"HF_HOME": str(tmp_path / "home")}
     own["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
     done = subprocess.run(
       [sys.executable, *arguments],
-      env=kept | own | environment,
+      env=kept | own | variables,
       capture_output=True,
       text=True,
       check=False,

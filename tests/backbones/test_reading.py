@@ -5,9 +5,6 @@ The loaded values are compared with transformers in test_families and test_load_
 
 import functools
 import json
-import os
-import pathlib
-import socket
 import subprocess
 import sys
 
@@ -25,8 +22,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.decoder_cases import CASES, torch_model
 from tests.backbones.encoder_cases import KINDS
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes import cluster, environment
 
 
 @pytest.fixture
@@ -81,20 +77,15 @@ hosts.barrier("end", timeout=60)
 
 
 def in_two_processes(*folders):
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-  env |= {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", PROGRAM, str(folder)],
-      env=env | {"PROCESS_ID": str(i), "PYTHONPATH": str(ROOT)},
+      env=environment(**variables),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i, folder in enumerate(folders)
+    for folder, variables in zip(folders, cluster(len(folders)), strict=True)
   ]
   answers = [process.communicate(timeout=120) for process in processes]
   return [process.returncode for process in processes], answers

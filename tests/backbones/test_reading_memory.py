@@ -5,7 +5,6 @@ of the mapped files as well, which the kernel drops as soon as anybody wants the
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -17,10 +16,10 @@ import pytest
 import safetensors.numpy
 
 from frozen_jax.backbones import assemble, families
+from tests.processes import environment
 
 pytestmark = pytest.mark.stress
 
-ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model_type": "llama",
   "hidden_size": 1024,
@@ -82,11 +81,11 @@ def write(folder, settings, dtype):
 
 def peak_of(*arguments, devices):
   """Runs PROGRAM; its highest RssAnon in bytes, and what it prints."""
-  flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-  environment = os.environ | flags | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-c", PROGRAM, *arguments]
   peak = 0
-  with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, env=environment(devices), stdout=subprocess.PIPE, text=True
+  ) as process:
     status = pathlib.Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
       for line in status.read_text().splitlines():

@@ -6,8 +6,6 @@ Everything is made once a session and must not be changed by a test: copy what i
 
 import importlib
 import logging
-import os
-import pathlib
 import subprocess
 import sys
 
@@ -18,10 +16,10 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.backbones import encoder_cases
+from tests.processes import ROOT, environment
 from tests.run.error_line import only_error
 from tests.run.task_files import lines_file, make_words, split_rows
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONTEXT = 128
 END = "<|end|>"
 COUNTRIES = (
@@ -177,21 +175,12 @@ class Program:
     name = f"--config.model.name={model or self.model}"
     return ["-m", "frozen_jax.main", f"--config=configs/{config}", name, *sizes, *arguments]
 
-  def environment(self, devices=1, **more):
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return (
-      kept
-      | {
-        "JAX_PLATFORMS": "cpu",
-        # Compiling is what these runs spend their time on.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"
-        f" --xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-      }
-      | more
-    )
+  def environment(self, devices=1, **variables):
+    shared = {
+      "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return environment(devices, **shared | variables)
 
   def start(self, *arguments, devices=1, cwd=ROOT, **more):
     """A process with these arguments of the interpreter."""

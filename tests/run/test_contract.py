@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import pathlib
 import shutil
 import statistics
 
@@ -16,8 +15,8 @@ from frozen_jax.models.adapter_folder import read_adapter
 from frozen_jax.run.records import table_rows
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = {
   *("format", "created", "version", "command", "device", "seed", "units"),
   *("method", "model", "test", "metrics", "baseline", "table"),

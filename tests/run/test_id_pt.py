@@ -21,7 +21,7 @@ from frozen_jax.run.records import table_rows
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
-from tests.run.conftest import ROOT
+from tests.processes import ROOT
 
 CONFIG = "id_pt.py:smoke"
 # One stage with p'=0, an epoch (32 rows) and half of the next, and little to score.

@@ -5,13 +5,13 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import time
 
 import pytest
 
 from frozen_jax.run.records import table_rows
 from frozen_jax.training.metrics import read_metrics
+from tests.processes import cluster
 
 pytestmark = pytest.mark.stress
 
@@ -150,14 +150,8 @@ def test_eight_devices_answer_like_one(program, recursive_run, tmp_path):
 
 
 def start_two(program, config, workdir):
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    address = f"localhost:{s.getsockname()[1]}"
-  shared = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2"}
-  return [
-    program.train(config, workdir, "--config.mesh.data=2", **shared, PROCESS_ID=str(index))
-    for index in range(2)
-  ]
+  mesh = "--config.mesh.data=2"
+  return [program.train(config, workdir, mesh, **variables) for variables in cluster()]
 
 
 def test_two_processes_are_one_run(program, prompt_run, tmp_path):

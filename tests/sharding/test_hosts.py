@@ -1,6 +1,3 @@
-import os
-import pathlib
-import socket
 import subprocess
 import sys
 
@@ -11,8 +8,7 @@ import pytest
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes import cluster, environment
 
 PROGRAM = """
 import sys
@@ -41,26 +37,16 @@ else:
 """
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    return s.getsockname()[1]
-
-
 def test_two_processes_share_a_batch_and_wait_for_each_other():
-  port = free_port()
-  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-  env |= {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
-  env["PYTHONPATH"] = str(ROOT)
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", PROGRAM],
-      env=env | {"PROCESS_ID": str(i)},
+      env=environment(**variables),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i in range(2)
+    for variables in cluster()
   ]
   answers = [p.communicate(timeout=120) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], answers

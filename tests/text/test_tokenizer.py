@@ -1,7 +1,6 @@
 """Tokenizers: the same ids as transformers', from GGUF metadata and from folders, without torch."""
 
 import json
-import pathlib
 import random
 import subprocess
 import sys
@@ -13,10 +12,10 @@ import transformers
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.program
 
-ROOT = pathlib.Path(__file__).parents[2]
 
 CHOSEN = [
   *("", " ", "  ", "\n", "\t", "\r\n", " \n ", "\n\n\n", "a", " a", "a ", "  a  b   c    d"),

@@ -1,10 +1,8 @@
 """Whole processes: killed and resumed, asked to stop, and two of them as one."""
 
-import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ import time
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
+from tests.processes import cluster, environment
 
 pytestmark = pytest.mark.stress
 
@@ -21,17 +20,10 @@ WORK = [f"steps={STEPS}", "checkpoint_every=3", "validate_every=5"]
 EIGHT = ["data=2", "fsdp=2", "tensor=2"]
 
 
-def start(folder, *arguments, devices=1, **env):
-  kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+def start(folder, *arguments, devices=1, **variables):
   return subprocess.Popen(
     [sys.executable, str(HERE / "toy.py"), str(folder), *WORK, *arguments],
-    env=kept
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(HERE.parents[1]),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    | env,
+    env=environment(devices, **variables),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -87,11 +79,7 @@ def test_sigterm_saves_and_the_program_ends_well(tmp_path):
 
 
 def start_two(folder, *arguments):
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    address = f"localhost:{s.getsockname()[1]}"
-  env = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2"}
-  return [start(folder, "data=2", *arguments, **env, PROCESS_ID=str(i)) for i in range(2)]
+  return [start(folder, "data=2", *arguments, **variables) for variables in cluster()]
 
 
 def test_two_processes_train_to_the_losses_of_one(tmp_path):

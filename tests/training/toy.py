@@ -27,7 +27,7 @@ from frozen_jax.training.settings import TrainSettings
 
 V, D, P = 16, 8, 4  # vocabulary, width, prompt vectors
 ROWS, TEXT = 8, 6
-NO_DECAY = ("prompt",)
+NO_DECAY = ("prompt/.*",)
 PARAM_AXES = {"lm/embed/tokens": ("vocab", "embed"), "lm/head/kernel": ("embed", "vocab")}
 
 
