@@ -14,6 +14,8 @@ from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from tests.backbones.encoder_cases import KINDS, LENGTH, core, inputs, run
 
+pytestmark = pytest.mark.program
+
 
 @functools.partial(jax.jit, static_argnums=1)
 def states_and_gradient(params, config, x, mask, types, weight):

@@ -14,6 +14,8 @@ from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones import gguf_writing
 from tests.backbones.decoder_cases import torch_model
 
+pytestmark = pytest.mark.program
+
 SIGMOID = gguf.ExpertGatingFuncType.SIGMOID
 NO_WINDOW = {"sliding_window": None}
 SCALED_BY_HEAD = {"query_pre_attn_scalar": 16}

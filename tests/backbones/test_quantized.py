@@ -21,6 +21,8 @@ from frozen_jax.sharding import mesh as meshes
 from frozen_jax.sharding import rules
 from frozen_jax.sharding.checksum import checksum
 
+pytestmark = pytest.mark.program
+
 CONFIG = DecoderConfig(
   vocab_size=96, width=72, layers=3, heads=9, kv_heads=3, head_dim=8, mlp_width=64, tied=True
 )

@@ -13,6 +13,8 @@ from frozen_jax.core import paths
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.mesh import make_mesh
 
+pytestmark = pytest.mark.program
+
 TOKENS = [[1, 5, 9, 2, 60, 31, 7, 11]]
 
 

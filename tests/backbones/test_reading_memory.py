@@ -82,10 +82,10 @@ def write(folder, settings, dtype):
 def peak_of(*arguments, devices):
   """Runs PROGRAM; its highest RssAnon in bytes, and what it prints."""
   command = [sys.executable, "-c", PROGRAM, *arguments]
+  flags = f"--xla_force_host_platform_device_count={devices}"  # and code as users have it
+  env = environment(XLA_FLAGS=flags)
   peak = 0
-  with subprocess.Popen(
-    command, env=environment(devices), stdout=subprocess.PIPE, text=True
-  ) as process:
+  with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
     status = pathlib.Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
       for line in status.read_text().splitlines():

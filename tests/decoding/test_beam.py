@@ -146,6 +146,7 @@ def test_a_batch_equals_one_at_a_time_and_scores_are_those_of_the_texts(method):
   init = jax.jit(lambda key: method.init(base(CONFIG, PARAMS), key))
   trained = jax.tree.map(lambda a: a + 0.02, init(jax.random.key(2)))
   engine = build_engine(method, PARAMS, trained, rows=16)
+  log_likelihoods = jax.jit(method.log_likelihoods)
   results = beam.search(engine, PROMPTS, 4, 5)
   for prompt, row in zip(PROMPTS, results, strict=True):
     (alone,) = beam.search(engine, [prompt], 4, 5)
@@ -154,19 +155,33 @@ def test_a_batch_equals_one_at_a_time_and_scores_are_those_of_the_texts(method):
       (one.total_log_prob for one in row), reverse=True
     )
     for one in row:
-      assert one.total_log_prob == pytest.approx(rescored(engine, prompt, one), abs=3e-4)
+      assert one.total_log_prob == pytest.approx(
+        rescored(engine, log_likelihoods, prompt, one), abs=3e-4
+      )
 
 
-def rescored(engine, prompt, one):
-  """The log-probability of a continuation by `Method.log_likelihoods`; of the likeliest end
-  token.
+def rescored(engine, log_likelihoods, prompt, one):
+  """The log-probability of a continuation by `log_likelihoods`; of the likeliest end token.
+
+  Everything is padded to one shape, so that it is compiled once.
   """
-  ways = [[*one.ids, end] for end in ENDS] if one.finish_reason == "eos" else [one.ids]
-  batch = {"tokens": jnp.asarray([prompt.tokens]), "mask": jnp.ones((1, len(prompt.tokens)), int)}
-  ways = jnp.asarray([ways])
-  run = jax.jit(engine.method.log_likelihoods)
-  likely = run(engine.trainable, engine.frozen, batch, ways, jnp.ones_like(ways))[0]
+  ended = one.finish_reason == "eos"
+  choices, choice_mask = padded([[*one.ids, end][: len(one.ids) + ended] for end in ENDS], 6)
+  tokens, mask = padded([prompt.tokens], 40)
+  likely = log_likelihoods(
+    engine.trainable,
+    engine.frozen,
+    {"tokens": tokens, "mask": mask},
+    choices[None],
+    choice_mask[None],
+  )[0]
   return float(likely[jnp.argmin(jnp.abs(likely - one.total_log_prob))])
+
+
+def padded(rows, length):
+  """(ids, mask), int [len(rows), length]."""
+  ids = [row + [0] * (length - len(row)) for row in rows]
+  return np.array(ids), np.array([np.arange(length) < len(row) for row in rows]).astype(int)
 
 
 def test_one_beam_is_greedy():

@@ -22,6 +22,8 @@ from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings
 from tests.evaluation.tiny import CONFIG, PARAMS, tiny_lm, train, tuned, words
 
+pytestmark = pytest.mark.program
+
 PROMPT = PromptSettings(length=3, text="")
 METHODS = {
   "prompt_tuning": PromptTuning(CONFIG, PROMPT),

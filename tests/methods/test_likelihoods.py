@@ -13,6 +13,8 @@ from frozen_jax.text.padding import pad_sequences
 from tests.methods.test_methods import METHODS, frozen, other_inputs, trained_tree
 from tests.methods.tiny import CONFIG, PARAMS
 
+pytestmark = pytest.mark.program
+
 PROMPTS = [[5, 17, 3, 44, 9, 60, 2], [7, 1, 90], [33, 21, 8, 8, 70]]
 CHOICES = [
   [[31, 8, 2], [4], [31, 8, 9, 11]],

@@ -39,6 +39,8 @@ from frozen_jax.training.state import create_state
 from frozen_jax.training.step import gradients, make_train_step
 from tests.re_ranking import PASSAGES, WORDS, groups, pair_encoder, pairs, unpacked
 
+pytestmark = pytest.mark.program
+
 CONFIG = EncoderConfig(
   vocab_size=len(WORDS), width=24, layers=2, heads=3, head_dim=8, mlp_width=40, context=48
 )

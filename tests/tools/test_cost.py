@@ -20,6 +20,8 @@ from frozen_jax.tools.flop_count import by_layers, flops
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
 
+pytestmark = pytest.mark.program
+
 LM = {
   "vocab_size": 96,
   "width": 32,

@@ -15,6 +15,8 @@ from frozen_jax.training import loop
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.program
+
 
 def losses(folder, split="train"):
   return {e["step"]: e["loss"] for e in read_metrics(folder) if e["split"] == split}
