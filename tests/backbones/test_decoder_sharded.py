@@ -12,6 +12,8 @@ from frozen_jax.backbones import decoder, loss
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core import paths
 
+pytestmark = pytest.mark.program
+
 # Nine heads and three key/value heads, as SmolLM2 has: two devices cannot share them evenly.
 CONFIG = DecoderConfig(
   vocab_size=96, width=72, layers=2, heads=9, kv_heads=3, head_dim=8, mlp_width=64, tied=True

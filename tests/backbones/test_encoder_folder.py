@@ -19,6 +19,8 @@ from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.encoder_cases import KINDS, core, make, randomise
 from tests.backbones.test_load_folder import edit_config, edit_weights
 
+pytestmark = pytest.mark.program
+
 TOKENS = np.random.default_rng(0).integers(5, 60, (2, 9))
 
 # Models of other tasks: whose kind's settings they have, and the attribute that is the encoder.

@@ -8,6 +8,8 @@ from flax import nnx
 
 from frozen_jax.modules.connector import Connector, ConnectorConfig
 
+pytestmark = pytest.mark.program
+
 WIDTH = 24
 SIZES = ConnectorConfig(width=16, layers=2, heads=2, zero_output=False)
 

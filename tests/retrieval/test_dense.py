@@ -11,6 +11,8 @@ from frozen_jax.retrieval.dense import DenseRetriever, inner_products
 from frozen_jax.retrieval.dense_index import build_dense
 from frozen_jax.sharding.mesh import make_mesh
 
+pytestmark = pytest.mark.program
+
 WIDTH = 24
 
 

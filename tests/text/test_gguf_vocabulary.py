@@ -18,6 +18,8 @@ from frozen_jax.text import gguf_vocabulary
 from frozen_jax.text import tokenizer as tokenizers
 from tests.text.test_tokenizer import CHOSEN, varied_strings
 
+pytestmark = pytest.mark.program
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BLANK = "\u2581"
 
