@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.config.section import resolve
+from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Tree
 from frozen_jax.data.settings import InputSettings
 from frozen_jax.decoding.settings import GenerationSettings
 from frozen_jax.methods import METHODS
@@ -32,16 +34,41 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
       f" {info['frozen_fingerprint'][:12]}); this one is {lm.name} ({lm.fingerprint[:12]}): load"
       " the model it was trained on"
     )
-  if info["encoder_fingerprint"]:
-    lm = _with_encoder_of(info, lm, path)
-  tree = jax.tree.map(jnp.asarray, tree)
+  if info["method"] not in METHODS:
+    raise UserError(
+      f"the adapter in {path} is of the method {info['method']!r}, which this frozen_jax does not"
+      f" have; it has {', '.join(METHODS)}"
+    )
+  try:
+    if info["encoder_fingerprint"]:
+      lm = _with_encoder_of(info, lm, path)
+    model = _tuned_model(jax.tree.map(jnp.asarray, tree), info, lm)
+  except (AttributeError, KeyError, TypeError) as error:
+    reason = f"{type(error).__name__}: {error}"
+    raise UserError(f"{DESCRIPTION} in {path} is damaged ({reason}); export it again") from error
+  _check_shapes(model, path)
+  return model
+
+
+def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The stored tree and description of a workdir or an exported folder; UserError without one."""
+  path = pathlib.Path(path)
+  for folder in (path / FOLDER, path):
+    if (folder / DESCRIPTION).exists():
+      return read_adapter(folder)
+  if not path.exists():
+    raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
+  raise UserError(f"no adapter in {path}; let the training run there come to its end first")
+
+
+def _tuned_model(tree: Tree, info: dict[str, Any], lm: FrozenLM) -> TunedModel:
   method = METHODS[info["method"]]
   sections = {
     name: resolve(kind, info["sections"].get(name, {}), name)
     for name, kind in method.sections.items()
   }
   inputs = resolve(InputSettings, info["inputs"], "data")
-  inference = info.get("inference")
+  inference = info["inference"]
   return TunedModel(
     lm,
     method.build(lm, sections, datasets=inputs.datasets),
@@ -54,15 +81,17 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
   )
 
 
-def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The stored tree and description of a workdir or an exported folder; UserError without one."""
-  path = pathlib.Path(path)
-  for folder in (path / FOLDER, path):
-    if (folder / DESCRIPTION).exists():
-      return read_adapter(folder)
-  if not path.exists():
-    raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
-  raise UserError(f"no adapter in {path}; let the training run there come to its end first")
+def _check_shapes(model: TunedModel, path: str | pathlib.Path) -> None:
+  """UserError where the trained tree is not of the shapes that the method trains."""
+  shapes = lambda tree: {name: leaf.shape for name, leaf in paths.flatten(tree).items()}
+  start = jax.eval_shape(lambda: model.method.init(model.lm, jax.random.key(0)))
+  stored, wanted = shapes(model.trained), shapes(start)
+  if stored != wanted:
+    differing = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
+    raise UserError(
+      f"the arrays in {path} are not those that {model.method.name} trains under its settings"
+      f" (different: {', '.join(differing[:3])}); export it again"
+    )
 
 
 def _with_encoder_of(info: dict[str, Any], lm: FrozenLM, path: str | pathlib.Path) -> FrozenLM:

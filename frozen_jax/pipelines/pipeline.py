@@ -18,6 +18,7 @@ class Pipeline(Protocol):
 
   settings: type  # the section of a config that asks for the pipeline
   steps: tuple[str, ...]  # after which of its steps `stop_after` can end a run
+  stage_fields: tuple[str, ...]  # of its settings: those that a stage can have of its own
   artifacts: Artifacts  # what it has made
 
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):

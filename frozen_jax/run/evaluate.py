@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.files import write_json
 from frozen_jax.models.frozen_lm import load_model
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.fitting import check_cascade
@@ -26,11 +27,13 @@ from frozen_jax.training.metrics import MetricsWriter
 def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 
-  Writes a record of its own to FOLDER/evaluations/NAME (results.json, predictions.jsonl,
-  by_task.json, report.png) and returns it; what the training wrote stays as it is.
+  Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
+  predictions.jsonl, by_task.json, report.png) and returns it; what the training wrote stays as it
+  is.
   """
   folder = pathlib.Path(folder)
   run, model = open_run(config, folder)
+  target = _evaluation_folder(folder, run)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
   pipelines = open_pipelines(run, model.lm, folder)
@@ -45,7 +48,6 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
     settings = pipeline.evaluated(settings, model)
   models[last] = settings, dataclasses.replace(model, inference=None)
   scores, scored = score_models(run, model.lm, models, pipelines)
-  target = _evaluation_folder(folder, run)
   target.mkdir(parents=True, exist_ok=True)
   model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
   if gate and is_first_host():  # nothing else of the adapter is to become the config's
@@ -55,6 +57,8 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
   for pipeline in pipelines:
     record |= {name: value for name, value in pipeline.report().items() if value}
+  if is_first_host():
+    write_json(target / workdir.CONFIG, run.values)
   titles = row_titles({name: one.method.name for name, (_, one) in models.items()})
   write_record(target, record, scores, [], titles)
   say(*record_text(record, titles), *pipeline_lines(pipelines, record))
@@ -107,8 +111,11 @@ def _evaluation_folder(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
   """FOLDER/evaluations/NAME: the name that the config gives, else a free one for the test data."""
   parent, name = folder / workdir.EVALUATIONS, run.values["evaluation"]
   if name:
-    if not re.fullmatch(r"[\w.-]+", name):
-      raise UserError(f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_'")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+      raise UserError(
+        f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_', the first of"
+        " which is no '.' or '-'"
+      )
     return parent / name
   test = run.values["data"]["test"]
   of_file = test.endswith((".jsonl", ".jsonl.gz"))

@@ -21,6 +21,9 @@ from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
 
 STAGE_KEYS = ("method", "init_from", "frozen_inputs")
+# Sections that are the run's, and of others what a stage can have of its own.
+_OF_THE_RUN = ("mesh", "cascade")
+_STAGE_FIELDS = {"model": ("remat",)}
 
 # Sections by name: the run's, those of the methods, those of the pipelines.
 _METHOD_SECTIONS = {
@@ -154,9 +157,7 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   if method not in METHODS:
     raise UserError(f"stage {name} has method {method!r}; there are: {', '.join(METHODS)}")
   links = {key: _links(entry.pop(key, ()), values) for key in ("init_from", "frozen_inputs")}
-  for key in entry:
-    if key not in _KINDS and key != "seed":
-      raise UserError(unknown_key(f"stages.{name}.{key}", [*_KINDS, "seed", *STAGE_KEYS], ""))
+  _check_entry(name, entry)
   merged = _merge({key: values[key] for key in values if key != "stages"}, entry)
   own: dict[str, Any] = {key: resolve(kind, merged[key], key) for key, kind in SECTIONS.items()}
   _check_rates(merged["train"], f"stages.{name}.train")
@@ -178,6 +179,26 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
     _pipelines(merged),
     **links,
   )
+
+
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+  """UserError for a key of a stage's entry that a stage cannot have of its own."""
+  whole = [key for key in _KINDS if key not in (*_OF_THE_RUN, *PIPELINES)]
+  known = [*whole, *_STAGE_FIELDS, *PIPELINES, "seed", *STAGE_KEYS]
+  for key, value in entry.items():
+    if key not in known:
+      if key in _OF_THE_RUN:
+        raise UserError(f"config.stages.{name}.{key} cannot be: {key} is the same for all stages")
+      raise UserError(unknown_key(f"stages.{name}.{key}", known, ""))
+    fields = PIPELINES[key].stage_fields if key in PIPELINES else _STAGE_FIELDS.get(key)
+    if fields is None or not isinstance(value, Mapping):
+      continue
+    for field in value:
+      if field not in fields:
+        own = f"; of its own it can have {', '.join(fields)}" if fields else ""
+        raise UserError(
+          f"config.stages.{name}.{key}.{field} cannot be: it is the same for all stages{own}"
+        )
 
 
 def _pipelines(values: Mapping[str, Any]) -> dict[str, Any]:

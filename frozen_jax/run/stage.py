@@ -1,5 +1,6 @@
 """One stage of a run: its model, its data, its training, and what it hands to later stages."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -12,6 +13,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
+from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.models.encoder_states import text_states
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -74,6 +76,7 @@ def run_stage(
     "validation_data": validation_digest,
     "starts_from": checksum({part: given[part] for part in start if part in given}),
     "frozen_inputs": checksum(frozen_inputs),
+    **_read_by(lm),
   }
   rates = learning_rates(stage.train, model.method.learning_rates, start)
   result = fit(
@@ -90,6 +93,25 @@ def run_stage(
   )
   counts = {**batches.counts, "left_out": source.num_without_target}
   return TrainedStage(stage, model.with_trained(result.best), result, counts)
+
+
+def _read_by(lm: FrozenLM) -> dict[str, Any]:
+  """How the frozen models compute and which ids they are given; their weights have fingerprints."""
+  models: dict[str, Any] = {"lm": lm} | ({} if lm.encoder is None else {"encoder": lm.encoder})
+  return {
+    **{f"{name}_config": _changed_fields(one.config) for name, one in models.items()},
+    **{f"{name}_tokenizer": tokenizer_hash(one.tokenizer) for name, one in models.items()},
+  }
+
+
+def _changed_fields(config: Any) -> dict[str, Any]:
+  """The fields of a dataclass that do not have their defaults, as JSON has them."""
+  plain = dataclasses.asdict(config)
+  return {
+    field.name: plain[field.name]
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != field.default
+  }
 
 
 def _validator(

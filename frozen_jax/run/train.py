@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
 from frozen_jax.data.mixture import check_held_out
@@ -51,6 +53,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
   workdir.claim(folder, run)
   if (folder / workdir.RESULTS).exists():
     record = workdir.read_json(folder / workdir.RESULTS)
+    _check_models(run, folder, record, mesh)
     say(f"The run in {folder} is complete.", *_text(record))
     if keys := workdir.scored_otherwise(folder, run):
       say(f"It was scored with another {', '.join(keys)}; --mode=evaluate scores it with these.")
@@ -62,6 +65,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
     initial = _initial(run.init_from, lm)
+    digests = workdir.data_digests(run)
     pipelines = open_pipelines(run, lm, folder)
     for pipeline in pipelines:
       run = pipeline.prepare(run, writer)
@@ -79,7 +83,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
     record = make_record(run, lm, model.method.name, scores, checksum(lm.frozen({})) == before)
     record |= training_record(trained) | gate
     record["metrics"]["tokens_per_second"] = trained[run.running[-1].name].result.tokens_per_second
-    record |= _retained(run, trained, skills, general)
+    record |= _retained(run, trained, skills, general) | {"data": digests}
     for pipeline in pipelines:
       record |= {name: value for name, value in pipeline.report().items() if value}
   writer.close()
@@ -88,6 +92,15 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
   write_record(folder, record, scores, read_metrics(folder), titles)
   say(*_text(record), *pipeline_lines(pipelines, record))
   return record
+
+
+def _check_models(run: RunSettings, folder: pathlib.Path, record: Record, mesh: Mesh) -> None:
+  """UserError where models that have other names than in the complete run are other models."""
+  if keys := workdir.renamed_models(folder, run):
+    lm = load_model(run.model, mesh)
+    now = lm.fingerprint, getattr(lm.encoder, "fingerprint", "")
+    then = record["frozen_fingerprint"], record.get("encoder_fingerprint", "")
+    workdir.check_same(folder, keys if now != then else ())
 
 
 def _train_stages(

@@ -1,7 +1,13 @@
-"""The workdir: whose run it holds, and where its files are."""
+"""The workdir: whose run it holds, and where its files are.
 
+A run that is not complete is compared further by its checkpoints, which know the digests of data
+and the fingerprints of models. Of a complete one results.json holds these.
+"""
+
+import contextlib
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.config.dependencies import changed, record
@@ -18,55 +24,98 @@ CONFIG, RESULTS = "config.json", "results.json"
 PREDICTIONS, PLOT, BY_TASK = "predictions.jsonl", "report.png", "by_task.json"
 ADAPTER, ADAPTERS, EVALUATIONS = "adapter", "adapters", "evaluations"
 
+_SPLITS = ("train", "validation")
+
 
 def claim(workdir: pathlib.Path, run: RunSettings) -> None:
   """Writes config.json, or checks that the run which is there is this one.
 
   What its stages do not depend on may differ (`StageSettings.dependencies`), and so may the paths
-  of equal data: those of a run that is not complete are compared by its checkpoints. Raises
-  UserError, naming the keys that differ, where the workdir holds a run of another config.
+  of equal data and models. Raises UserError, naming the keys that differ, where the workdir holds a
+  run of another config.
   """
   path = workdir / CONFIG
   barrier("config.json looked at")
+  complete = (workdir / RESULTS).exists()
   if path.exists() and _has_begun(workdir):
     stored = resolve_run(read_json(path))
-    differing = _differing(run, stored)
-    if not differing and (workdir / RESULTS).exists():
-      differing = _other_data(run, stored)
-    if differing:
-      raise UserError(
-        f"{workdir} holds a run of another config (different: {', '.join(differing[:5])}); choose"
-        " another --workdir, or remove that folder"
-      )
+    differing = _differing(run, stored, complete)
+    if complete and not differing:
+      differing = _other_data(run, stored, read_json(workdir / RESULTS).get("data", {}))
+    check_same(workdir, differing)
   barrier("config.json compared")
-  if is_first_host() and not (workdir / RESULTS).exists():
+  if is_first_host() and not complete:
     write_json(path, run.values)
   barrier("config.json written")
 
 
-def _differing(run: RunSettings, stored: RunSettings) -> list[str]:
-  """The keys in which the stages of two runs differ."""
+def check_same(workdir: pathlib.Path, differing: Sequence[str]) -> None:
+  """UserError, naming keys in which the run of the workdir differs, if there are any."""
+  if differing:
+    raise UserError(
+      f"{workdir} holds a run of another config (different: {', '.join(differing[:5])}); choose"
+      " another --workdir, or remove that folder"
+    )
+
+
+def renamed_models(workdir: pathlib.Path, run: RunSettings) -> list[str]:
+  """The keys of models that a config names otherwise than the run of the workdir did."""
+  stored = resolve_run(read_json(workdir / CONFIG)).model
+  names = ("name", "encoder")
+  return [f"model.{key}" for key in names if getattr(stored, key) != getattr(run.model, key)]
+
+
+def data_digests(run: RunSettings) -> dict[str, dict[str, str]]:
+  """{stage: {split: digest}} of the training and validation data that can be read by now."""
+  digests: dict[str, dict[str, str]] = {}
+  for stage in run.stages:
+    digests[stage.name] = {}
+    for split in _SPLITS:
+      with contextlib.suppress(UserError):
+        digests[stage.name][split] = _digest(*_named(stage, split))
+  return digests
+
+
+def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[str]:
+  """The keys in which the stages of two runs differ; of complete ones also what they start from
+  and what their pipelines make, which checkpoints and artifacts compare otherwise.
+  """
   if [stage.name for stage in run.stages] != [stage.name for stage in stored.stages]:
     return ["stage_order"]
   keys: list[str] = []
   for stage, before in zip(run.stages, stored.stages, strict=True):
     keys += changed(stage.dependencies(), record(before.dependencies()))
+    if complete:
+      keys += changed(stage.pipelines, record(before.pipelines))
+      links = changed(_links(stage), record(_links(before)))
+      keys += [f"stages.{stage.name}.{key}" for key in links]
+  if complete and run.init_from != stored.init_from:
+    keys.append("init_from")
   return list(dict.fromkeys(keys))
 
 
-def _other_data(run: RunSettings, stored: RunSettings) -> list[str]:
-  """The keys of training and validation data whose contents differ, where they are named anew."""
+def _links(stage: StageSettings) -> dict[str, dict[str, str]]:
+  return {"init_from": dict(stage.init_from), "frozen_inputs": dict(stage.frozen_inputs)}
+
+
+def _other_data(
+  run: RunSettings, stored: RunSettings, digests: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+  """The keys of training and validation data whose contents are not those of the digests.
+
+  Files that are gone by now count as unchanged under the same name, and are an error under another.
+  """
   keys: list[str] = []
   for stage, before in zip(run.stages, stored.stages, strict=True):
-    for split in ("train", "validation"):
-      now, then = _named(stage, split), _named(before, split)
-      if now == then:
-        continue
+    for split, digest in digests.get(stage.name, {}).items():
+      now = _named(stage, split)
       try:
-        digest = _digest(*then)
-      except UserError:  # the files are not where they were
+        same = _digest(*now) == digest
+      except UserError:
+        if now != _named(before, split):
+          raise
         continue
-      if digest != _digest(*now):
+      if not same:
         keys.append(f"data.{split}")
   return list(dict.fromkeys(keys))
 
@@ -84,13 +133,15 @@ def _digest(spec: str, fields: tuple[str, ...], templates: str) -> str:
 def scored_otherwise(workdir: pathlib.Path, run: RunSettings) -> list[str]:
   """The keys of how models are scored, in which a config differs from that of a complete run."""
   stored, now = read_json(workdir / CONFIG), run.values
-  keys = [f"evaluate.{key}" for key in now["evaluate"]] + ["data.test", "data.held_out"]
-  sections = (key.split(".") for key in keys)
-  return [
+  scoring = {section: now[section] for section in ("evaluate", "cascade")}
+  scoring["data"] = {key: now["data"][key] for key in ("test", "held_out")}
+  keys = [
     f"{section}.{key}"
-    for section, key in sections
-    if now[section][key] != stored.get(section, {}).get(key, now[section][key])
+    for section, values in scoring.items()
+    for key, value in values.items()
+    if value != stored.get(section, {}).get(key, value)
   ]
+  return keys + ["baseline"] * (now["baseline"] != stored.get("baseline", now["baseline"]))
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:

@@ -27,6 +27,7 @@ from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, re
 _NOT_COMPARED = ("seed", "evaluation", "mesh", "predict", "export")
 
 _DIFFERENCE = "difference"
+_KINDS = {"method": str, "model": str, "test": str, "seed": int, "units": dict, "table": dict}
 
 Question = tuple[str, str]  # id, input
 
@@ -139,9 +140,9 @@ def read_run(path: pathlib.Path) -> Run:
   folder = file.parent.resolve()
   evaluation = folder.name if folder.parent.name == EVALUATIONS else ""
   workdir = folder.parents[1] if evaluation else folder
-  config = workdir / CONFIG
+  config = next((c for c in (folder / CONFIG, workdir / CONFIG) if c.exists()), None)
   name = f"{workdir.name}/{evaluation}" if evaluation else workdir.name
-  values = _read_object(config) if config.exists() else None
+  values = None if config is None else _read_object(config)
   return Run(path, folder, name, evaluation, values, record)
 
 
@@ -184,6 +185,9 @@ def _check_record(path: pathlib.Path, record: Record) -> None:
       " --mode=evaluate, or use the version that wrote it"
     )
   try:
+    for key, kind in _KINDS.items():
+      if not isinstance(record.get(key, kind()), kind):
+        raise TypeError(f"{key} is {record[key]!r}")
     _ = record["method"], record["model"], record["seed"], record["table"]["metrics"]
     tables = [table_rows(record), *record.get("held_out", {}).values()]
     figures = [row for table in tables for row in table.values()]

@@ -53,6 +53,11 @@ class TrainSettings:
       )
     for part, rate in self.learning_rate.items():
       check_learning_rate(rate, f"{self.section}.learning_rate.{part}")
+    for name in ("weight_decay", "clip_norm"):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise UserError(
+          f"{self.section}.{name} is {getattr(self, name)}; it must be a number of 0 or more"
+        )
     if not 0 <= self.final_fraction <= 1:
       raise UserError(f"{self.section}.final_fraction {self.final_fraction} is not between 0 and 1")
 

@@ -73,7 +73,7 @@ def test_no_decay_covers_vectors_that_stand_for_text():
   """Prompts and prefixes have no reason to be near zero."""
   for name in METHODS:
     for path in paths.flatten(trained(build(name))):
-      is_prompt = path.split("/")[0] in ("prompt", "first_prompt", "encoder_prompt", "prefix")
+      is_prompt = path.split("/")[0].endswith(("prompt", "prefix"))
       matched = any(re.fullmatch(pattern, path) for pattern in METHODS[name].no_decay)
       assert matched == is_prompt, path
 

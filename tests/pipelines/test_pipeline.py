@@ -52,6 +52,7 @@ class FirstRows:
 
   settings = FirstRowsSettings
   steps = ("select",)
+  stage_fields = ()
 
   def __init__(self, run, lm, workdir):
     self._settings = run.pipelines["first_rows"]

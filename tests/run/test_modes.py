@@ -1,5 +1,7 @@
 """Modes evaluate, predict and export of a complete run, and the folders that they write."""
 
+import dataclasses
+import importlib
 import json
 import shutil
 
@@ -10,6 +12,7 @@ import torch
 import transformers
 
 import frozen_jax
+from frozen_jax.core.errors import UserError
 from frozen_jax.run.records import table_rows
 from frozen_jax.tools import ask
 
@@ -100,7 +103,7 @@ def evaluated(program, recursive_run, tmp_path_factory):
 def test_evaluate_writes_a_record_of_its_own(evaluated):
   workdir, folder, out = evaluated
   assert [path.name for path in (workdir / "evaluations").iterdir()] == ["world_facts_test"]
-  names = {"results.json", "predictions.jsonl", "report.png"}
+  names = {"config.json", "results.json", "predictions.jsonl", "report.png"}
   assert {path.name for path in folder.iterdir()} == names
   assert out.splitlines()[-1] == f"The record is in {folder}."
 
@@ -117,7 +120,7 @@ def test_evaluate_scores_every_adapter_as_training_did(evaluated, recursive_run)
   assert out.splitlines()[: len(rows) + 1] == table
   name = "predictions.jsonl"
   assert (folder / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
-  training = {"stages", "steps", "seconds", "trainable_parameters"}
+  training = {"stages", "steps", "seconds", "trainable_parameters", "data"}
   assert ours.keys() == theirs.keys() - training
   changing = {"created", "command", "metrics"}
   for key in ours.keys() - changing:
@@ -142,6 +145,13 @@ def evaluate_here(call, program, prompt_run, tmp_path):
     return workdir
 
   return evaluate
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-x", "a/b", "../other"])
+def test_the_name_of_an_evaluation_stays_in_its_folder(prompt_run, name):
+  run = dataclasses.make_dataclass("Run", ["values"])({"evaluation": name})
+  with pytest.raises(UserError, match="give a name of letters"):
+    importlib.import_module("frozen_jax.run.evaluate")._evaluation_folder(prompt_run.workdir, run)
 
 
 def test_evaluate_on_other_data(evaluate_here, prompt_run, tmp_path):

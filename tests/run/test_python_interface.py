@@ -1,5 +1,8 @@
 """`load_frozen` and `load_adapter` as a program uses them."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -158,6 +161,28 @@ def test_an_adapter_of_another_base_is_refused(recursive_run, make_folder):
     frozen_jax.load_adapter(recursive_run.workdir, other)
 
 
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    *[({key: None}, "is damaged") for key in ("sections", "inputs", "generation")],
+    ({"sections": [1]}, "is damaged"),
+    ({"inference": {"gate": 1}}, "is damaged"),
+    ({"method": "nothing"}, "is of the method 'nothing', which this frozen_jax does not have"),
+    ({"method": "lora"}, "are not those that lora trains under its settings"),
+    ({"sections": {"prompt": {"length": 2}}}, "are not those that neural_recursion trains"),
+    ({"inputs": {"nothing": 1}}, "unknown config key config.data.nothing"),
+  ],
+)
+def test_an_altered_description_is_refused(recursive_run, lm, tmp_path, change, message):
+  folder = shutil.copytree(recursive_run.workdir / "adapter", tmp_path / "adapter")
+  path = folder / "adapter.json"
+  info = json.loads(path.read_text())
+  kept = {key: value for key, value in info.items() if change.get(key, "kept") is not None}
+  path.write_text(json.dumps(kept | {key: value for key, value in change.items() if value}))
+  with pytest.raises(UserError, match=message):
+    frozen_jax.load_adapter(folder, lm)
+
+
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_no_adapter_there(lm, tmp_path, name):
   with pytest.raises(UserError, match="no such folder|no adapter in"):
@@ -166,8 +191,6 @@ def test_no_adapter_there(lm, tmp_path, name):
 
 def test_train_takes_a_plain_dict_too(recursive_run):
   """The complete run is found by the config that it was started with."""
-  import json
-
   config = json.loads((recursive_run.workdir / "config.json").read_text())
   found = train(config, recursive_run.workdir)
   assert found == json.loads((recursive_run.workdir / "results.json").read_text())

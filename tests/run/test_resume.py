@@ -172,6 +172,25 @@ def test_not_with_another_model(resume, make_folder):
     resume({"model.name": str(make_folder(seed=1))})
 
 
+@pytest.mark.parametrize(
+  "file, old, new, names",
+  [
+    ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5', "lm_config.norm_eps"),
+    ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "lm_tokenizer"),
+  ],
+)
+def test_not_with_a_model_that_computes_or_reads_otherwise(
+  resume, tiny, tmp_path, file, old, new, names
+):
+  """The weights are the same."""
+  folder = shutil.copytree(tiny, tmp_path / "model")
+  text = (folder / file).read_text()
+  assert old in text
+  (folder / file).write_text(text.replace(old, new))
+  with pytest.raises(UserError, match=rf"another configuration \(.*{names}"):
+    resume({"model.name": str(folder)})
+
+
 def test_config_json_is_what_the_run_was_resumed_with(begun, resume, tmp_path):
   assert resume({"train.log_every": 1, "evaluate.max_examples": 1}) == []
   config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -238,6 +238,9 @@ def test_doubtful_runs_are_noted(as_json, tmp_path):
     (json.dumps(record(0, table="zero_shot  50")), "is damaged"),
     (json.dumps(record(0, rows={})), "is damaged (KeyError: 'prompt')"),
     (json.dumps(record(0, metrics={"loss": "high"})), "is damaged"),
+    (json.dumps(record(0, units=["percent"])), "is damaged (TypeError: units"),
+    (json.dumps(record([1])), "is damaged (TypeError: seed"),
+    (json.dumps(record(0, method={})), "is damaged (TypeError: method"),
   ],
 )
 def test_a_record_that_cannot_be_read(error, tmp_path, text, message):

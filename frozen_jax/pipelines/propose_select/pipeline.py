@@ -57,6 +57,7 @@ class ProposeSelect:
 
   settings = CandidateSettings
   steps = ()
+  stage_fields = ()
 
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
     """Raises UserError for candidates that cannot be."""
@@ -176,8 +177,12 @@ class ProposeSelect:
       "questions": _digest(examples),
       "lm": self._lm.fingerprint,
       "tokenizer": tokenizer_hash(self._lm.tokenizer),
+      "method": settings.method,
       "trained": checksum(model.trained),
+      "frozen_inputs": checksum(model.frozen_inputs),
+      "encoder": getattr(self._lm.encoder, "fingerprint", ""),
       "model": settings.model,
+      **settings.sections,
       "template": model.inputs.template,
       "max_new_tokens": model.generation.max_new_tokens,
       "sampling": how,

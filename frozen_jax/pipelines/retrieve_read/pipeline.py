@@ -60,6 +60,7 @@ class RetrieveRead:
 
   settings = ReaderSettings
   steps = STEPS
+  stage_fields = ("ranking", "budget")
 
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
     """Opens the corpus.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from frozen_jax.backbones import hub
 from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
@@ -206,8 +207,9 @@ def train_re_ranker(
 
 
 def base_fingerprint(settings: ReRankerSettings) -> str:
-  """Names the base's weights: the digest of a folder, else the name itself, which is pinned."""
-  base = pathlib.Path(settings.base)
+  """Names the base's weights: the digest of a folder, also of the hub's, else the pinned name."""
+  is_of_hub = settings.base.startswith(hub.PREFIX)
+  base = hub.fetch(settings.base) if is_of_hub else pathlib.Path(settings.base)
   return digest(base) if base.is_dir() else settings.base
 
 

@@ -1,0 +1,96 @@
+"""What a workdir with a complete run accepts, and what is another run."""
+
+import json
+import shutil
+
+import pytest
+
+import frozen_jax
+from frozen_jax.core.errors import UserError
+from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
+from tests.run.task_files import lines_file
+
+
+@pytest.fixture(scope="module")
+def complete(tiny, tmp_path_factory):
+  """(config, folder with the data and the workdir `run`) of a complete run."""
+  folder = tmp_path_factory.mktemp("complete")
+  files = [lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in ("train", "validation")]
+  config = prompt_tuning_config(tiny, *files)
+  config["evaluate"] = {"max_examples": 1, "max_new_tokens": 2}
+  frozen_jax.run.train(config, folder / "run")
+  return config, folder
+
+
+@pytest.fixture
+def again(complete, tmp_path):
+  """`again({dotted key: value})`: the command once more -> what it returns; the config's files are
+  those of `again.folder`, a copy.
+  """
+  config, folder = complete
+  own = shutil.copytree(folder, tmp_path / "copy")
+
+  def run(changes=()):
+    changed = config
+    for split in ("train", "validation"):
+      changed = with_value(changed, f"data.{split}", str(own / f"{split}.jsonl"))
+    for key, value in dict(changes).items():
+      changed = with_value(changed, key, value)
+    return frozen_jax.run.train(changed, own / "run")
+
+  run.folder = own
+  return run
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"mesh.data": 2}, {"train.log_every": 1}, {"evaluate.max_examples": 3}, {"baseline": "x"}],
+  ids=str,
+)
+def test_it_is_reported(again, changes):
+  assert again(changes) == json.loads((again.folder / "run" / "results.json").read_text())
+
+
+def test_what_would_be_scored_otherwise_is_said(again, capsys):
+  again({"evaluate.max_examples": 3, "cascade.compute_budget": 1.5, "baseline": "prompt"})
+  said = "another evaluate.max_examples, cascade.compute_budget, baseline; --mode=evaluate"
+  assert said in capsys.readouterr().out
+
+
+def test_the_same_model_in_another_folder(again, tiny, tmp_path):
+  again({"model.name": str(shutil.copytree(tiny, tmp_path / "model"))})
+
+
+def test_data_that_are_gone_under_their_name(again, complete):
+  config, _ = complete
+  again({"data.train": config["data"]["train"]})
+  with pytest.raises(UserError, match="nowhere"):
+    again({"data.train": str(again.folder / "nowhere.jsonl")})
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_not_with_data_that_were_rewritten_in_place(again, split):
+  path = again.folder / f"{split}.jsonl"
+  path.write_bytes(path.read_bytes().replace(b"Lima", b"Bari"))
+  with pytest.raises(UserError, match=rf"another config \(different: data.{split}"):
+    again()
+
+
+def test_not_with_another_model(again, make_folder):
+  with pytest.raises(UserError, match=r"another config \(different: model.name\)"):
+    again({"model.name": str(make_folder(seed=1))})
+
+
+@pytest.mark.parametrize(
+  "changes, names",
+  [
+    ({"init_from": "elsewhere"}, "init_from"),
+    ({"seed": 5}, "seed"),
+    ({"stages.prompt.init_from": ["prompt=prompt/prompt"]}, "stages.prompt.init_from"),
+    ({"reader": {"ranking": "bm25"}}, "reader"),
+    ({"candidates": {"samples": 3}}, "candidates"),
+  ],
+)
+def test_not_with_what_it_started_from_or_read(again, changes, names):
+  with pytest.raises(UserError, match=rf"another config \(different: .*{names}"):
+    again(changes)
