@@ -51,8 +51,7 @@ def run_stage(
   stage = stage.with_data(datasets=model.inputs.datasets)
   init_key, key = jax.random.split(_stage_key(stage.seed, stage.name))
   given = {**initial, **_parts(stage.init_from, trained, initial)}
-  fresh = model.method.init(lm, init_key)
-  start = _replaced(fresh, given, stage.name)
+  start = _replaced(model.method.init(lm, init_key), given, stage.name)
   frozen_inputs = _frozen_inputs(stage, trained, initial)
   model = stage.tuned_model(lm, start, global_device_put(frozen_inputs, replicated(mesh)))
   _LOG.info(
