@@ -6,10 +6,12 @@ because tests compare with values that it computes. The package itself never imp
 """
 
 import pathlib
+import re
 
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
+VERSION = (HERE / "frozen_jax" / "core" / "version.py").read_text(encoding="utf-8")
 
 INSTALL = [
   "absl-py>=2.3",
@@ -32,8 +34,10 @@ INSTALL = [
   "orbax-checkpoint>=0.12.8",
   "pyyaml>=6.0",
   "qwix>=0.1.8",
+  "regex>=2026.1",  # the scripts of Unicode
   "safetensors>=0.8",
   "scipy>=1.15",
+  "sentencepiece>=0.2",  # transformers reads spiece.model and tokenizer.model with it
   "tensorflow-datasets>=4.9.10",
   "tokenizers>=0.23",
   "tqdm>=4.66",
@@ -56,15 +60,21 @@ TEST = [
 
 setuptools.setup(
   name="frozen_jax",
-  version="0.1.0",
+  version=re.search(r'^__version__ = "(.+)"$', VERSION, re.MULTILINE)[1],
   description="Small trained networks around a frozen language model, in JAX",
   long_description=(HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   license_files=["LICENSE"],
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["frozen_jax", "frozen_jax.*"]),
+  # The experiments stand in configs/, and are installed as a folder of the package.
+  packages=[
+    *setuptools.find_packages(include=["frozen_jax", "frozen_jax.*"]),
+    "frozen_jax.configs",
+  ],
+  package_dir={"frozen_jax.configs": "configs"},
   package_data={"frozen_jax": ["py.typed", "data/builders/*.yaml"]},
+  entry_points={"console_scripts": ["frozen-jax = frozen_jax.__main__:program"]},
   install_requires=INSTALL,
   extras_require={
     "test": TEST,

@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 from benchmarks import pairs
 from benchmarks.training_step import DTYPES, machine
 from benchmarks.work import MODEL
+from frozen_jax.core.user_path import user_path
 
 TRIED, SHARE = 8, 4  # tokens a sample of the passes that choose; one of so many prompts is read
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="the dtypes that are tried")
   parser.add_argument("--pairs", type=int, default=3, help="measured passes of each side")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   options = parser.parse_args(arguments)
   with tempfile.TemporaryDirectory() as folder:
     copy = [sys.executable, "-m", "benchmarks.hf_copy", options.model, folder]

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks import ours, pairs, worker
 from benchmarks.training_step import machine
 from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.user_path import user_path
 from frozen_jax.retrieval.corpus import Passage, open_corpus, write_corpus
 from frozen_jax.retrieval.dense import DenseRetriever
 from frozen_jax.retrieval.dense_index import build_dense, open_dense
@@ -37,9 +38,9 @@ def main() -> None:
   parser.add_argument("--passages", type=int, nargs="*", default=[20_000, 1_000_000])
   parser.add_argument("--questions", type=int, nargs="*", default=[256, 1])
   parser.add_argument("--pairs", type=int, default=7, help="measured searches of each side")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-  parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+  parser.add_argument("--folder", type=user_path, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.side:
     serve(options.side, options.folder, options.questions[0])

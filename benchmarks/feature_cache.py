@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks import pairs, work, worker
 from benchmarks.training_step import machine
+from frozen_jax.core.user_path import user_path
 
 TEXT = pathlib.Path("../shared/data/multitask/t0_train.jsonl.gz")
 PEERS = {"first": "encoded", "memory": "encoded", "disk": "encoded", "training": "encoding_steps"}
@@ -39,11 +40,11 @@ TOLERANCE = 1e-3  # of the mean size of a state, or of the first loss, relative
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--texts", type=int, default=512, help="how many texts make an epoch")
-  parser.add_argument("--source", type=pathlib.Path, default=TEXT, help="gzipped rows {input}")
+  parser.add_argument("--source", type=user_path, default=TEXT, help="gzipped rows {input}")
   parser.add_argument("--pairs", type=int, default=3, help="measured epochs of each side")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   parser.add_argument("--side", choices=(*PEERS, *PEERS.values()), help=argparse.SUPPRESS)
-  parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+  parser.add_argument("--folder", type=user_path, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if not options.source.is_file():
     parser.error(f"there is no {options.source}; name one with --source")

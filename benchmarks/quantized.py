@@ -23,6 +23,7 @@ from benchmarks.work import MODEL
 from frozen_jax.backbones import decoder, loss
 from frozen_jax.backbones.load import Decoder, load_decoder
 from frozen_jax.backbones.quantized import QUANTIZATION_KINDS
+from frozen_jax.core.user_path import user_path
 
 TEXT = pathlib.Path("../shared/data/text/validation.jsonl.gz")
 
@@ -38,10 +39,10 @@ def main() -> None:
     choices=QUANTIZATION_KINDS,
     help="the kinds",
   )
-  parser.add_argument("--text", type=pathlib.Path, default=TEXT, help="gzipped JSON lines {text}")
+  parser.add_argument("--text", type=user_path, default=TEXT, help="gzipped JSON lines {text}")
   parser.add_argument("--windows", type=int, default=40, help="how many windows are read")
   parser.add_argument("--length", type=int, default=512, help="tokens of a window")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   options = parser.parse_args()
   if not options.text.is_file():
     parser.error(f"there is no text {options.text}; name one with --text")

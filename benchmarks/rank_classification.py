@@ -19,16 +19,17 @@ import numpy as np
 
 from benchmarks import pairs
 from benchmarks.training_step import machine
+from frozen_jax.core.user_path import user_path
 
 TOLERANCE = 1e-4  # nats
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data", type=pathlib.Path, required=True, help="rows with choices")
+  parser.add_argument("--data", type=user_path, required=True, help="rows with choices")
   parser.add_argument("--rows", type=int, default=200, help="how many of them")
   parser.add_argument("--pairs", type=int, default=3, help="measured passes over them a side")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   options = parser.parse_args()
   if not options.data.is_file():
     parser.error(f"there is no file {options.data}; name one with --data")

@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks import pairs
 from benchmarks.training_step import machine
+from frozen_jax.core.user_path import user_path
 
 MODEL = "minilm-l6-v2"
 PASSAGES = 8  # next to each question
@@ -31,12 +32,12 @@ TOLERANCE = {"float32": {"train": 1e-3, "score": 1e-4}, "bfloat16": {"train": 0.
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data", type=pathlib.Path, required=True, help="corpus and questions")
+  parser.add_argument("--data", type=user_path, required=True, help="corpus and questions")
   parser.add_argument("--train", type=int, default=8, help="questions in a training step")
   parser.add_argument("--score", type=int, default=64, help="questions in a scoring pass")
   parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32", help="of both sides")
   parser.add_argument("--pairs", type=int, default=5, help="measured passes a side")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as made:
     folder = start(pathlib.Path(made))

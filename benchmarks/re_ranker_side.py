@@ -52,7 +52,8 @@ def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
   import jax
 
   from frozen_jax.data.mining import Group
-  from frozen_jax.data.pairs import GroupBatches, GroupOptions, PairEncoder
+  from frozen_jax.data.pair_encoder import PairEncoder
+  from frozen_jax.data.pairs import GroupBatches, GroupOptions
   from frozen_jax.export.cross_encoder import read_cross_encoder
   from frozen_jax.methods.re_ranker import ReRanker
   from frozen_jax.sharding.mesh import make_mesh
@@ -87,7 +88,7 @@ def ours_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
 def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[], float]:
   import jax
 
-  from frozen_jax.data.pairs import PairEncoder
+  from frozen_jax.data.pair_encoder import PairEncoder
   from frozen_jax.evaluation.pair_scores import score_pairs
   from frozen_jax.export.cross_encoder import read_cross_encoder
   from frozen_jax.methods.re_ranker import ReRanker

@@ -26,6 +26,7 @@ from benchmarks.training_step import machine
 from benchmarks.work import MODEL
 from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.types import Prompt
+from frozen_jax.core.user_path import user_path
 from frozen_jax.decoding.requests import Sampling
 from frozen_jax.models.frozen_lm import FrozenLM, load_frozen
 from frozen_jax.models.generation import complete
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--new", type=int, default=32, help="tokens of a continuation at most")
   parser.add_argument("--warm-up", type=int, default=1000, help="prompts that are not judged")
   parser.add_argument("--growth", type=float, default=0.02, help="share that memory may grow by")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+  parser.add_argument("--json", type=user_path, help="also write the figures to this file")
   options = parser.parse_args(arguments)
   names: list[str] = []
   listen = lambda event, seconds, **about: (

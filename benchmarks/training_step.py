@@ -26,6 +26,7 @@ from typing import Any
 from safetensors import safe_open
 
 from benchmarks import pairs, work
+from frozen_jax.core.user_path import user_path
 
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of the first step's loss, relative
@@ -34,7 +35,7 @@ PAIRS = 7
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   parser.add_argument("--pairs", type=int, default=PAIRS, help="measured steps of each side")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:

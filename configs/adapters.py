@@ -1,4 +1,4 @@
-"""Bottleneck adapters (Houlsby et al., 2019) in a frozen LM, on closed-book questions.
+"""Adapters (Houlsby et al., 2019) in a frozen LM, on closed-book questions.
 
     python -m frozen_jax.main --config=configs/adapters.py
 

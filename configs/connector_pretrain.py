@@ -1,4 +1,4 @@
-"""Pretraining a Connector on plain text, alone: what a recursive LM may start from.
+"""Pretraining a Connector on plain text, for a recursive LM to start from.
 
     python -m frozen_jax.main --config=configs/connector_pretrain.py
     python -m frozen_jax.main --config=configs/recursive.py --workdir=runs/from_pretrained \\

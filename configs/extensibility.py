@@ -1,4 +1,4 @@
-"""Two skills, one after the other: does the second change the first? (Levine et al., 2022)
+"""Two skills in turn (Levine et al., 2022): does one change the other?
 
     python -m frozen_jax.main --config=configs/extensibility.py
     python -m frozen_jax.main --config=configs/extensibility.py:fine_tuning

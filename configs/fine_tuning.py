@@ -1,4 +1,4 @@
-"""Full fine-tuning on closed-book questions: the baseline of all frozen methods.
+"""Full fine-tuning on closed-book questions, which all else is measured by.
 
     python -m frozen_jax.main --config=configs/fine_tuning.py
 

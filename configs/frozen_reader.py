@@ -1,4 +1,4 @@
-"""A frozen LM as a reader (Levine et al., 2022): retrieve, re-rank, pack, read.
+"""A frozen reader (Levine et al., 2022): retrieve, re-rank, pack, read.
 
     python -m frozen_jax.main --config=configs/frozen_reader.py
     python -m frozen_jax.tools.ask runs/frozen_reader
@@ -129,7 +129,7 @@ def _wikipedia(config: ConfigDict) -> None:
     {
       "base": "hf:cross-encoder/ms-marco-MiniLM-L6-v2",
       "positives": "answers",
-      "negatives_among": "corpus",  # few of 21 million passages answer a training question
+      "negatives_from": "corpus",  # few of 21 million passages answer a training question
       "steps": 5000,
     }
   )

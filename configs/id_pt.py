@@ -1,4 +1,4 @@
-"""Input-dependent prompt tuning (Levine et al., 2022): one frozen LM, many tasks at once.
+"""Input-dependent prompt tuning (Levine et al., 2022) on many tasks.
 
     python -m frozen_jax.main --config=configs/id_pt.py
 

@@ -1,4 +1,4 @@
-"""Prompt tuning on many tasks at once: one prompt for all of them, and one for each.
+"""Prompt tuning on many tasks: one prompt for all, and one for each.
 
     python -m frozen_jax.main --config=configs/multitask_prompt_tuning.py
 

@@ -1,4 +1,4 @@
-"""P-tuning (Liu et al., 2021) of a frozen LM on closed-book questions.
+"""P-tuning (Liu et al., 2021) on closed-book questions.
 
     python -m frozen_jax.main --config=configs/p_tuning.py
 

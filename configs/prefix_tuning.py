@@ -1,4 +1,4 @@
-"""Prefix tuning (Li and Liang, 2021) of a frozen LM on closed-book questions.
+"""Prefix tuning (Li and Liang, 2021) on closed-book questions.
 
     python -m frozen_jax.main --config=configs/prefix_tuning.py
 

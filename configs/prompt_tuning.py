@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al., 2021) of a frozen LM on closed-book questions.
+"""Prompt tuning (Lester et al., 2021) on closed-book questions.
 
     python -m frozen_jax.main --config=configs/prompt_tuning.py
 

@@ -1,4 +1,4 @@
-"""A textual recursive LM (Levine et al., 2022) on closed-book questions: the LM reads its answers.
+"""A textual recursive LM (Levine et al., 2022): it reads its own answers.
 
     python -m frozen_jax.main --config=configs/textual_recursion.py
 

@@ -10,6 +10,8 @@ Names are loaded when they are first used, so that a config file can be read wit
 
 from typing import TYPE_CHECKING, Any
 
+from frozen_jax.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
   from frozen_jax.models.frozen_encoder import FrozenEncoder as FrozenEncoder
   from frozen_jax.models.frozen_encoder import load_encoder as load_encoder

@@ -1,40 +1,51 @@
 """The command: flags, distributed start, dispatch to `frozen_jax.run`, exit status.
 
-    python -m frozen_jax.main --config=configs/recursive.py[:variant]
+    frozen-jax --config=NAME[:variant] (or python -m frozen_jax, python -m frozen_jax.main)
       [--mode=train|evaluate|predict|export] [--workdir=DIR] [--config.key=value ...]
 
-The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM, after saving); 2 what
-the user gave is wrong, one `error:` line on standard error; 1 anything else.
+The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM or Ctrl-C, after
+saving); 2 what the user gave is wrong, one `error:` line on standard error; 1 anything else.
 """
 
+from frozen_jax.core import interruption
+
+if __name__ == "__main__":
+  interruption.note_signals()  # what is imported below takes a while; `main` then asks for them
+
+import contextlib
 import dataclasses
 import difflib
 import logging
 import os
 import pathlib
-import shlex
-import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from frozen_jax.config import overrides
-from frozen_jax.config.config_file import load_config
+from frozen_jax.config import config_file, overrides
+from frozen_jax.core.compilation_cache import keep_compiled
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.streams import own_streams
+from frozen_jax.core.user_path import user_path
+from frozen_jax.core.version import __version__
+from frozen_jax.training.checkpoint_folders import saved_step
 
 MODES = ("train", "evaluate", "predict", "export")
+FLAGS = ("config", "mode", "workdir", "help", "version")
 VALUED = ("--config", "--mode", "--workdir")
+GOES_ON = "; the same command goes on from there"
 HELP = """\
 Small trained networks around a frozen language model.
 
-  python -m frozen_jax.main --config=configs/NAME.py[:variant] [--mode=MODE] [--workdir=DIR]
-    [--config.KEY=VALUE ...]
+  frozen-jax --config=NAME[:variant] [--mode=MODE] [--workdir=DIR] [--config.KEY=VALUE ...]
 
-  --config    the experiment, a file of ./configs; `:smoke` does the same work in about a minute
+  --config    the experiment: a name of the list below, or a file of yours like those of configs/;
+              `:smoke` does the same work in about a minute
   --mode      train     run the stages and score them on data.test; run again, it goes on where it
                         was stopped (the default)
               evaluate  score the trained adapter on data.test
@@ -44,35 +55,30 @@ Small trained networks around a frozen language model.
   --workdir   where a run keeps everything; default runs/NAME[-variant]
   --config.KEY=VALUE  another value for a key of the experiment; lists are written a,b. One stage
               alone: --config.stages.NAME.KEY=VALUE
+  --help      this; with --config=NAME also every key of that experiment
+  --version   the version
 
-Examples:
+`python -m frozen_jax` is the same command. Examples:
 
-  python -m frozen_jax.main --config=configs/recursive.py
-  python -m frozen_jax.main --config=configs/prompt_tuning.py --workdir=runs/mine \\
+  frozen-jax --config=recursive
+  frozen-jax --config=prompt_tuning --workdir=runs/mine \\
     --config.model.name=FOLDER_OR_GGUF --config.data.train=FILE.jsonl --config.train.steps=300
-  echo 'What is the capital of Peru?' | \\
-    python -m frozen_jax.main --config=configs/recursive.py --mode=predict
+  echo 'What is the capital of Peru?' | frozen-jax --config=recursive --mode=predict
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A command line as read: `argv` has the program's name in front, `config` the overrides in."""
+  """A command line as read: `config` has the overrides in, `notes` are said before it runs."""
 
-  argv: tuple[str, ...]
   config: ConfigDict
   mode: str
   workdir: str
-
-  def again(self, mode: str) -> str:
-    """The same command in another mode, for a shell."""
-    kept = [a for a in self.argv[1:] if not a.lstrip("-").startswith(("mode=", "workdir="))]
-    arguments = ["python", "-m", "frozen_jax.main", *kept, f"--workdir={self.workdir}"]
-    return shlex.join([*arguments, f"--mode={mode}"])
+  notes: tuple[str, ...] = ()
 
 
 def default_workdir(config_argument: str) -> str:
-  """configs/NAME.py:variant -> runs/NAME-variant."""
+  """NAME:variant or configs/NAME.py:variant -> runs/NAME-variant."""
   path, _, variant = config_argument.partition(":")
   name = pathlib.PurePath(path).stem
   return str(pathlib.PurePath("runs", f"{name}-{variant}" if variant else name))
@@ -89,27 +95,62 @@ def parse(argv: Sequence[str]) -> Command | None:
   flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
   flags.DEFINE_string("workdir", "", "", flag_values=values)
   flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=values)
-  argv = _joined(argv)
+  flags.DEFINE_boolean("version", False, "", flag_values=values)
   try:
-    rest = values(argv, known_only=True)[1:]
+    rest = values(_joined(argv), known_only=True)[1:]
   except (flags.Error, ValueError) as error:
     raise UserError(f"{' '.join(str(error).split())}; --help says what there is") from None
+  if values.version:
+    print(f"frozen_jax {__version__}")
+    return None
+  given = [_override(argument, values.config) for argument in rest]
   if values.help and not values.config:
-    print(HELP)
+    print(f"{HELP}\n{_experiments_text()}")
     return None
   if not values.config:
-    raise UserError("no experiment given; add --config=configs/NAME.py (see ./configs)")
-  given = [_override(argument) for argument in rest]
-  config = load_config(values.config)
-  from frozen_jax.run import settings  # imports jax, which takes seconds
-
-  config = settings.complete(config)
+    names = ", ".join(config_file.experiments())
+    raise UserError(f"no experiment given; add --config=NAME, one of {names}")
+  config = _complete(values.config)
   overrides.override(config, given)
   if values.help:
+    from frozen_jax.run import settings
+
     print(f"{HELP}\nThe keys of {values.config}:\n\n{settings.help_text(config)}")
     return None
-  workdir = values.workdir or default_workdir(values.config)
-  return Command(tuple(argv), config, values.mode, workdir)
+  workdir = str(user_path(values.workdir or default_workdir(values.config)))
+  return Command(config, values.mode, workdir, tuple(_notes(config, given)))
+
+
+def _complete(config: str) -> ConfigDict:
+  """The config of an experiment, with all defaults."""
+  loaded = config_file.load_config(config)
+  from frozen_jax.run import settings  # imports jax, which takes seconds
+
+  return settings.complete(loaded)
+
+
+def _experiments_text() -> str:
+  """A line for each experiment, of at most 100 columns."""
+  lines = config_file.first_lines()
+  width = max(map(len, lines), default=0) + 2
+  return "Experiments:\n\n" + "\n".join(
+    f"  {name:<{width}}{textwrap.shorten(line, 98 - width, placeholder=' ...')}".rstrip()
+    for name, line in lines.items()
+  )
+
+
+def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> list[str]:
+  """Says which stages keep values of their own for what was given for the run as a whole."""
+  kept = overrides.kept_by_stages(config, given)
+  notes = []
+  for stage, own in kept.items():
+    values = ", ".join(
+      f"{key}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+      for key, value in own.items()
+    )
+    change = f"--config.stages.{stage}.{next(iter(own))}=..."
+    notes.append(f"stage {stage} keeps its own {values}; {change} changes it")
+  return notes
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -125,18 +166,57 @@ def _joined(argv: Sequence[str]) -> list[str]:
   return joined
 
 
-def _override(argument: str) -> tuple[str, str]:
-  """`--config.key=value` -> (key, value)."""
+def _override(argument: str, config: str) -> tuple[str, str]:
+  """`--config.key=value` -> (key, value). config: the experiment, for hints; it may be empty."""
   name, equals, value = argument.lstrip("-").partition("=")
   if not argument.startswith("-"):
-    raise UserError(f"unexpected argument {argument!r}; everything is given as --flag=value")
+    meant = _positional(name, equals, config)
+    hint = f"did you mean {meant}?" if meant else "everything is given as --flag=value"
+    raise UserError(f"unexpected argument {argument!r}; {hint}")
   if not name.startswith("config."):
-    near = difflib.get_close_matches(name, ("config", "mode", "workdir", "help"), n=1)
-    meant = f"did you mean --{near[0]}?" if near else "--help says what there is"
-    raise UserError(f"unknown flag --{name}; {meant}")
+    meant = _misspelt(name, config)
+    raise UserError(
+      f"unknown flag --{name}; "
+      + (f"did you mean --{meant}?" if meant else "--help says what there is")
+    )
   if not equals:
     raise UserError(f"--{name} has no value; write --{name}=VALUE")
   return name.removeprefix("config."), value
+
+
+def _positional(name: str, equals: str, config: str) -> str:
+  """The flag that a word without dashes most likely means, or ""."""
+  if equals:
+    key = name.removeprefix("config.")
+    return f"--{name}=..." if name in FLAGS else f"--config.{_misspelt_key(key, config) or key}=..."
+  if mode := difflib.get_close_matches(name, MODES, n=1, cutoff=0.75):
+    return f"--mode={mode[0]}"
+  path, colon, variant = name.partition(":")
+  known = config_file.experiments()
+  stem = pathlib.PurePath(path).stem
+  if pathlib.Path(path).is_file():
+    return f"--config={name}"
+  if near := difflib.get_close_matches(stem, known, n=1, cutoff=0.6):
+    return f"--config={near[0]}{colon}{variant}"
+  return ""
+
+
+def _misspelt(name: str, config: str) -> str:
+  """The flag that a misspelt one, or a key without its `config.`, most likely means, or ""."""
+  first, dot, rest = name.partition(".")
+  if not dot and (near := difflib.get_close_matches(name.lower(), FLAGS, n=1, cutoff=0.6)):
+    return near[0]
+  if dot and difflib.get_close_matches(first.lower(), ("config",), cutoff=0.6):
+    return f"config.{_misspelt_key(rest, config) or rest}"
+  key = _misspelt_key(name, config)
+  return key and f"config.{key}"
+
+
+def _misspelt_key(key: str, config: str) -> str:
+  try:
+    return overrides.nearest_key(_complete(config or "prompt_tuning"), key)
+  except UserError:  # no such experiment: that is said once the flags are right
+    return ""
 
 
 class _AboveBars(logging.Handler):
@@ -160,51 +240,66 @@ def run(command: Command) -> None:
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
+  if hosts.is_first_host():
+    for note in command.notes:
+      logging.getLogger("frozen_jax").info("%s", note)
   from frozen_jax import run as entry
+  from frozen_jax.run import report
 
   done = getattr(entry, command.mode)(command.config, command.workdir)
   if command.mode == "train" and hosts.is_first_host() and "metrics" in done:
-    print(
-      f"The adapter is in {command.workdir}/adapter. Ask it:"
-      f" echo 'What is the capital of Peru?' | {command.again('predict')}"
-    )
+    report.say(*report.closing_tip(command.workdir))
 
 
-def _stopped_at_the_start(number: int, frame: object) -> None:
-  """Ends the process at once: there is nothing to save, and native imports bear no exception."""
-  os.write(sys.stderr.fileno(), b"interrupted at step 0; the same command goes on from there\n")
-  os._exit(0)
+def _stop_at_once(argv: Sequence[str]) -> Callable[[], None]:
+  """What a signal does while there is nothing to save: it ends the process.
+
+  It raises nothing: native code that is being imported bears no exception.
+  """
+  given = dict(argument.lstrip("-").partition("=")[::2] for argument in _joined(argv[1:]))
+
+  def stop() -> None:
+    if given.get("mode", "train") != "train":
+      said, status = "stopped before it was done; run the same command again", 1
+    else:
+      folder = given.get("workdir") or default_workdir(given.get("config", ""))
+      said, status = str(Interrupted(saved_step(folder))) + GOES_ON, 0
+    with contextlib.suppress(OSError):
+      os.write(2, f"{said}\n".encode())
+    os._exit(status)
+
+  return stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`parse` and `run`, with their outcome as an exit status."""
+  arguments = sys.argv if argv is None else argv
 
   def act() -> None:
-    arguments = sys.argv if argv is None else argv
-    if not {"evaluate", "predict", "export"} & {a.rpartition("=")[2] for a in arguments}:
-      signal.signal(signal.SIGTERM, _stopped_at_the_start)  # until a run has its own way to stop
     command = parse(arguments)
     if command is not None:
       run(command)
 
-  try:
-    return exit_status(act)
-  except Interrupted as stop:
-    logging.getLogger("frozen_jax").info("%s; the same command goes on from there", stop)
-  except KeyboardInterrupt:
-    print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-    return 1
-  return 0
+  stop = _stop_at_once(arguments)
+  with interruption.handled_by(stop):  # until a run has its own way to stop
+    if interruption.requested():
+      stop()
+    try:
+      return exit_status(act)
+    except Interrupted as stop:
+      logging.getLogger("frozen_jax").info("%s%s", stop, GOES_ON)
+      return 0
 
 
-def _own_standard_output() -> None:
-  """Keeps standard output for what we print: what native libraries write there goes to stderr."""
-  ours = os.dup(sys.stdout.fileno())
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-  sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+def program() -> int:
+  """The whole process: `main` with settings of its own for memory, compiling and output."""
+  keep_freed_memory()
+  keep_compiled()
+  own_streams()
+  status = main()
+  interruption.ignore()  # the interpreter's own end must not change the exit status
+  return status
 
 
 if __name__ == "__main__":
-  keep_freed_memory()
-  _own_standard_output()
-  sys.exit(main())
+  sys.exit(program())

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs frozen_jax.main on every host of a TPU pod slice, from any machine that has gcloud.
 #
-#   TPU_NAME=my-pod ZONE=us-central2-b launch/tpu_pod.sh [--dry-run] \
-#     --config=configs/recursive.py --workdir=/mnt/shared/recursive --config.mesh.fsdp=16
+#   TPU_NAME=my-pod ZONE=us-central2-b launch/tpu_pod.sh \
+#     --config=configs/recursive.py --workdir=/mnt/shared/recursive [--config.mesh.fsdp=16] [--dry-run]
 #
 # The workdir must be on a file system that all hosts share (for example a mounted bucket).
 #
-# --dry-run   print the command and run nothing
+# --dry-run   anywhere: print the command and run nothing
 # TPU_NAME    name of the TPU VM or pod slice            ZONE    its zone
 # FOLDER      the clone on each host (default: frozen_jax, in the home folder), installed there
 #             with: pip install -e '.[tpu]'
@@ -17,10 +17,14 @@
 set -euo pipefail
 
 dry_run=false
-if [[ ${1:-} == --dry-run ]]; then
-  dry_run=true
+for argument; do # --dry-run stands anywhere among the arguments
   shift
-fi
+  if [[ $argument == --dry-run ]]; then
+    dry_run=true
+  else
+    set -- "$@" "$argument"
+  fi
+done
 if [[ -z ${TPU_NAME:-} || -z ${ZONE:-} ]]; then
   echo "error: set TPU_NAME and ZONE; the head of $0 shows how" >&2
   exit 2

@@ -9,7 +9,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from frozen_jax.data.mining import Group
-from frozen_jax.data.pairs import PairEncoder
+from frozen_jax.data.pair_encoder import PairEncoder
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [*SPECIAL, "what", "colour", "has", "the", "is", *(f"w{i}" for i in range(40))]

@@ -232,6 +232,7 @@ def one_vector_config(monkeypatch):
   for sections in (run_settings._METHOD_SECTIONS, run_settings._KINDS):  # read from the table
     monkeypatch.setitem(sections, "one_vector", OneVectorSettings)
   config = defaults.defaults()
+  config.mesh.data = 1
   config.stage_order = ("first",)
   config.stages.first = {"method": "one_vector"}
   return config
@@ -290,6 +291,7 @@ def workdir(tmp_path):
   model = TunedModel(lm, method, method.init(lm, jax.random.key(0)), sections=sections)
   model.save(tmp_path / "run" / "adapter")
   config = load_config(f"{ROOT}/configs/prompt_tuning.py:smoke")
+  config.mesh.data = 1
   config.model.update({"name": str(tmp_path / "lm"), "dtype": "float32"})
   return tmp_path / "run", config, model
 

@@ -22,6 +22,7 @@ FLOORS = [
   {"run"},
   {"__init__"},
   {"main", "tools"},
+  {"__main__"},
 ]
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 FLAGS = {"absl.flags", "ml_collections.config_flags"}  # main is their only reader

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
-from tqdm import tqdm
 
 from frozen_jax.backbones import stack
 from frozen_jax.backbones.families.table import Family, Format, Source
 from frozen_jax.backbones.stored_tensors import Index, StoredTensors, TensorReader
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.sharding import rules
 
 # Bytes of tensors that may be in transfer to the devices before reading waits for them.
@@ -209,7 +209,7 @@ def load_params(
   # The largest tensors first: temporary copies are largest while few arrays are loaded.
   largest_first = sorted(leaves, key=lambda leaf: math.prod(leaf.slice_shape), reverse=True)
   # The bar appears only when loading takes longer than two seconds.
-  with tqdm(total=total, desc="load", unit="tensor", disable=not progress, delay=2) as bar:
+  with ProgressBar(total=total, desc="load", unit="tensor", disable=not progress, delay=2) as bar:
     for leaf in largest_first:
       conversion = convert(leaf.path)
       cast = isinstance(conversion, Cast) and not leaf.source.offset

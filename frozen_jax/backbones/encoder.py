@@ -125,14 +125,21 @@ def pool(
     )
   states = states.astype(jnp.float32)
   real = jnp.ones(states.shape[:2], bool) if mask is None else mask > 0
-  if config.pooling == "mean":
-    count = jnp.maximum(real.sum(axis=1, keepdims=True), 1)
-    vector = jnp.where(real[..., None], states, 0).sum(axis=1) / count
+  if config.pooling in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
+    weights = real.astype(jnp.float32)
+    if config.pooling == "weightedmean":
+      weights = weights * jnp.cumsum(weights, axis=1)
+    count = jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+    count = jnp.sqrt(count) if config.pooling == "mean_sqrt_len_tokens" else count
+    vector = jnp.where(real[..., None], states * weights[..., None], 0).sum(axis=1) / count
   elif config.pooling == "max":
     vector = jnp.where(real[..., None], states, jnp.finfo(jnp.float32).min).max(axis=1)
   else:
-    first = jnp.argmax(real, axis=1)[:, None, None]
-    vector = jnp.take_along_axis(states, first, axis=1)[:, 0]
+    if config.pooling == "lasttoken":
+      position = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    else:
+      position = jnp.argmax(real, axis=1)
+    vector = jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
   if config.pooling == "pooler":
     weights = params["pooler"] if trained else jax.lax.stop_gradient(params["pooler"])
     vector = jnp.tanh(linear(vector, weights, project_trained if trained else project))

@@ -5,6 +5,7 @@ import dataclasses
 from frozen_jax.backbones.config import Rope
 
 POOLINGS = ("", "pooler", "mean", "cls", "max")
+POOLINGS += ("mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # of sentence-transformers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,9 @@ class EncoderConfig:
   mlp_bias: bool = True
 
   # Pooling of the states to one vector a text: "pooler" (a trained layer over the first token),
-  # "mean", "cls" (the first token), "max", or "" if the model does not define it; normalise: the
-  # vector to length 1.
+  # "mean", "cls" (the first token), "lasttoken", "max", "mean_sqrt_len_tokens" (the sum over the
+  # root of the number of tokens), "weightedmean" (the n-th token counts n times), or "" if the
+  # model does not define it; normalise: the vector to length 1.
   pooling: str = ""
   normalise: bool = False
 

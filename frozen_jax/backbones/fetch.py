@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import filelock
-from tqdm import tqdm
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
 
 _CHUNK = 1 << 20
 
@@ -193,7 +193,7 @@ def _download_wheel(
   with (
     open(log, "wb") as output,
     _started_process(command, output, scratch) as process,
-    tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
+    ProgressBar(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar,
   ):
     while process.poll() is None:
       time.sleep(0.1)

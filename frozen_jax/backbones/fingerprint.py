@@ -12,10 +12,10 @@ import os
 from collections.abc import Collection
 
 import jax
-from tqdm import tqdm
 
 from frozen_jax.backbones.stored_tensors import StoredTensors
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.sharding import hosts
 
 
@@ -63,7 +63,9 @@ def _hash_tensors(names: list[str], stored: StoredTensors, progress: bool) -> di
   # hashlib releases the GIL, so that threads hash in parallel.
   with (
     concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-    tqdm(desc="fingerprint", unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
+    ProgressBar(
+      desc="fingerprint", unit="B", unit_scale=True, disable=not progress, delay=2
+    ) as bar,
   ):
     for name, (digest, size) in zip(names, pool.map(hash_tensor, names), strict=True):
       digests[name] = digest

@@ -23,6 +23,19 @@ from frozen_jax.core.errors import UserError
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+# Constants that modules keep beside their weights and that older checkpoints store: frequencies,
+# causal masks, numbers of positions, a scale, a version. With any prefix, of any family.
+_BUFFER = re.compile(
+  r"(.*\.)?("
+  r"rotary_emb\w*\..+"
+  r"|(attn|attention|self_attn|self_attention|crossattention)\.(bias|masked_bias|embed_positions)"
+  r"|embeddings\.(position_ids|token_type_ids)"
+  r"|embed_positions\._float_tensor"
+  r"|embed_tokens\.embed_scale"
+  r"|decoder\.version"
+  r")"
+)
+
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 # File -> tensor -> stored dtype and shape.
@@ -31,6 +44,9 @@ Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
 
 class HFFolder:
   """An opened folder: `family`, `config`, and its tensors as `StoredTensors`.
+
+  Constants that old checkpoints hold besides weights are left out. A tied model's table has the
+  name of the table, also where the file has it under the name of the head.
 
   headers: those of weights that are not in the folder (its tensors then cannot be read).
 
@@ -56,12 +72,16 @@ class HFFolder:
       headers = {path.name: self._open(path) for path in _weight_files(folder)}
     for file, tensors in headers.items():
       for name, (dtype, shape) in tensors.items():
-        if name in self.shapes:
+        if _BUFFER.fullmatch(name):
+          self._bytes.pop(name, None)
+        elif name in self.shapes:
           self.duplicates[name] = f"again in {file}"
         else:
           self.dtypes[name], self.shapes[name] = dtype, shape
     self._apply_aliases()
     self._add_prefix()
+    if getattr(self.config, "tied", values.get("tie_word_embeddings", True)):
+      self._name_tied_table()
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored dtype, as a view of the file."""
@@ -103,6 +123,14 @@ class HFFolder:
         self.duplicates[name] = f"also as {prefix}{name}"
       elif not is_full_model:
         self._rename(name, prefix + name)
+
+  def _name_tied_table(self) -> None:
+    """Renames the head of a tied model to the table, if the folder has the head alone."""
+    names = {key.path: key.hf.name for key in self.family.keys if key.hf}
+    table = names["embed/tokens"]
+    for head in (names.get("head/kernel"), *self.family.tied_heads):
+      if head in self.shapes and table not in self.shapes:
+        self._rename(head, table)
 
   def _open(self, path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     try:
@@ -151,7 +179,13 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of the model: those of the index; without an index, all of them."""
+  """The safetensors files of the model, in transformers' order of precedence.
+
+  These are model.safetensors, else those of the index, else (which transformers does not read) all
+  that the folder has. An index or shards beside model.safetensors are of an earlier save.
+  """
+  if (folder / "model.safetensors").is_file():
+    return [folder / "model.safetensors"]
   index = folder / "model.safetensors.index.json"
   if index.is_file():
     listed = read_json(index).get("weight_map")
@@ -162,8 +196,6 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     if absent:
       raise UserError(f"{folder} lacks {', '.join(absent)}, which its index lists; get them again")
     return files
-  if (folder / "model.safetensors").is_file():
-    return [folder / "model.safetensors"]
   files = sorted(folder.glob("*.safetensors"))
   if not files:
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from frozen_jax.backbones import sentence_config
 from frozen_jax.backbones.hf_folder import Headers
 from frozen_jax.core.errors import UserError
 
@@ -16,10 +17,13 @@ _ALLOWED = [
   *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
   *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
   *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
-  *("modules.json", "1_Pooling/config.json"),  # how sentence-transformers pools
+  *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+  # How sentence-transformers pools, and what it puts to the encoder.
+  *(sentence_config.MODULES, "1_Pooling/config.json", "2_Normalize/config.json"),
+  *(sentence_config.PROMPTS, sentence_config.TRANSFORMER),
 ]
 # All other subfolders, and files that have the same weights under other names.
-_IGNORED = ["[!1]*/*", "1_*/*.safetensors", "consolidated*.safetensors"]
+_IGNORED = ["[!12]*/*", "[12]_*/*.safetensors", "consolidated*.safetensors"]
 
 
 def parse_name(name: str) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import (
   assemble,
   decoder,
+  end_ids,
   fetch,
   fingerprint,
   hf_folder,
@@ -26,6 +27,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.user_path import user_path
 from frozen_jax.text import tokenizer as tokenizers
 
 DTYPES = ("float32", "bfloat16")
@@ -33,11 +35,11 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-  """A frozen decoder: name, config, parameters, tokenizer, fingerprint.
+  """A frozen decoder: name, config, parameters, tokenizer, fingerprint, end tokens.
 
   params: the tree of `decoder.param_shapes(config)`. tokenizer: a `PreTrainedTokenizerFast` with
   chat template and bos, eos and pad ids, or None where the model has none. fingerprint: 64 hex
-  digits, a hash of the stored weights (see `fingerprint`).
+  digits, a hash of the stored weights (see `fingerprint`). end_ids: the tokens that end a text.
   """
 
   name: str
@@ -45,6 +47,7 @@ class Decoder:
   params: dict[str, Any]
   tokenizer: Any | None
   fingerprint: str
+  end_ids: tuple[int, ...] = ()
 
 
 def load_decoder(
@@ -77,6 +80,8 @@ def load_decoder(
     tokenizer = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.location)
   else:
     tokenizer = tokenizers.from_folder(path, stored.config.vocab_size)
+  file = stored if isinstance(stored, GGUFFile) else path
+  ends = end_ids.read(file, stored.config.vocab_size, tokenizer)
   leaves = plan_decoder(stored)
   digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
@@ -87,7 +92,7 @@ def load_decoder(
       leaves, stored, quantize, jnp.dtype(dtype), axes, mesh, progress
     )
   identity = fingerprint.combine_digests(digests)
-  return Decoder(str(name), stored.config, params, tokenizer, identity)
+  return Decoder(str(name), stored.config, params, tokenizer, identity, ends)
 
 
 def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
@@ -158,7 +163,7 @@ def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
     return fetch.fetch(name, progress)
   if name.startswith(hub.PREFIX):
     return hub.fetch(name, progress)
-  path = pathlib.Path(name).expanduser()
+  path = user_path(name)
   if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
     return path
   if path.is_file():

@@ -1,7 +1,7 @@
 """`load_encoder`: a frozen encoder by name, with the pooling that its folder specifies.
 
 Folders are those of transformers, or of sentence-transformers, which adds modules.json: the modules
-from tokens to one vector per text (Reimers and Gurevych 2019).
+from tokens to one vector per text (`sentence_config`).
 """
 
 import dataclasses
@@ -11,25 +11,24 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble, encoder, fingerprint
+from frozen_jax.backbones import assemble, encoder, fingerprint, sentence_config
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.backbones.hf_folder import HFFolder, read_json
+from frozen_jax.backbones.hf_folder import HFFolder
 from frozen_jax.backbones.load import conversion, resolve_model_path
+from frozen_jax.backbones.sentence_config import TextSettings
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
 
 _POOLER = "pooler/kernel"
-_FLAG = "pooling_mode_"
-_POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-  """A frozen encoder: name, config, parameters, tokenizer, fingerprint.
+  """A frozen encoder: name, config, parameters, tokenizer, fingerprint, texts.
 
   params: the tree of `encoder.param_shapes(config)`. tokenizer: a `PreTrainedTokenizerFast`, or
   None where the model has none. fingerprint: 64 hex digits, a hash of the encoder's stored weights
-  (without other tensors of the file: heads, a decoder).
+  (without other tensors of the file: heads, a decoder). texts: how texts are put to it.
   """
 
   name: str
@@ -37,6 +36,7 @@ class Encoder:
   params: dict[str, Any]
   tokenizer: Any | None
   fingerprint: str
+  texts: TextSettings = TextSettings()
 
 
 def load_encoder(
@@ -67,10 +67,14 @@ def load_encoder(
     raise UserError(f"{name} is a decoder ({stored.family.hf_name}); load it with load_frozen")
   config, leaves = plan_encoder(path, stored)
   tokenizer = tokenizers.from_folder(path, config.vocab_size)
+  texts = sentence_config.text_settings(path)
+  if texts.lower_case and tokenizer is not None:
+    tokenizer = sentence_config.lower_cased(tokenizer)
   tensors = {tensor for leaf in leaves for tensor in leaf.names}
   digests = fingerprint.tensor_digests(stored, progress, tensors)
   params = assemble.load_params(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
-  return Encoder(str(name), config, params, tokenizer, fingerprint.combine_digests(digests))
+  identity = fingerprint.combine_digests(digests)
+  return Encoder(str(name), config, params, tokenizer, identity, texts)
 
 
 def plan_encoder(
@@ -93,38 +97,7 @@ def _pooling_fields(folder: pathlib.Path, stored: HFFolder) -> dict[str, Any]:
   Raises:
     UserError: modules.json has a module that is not understood.
   """
-  if not (folder / "modules.json").is_file():
-    poolers = [key.hf.name for key in stored.family.keys if key.path == _POOLER]
-    return {"pooling": "pooler" if any(name in stored.shapes for name in poolers) else ""}
-  fields: dict[str, Any] = {"pooling": ""}
-  for number, module in enumerate(read_json(folder / "modules.json", list)):
-    module = module if isinstance(module, dict) else {}
-    kind = str(module.get("type")).rpartition(".")[2]
-    if number == 0 and kind == "Transformer" and not module.get("path"):
-      continue
-    if kind == "Pooling" and not fields["pooling"]:
-      path = folder / pathlib.PurePath(str(module.get("path"))).name / "config.json"
-      fields["pooling"] = _pooling_mode(path, stored.config.width)
-    elif kind == "Normalize" and fields["pooling"]:
-      fields["normalise"] = True
-    else:
-      raise UserError(
-        f"{folder / 'modules.json'} has a step that frozen_jax does not understand: {module};"
-        " remove the file to load the encoder without pooling"
-      )
-  return fields
-
-
-def _pooling_mode(path: pathlib.Path, width: int) -> str:
-  """The one pooling mode that the config of a Pooling module turns on."""
-  values = read_json(path)
-  flags = [key.removeprefix(_FLAG) for key, on in values.items() if key.startswith(_FLAG) and on]
-  mode = values.get("pooling_mode")
-  modes = [mode] if isinstance(mode, str) else [_POOLINGS.get(flag, flag) for flag in flags]
-  size = values.get("word_embedding_dimension", values.get("embedding_dimension", width))
-  if len(modes) != 1 or modes[0] not in _POOLINGS.values() or size != width:
-    raise UserError(
-      f"{path} asks for a pooling that frozen_jax does not understand ({values}); one of "
-      f"{', '.join(_POOLINGS.values())} of {width} numbers can be done"
-    )
-  return modes[0]
+  if (folder / sentence_config.MODULES).is_file():
+    return sentence_config.pooling_fields(folder, stored.config.width)
+  poolers = [key.hf.name for key in stored.family.keys if key.path == _POOLER]
+  return {"pooling": "pooler" if any(name in stored.shapes for name in poolers) else ""}

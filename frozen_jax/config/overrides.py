@@ -63,21 +63,98 @@ def _standing(config: ConfigDict, key: str) -> Any:
 def _of_stage(config: ConfigDict, key: str, full: str) -> Any:
   if key in STAGE_KEYS:
     return STAGE_KEYS[key]
-  if key not in known_keys(config) or key.partition(".")[0] in ("stages", "stage_order"):
+  if key not in _of_run(config):
     raise _unknown(config, full)
   return _standing(config, key)
 
 
+def _of_run(config: ConfigDict) -> dict[str, Any]:
+  """The keys of the run as a whole that a stage may have for itself."""
+  return {
+    key: value
+    for key, value in known_keys(config).items()
+    if key.partition(".")[0] not in ("stages", "stage_order")
+  }
+
+
 def _unknown(config: ConfigDict, key: str) -> UserError:
-  keys = known_keys(config)
-  near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-  section = key.rpartition(".")[0]
-  there = [name[len(section) + 1 :] for name in keys if section and name.startswith(f"{section}.")]
-  if not there:
-    section, there = "", list(dict.fromkeys(name.partition(".")[0] for name in keys))
-  meant = f"; did you mean config.{near[0]}?" if near else ""
+  near = nearest_key(config, key)
+  meant = f"; did you mean config.{near}?" if near else ""
+  names = key.split(".")
+  if names[0] == "stages" and len(names) > 1 and names[1] not in config.stages:
+    section, there = "stages", list(config.stages)
+  else:
+    section, there = _section_of(config, key)
   where = f"config.{section}" if section else "config"
   return UserError(f"unknown config key config.{key}{meant}; {where} has {', '.join(there)}")
+
+
+def _section_of(config: ConfigDict, key: str) -> tuple[str, list[str]]:
+  """The innermost section around a key, "" for the whole config, and the keys in it."""
+  keys = all_keys(config)
+  section = key.rpartition(".")[0]
+  there = [name[len(section) + 1 :] for name in keys if section and name.startswith(f"{section}.")]
+  if there:
+    return section, there
+  return "", list(dict.fromkeys(name.partition(".")[0] for name in keys))
+
+
+def all_keys(config: ConfigDict) -> list[str]:
+  """Every dotted key that can be given, also those that a stage has from the run as a whole."""
+  of_stage = [*STAGE_KEYS, *_of_run(config)]
+  return [
+    *(key for key in known_keys(config) if not key.startswith("stages.")),
+    *(f"stages.{stage}.{key}" for stage in config.stages for key in of_stage),
+  ]
+
+
+def nearest_key(config: ConfigDict, key: str) -> str:
+  """The key that a misspelt or misplaced one most likely means; "" where none is near.
+
+  First comes one of the same section (of a stage: of the same stage), then one of the same name in
+  another section, then one that is spelt alike as a whole.
+  """
+  keys = all_keys(config)
+  names = key.split(".")
+  if names[0] == "stages" and len(names) > 2:
+    known = names[1] in config.stages
+    stage = names[1] if known else _closest(names[1], list(config.stages))
+    prefix, rest = f"stages.{stage}.", ".".join(names[2:])
+    near = _nearest([one.removeprefix(prefix) for one in keys if one.startswith(prefix)], rest)
+    return near and prefix + near
+  return _nearest(keys, key)
+
+
+def _nearest(keys: list[str], key: str) -> str:
+  if key in keys:
+    return key
+  section, _, name = key.rpartition(".")
+  siblings = {one.rpartition(".")[2]: one for one in keys if one.rpartition(".")[0] == section}
+  if near := _closest(name, list(siblings)):
+    return siblings[near]
+  if same_name := [one for one in keys if one.rpartition(".")[2] == name]:
+    alike = lambda one: difflib.SequenceMatcher(None, key, one).ratio()
+    return max(same_name, key=alike)
+  return _closest(key, keys)
+
+
+def _closest(name: str, names: Iterable[str]) -> str:
+  return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), "")
+
+
+def kept_by_stages(
+  config: ConfigDict, given: Iterable[tuple[str, str]]
+) -> dict[str, dict[str, Any]]:
+  """{stage: {key: value}}: where a stage that runs keeps a value of its own for a given key."""
+  given = dict(given)
+  kept: dict[str, dict[str, Any]] = {}
+  for stage in config.stage_order:
+    own = known_keys(config.stages[stage]) if stage in config.stages else {}
+    for key in given:
+      others = f"stages.{stage}.{key}" not in given and own.get(key) != known_keys(config).get(key)
+      if key in own and others:
+        kept.setdefault(stage, {})[key] = own[key]
+  return kept
 
 
 def _converted(text: str, old: Any, where: str) -> Any:

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from frozen_jax.core.user_path import user_path
+
 
 def cache_dir() -> pathlib.Path:
   """The user's cache directory of this package; it need not exist yet.
@@ -11,6 +13,6 @@ def cache_dir() -> pathlib.Path:
   variable counts as not set.
   """
   if configured := os.environ.get("FROZEN_JAX_CACHE"):
-    return pathlib.Path(configured).expanduser().absolute()
-  base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return user_path(configured).absolute()
+  base = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
   return (base / "frozen_jax").absolute()

@@ -1,7 +1,11 @@
 """The errors with which a run ends on purpose, and the exit status of a user's mistake."""
 
+import select
 import sys
 from collections.abc import Callable
+
+from frozen_jax.core.disk_errors import is_full
+from frozen_jax.core.streams import drop
 
 
 class UserError(Exception):
@@ -12,8 +16,12 @@ class UserError(Exception):
   """
 
 
-class Interrupted(Exception):
-  """The run was asked to stop (SIGTERM), has saved its state and can be resumed; exit status 0."""
+class Interrupted(KeyboardInterrupt):
+  """The run was asked to stop (SIGTERM, Ctrl-C) and can be resumed from `step`; exit status 0.
+
+  No `Exception`: whoever handles any failure of some work must not take it for one. As a
+  KeyboardInterrupt it passes through event loops and thread pools too.
+  """
 
   def __init__(self, step: int):
     super().__init__(f"interrupted at step {step}")
@@ -21,10 +29,42 @@ class Interrupted(Exception):
 
 
 def exit_status(command: Callable[[], object]) -> int:
-  """Runs a command; returns 0, or 2 after a UserError, whose message is printed."""
+  """Runs a command; returns 0, or 2 after a UserError, whose message is printed.
+
+  So it does where a disk is full, whatever was written. Where the reader of standard output has
+  gone, as `head` does, the command ends quietly.
+  """
   try:
     command()
+    sys.stdout.flush()
   except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return _refused(str(error))
+  except BrokenPipeError:
+    if not _reader_has_gone():
+      raise
+    drop(sys.stdout)
+  except Exception as error:
+    if not is_full(error):
+      raise
+    what = getattr(error, "filename", None) or "all that is to be written"
+    reason = getattr(error, "strerror", None) or error
+    return _refused(
+      f"cannot write {what} ({reason}); free some space and run the same command again"
+    )
   return 0
+
+
+def _refused(message: str) -> int:
+  try:
+    sys.stdout.flush()
+  except OSError:
+    drop(sys.stdout)  # or the interpreter would try once more when it ends
+  print(f"error: {' '.join(message.split())}", file=sys.stderr)
+  return 2
+
+
+def _reader_has_gone() -> bool:
+  """Whether standard output is a pipe that nobody reads."""
+  poll = select.poll()
+  poll.register(sys.stdout, 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))

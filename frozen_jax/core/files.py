@@ -1,4 +1,4 @@
-"""Reading lines of files that may be gzipped, and writing files and folders atomically.
+"""Reading files that may be gzipped, and writing files and folders atomically.
 
 What is written has a temporary name until it is complete; then it is renamed.
 """
@@ -17,37 +17,22 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
 
 _ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
 _CHUNK_BYTES = 2**20
 
 
-def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
-  """(number from 1, offset of the first byte in the unpacked file, bytes) of each non-blank line.
-
-  A file whose name ends in .gz is unpacked while it is read.
-
-  Raises:
-    UserError: the file is missing or cannot be read, or the gzip file is damaged.
-  """
-  start = 0
-  with _open(path) as file:
-    for number, line in enumerate(file, start=1):
-      if line.strip():
-        yield number, start, line
-      start += len(line)
-
-
 def unpack(packed: pathlib.Path, to: pathlib.Path) -> None:
-  """Writes the contents of a gzip file to another file; UserError as in `numbered_lines`."""
-  with _open(packed) as file, to.open("wb") as out:
+  """Writes the contents of a gzip file to another file; UserError as `user_read_errors`."""
+  with open_unpacked(packed) as file, to.open("wb") as out:
     shutil.copyfileobj(file, out, _CHUNK_BYTES)
 
 
 @contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """The file, unpacked while it is read if it is gzipped."""
+def open_unpacked(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+  """The file, unpacked while it is read if its name ends in .gz; UserError as below."""
   opener = gzip.open if path.name.endswith(".gz") else open
   with user_read_errors(path), opener(path, "rb") as file:
     yield file
@@ -64,6 +49,15 @@ def user_read_errors(path: pathlib.Path) -> Iterator[None]:
     raise UserError(f"{path} is a damaged or truncated gzip file; fetch it anew") from error
   except OSError as error:
     raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
+
+
+@contextlib.contextmanager
+def user_write_errors(path: pathlib.Path) -> Iterator[None]:
+  """A context for writing a file or folder: its errors are raised as UserErrors."""
+  try:
+    yield
+  except OSError as error:
+    raise _write_error(path, error) from error
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
@@ -150,6 +144,7 @@ def _remove_abandoned(path: pathlib.Path) -> None:
 
 
 def _write_error(path: pathlib.Path, error: OSError) -> UserError:
-  return UserError(
-    f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-  )
+  other = "choose another folder"
+  if path.absolute().is_relative_to(cache_dir()):
+    other = "set FROZEN_JAX_CACHE to another folder"
+  return UserError(f"cannot write {path}: {error.strerror or error}; free some space or {other}")

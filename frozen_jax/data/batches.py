@@ -22,6 +22,7 @@ from frozen_jax.core.types import Prompt
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
 from frozen_jax.data.rows import Rows
+from frozen_jax.data.seen import SeenRows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
@@ -40,8 +41,9 @@ class TrainingBatches:
 
   An example that is longer than the last of the task's lengths is skipped: it is replaced by the
   next one that fits, of the same data set if data sets are mixed (of the source, if none of the
-  data set fits). `counts` has the number of such replacements ("skipped") and of rows whose text
-  was truncated for the text encoder ("cut"), up to the last batch returned, over all hosts.
+  data set fits). `counts` has the number of rows that were replaced ("skipped") and of rows whose
+  text was truncated for the text encoder ("truncated"), each once, up to the last batch returned,
+  over all hosts.
   """
 
   def __init__(
@@ -71,15 +73,19 @@ class TrainingBatches:
     self._min_targets = self._usual_num_targets(indices, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, _PREFETCH)))
-    self.counts: _Counts = {"skipped": 0, "cut": 0}
+    self._seen = SeenRows("skipped", "truncated")
+
+  @property
+  def counts(self) -> _Counts:
+    """How many rows were skipped, and truncated."""
+    return self._seen.counts
 
   def __iter__(self) -> Iterator[HostBatch]:
     return self
 
   def __next__(self) -> HostBatch:
-    batch, counts = next(self._iterator)
-    for name, count in counts.items():
-      self.counts[name] += count
+    batch, rows = next(self._iterator)
+    self._seen.add(rows)
     return batch
 
   def get_state(self) -> dict[str, Any]:
@@ -87,7 +93,8 @@ class TrainingBatches:
     return {
       "order": self._iterator.get_state(),
       "examples": len(self._items),
-      "counts": dict(self.counts),
+      "counts": self.counts,
+      "seen": self._seen.get_state(),
     }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -98,25 +105,27 @@ class TrainingBatches:
         " was saved; give it the same data, or start in another workdir"
       )
     self._iterator.set_state(dict(state["order"]))
-    self.counts = dict(state["counts"])
+    self._seen.set_state(state.get("seen", {}))
 
-  def _collate_batch(self, indices: Sequence[int]) -> tuple[HostBatch, _Counts]:
-    chosen = [self._fitting_example(int(index)) for index in indices]
+  def _collate_batch(self, indices: Sequence[int]) -> tuple[HostBatch, dict[str, list[int]]]:
+    """This host's rows, and the indices of those of all hosts that were skipped, and truncated."""
+    drawn = [int(index) for index in indices]
+    chosen = [self._fitting_example(index) for index in drawn]
     batch = collate([encoded for encoded, _ in chosen], self._task.lengths, self._min_targets)
-    counts = {
-      "skipped": sum(replaced for _, replaced in chosen),
-      "cut": sum(encoded.truncated for encoded, _ in chosen),
+    rows = {
+      "skipped": [index for index, (_, own) in zip(drawn, chosen, strict=True) if own != index],
+      "truncated": [own for encoded, own in chosen if encoded.truncated],
     }
-    return _select_rows(batch, self._host_rows), counts
+    return _select_rows(batch, self._host_rows), rows
 
-  def _fitting_example(self, index: int) -> tuple[Encoded, bool]:
-    """The example at an index or the next one that fits, and whether it is a replacement."""
+  def _fitting_example(self, index: int) -> tuple[Encoded, int]:
+    """The example at an index or the next one that fits, and its index."""
     for candidate in self._replacements.candidates(index):
       if candidate in self._too_long:
         continue
       encoded = self._items[candidate]
       if len(encoded.tokens) <= self._task.lengths[-1]:
-        return encoded, candidate != index
+        return encoded, candidate
       self._too_long.add(candidate)
     raise UserError(
       f"every example of {self._name} is longer than {self._task.lengths[-1]} tokens; raise"

@@ -26,7 +26,8 @@ Encode = Callable[[np.ndarray, np.ndarray], Any]
 class ResumableBatches(Protocol):
   """Endless training batches whose position can be saved and restored."""
 
-  counts: dict[str, int]
+  @property
+  def counts(self) -> Mapping[str, int]: ...
 
   def __next__(self) -> HostBatch: ...
 

@@ -14,19 +14,25 @@ Rows of multi-task data are of the second form; their other fields are converted
 
 So every example with an input has `target`, those with several accepted answers `answers` too, and
 those with choices `choices`. Other keys are kept.
+
+Answers, targets and choices may be numbers, which become texts; one answer need not be a list, and
+answers may be SQuAD's {"text": [...]}. A label below 0 is hidden: the row has no target.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.json_row import accepted_texts, text_of
 from frozen_jax.text.jinja_templates import Rendered
 
 Example = dict[str, Any]
 
 _FORMS = '{"question", "answers"}, {"input", "target"} or {"text"}'
+_KEYS = ("question", "input", "answers", "target", "targets", "labels", "text")
 _OPTIONAL = (
   "answers",
   "choices",
@@ -49,27 +55,49 @@ def map_fields(row: Mapping[str, Any], fields: Mapping[str, str], where: str) ->
   return plain
 
 
+def fields_present(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str]:
+  """Those of `fields` that count for rows like this one: which it has, or cannot do without.
+
+  A source whose rows have none of them, and are of a known form, keeps its own names; so does a
+  field that the row already has under our name.
+  """
+  has = {ours: theirs.partition(".")[0] in row for ours, theirs in fields.items()}
+  if not any(has.values()) and any(key in row for key in ("question", "input", "text")):
+    return {}
+  return {ours: theirs for ours, theirs in fields.items() if has[ours] or ours not in row}
+
+
 def parse_example(row: dict[str, Any], where: str, targets: bool = True) -> Example:
   """The row as an example of one of the three forms; UserError naming `where` if it has none.
 
   With `targets=False` a row needs no answers or target.
   """
-  if isinstance(row.get("answers"), str):
-    row = {**row, "answers": [row["answers"]]}
-  if isinstance(row.get("question"), str) and (_is_text_list(row.get("answers")) or not targets):
-    if row["question"].strip():
-      return row
-    raise UserError(f"{where}: the question is empty; fill it in or remove the line")
+  for key in ("question", "input", "text"):
+    if row.get(key) is not None and not isinstance(row[key], str):
+      raise UserError(f"{where}: {key} is {json.dumps(row[key])[:40]}, no text; write it in quotes")
+  if isinstance(row.get("question"), str) and ("answers" in row or not targets):
+    return _parse_question_row(row, where, targets)
   if isinstance(row.get("input"), str):
-    example = _parse_input_row(row, where)
-    if isinstance(example.get("target"), str) or not targets:
+    example = _parse_input_row(row, where, targets)
+    if "target" in example or not targets:
       return example
   if isinstance(row.get("text"), str):
     return row
+  if empty := [key for key in _KEYS if key in row and row[key] in (None, "", [])]:
+    raise UserError(f"{where}: {' and '.join(empty)} is empty; fill it in or remove the row")
   raise UserError(
     f"{where}: none of the forms {_FORMS}; its keys are {', '.join(sorted(row)) or 'none'}; name"
     " its fields with config.data.fields"
   )
+
+
+def _parse_question_row(row: dict[str, Any], where: str, targets: bool) -> Example:
+  """The answers become texts; without a need for them, those that are null or empty are dropped."""
+  if not row["question"].strip():
+    raise UserError(f"{where}: the question is empty; fill it in or remove the line")
+  if targets or row.get("answers"):
+    return {**row, "answers": accepted_texts(row["answers"], "answers", where)}
+  return {key: value for key, value in row.items() if key != "answers"}
 
 
 def rendered_example(rendered: Rendered, dataset: str, template: str) -> Example:
@@ -78,8 +106,9 @@ def rendered_example(rendered: Rendered, dataset: str, template: str) -> Example
     "dataset": dataset,
     "template": template,
     "input": rendered.input,
-    "target": rendered.answers[0],
   }
+  if rendered.answers:
+    example["target"] = rendered.answers[0]
   if len(rendered.answers) > 1:
     example["answers"] = list(rendered.answers)
   if rendered.choices:
@@ -95,23 +124,23 @@ def lacks_target(example: Example) -> bool:
   return "dataset" in example and not example.get("target", "-").strip()
 
 
-def _parse_input_row(row: dict[str, Any], where: str) -> Example:
+def _parse_input_row(row: dict[str, Any], where: str, targets: bool) -> Example:
   """An example with an input: target, answers and choices from the fields that give them."""
   if not row["input"].strip():
     raise UserError(f"{where}: the input is empty; fill it in or remove the line")
   example = {
     key: value for key, value in row.items() if key not in _OPTIONAL or value not in (None, "", [])
   }
-  if "choices" in example and not _is_text_list(example["choices"]):
-    raise UserError(f'{where}: choices is no list of texts; write ["...", "..."]')
+  if "choices" in example:
+    if not isinstance(example["choices"], list):
+      raise UserError(f'{where}: choices is no list of texts; write ["...", "..."]')
+    example["choices"] = accepted_texts(example["choices"], "choices", where)
   for name in ("dataset", "template", "definition"):
     if not isinstance(row.get(name, ""), str):
       raise UserError(f"{where}: {name} is no text; write it in quotes")
-  if accepted := _accepted_answers(example, where):
-    example.setdefault("target", accepted[0])
-    example["answers"] = accepted
+  _add_target(example, where, targets)
   target, choices = example.get("target"), example.get("choices")
-  if choices and isinstance(target, str) and target not in choices:
+  if choices and target and target not in choices:
     raise UserError(
       f"{where}: the target {target[:60]!r} is not among the choices ({', '.join(choices)[:200]});"
       " add it to them or fix it"
@@ -121,32 +150,38 @@ def _parse_input_row(row: dict[str, Any], where: str) -> Example:
   return example
 
 
+def _add_target(example: Example, where: str, targets: bool) -> None:
+  """Gives an example its target, and its accepted answers where it lists them.
+
+  A target is empty where a data set hides it: the row has labels below 0, or names its data set.
+  """
+  target = example.pop("target", None)
+  if isinstance(target, str) and not target.strip() and "dataset" in example:
+    example["target"] = target
+  elif target is not None:
+    example["target"] = text_of(target, "target", where)
+  if accepted := _accepted_answers(example, where):
+    first = example.setdefault("target", accepted[0])
+    example["answers"] = list(dict.fromkeys([first, *accepted]))
+  elif targets and "labels" in example and "choices" in example:
+    example.setdefault("target", "")  # all labels are hidden
+
+
 def _accepted_answers(example: Example, where: str) -> list[str]:
-  """All accepted answers of a row that lists them, the target first; else []."""
-  if "answers" in example:
-    listed = example["answers"]
-  elif "targets" in example:
-    listed = example["targets"]
-    listed = [listed] if isinstance(listed, str) else listed
-  elif "labels" in example and "choices" in example:
-    labels, choices = example["labels"], example["choices"]
-    labels = labels if isinstance(labels, list) else [labels]
-    for label in labels:
-      if type(label) is not int or not 0 <= label < len(choices):
-        raise UserError(
-          f"{where}: label {label!r} is none of the numbers 0 to {len(choices) - 1} of its choices"
-        )
-    listed = [choices[label] for label in labels]
-  else:
+  """All accepted answers of a row that lists them; else [], as where all its labels are hidden."""
+  for key in ("answers", "targets"):
+    if key in example:
+      return accepted_texts(example[key], key, where)
+  if "labels" not in example or "choices" not in example:
     return []
-  if not _is_text_list(listed):
-    raise UserError(f'{where}: its accepted answers are no list of texts; write ["...", "..."]')
-  first = example.get("target")
-  return list(dict.fromkeys([*([first] if isinstance(first, str) else []), *listed]))
-
-
-def _is_text_list(value: Any) -> bool:
-  return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+  labels, choices = example["labels"], example["choices"]
+  labels = labels if isinstance(labels, list) else [labels]
+  for label in labels:
+    if type(label) is not int or label >= len(choices):
+      raise UserError(
+        f"{where}: label {label!r} is none of the numbers 0 to {len(choices) - 1} of its choices"
+      )
+  return [choices[label] for label in labels if label >= 0]
 
 
 def _to_python(value: Any) -> Any:

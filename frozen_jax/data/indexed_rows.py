@@ -1,8 +1,8 @@
 """The examples of one file or split: its rows, mapped, rendered by templates, and indexed.
 
-Rows that name data sets or have templates are indexed in one pass on opening: which examples there
-are, and which data set and template each is of. Rows without a target have no index. Other rows
-are one example each, and are not read on opening, but for the first ones.
+Rows that name data sets, or have templates or labels, are indexed in one pass on opening: which
+examples there are, and which data set and template each is of. Rows without a target have no index.
+Other rows are one example each, and are not read on opening, but for the first ones.
 """
 
 import functools
@@ -16,6 +16,7 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.examples import (
   Example,
+  fields_present,
   lacks_target,
   map_fields,
   parse_example,
@@ -27,7 +28,7 @@ from frozen_jax.text.jinja_templates import JinjaTemplate
 
 Templates = Mapping[str, Sequence[JinjaTemplate]]  # by data set; "": of any
 
-_PARSED_ON_OPENING = 1000  # rows of a file
+_PARSED_ON_OPENING = 100_000  # rows of a file: a mistake is reported before anything runs
 _READ_TOGETHER = 256  # rows of a prepared data set
 _NO_TEMPLATE = -1  # in place of a template's number
 
@@ -50,7 +51,6 @@ class IndexedRows:
     dataset: str,
     *,
     fields: Mapping[str, str],
-    fields_optional: bool = False,
     templates: Templates,
     targets: bool = True,
   ):
@@ -58,8 +58,8 @@ class IndexedRows:
 
     Args:
       rows: as they are stored. spec, dataset: see the class.
-      fields: our name of a field -> its name in the rows; dots lead into nested objects.
-      fields_optional: whether `fields` is ignored if the first row has none of these fields.
+      fields: our name of a field -> its name in the rows; dots lead into nested objects. Those
+        count that the first row has.
       templates: by data set.
       targets: whether examples need a target (to predict they need none).
 
@@ -70,12 +70,12 @@ class IndexedRows:
     self._rows, self._targets, self._templates = rows, targets, templates
     if not len(rows):
       raise UserError(f"{spec} holds no examples; choose another split")
-    mapped = {name.partition(".")[0] for name in fields.values()}
-    self._fields = {} if fields_optional and not mapped & set(rows[0]) else dict(fields)
+    stored = rows[0]
+    self._fields = fields_present(stored, fields)
     self._templates_used: dict[str, Sequence[JinjaTemplate]] = {}
-    first = map_fields(rows[0], self._fields, rows.describe(0))
+    first = map_fields(stored, self._fields, rows.describe(0))
     self._names_datasets = "dataset" in first
-    if self._names_datasets or self._templates_of(first):
+    if self._names_datasets or "labels" in first or self._templates_of(first):
       self._index_all_rows()
     else:
       self._index_without_reading()
@@ -95,6 +95,11 @@ class IndexedRows:
     if example is None:
       raise UserError(f"{where}: has changed since the run began; give it the same data")
     return example
+
+  @property
+  def identity(self) -> str:
+    """The data set's name, or of a file a hash of its rows."""
+    return self._rows.digest if isinstance(self._rows, JsonLines) else self.dataset
 
   @functools.cached_property
   def digest(self) -> str:
@@ -139,7 +144,8 @@ class IndexedRows:
       raise UserError(f"every row of {self.spec} has an empty target; give rows with targets")
     self._entries = np.array(entries, np.int64)
     self.pairs, self.pair_index = list(pairs), np.array(pair_index, np.int32)
-    self.datasets = list(dict.fromkeys(dataset for dataset, _ in pairs))
+    names = dict.fromkeys(dataset for dataset, _ in pairs)
+    self.datasets = list(names) if self._names_datasets or self._templates_used else []
 
   def _examples_of(
     self, row: int, stored: Mapping[str, Any]
@@ -159,7 +165,7 @@ class IndexedRows:
 
   def _render(self, fields: Mapping[str, Any], template: JinjaTemplate, row: int) -> Example | None:
     """The example that a template makes of a row; None if it has no target."""
-    rendered = template.render(fields, self._rows.describe(row), row)
+    rendered = template.render(fields, self._rows.describe(row), row, self._targets)
     if rendered is None:
       return None
     example = rendered_example(rendered, self._dataset_of(fields), template.name)

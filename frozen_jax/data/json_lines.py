@@ -1,40 +1,51 @@
-"""JSON-lines files as random-access sequences; plain files are memory-mapped."""
+"""Files of rows as random-access sequences: JSON lines, arrays of JSON, and tables.
+
+Plain files of JSON lines are memory-mapped; what has no random access is held in memory.
+"""
 
 import functools
 import gzip
 import hashlib
+import io
+import json
 import mmap
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import user_read_errors
-from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.json_row import array_rows, is_array, parse_row
+from frozen_jax.core.tables import check_width, delimiter_of, header_of, table_records
+from frozen_jax.core.text_file import check_encoding, decode_whole, is_blank
+from frozen_jax.core.user_path import user_path
 
-_PARSED_ON_OPENING = 100_000  # lines
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+
+
+def is_row_file(name: str) -> bool:
+  """Whether a file of this name holds rows, gzipped or not."""
+  return name.removesuffix(".gz").endswith(ENDINGS)
 
 
 class JsonLines:
-  """The objects of a .jsonl or .jsonl.gz file, by index; blank lines do not count.
+  """The objects of a file, by index; blank lines do not count.
 
-  One pass on opening indexes the start of each line. A plain file stays on disk; a .gz file is
-  unpacked into memory, since it has no random access. The first 100,000 lines are parsed on
-  opening, so that a mistake is reported before anything runs; later ones when they are read.
+  A file is JSON lines, or one array of objects, or a table with a header (.csv, .tsv), whose rows
+  are objects of texts; each may be gzipped. One pass on opening indexes the start of each row.
 
   Raises UserError for a missing, empty or damaged file and, with the number of the line, for a
-  line that is no JSON object.
+  row that is no object; of JSON lines, when it is read.
   """
 
   def __init__(self, path: str | pathlib.Path):
-    self.path = pathlib.Path(path)
-    self._bytes = _read(self.path)
+    self.path = user_path(path)
+    self._bytes, self._places = _rows(self.path)
     self._starts, self._line_numbers = _index_lines(self._bytes)
     if not len(self._starts):
       raise UserError(f"{self.path} holds no examples; give a file with one JSON object a line")
-    for index in range(min(len(self), _PARSED_ON_OPENING)):
-      self[index]
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -48,12 +59,40 @@ class JsonLines:
 
   @functools.cached_property
   def digest(self) -> str:
-    """The SHA-256 (hex) of the unpacked contents."""
+    """The SHA-256 (hex) of the unpacked contents, as JSON lines."""
     return hashlib.sha256(self._bytes).hexdigest()
 
   def describe(self, index: int) -> str:
     """Where a row is, for messages: `FILE, line N`."""
+    if self._places:
+      return self._places[index]
     return f"{self.path}, line {self._line_numbers[index]}"
+
+
+def _rows(path: pathlib.Path) -> tuple[bytes | mmap.mmap, list[str]]:
+  """The file as JSON lines, and where each row is unless that is a line of the file."""
+  contents, name = _read(path), str(path)
+  if delimiter_of(path.name):
+    rows = list(_table_rows(contents[:], name))
+  elif is_array(contents[:4096]):
+    rows = list(array_rows(decode_whole(contents[:], name), name))
+  else:
+    check_encoding(contents[:4], name)
+    return contents, []
+  return "\n".join(row for _, row in rows).encode(), [where for where, _ in rows]
+
+
+def _table_rows(contents: bytes, name: str) -> Iterator[tuple[str, str]]:
+  """(where it is, its JSON) of each row of a table."""
+  if not contents.strip():
+    return
+  columns = header_of(io.BytesIO(contents), name)
+  records = table_records(io.BytesIO(contents), name)
+  next(records)  # the header
+  for number, _, fields in records:
+    where = f"{name}, line {number}"
+    check_width(fields, columns, where)
+    yield where, json.dumps(dict(zip(columns, fields, strict=True)), ensure_ascii=False)
 
 
 def _read(path: pathlib.Path) -> bytes | mmap.mmap:
@@ -74,7 +113,7 @@ def _index_lines(contents: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
   while start < size:
     end = contents.find(b"\n", start)
     end = size if end < 0 else end
-    if contents[start:end].strip():
+    if not is_blank(contents[start:end]):
       starts.append(start)
       numbers.append(number)
     start, number = end + 1, number + 1

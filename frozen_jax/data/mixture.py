@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 
@@ -35,12 +36,12 @@ def shuffled_order(
   has its own epochs; else an epoch is one of all examples.
   """
   if not mixture.sampling or dataset_index is None or len(np.unique(dataset_index)) == 1:
-    return grain.MapDataset.range(count).seed(seed % 2**32).shuffle().repeat()
+    return grain.MapDataset.range(count).seed(seed32(seed)).shuffle().repeat()
   datasets, sizes = np.unique(dataset_index, return_counts=True)
   parts = []
   for dataset in datasets.tolist():
     # A seed for each, else data sets of equal size would have the same order.
-    part_seed = int(np.random.SeedSequence([seed % 2**32, dataset]).generate_state(1)[0])
+    part_seed = int(np.random.SeedSequence([seed32(seed), dataset]).generate_state(1)[0])
     members = np.flatnonzero(dataset_index == dataset)
     parts.append(grain.MapDataset.source(members).seed(part_seed).shuffle().repeat())
   return grain.MapDataset.mix(parts, mixing_rates(sizes, mixture).tolist())
@@ -62,10 +63,14 @@ def stratified_sample(source: Source, count: int) -> np.ndarray:
 
 
 def check_held_out(train: Source, held_out: Iterable[Source]) -> None:
-  """UserError if a held-out source has a data set of the training data."""
+  """UserError if a held-out source has a data set of the training data.
+
+  A file whose rows name no data set is one of its contents, whatever the name of the file.
+  """
   for source in held_out:
-    if shared := sorted(train.dataset_names & source.dataset_names):
+    shared = train.identities.keys() & source.identities.keys()
+    if names := sorted({source.identities[one] for one in shared}):
       raise UserError(
-        f"{source.name} is held out, and {', '.join(shared)} of it is in the training data"
+        f"{source.name} is held out, and {', '.join(names)} of it is in the training data"
         f" {train.name} too; take it out of one of them"
       )

@@ -1,4 +1,4 @@
-"""Question-passage pairs for a re-ranker (cross-encoder): tokenised, and packed into batches.
+"""Question-passage pairs for a re-ranker (cross-encoder), packed into batches.
 
 A batch has for each question (`data/mining.Group`) one positive passage, which comes first, and
 some of its negatives, sampled anew each time. Passages differ much in length, so several texts are
@@ -10,139 +10,23 @@ all hosts together, each takes its units, and the random choices depend only on 
 
 import dataclasses
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 from frozen_jax.data.mining import Group, Key
 from frozen_jax.data.mixture import shuffled_order
+from frozen_jax.data.pair_encoder import HostBatch, Pair, PairEncoder
+from frozen_jax.data.seen import SeenRows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
-LENGTHS = (*range(32, 256, 16), *range(256, 513, 32))
 _PREFETCH = 4  # batches, in a thread
 _TEXTS_PER_ROW = 8  # P, at most
-
-HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Pairs
-
-
-class Pair(NamedTuple):
-  """A question and a passage as one text: ids, token types, was the passage truncated?"""
-
-  tokens: Sequence[int]
-  types: Sequence[int]
-  truncated: bool
-
-
-class PairEncoder:
-  """Joins a question and a passage to one text, as the encoder's tokenizer joins two texts.
-
-  Texts longer than the last of `lengths` are truncated at the end of the passage.
-  """
-
-  def __init__(self, tokenizer: Any, types: int, context: int, lengths: Sequence[int] = LENGTHS):
-    """Configures the encoder's input.
-
-    Args:
-      tokenizer: of the encoder, a fast one.
-      types: how many token types the encoder has (`EncoderConfig.types`).
-      context: how many positions the encoder has.
-      lengths: rising; texts are padded to the first that holds them. Lengths beyond `context` are
-        ignored.
-
-    Raises:
-      UserError: no tokenizer, or none of the lengths can be used.
-    """
-    if tokenizer is None:
-      raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
-    self.lengths = tuple(length for length in lengths if length <= context)
-    if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
-      raise UserError(
-        f"lengths are {tuple(lengths)}; give rising numbers up to {context}, the encoder's context"
-      )
-    self._tokenizer, self._lock = tokenizer, threading.Lock()  # it is not thread-safe
-    self._special_tokens = _special_tokens(tokenizer, types > 1)
-
-  def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    """The joined texts of (question, passage) pairs; equal texts are tokenised once.
-
-    Raises:
-      UserError: a question that leaves no room for a passage.
-    """
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    with self._lock:
-      tokenized = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = dict(zip(texts, tokenized, strict=True)) if texts else {}
-    return [self._join(question, ids[question], ids[passage]) for question, passage in pairs]
-
-  def _join(self, text: str, question: list[int], passage: list[int]) -> Pair:
-    start, middle, end, types = self._special_tokens
-    max_passage = self.lengths[-1] - len(question) - len(start) - len(middle) - len(end)
-    if max_passage < 1:
-      raise UserError(
-        f"the question {text[:60]!r} has {len(question)} tokens and leaves no room for a passage in"
-        f" {self.lengths[-1]}; shorten it or raise the re-ranker's lengths"
-      )
-    segments = (start, question, middle, passage[:max_passage], end)
-    return Pair(
-      [token for segment in segments for token in segment],
-      [
-        kind
-        for segment, kinds in zip(segments, types, strict=True)
-        for kind in _resized(kinds, len(segment))
-      ],
-      len(passage) > max_passage,
-    )
-
-
-class _SpecialTokens(NamedTuple):
-  """The tokens before, between and after two texts, and the token types of all five segments."""
-
-  start: list[int]
-  middle: list[int]
-  end: list[int]
-  types: tuple[Any, ...]
-
-
-def _special_tokens(tokenizer: Any, typed: bool) -> _SpecialTokens:
-  """How the tokenizer joins two texts, found by joining two. typed: whether it has token types."""
-  tokenize = lambda *texts, **options: tokenizer(*texts, verbose=False, **options)
-  first, second = (
-    tokenize(text, add_special_tokens=False)["input_ids"] for text in ("first", "second")
-  )
-  joined = tokenize("first", "second", return_token_type_ids=True)
-  ids, types = list(joined["input_ids"]), list(joined["token_type_ids"])
-  if not typed:
-    types = [0] * len(ids)
-  first_start = _find(first, ids, 0)
-  first_end = first_start + len(first)
-  second_start = _find(second, ids, first_end)
-  second_end = second_start + len(second)
-  bounds = (0, first_start, first_end, second_start, second_end, len(ids))
-  segment_types = tuple(types[a:b] for a, b in itertools.pairwise(bounds))
-  return _SpecialTokens(
-    ids[:first_start], ids[first_end:second_start], ids[second_end:], segment_types
-  )
-
-
-def _find(part: list[int], ids: list[int], start: int) -> int:
-  """The index at which a part begins in the ids, from `start` on."""
-  for index in range(start, len(ids) - len(part) + 1):
-    if ids[index : index + len(part)] == part:
-      return index
-  raise UserError(
-    "the encoder's tokenizer changes a text that is joined to another; a re-ranker needs one that"
-    " does not"
-  )
-
-
-def _resized(types: Sequence[int], count: int) -> Sequence[int]:
-  """The token types of a segment, for another number of tokens."""
-  return types if len(types) == count else [types[0] if types else 0] * count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +56,8 @@ class GroupOptions:
 class GroupBatches:
   """An endless iterator of this host's units of the batches; its position can be saved.
 
-  `counts["cut"]` is the number of truncated passages up to the last batch returned, of all hosts.
+  `counts["truncated"]` is the number of truncated passages, each once, up to the last batch
+  returned, of all hosts.
   """
 
   def __init__(
@@ -213,26 +98,36 @@ class GroupBatches:
         f"{options.in_batch} in-batch negatives need more than {batch_size} questions in a batch"
       )
     self._groups, self._text_of, self._encoder = groups, text_of, encoder
-    self._options, self._seed = options, seed % 2**32
+    self._options, self._seed = options, seed32(seed)
     self._units, per_host = units, units // hosts
     self._host_units = slice(host * per_host, (host + 1) * per_host)
     indices = shuffled_order(len(groups), None, MixtureSettings(), seed)
     batches = indices.batch(batch_size, batch_fn=list).map_with_index(self._draw_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, _PREFETCH)))
-    self.counts = {"cut": 0}
+    self._seen = SeenRows("truncated")
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """How many passages were truncated."""
+    return self._seen.counts
 
   def __iter__(self) -> Iterator[HostBatch]:
     return self
 
   def __next__(self) -> HostBatch:
     batch, truncated = next(self._iterator)
-    self.counts["cut"] += truncated
+    self._seen.add({"truncated": truncated})
     return batch
 
   def get_state(self) -> dict[str, Any]:
     """The position as plain JSON values."""
     position = self._iterator.get_state()
-    return {"order": position, "groups": len(self._groups), "counts": dict(self.counts)}
+    return {
+      "order": position,
+      "groups": len(self._groups),
+      "counts": self.counts,
+      "seen": self._seen.get_state(),
+    }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Restores a position; UserError if the number of groups has changed since."""
@@ -242,9 +137,9 @@ class GroupBatches:
         f" {state['groups']} when the run was saved; give the same, or start in another workdir"
       )
     self._iterator.set_state(dict(state["order"]))
-    self.counts = dict(state["counts"])
+    self._seen.set_state(state.get("seen", {}))
 
-  def _draw_batch(self, number: int, indices: Sequence[int]) -> tuple[HostBatch, int]:
+  def _draw_batch(self, number: int, indices: Sequence[int]) -> tuple[HostBatch, list[Key]]:
     rng = np.random.default_rng((self._seed, number))
     chosen = [self._groups[int(index)] for index in indices]
     positives = [group.positives[rng.integers(len(group.positives))] for group in chosen]
@@ -304,8 +199,8 @@ def _pack_questions(
   encoder: PairEncoder,
   size: int,
   units: int,
-) -> tuple[HostBatch, int]:
-  """Questions with at most `size` passages each as the arrays of Pairs; how many were truncated.
+) -> tuple[HostBatch, list[Key]]:
+  """Questions with at most `size` passages each as the arrays of Pairs; those truncated.
 
   T is the last of the encoder's lengths, and R is rounded up to one of few sizes.
   """
@@ -331,7 +226,8 @@ def _pack_questions(
   parts = [_packed_arrays(unit_rows, width, count) for unit_rows in packed]
   batch = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
   batch["text_index"] = text_index.reshape(units, per_unit, size)
-  return batch, sum(text.truncated for text in texts)
+  every = [key for _, keys in rows for key in keys]
+  return batch, [key for key, text in zip(every, texts, strict=True) if text.truncated]
 
 
 def pack_texts(lengths: Sequence[int], width: int, max_texts: int) -> list[list[int]]:
@@ -365,15 +261,3 @@ def _packed_arrays(rows: Sequence[Sequence[Pair]], width: int, count: int) -> Ho
     for slot, (start, end) in enumerate(itertools.pairwise(ends)):
       mask[row, slot, start:end] = 1
   return {"tokens": tokens, "types": types, "mask": mask}
-
-
-def pad_pairs(texts: Sequence[Pair], lengths: Sequence[int], size: int | None = None) -> HostBatch:
-  """One text per row as arrays `tokens` and `types` [N, T] and `mask` [N, 1, T], int32.
-
-  T is the first of `lengths` that holds the longest; N is `size` (default: the number of texts).
-  """
-  max_length = max(len(text.tokens) for text in texts)
-  width = next(length for length in lengths if length >= max_length)
-  tokens, mask = pad_sequences([text.tokens for text in texts], width, size)
-  types, _ = pad_sequences([text.types for text in texts], width, size)
-  return {"tokens": tokens, "types": types, "mask": mask[:, None]}

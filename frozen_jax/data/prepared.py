@@ -1,6 +1,7 @@
-"""Splits that tensorflow-datasets has prepared as array_record, as rows by index.
+"""Splits of data set libraries, as rows by index: those that tensorflow-datasets has prepared as
+array_record, and those of the package `datasets`, which is optional.
 
-tensorflow-datasets is imported when one is opened.
+Either library is imported when a split is opened.
 """
 
 import os
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.user_path import user_path
 
 
 class PreparedRows:
@@ -71,3 +73,29 @@ def open_tfds(spec: str) -> PreparedRows:
     ) from error
   version = rows.dataset_info.version
   return PreparedRows(rows, spec, f"tfds:{name}/{version}/{split}/{len(rows)}")
+
+
+def open_hub(spec: str) -> PreparedRows:
+  """A data set of the Hugging Face hub or a folder, "hf:NAME[:CONFIG]/SPLIT", by `datasets`.
+
+  Raises:
+    UserError: a malformed name, no package `datasets`, or it cannot provide the split.
+  """
+  name, _, split = spec.removeprefix("hf:").rpartition("/")
+  name, _, config = name.partition(":")
+  if not name or not split:
+    raise UserError(f"{spec!r} is not of the form hf:NAME[:CONFIG]/SPLIT, such as hf:squad/train")
+  try:
+    import datasets
+  except ImportError as error:
+    raise UserError(f"{spec} needs the package datasets; pip install datasets") from error
+  try:
+    rows = datasets.load_dataset(str(user_path(name)), config or None, split=split)
+  except Exception as error:  # it raises nearly anything: unknown name, no network, no split
+    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    raise UserError(
+      f"datasets cannot give {name!r}, split {split!r} ({reason}); check the name and the network"
+    ) from error
+  size = rows.info.dataset_size  # bytes
+  digest = f"hf:{name}:{config}/{rows.info.version}/{split}/{len(rows)}/{size}"
+  return PreparedRows(rows, spec, digest)

@@ -77,7 +77,7 @@ class DataSettings(InputSettings, MixtureSettings):
 
   train: str = setting(
     "world_facts/train",
-    "tfds:NAME/SPLIT, a JSON-lines path, or a built-in name",
+    "tfds:NAME/SPLIT, hf:NAME/SPLIT, the path of a file of rows, or a built-in name",
     affects_result=False,
   )
   validation: str = setting("world_facts/validation", "likewise", affects_result=False)

@@ -1,4 +1,4 @@
-"""Sources of examples: built-in data sets, those of tensorflow-datasets, and JSON-lines files.
+"""Sources of examples: built-in data sets, those of tensorflow-datasets, and files of rows.
 
 A source holds the examples of one or several of them, by index, each in one of the forms of
 `data/examples.py`, with the data sets that they are of. Prompt templates, if given, render each row
@@ -9,23 +9,24 @@ import functools
 import hashlib
 import json
 import logging
-import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.files import open_unpacked
+from frozen_jax.core.json_row import array_rows, is_array, parse_row
+from frozen_jax.core.text_file import check_characters, standard_input_lines, text_lines
+from frozen_jax.core.user_path import user_path
 from frozen_jax.data.builtin import BUILTIN_SPECS
 from frozen_jax.data.examples import Example, parse_example
 from frozen_jax.data.indexed_rows import IndexedRows, Templates
-from frozen_jax.data.json_lines import JsonLines
-from frozen_jax.data.prepared import open_builtin, open_tfds
+from frozen_jax.data.json_lines import JsonLines, is_row_file
+from frozen_jax.data.prepared import open_builtin, open_hub, open_tfds
 from frozen_jax.data.rows import Rows, StoredRows
 from frozen_jax.text.jinja_templates import load_templates
 
-_JSON_LINES = (".jsonl", ".jsonl.gz")
+_LIBRARIES = ("tfds:", "hf:")
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,6 +85,22 @@ class Source:
     """The data sets that its rows name, or the names of its files and splits if they name none."""
     return frozenset(self.datasets or (part.dataset for part in self._parts))
 
+  @property
+  def identities(self) -> dict[str, str]:
+    """What tells the data sets apart from those of other sources -> their names.
+
+    That is the name itself; of a file whose rows name no data set, a hash of its rows.
+    """
+    found: dict[str, str] = {}
+    for part in self._parts:
+      found |= {name: name for name in part.datasets} or {part.identity: part.dataset}
+    return found
+
+  def shared_with(self, other: "Source") -> list[str]:
+    """The files and splits of this source whose rows `other` has too."""
+    digests = {part.digest for part in other._parts}
+    return [part.spec for part in self._parts if part.digest in digests]
+
   @functools.cached_property
   def digest(self) -> str:
     """A hash (hex) of what the examples are made from; equal digests, equal examples.
@@ -109,12 +126,13 @@ def open_source(
   a second).
 
   Args:
-    spec: a built-in name with its split (BUILTIN_SPECS), "tfds:NAME/SPLIT", the path of a .jsonl or
-      .jsonl.gz file, or several of these, joined by commas. Of several, each whose rows name no
-      `dataset` is a data set under its own name (world_facts, NAME, the file's name without
-      ending).
+    spec: a built-in name with its split (BUILTIN_SPECS), "tfds:NAME/SPLIT",
+      "hf:NAME[:CONFIG]/SPLIT" (by the package datasets), the path of a file of rows (.jsonl, .json,
+      .csv, .tsv, each gzipped or not), or several of these, joined by commas. Of several, each
+      whose rows name no `dataset` is a data set under its own name (world_facts, NAME, the file's
+      name without ending, with as many folders before it as tell it apart).
     fields: our names of fields to those of the source, ("question=query", "answers=answer.text") or
-      the same as a dict; of several sources they apply to those that have such fields.
+      the same as a dict; they apply to the sources that have such fields.
     targets: False: rows need no answers or target (to predict).
     templates: a file or folder of prompt templates (`text/jinja_templates.py`): each row gives an
       example for each template of its data set. A data set without templates is not changed.
@@ -128,17 +146,10 @@ def open_source(
   if isinstance(templates, str):
     templates = load_templates(templates) if templates else {}
   mapping = _field_mapping(fields)
+  names = _dataset_names(specs)
   parts = [
-    IndexedRows(
-      _open_rows(one),
-      one,
-      _dataset_name(one),
-      fields=mapping,
-      fields_optional=len(specs) > 1,
-      templates=templates,
-      targets=targets,
-    )
-    for one in specs
+    IndexedRows(_open_rows(one), one, name, fields=mapping, templates=templates, targets=targets)
+    for one, name in zip(specs, names, strict=True)
   ]
   source = Source(parts, spec)
   if templates and not {"", *source.dataset_names} & set(templates):
@@ -164,32 +175,26 @@ def open_questions(
     UserError: as `open_source`.
   """
   if spec == "-":
-    return read_questions(sys.stdin, "standard input")
+    return read_questions(standard_input_lines(), "standard input")
   if all(_is_data(one) for one in _split_specs(spec)):
     return open_source(spec, fields, targets=False, templates=templates)
-  try:
-    return read_questions(pathlib.Path(spec).read_text("utf8").splitlines(), spec)
-  except FileNotFoundError as error:
-    raise UserError(f"there is no file {spec}; check the path, or give - to type") from error
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(
-      f"cannot read {spec} as text; give a text file with a question a line"
-    ) from error
+  path = user_path(spec)
+  if not path.exists():
+    raise UserError(f"there is no file {spec}; check the path, or give - to type")
+  with open_unpacked(path) as file:
+    return read_questions(text_lines(file, spec), spec)
 
 
 def read_questions(lines: Iterable[str], name: str) -> list[Example]:
   """Questions to predict from lines of text: each a JSON object of a known form, or a question.
 
   A line that starts with `{` is JSON ({"question"}, {"input"} or with answers too), any other line
-  is a question; blank lines are skipped. Examples have an "id": their own, else the number of the
-  line. Raises UserError naming `name` and the line for malformed ones, and if there is no question.
+  is a question; blank lines are skipped. One array of such objects is read as these. Examples have
+  an "id": their own, else the number of the line. Raises UserError naming `name` and the line for
+  malformed ones, and if there is no question.
   """
   examples = []
-  for number, line in enumerate(lines, start=1):
-    text, where = line.strip(), f"{name}, line {number}"
-    if not text:
-      continue
-    row = parse_row(text, where) if text.startswith("{") else {"question": text}
+  for number, where, row in _question_rows(list(lines), name):
     example = parse_example(row, where, targets=False)
     example.setdefault("id", str(number))
     examples.append(example)
@@ -198,39 +203,88 @@ def read_questions(lines: Iterable[str], name: str) -> list[Example]:
   return examples
 
 
+def _question_rows(lines: list[str], name: str) -> Iterator[tuple[int, str, Mapping[str, object]]]:
+  """(number, where it is, row) of each question."""
+  if is_array(text := "\n".join(lines)) and "{" in text:
+    try:
+      rows = [(where, parse_row(row, where)) for where, row in array_rows(text, name)]
+    except UserError:
+      rows = []  # lines of text, of which the first starts with a bracket
+    if rows:
+      yield from ((number, *row) for number, row in enumerate(rows, start=1))
+      return
+  for number, line in enumerate(lines, start=1):
+    # Characters that are white space to Unicode alone are part of the question.
+    text, where = line.strip(" \t\r\n\f\v"), f"{name}, line {number}"
+    if text.startswith("{"):
+      yield number, where, parse_row(text, where)
+    elif text:
+      yield number, where, {"question": check_characters(text, where)}
+
+
 def _split_specs(spec: str) -> list[str]:
   """The sources that a spec names; a comma may also be part of a file's name."""
-  if "," not in spec or pathlib.Path(spec).is_file():
+  if "," not in spec or user_path(spec).is_file():
     return [spec]
   specs = [one.strip() for one in spec.split(",")]
-  if not all(specs) or len(set(specs)) < len(specs):
+  if not all(specs) or len({_identity(one) for one in specs}) < len(specs):
     raise UserError(f"{spec!r} names a source twice or leaves one out; give each once")
   return specs
 
 
+def _is_file(spec: str) -> bool:
+  """Whether a spec is the path of a file, there or not."""
+  return not spec.startswith(_LIBRARIES) and spec not in BUILTIN_SPECS
+
+
 def _is_data(spec: str) -> bool:
   """Whether it is one of `open_source`, not a text file of questions."""
-  return spec in BUILTIN_SPECS or spec.startswith("tfds:") or spec.endswith(_JSON_LINES)
+  return not _is_file(spec) or is_row_file(spec)
 
 
 def _open_rows(spec: str) -> StoredRows:
   if spec.startswith("tfds:"):
     return open_tfds(spec)
-  if spec.endswith(_JSON_LINES) or pathlib.Path(spec).is_file():
+  if spec.startswith("hf:"):
+    return open_hub(spec)
+  if is_row_file(spec) or user_path(spec).is_file():
     return JsonLines(spec)
   if spec in BUILTIN_SPECS:
     return open_builtin(spec)
   raise UserError(
-    f"unknown data {spec!r}; give one of {', '.join(BUILTIN_SPECS)}, or tfds:NAME/SPLIT, or the"
-    " path of a .jsonl or .jsonl.gz file"
+    f"unknown data {spec!r}; give one of {', '.join(BUILTIN_SPECS)}, or tfds:NAME/SPLIT,"
+    " hf:NAME/SPLIT, or the path of a .jsonl, .json, .csv or .tsv file, gzipped (.gz) or not"
   )
 
 
-def _dataset_name(spec: str) -> str:
-  """The name of a source among several: a name without its split, or a file's own name."""
-  if spec.startswith("tfds:") or spec in BUILTIN_SPECS:
-    return spec.removeprefix("tfds:").rpartition("/")[0]
-  return pathlib.Path(spec).name.removesuffix(".gz").removesuffix(".jsonl")
+def _identity(spec: str) -> str:
+  return str(user_path(spec).resolve()) if _is_file(spec) else spec
+
+
+def _dataset_names(specs: Sequence[str]) -> list[str]:
+  """The name of each source: a name without its split, or a file's own name without its ending.
+
+  Files of one name are told apart by as many of their folders as it takes, else by their endings.
+  """
+  names = [_dataset_name(one, 0) for one in specs]
+  files = [number for number, one in enumerate(specs) if _is_file(one)]
+  depth = max((len(user_path(specs[number]).resolve().parts) for number in files), default=0)
+  for folders in range(1, depth):
+    alike = [number for number in files if names.count(names[number]) > 1]
+    for number in alike:
+      names[number] = _dataset_name(specs[number], folders)
+  for number in [number for number in files if names.count(names[number]) > 1]:
+    names[number] = user_path(specs[number]).name
+  return names
+
+
+def _dataset_name(spec: str, folders: int) -> str:
+  if not _is_file(spec):
+    return spec.removeprefix("tfds:").removeprefix("hf:").rpartition("/")[0]
+  path = user_path(spec).resolve()
+  name = path.name.removesuffix(".gz")
+  stem = name.rpartition(".")[0] if is_row_file(name) else name
+  return "/".join([*path.parts[1:-1][-folders:], stem]) if folders else stem
 
 
 def _field_mapping(fields: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from frozen_jax.data.examples import Example
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.settings import DEFAULT_LENGTHS, InputSettings, check_lengths
 from frozen_jax.text.templates import QuestionTemplate, answer_separator, make_template, prompt_ids
+from frozen_jax.text.token_ids import check_ids
 
 _DOCUMENTS_PER_CALL = 64
 
@@ -51,6 +52,7 @@ class QuestionTask:
     lengths: Sequence[int] = DEFAULT_LENGTHS,
     encoder: "EncoderTokenizer | None" = None,
     datasets: Sequence[str] = (),
+    vocab_size: int | None = None,
   ):
     """Encodes examples for one model.
 
@@ -61,6 +63,7 @@ class QuestionTask:
       encoder: for a method with a text encoder.
       datasets: data sets with prompts of their own. They are numbered from 1 in this order, and
         examples of others have the number 0. (): examples have no number.
+      vocab_size: V of the LM, which no id of a row that is trained on or scored may reach.
 
     Raises:
       UserError: no tokenizer, or one without an end token; bad lengths or template.
@@ -68,7 +71,7 @@ class QuestionTask:
     self.tokenizer = _require_end_token(tokenizer)
     self.template = make_template(template) if isinstance(template, str) else template
     self.lengths = check_lengths(lengths)
-    self._encoder = encoder
+    self._encoder, self._vocab_size = encoder, vocab_size
     self._dataset_numbers = {name: number for number, name in enumerate(datasets, start=1)}
 
   def prepare(self, source: Rows[Example]) -> "Encodings":
@@ -109,7 +112,10 @@ class QuestionTask:
     return Prompt(ids, encoder_tokens, task), truncated
 
   def encode(self, example: Example) -> Encoded:
-    """Prompt, first answer, end token. Raises UserError for an example without an answer."""
+    """Prompt, first answer, end token.
+
+    Raises UserError for an example without an answer, or with a token that the LM does not have.
+    """
     prompt, answers = self._prompt_text(example), self.answers(example)
     if not answers:
       raise UserError(f"example {example.get('id', '')!r} has no answers; add them to train on it")
@@ -119,9 +125,9 @@ class QuestionTask:
       answer = self._answer_ids(prompt, separator + answers[0], ids)
     if not ids:
       raise UserError(f"example {example.get('id', '')!r} has an empty prompt; fill it in")
-    return Encoded(
-      [*ids, *answer, self.tokenizer.eos_token_id], len(ids), encoder_tokens, task, truncated
-    )
+    tokens = [*ids, *answer, self.tokenizer.eos_token_id]
+    check_ids(tokens, self._vocab_size, f"example {example.get('id', '')!r}", self.tokenizer)
+    return Encoded(tokens, len(ids), encoder_tokens, task, truncated)
 
   def _prompt_text(self, example: Example) -> str:
     """The input itself, or the question put into the template."""
@@ -151,25 +157,35 @@ class LanguageModelTask:
   """Plain text, packed: windows of `lengths[-1]` tokens, all targets but the first of a window.
 
   Documents are joined, with the end token after each, and the stream is divided into windows
-  without overlap, of which the last may be shorter.
+  without overlap, of which the last may be shorter. `vocab_size`: V of the LM, which no id may
+  reach.
   """
 
-  def __init__(self, tokenizer: Any, lengths: Sequence[int] = DEFAULT_LENGTHS):
+  def __init__(
+    self,
+    tokenizer: Any,
+    lengths: Sequence[int] = DEFAULT_LENGTHS,
+    vocab_size: int | None = None,
+  ):
     self.tokenizer = _require_end_token(tokenizer)
     self.lengths = check_lengths(lengths)
+    self._vocab_size = vocab_size
 
   def prepare(self, source: Rows[Example]) -> "Windows":
-    """Tokenises the whole source into memory (4 bytes a token)."""
+    """Tokenises the whole source into memory (4 bytes a token); UserError for an id of no token."""
+    name = getattr(source, "name", "the data")
     pieces: list[np.ndarray] = []
     for start in range(0, len(source), _DOCUMENTS_PER_CALL):
       stop = min(start + _DOCUMENTS_PER_CALL, len(source))
       texts = [_document_text(source[index], index) for index in range(start, stop)]
       with _TOKENIZER_LOCK:
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+      for row, one in enumerate(ids, start=start + 1):
+        check_ids(one, self._vocab_size, f"{name}, row {row}", self.tokenizer)
       pieces += [np.array([*one, self.tokenizer.eos_token_id], np.int32) for one in ids if one]
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     if len(stream) < 2:
-      raise UserError(f"{getattr(source, 'name', 'the data')} holds no text to train on")
+      raise UserError(f"{name} holds no text to train on")
     return Windows(stream, self.lengths[-1])
 
 
@@ -217,22 +233,24 @@ class Task(Protocol):
 class EncoderTokenizer:
   """Tokenises texts for a text encoder, truncated to `length` tokens.
 
-  Raises UserError without a tokenizer.
+  `vocab_size`: V of the encoder, which no id may reach. Raises UserError without a tokenizer.
   """
 
-  def __init__(self, tokenizer: Any, length: int):
+  def __init__(self, tokenizer: Any, length: int, vocab_size: int | None = None):
     if tokenizer is None:
       raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
-    self._tokenizer, self._length = tokenizer, length
+    self._tokenizer, self._length, self._vocab_size = tokenizer, length, vocab_size
 
   def ids(self, text: str) -> tuple[list[int], bool]:
     """Ids, with the special tokens that the encoder expects; whether the text was truncated."""
     with _TOKENIZER_LOCK:
       ids = self._tokenizer(text, verbose=False)["input_ids"]
-      if len(ids) <= self._length:
-        return list(ids), False
-      truncated = self._tokenizer(text, truncation=True, max_length=self._length, verbose=False)
-    return list(truncated["input_ids"]), True
+      cut = len(ids) > self._length
+      if cut:
+        options = {"truncation": True, "max_length": self._length, "verbose": False}
+        ids = self._tokenizer(text, **options)["input_ids"]
+    check_ids(ids, self._vocab_size, f"the text {text[:60]!r} (encoder)", self._tokenizer)
+    return list(ids), cut
 
 
 def make_task(
@@ -240,11 +258,16 @@ def make_task(
   tokenizer: Any,
   settings: InputSettings,
   encoder: EncoderTokenizer | None = None,
+  vocab_size: int | None = None,
 ) -> Task:
-  """The task for a source's rows: plain text is modelled, questions are answered."""
+  """The task for a source's rows: plain text is modelled, questions are answered.
+
+  vocab_size: V of the LM, which no id may reach.
+  """
   if "question" in (row := source[0]) or "input" in row:
-    return QuestionTask(tokenizer, settings.template, settings.lengths, encoder, settings.datasets)
-  return LanguageModelTask(tokenizer, settings.lengths)
+    how = (settings.template, settings.lengths, encoder, settings.datasets, vocab_size)
+    return QuestionTask(tokenizer, *how)
+  return LanguageModelTask(tokenizer, settings.lengths, vocab_size)
 
 
 def _document_text(example: Example, index: int) -> str:

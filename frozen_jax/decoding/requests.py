@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Prompt
 
 
@@ -77,4 +78,4 @@ class Completion(NamedTuple):
 def seed_of(sampling: Sampling, prompt: Prompt) -> int:
   """The 32-bit seed of a prompt's random numbers, from the sampling's seed and the tokens."""
   tokens = np.asarray(prompt.tokens, np.int64).tobytes()
-  return zlib.crc32(tokens, sampling.seed & 0xFFFFFFFF)
+  return zlib.crc32(tokens, seed32(sampling.seed))

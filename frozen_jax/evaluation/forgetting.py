@@ -28,11 +28,17 @@ class TextHalves:
 
   A task like those of `data.tasks`, for `scoring_batches`. encoder: makes the text encoder's input
   of a row, which is the first half. Rows belong to none of the data sets of a method with a prompt
-  for each.
+  for each. vocab_size: V of the LM.
   """
 
-  def __init__(self, tokenizer: Any, length: int, encoder: EncoderTokenizer | None = None):
-    self._windows = LanguageModelTask(tokenizer, (length,))
+  def __init__(
+    self,
+    tokenizer: Any,
+    length: int,
+    encoder: EncoderTokenizer | None = None,
+    vocab_size: int | None = None,
+  ):
+    self._windows = LanguageModelTask(tokenizer, (length,), vocab_size)
     self._encoder = encoder
     self.lengths = (length,)
 

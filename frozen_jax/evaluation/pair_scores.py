@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
-from tqdm import tqdm
 
 from frozen_jax.core.device import per_backend
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Tree
-from frozen_jax.data.pairs import Pair, PairEncoder, pad_pairs
+from frozen_jax.data.pair_encoder import Pair, PairEncoder, pad_pairs
 from frozen_jax.methods.re_ranker import ReRanker
 from frozen_jax.sharding.batch import shard_batch, with_sharding_constraint
 from frozen_jax.sharding.hosts import is_first_host
@@ -50,7 +50,7 @@ def score_pairs(
   network = _network(re_ranker, trainable, frozen)
   max_tokens = max_tokens or per_backend(_MAX_TOKENS)
   hidden = not progress or not is_first_host()
-  with tqdm(
+  with ProgressBar(
     total=len(pairs), desc="re-rank", unit="pair", disable=hidden, delay=_PROGRESS_DELAY
   ) as bar:
     for start in range(0, len(pairs), _CHUNK_SIZE):

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frozen_jax.core.files import atomic_file
 from frozen_jax.evaluation.gate import Curves
 
 # The score that bars show is the first of these that any system has.
@@ -51,7 +52,10 @@ def draw_report(
     held_out: likewise for each held-out source.
     baseline: the system whose score is drawn as a vertical line.
   """
-  report_figure(metrics_lines, rows, held_out, baseline).savefig(path, dpi=_DPI)
+  with atomic_file(pathlib.Path(path)) as temporary:
+    report_figure(metrics_lines, rows, held_out, baseline).savefig(
+      temporary, dpi=_DPI, format="png"
+    )
 
 
 def draw_gate(
@@ -70,7 +74,8 @@ def draw_gate(
     budget: the compute budget that the gate was fitted for, passes a row.
     metric: the name of the metric that the curves are of.
   """
-  gate_figure(curves, point, budget, metric).savefig(path, dpi=_DPI)
+  with atomic_file(pathlib.Path(path)) as temporary:
+    gate_figure(curves, point, budget, metric).savefig(temporary, dpi=_DPI, format="png")
 
 
 def report_figure(

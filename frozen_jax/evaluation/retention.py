@@ -106,5 +106,5 @@ def _general_text_batches(
 ) -> Sequence[HostBatch]:
   source = open_source(settings.general_text, data.fields)
   encoder = None if method is None else encoder_inputs(lm, method, data)
-  task = forgetting.TextHalves(lm.tokenizer, data.lengths[-1], encoder)
+  task = forgetting.TextHalves(lm.tokenizer, data.lengths[-1], encoder, lm.config.vocab_size)
   return list(scoring_batches(source, task, settings.batch_size, settings.max_examples))

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.user_path import user_path
 
 FORMAT_VERSION = 1
 DESCRIPTION = "adapter.json"
@@ -64,7 +65,7 @@ def write_adapter(
     "sha256": hashlib.sha256(data).hexdigest(),
   }
   text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-  folder = pathlib.Path(folder)
+  folder = user_path(folder)
   files.write_bytes(folder / ARRAYS, data)
   files.write_bytes(folder / DESCRIPTION, text.encode())
   return folder
@@ -75,7 +76,7 @@ def read_adapter(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, 
 
   Raises UserError if a file is missing, truncated or altered, or of another format version.
   """
-  folder = pathlib.Path(folder)
+  folder = user_path(folder)
   description = _read_description(folder / DESCRIPTION)
   data = _read_bytes(folder / ARRAYS)
   if hashlib.sha256(data).hexdigest() != description["sha256"]:

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from frozen_jax.core.device import per_backend
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Method, Prompt, Tree
+from frozen_jax.core.progress import ProgressBar
+from frozen_jax.core.types import Base, Method, Prompt, Tree
 from frozen_jax.models.generation import PROGRESS_DELAY, Model, check_length
 from frozen_jax.sharding.batch import shard_batch, with_sharding_constraint
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.rules import replicated, row_groups
 from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
+from frozen_jax.text.token_ids import check_ids
 
 MAX_TOKENS = 2**14  # of one batch, prompts and choices with their padding
 _MIN_PROMPT = 16  # prompts are padded to at least so many tokens
@@ -51,17 +52,17 @@ def choice_log_likelihoods(
 
   A batch has at most `batch_size` rows and `max_tokens` tokens (but at least as many rows as the
   mesh has parts to split them to). Raises UserError for a row without choices or with an empty one,
-  for a prompt that leaves the longest choice no room in the model's context, and where a likelihood
-  is not a number.
+  for a prompt that leaves the longest choice no room in the model's context, for an id that the
+  model does not have, and where a likelihood is not a number.
   """
   lm, method, trained, frozen = model.lm, model.method, model.trained, model.frozen
   num_virtual_tokens = method.num_virtual_tokens(trained, frozen)
   for number, question in enumerate(questions, start=1):
-    _check_choices(f"row {number}", question, num_virtual_tokens, lm.config.context)
+    _check_choices(f"row {number}", question, num_virtual_tokens, lm)
   groups = 1 if lm.mesh is None else row_groups(lm.mesh)
   results: list[np.ndarray] = [np.zeros(0, np.float32) for _ in questions]
   hidden = len(questions) <= 1 or not is_first_host()
-  with tqdm(
+  with ProgressBar(
     total=len(questions), desc="choices", disable=hidden, delay=PROGRESS_DELAY, leave=False
   ) as bar:
     for rows, prompts, choices, mask in _batches(questions, batch_size, max_tokens, groups):
@@ -93,16 +94,17 @@ def _log_likelihoods(
   return with_sharding_constraint(values, out_sharding)
 
 
-def _check_choices(
-  what: str, question: ChoiceQuestion, num_virtual_tokens: int, context: int
-) -> None:
+def _check_choices(what: str, question: ChoiceQuestion, num_virtual_tokens: int, lm: Base) -> None:
   if not question.choices:
     raise UserError(f"{what} has no choices; give at least one")
   for index, choice in enumerate(question.choices, start=1):
     if not len(choice):
       raise UserError(f"{what}: choice {index} has no tokens; leave it out or give it a text")
   longest = max(map(len, question.choices))
-  check_length(what, len(question.prompt.tokens), longest, num_virtual_tokens, context)
+  check_length(what, len(question.prompt.tokens), longest, num_virtual_tokens, lm.config.context)
+  check_ids(question.prompt.tokens, lm.config.vocab_size, what, lm.tokenizer)
+  for index, choice in enumerate(question.choices, start=1):
+    check_ids(choice, lm.config.vocab_size, f"{what}, choice {index}", lm.tokenizer)
 
 
 def _batches(

@@ -1,17 +1,26 @@
 """The frozen encoder as a user holds it: `load_encoder` and what it gives."""
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones import encoder
 from frozen_jax.backbones import load_encoder as backbone
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.backbones.sentence_config import TextSettings
+from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.models.token_arrays import check_context, checked_ids
+from frozen_jax.retrieval.dense_index import Embed, embed_sorted
+from frozen_jax.retrieval.text_embedder import ShardBatch, text_embedder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,8 +29,9 @@ class FrozenEncoder:
 
   `params` is a pytree of nested dicts, sharded over `mesh`; `tokenizer` is a transformers fast
   tokenizer, or None where the model's folder has none; `fingerprint` (hex) names the stored
-  weights, whatever the dtype or mesh they are loaded into. `mask` is 1 for real tokens; left and
-  right padding give the same results at real positions.
+  weights, whatever the dtype or mesh they are loaded into. `texts`: how texts are put to it, as a
+  folder of sentence-transformers says. `mask` is 1 for real tokens; left and right padding give the
+  same results at real positions.
   """
 
   name: str
@@ -30,10 +40,73 @@ class FrozenEncoder:
   tokenizer: Any
   fingerprint: str
   mesh: Mesh | None = None
+  texts: TextSettings = TextSettings()
+
+  def encode_query(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    """One float32 vector a query, as `encode_query` of sentence-transformers.
+
+    Raises UserError without a tokenizer, and where the folder defines no pooling.
+    """
+    return self._encode(texts, self.texts.query_prompt)
+
+  def encode_document(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    """One float32 vector a document; as `encode_query` otherwise."""
+    return self._encode(texts, self.texts.document_prompt)
+
+  def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    """One float32 vector a text, with the folder's default prompt; as `encode_query` otherwise."""
+    return self._encode(texts, self.texts.default_prompt)
+
+  def _encode(self, texts: Sequence[str], prompt: str) -> np.ndarray:
+    if isinstance(texts, str):
+      raise UserError("give a list of texts; put the one text into a list")
+    if not texts:
+      return np.zeros((0, self.config.width), np.float32)
+    return embed_sorted(texts, self.text_embedder(prompt), _TEXTS_AT_ONCE)
+
+  def text_embedder(
+    self, prompt: str = "", max_length: int = 0, shard_batch: ShardBatch = dict
+  ) -> Embed:
+    """A function of up to a batch of texts, each after the prompt -> float32 [n, D].
+
+    max_length: tokens to which texts are truncated, if the model's own limit is not lower (0: to
+    that limit). shard_batch: puts a batch on the mesh. Raises UserError without a tokenizer.
+    """
+    if self.tokenizer is None:
+      raise UserError(f"{self.name} has no tokenizer; add tokenizer.json to its folder")
+    length = min(max_length or self.max_length, self.max_length)
+    skipped = 0 if self.texts.pool_prompt or not prompt else self._prompt_tokens(prompt, length)
+
+    def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+      pooled = mask if not skipped else mask * (jnp.arange(mask.shape[1]) >= skipped)
+      return self.pool(self.hidden(tokens, mask), pooled)
+
+    return text_embedder(self.tokenizer, encode, length, shard_batch, prompt)
+
+  @property
+  def max_length(self) -> int:
+    """The most tokens of a text: of the folder, else of its tokenizer; the context at most."""
+    config = self.config
+    most = config.max_tokens if config.positions == "buckets" else config.context
+    stated = self.texts.max_length or getattr(self.tokenizer, "model_max_length", most)
+    return min(stated, most)
+
+  @property
+  def texts_fingerprint(self) -> str:
+    """`fingerprint`, and what else a text's vector depends on, where the folder says any of it."""
+    if self.texts == TextSettings():
+      return self.fingerprint
+    values = json.dumps(dataclasses.asdict(self.texts), sort_keys=True)
+    return f"{self.fingerprint}-{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+
+  def _prompt_tokens(self, prompt: str, max_length: int) -> int:
+    """How many tokens the prompt is, without a special one at its end."""
+    ids = self.tokenizer([prompt], truncation=True, max_length=max_length)["input_ids"][0]
+    return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
   def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-    """Token ids -> word embeddings alone."""
-    return _embed(self.params, self.config, jnp.asarray(token_ids))
+    """Token ids -> word embeddings alone; UserError for an id that the model does not have."""
+    return _embed(self.params, self.config, checked_ids(token_ids, None, self.config.vocab_size))
 
   def hidden(
     self,
@@ -43,9 +116,14 @@ class FrozenEncoder:
   ) -> Float[Array, "B T D"]:
     """Token ids -> the states of the last layer; `types` are the token types (None: all 0).
 
-    Raises UserError for a text longer than the model's table of positions.
+    Padding (mask 0) may be of any id and type. Raises UserError for another id or type that the
+    model does not have, and for a text longer than its table of positions.
     """
-    return _hidden(self.params, self.config, jnp.asarray(token_ids), _array(mask), _array(types))
+    ids = checked_ids(token_ids, mask, self.config.vocab_size)
+    check_context(ids.shape, None, self.config.max_tokens)
+    if types is not None and self.config.types:
+      types = checked_ids(types, mask, self.config.types, "the token types, row")
+    return _hidden(self.params, self.config, ids, _array(mask), _array(types))
 
   def pool(
     self, states: Float[Array, "B T D"], mask: Int[Array, "B T"] | None = None
@@ -56,6 +134,8 @@ class FrozenEncoder:
     """
     return _pool(self.params, self.config, jnp.asarray(states), _array(mask))
 
+
+_TEXTS_AT_ONCE = 64
 
 _embed = jax.jit(encoder.embed, static_argnums=1)
 _pool = jax.jit(encoder.pool, static_argnums=1)
@@ -86,5 +166,11 @@ def load_encoder(name: str, dtype: str = "float32", mesh: Mesh | None = None) ->
   """
   loaded = backbone.load_encoder(name, dtype=dtype, mesh=mesh)
   return FrozenEncoder(
-    loaded.name, loaded.config, loaded.params, loaded.tokenizer, loaded.fingerprint, mesh
+    loaded.name,
+    loaded.config,
+    loaded.params,
+    loaded.tokenizer,
+    loaded.fingerprint,
+    mesh,
+    loaded.texts,
   )

@@ -20,6 +20,7 @@ from frozen_jax.methods import METHODS
 from frozen_jax.models.frozen_encoder import FrozenEncoder, load_encoder
 from frozen_jax.models.generation import complete_texts
 from frozen_jax.models.settings import ModelSettings
+from frozen_jax.models.token_arrays import check_context, checked_ids
 from frozen_jax.models.tuned_model import TunedModel
 
 
@@ -31,7 +32,7 @@ class FrozenLM:
   tokenizer, or None where the model's folder has none; `fingerprint` (hex) names the stored
   weights, whatever the dtype, mesh or quantisation they are loaded into. `mask` is 1 for real
   tokens; left and right padding give the same results at real positions. `encoder`: a frozen text
-  encoder alongside it, for methods that have one.
+  encoder alongside it, for methods that have one. `end_ids`: the tokens that end a generated text.
   """
 
   name: str
@@ -41,22 +42,34 @@ class FrozenLM:
   fingerprint: str
   mesh: Mesh | None = None
   encoder: FrozenEncoder | None = None
+  end_ids: tuple[int, ...] = ()
 
   def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Token ids -> input embeddings."""
-    return _embed(self.params, self.config, jnp.asarray(token_ids))
+    """Token ids -> input embeddings; UserError for an id that the model does not have."""
+    return _embed(self.params, self.config, checked_ids(token_ids, None, self.config.vocab_size))
 
   def hidden(
     self, inputs_embeds: Float[Array, "B T D"], mask: Int[Array, "B T"] | None = None
   ) -> Float[Array, "B T D"]:
-    """Input embeddings -> hidden states after the final norm; differentiable in its input."""
-    return _hidden(self.params, self.config, jnp.asarray(inputs_embeds), _array(mask))
+    """Input embeddings -> hidden states after the final norm; differentiable in its input.
+
+    Raises UserError for a text longer than the model's context.
+    """
+    embeds = jnp.asarray(inputs_embeds)
+    check_context(embeds.shape, mask, self.config.context)
+    return _hidden(self.params, self.config, embeds, _array(mask))
 
   def logits(
     self, token_ids: Int[Array, "B T"], mask: Int[Array, "B T"] | None = None
   ) -> Float[Array, "B T V"]:
-    """Token ids -> float32 logits of the next token at each position."""
-    return _logits(self.params, self.config, jnp.asarray(token_ids), _array(mask))
+    """Token ids -> float32 logits of the next token at each position.
+
+    Padding (mask 0) may be of any id. Raises UserError for another id that the model does not have,
+    and for a text longer than its context.
+    """
+    ids = checked_ids(token_ids, mask, self.config.vocab_size)
+    check_context(ids.shape, mask, self.config.context)
+    return _logits(self.params, self.config, ids, _array(mask))
 
   def generate(
     self,
@@ -69,7 +82,8 @@ class FrozenLM:
     """Continues each text; greedy at temperature 0.
 
     Returns a list of str, or with `num_samples` above 1 a list of lists of str. Raises UserError
-    without a tokenizer, or for a text longer than the model's context.
+    without a tokenizer, for a text longer than the model's context, and for a token that its table
+    does not have.
     """
     sampling = Sampling(max_new_tokens, temperature, num_samples, seed)
     encode = lambda given: [Prompt(self.tokenizer(text)["input_ids"]) for text in given]
@@ -133,7 +147,15 @@ def load_frozen(
   kv_cache.check_cache_kind(kind)
   loaded = load_decoder(name, dtype=dtype, mesh=mesh, quantize=quantize)
   config = dataclasses.replace(loaded.config, cache=kind)
-  return FrozenLM(loaded.name, config, loaded.params, loaded.tokenizer, loaded.fingerprint, mesh)
+  return FrozenLM(
+    loaded.name,
+    config,
+    loaded.params,
+    loaded.tokenizer,
+    loaded.fingerprint,
+    mesh,
+    end_ids=loaded.end_ids,
+  )
 
 
 def load_model(settings: ModelSettings, mesh: Mesh) -> FrozenLM:

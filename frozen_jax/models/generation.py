@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from frozen_jax.backbones import stack
 from frozen_jax.core.device import per_backend
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Base, Method, Prompt, Tree
 from frozen_jax.decoding import beam
 from frozen_jax.decoding.engine import ROWS, Engine
@@ -16,6 +15,7 @@ from frozen_jax.decoding.requests import Completion, Sampling
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.rules import replicated, row_groups
+from frozen_jax.text.token_ids import check_ids
 
 PROGRESS_DELAY = 5  # seconds before a progress bar shows
 
@@ -117,19 +117,20 @@ def check_length(
 def _engine(
   model: Model, prompts: Sequence[Prompt], max_new_tokens: int, rows: int | None
 ) -> Engine:
-  """The engine for these prompts, all of which fit the context (else UserError)."""
+  """The engine for these prompts, which fit the context and the table (else UserError)."""
   lm, frozen = model.lm, model.frozen
   num_virtual_tokens = model.method.num_virtual_tokens(model.trained, frozen)
   for number, prompt in enumerate(prompts, start=1):
     length = len(prompt.tokens)
     check_length(f"text {number}", length, max_new_tokens, num_virtual_tokens, lm.config.context)
+    check_ids(prompt.tokens, lm.config.vocab_size, f"text {number}", lm.tokenizer)
   return Engine(
     model.method,
     model.trained,
     frozen,
     functools.partial(shard_batch, mesh=lm.mesh),
     replicated(lm.mesh),
-    _end_ids(lm.tokenizer),
+    end_ids(model),
     None if lm.tokenizer is None else functools.partial(_decode, lm.tokenizer),
     decode_frozen=_with_separate_layers(frozen),
     rows=max(rows or per_backend(ROWS), 1 if lm.mesh is None else row_groups(lm.mesh)),
@@ -141,17 +142,20 @@ def _with_separate_layers(frozen: Tree) -> Tree:
   return frozen | {"lm": frozen["lm"] | {"layers": stack.unstack(frozen["lm"]["layers"])}}
 
 
-def _progress(prompts: Sequence[Prompt]) -> tqdm:
+def _progress(prompts: Sequence[Prompt]) -> ProgressBar:
   hidden = len(prompts) <= 1 or not is_first_host()
-  return tqdm(
+  return ProgressBar(
     total=len(prompts), desc="generate", disable=hidden, delay=PROGRESS_DELAY, leave=False
   )
 
 
-def _end_ids(tokenizer: Any) -> tuple[int, ...]:
-  if tokenizer is None or tokenizer.eos_token_id is None:
-    return ()
-  return (tokenizer.eos_token_id,)
+def end_ids(model: Model) -> tuple[int, ...]:
+  """The LM's end tokens; what was trained ends its answers with that of the tokenizer, too."""
+  ids = set(getattr(model.lm, "end_ids", ()))
+  own = None if model.lm.tokenizer is None else model.lm.tokenizer.eos_token_id
+  if own is not None and (model.trained or not ids):
+    ids.add(own)
+  return tuple(sorted(ids))
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

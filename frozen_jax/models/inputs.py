@@ -32,7 +32,7 @@ def open_task(
   lengths = tuple(dict.fromkeys(min(length, available) for length in data.lengths))
   inputs = dataclasses.replace(data, lengths=lengths)
   encoder = None if method is None else encoder_inputs(lm, method, data)
-  return source, make_task(source, lm.tokenizer, inputs, encoder)
+  return source, make_task(source, lm.tokenizer, inputs, encoder, lm.config.vocab_size)
 
 
 def questions(data: DataSettings, spec: str, max_questions: int = 0) -> list[Example]:
@@ -66,4 +66,4 @@ def encoder_inputs(lm: Any, method: Method, inputs: InputSettings) -> EncoderTok
   length = min(inputs.encoder_length, lm.encoder.config.max_tokens - method.p_prime_length)
   if length < 2:
     raise UserError(f"data.encoder_length leaves {length} tokens for the encoder; raise it")
-  return EncoderTokenizer(lm.encoder.tokenizer, length)
+  return EncoderTokenizer(lm.encoder.tokenizer, length, lm.encoder.config.vocab_size)

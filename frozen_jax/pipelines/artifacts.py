@@ -1,7 +1,7 @@
 """Artifacts of a workdir: files and folders that are made of something, and made anew only when it
 changes.
 
-Next to an artifact stands NAME.made.json with its dependencies (settings, digests of files,
+Next to an artifact stands NAME.meta.json with its dependencies (settings, digests of files,
 fingerprints of models) and its own digest. It is written last and removed first, so after a kill at
 any point the artifact is either complete or made anew. Rows that take long are kept block by block
 in NAME.KEY.part, KEY naming the dependencies, and a killed run continues after them.
@@ -18,16 +18,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from frozen_jax.config.dependencies import changed, key, record
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file, atomic_folder, write_json
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.sharding.hosts import barrier, is_first_host
 
 _LOG = logging.getLogger(__name__)
 _READ_BYTES = 2**20
-_SUFFIX, _PART = ".made.json", ".part"
+_SUFFIX, _PART = ".meta.json", ".part"
 _PROGRESS_DELAY = 2  # seconds before a progress bar shows
 
 Dependencies = Mapping[str, Any]  # sections (`config.section`) or what JSON holds
@@ -85,7 +84,7 @@ class Artifacts:
       shown = {"desc": name, "unit": "row", "leave": False, "disable": not is_first_host()}
       with (
         ours.open("ab") as file,
-        tqdm(initial=done, total=total, delay=_PROGRESS_DELAY, **shown) as bar,
+        ProgressBar(initial=done, total=total, delay=_PROGRESS_DELAY, **shown) as bar,
       ):
         while chunk := list(itertools.islice(rows, block)):
           lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in chunk)

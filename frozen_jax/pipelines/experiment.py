@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,6 +116,11 @@ class RunSettings:
   def stage(self, name: str) -> StageSettings:
     """The stage of that name."""
     return next(stage for stage in self.stages if stage.name == name)
+
+  @property
+  def rows(self) -> int:
+    """Into how many parts the rows of every stage's batches, or microbatches, can be split."""
+    return math.gcd(*(one.train.batch_size // one.train.accumulate for one in self.running))
 
   @property
   def running(self) -> tuple[StageSettings, ...]:

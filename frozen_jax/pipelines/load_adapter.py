@@ -11,6 +11,7 @@ from frozen_jax.config.section import resolve
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.core.user_path import user_path
 from frozen_jax.data.settings import InputSettings
 from frozen_jax.decoding.settings import GenerationSettings
 from frozen_jax.methods import METHODS
@@ -52,7 +53,7 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
 
 def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """The stored tree and description of a workdir or an exported folder; UserError without one."""
-  path = pathlib.Path(path)
+  path = user_path(path)
   for folder in (path / FOLDER, path):
     if (folder / DESCRIPTION).exists():
       return read_adapter(folder)

@@ -1,6 +1,6 @@
 """BM25 in Lucene's weighting: an index on disk, built in two passes and searched memory-mapped.
 
-bm25s (Lù 2024) tokenises texts, defines the files of the index and sums the scores; the formula is
+bm25s (Lù 2024) counts words, defines the files of the index and sums the scores; the formula is
 `lucene` of Kamphuis et al. 2020. The builder is our own: that of bm25s holds every word of the
 corpus in memory as Python objects. Its first pass writes the term frequencies of each passage to a
 file, its second pass writes the scores into the memory-mapped index. Only the vocabulary and one
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_folder
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.retrieval.corpus import Corpus
 from frozen_jax.retrieval.retriever import (
   SearchResult,
@@ -30,6 +30,7 @@ from frozen_jax.retrieval.retriever import (
   empty_result,
   top_k,
 )
+from frozen_jax.retrieval.words import VERSION, words
 
 if TYPE_CHECKING:
   import bm25s
@@ -46,8 +47,8 @@ _PAIR = np.dtype([("word", "<i4"), ("passage", "<i4"), ("count", "<i4")])
 class BM25Retriever:
   """A `Retriever` of passages that share words with the question.
 
-  Scores are sums over the question's words; a passage that shares none has score 0. English stop
-  words and words of one letter do not count.
+  Scores are sums over the question's words (`retrieval/words.py`); a passage that shares none has
+  score 0: it was not found. English stop words and words of one letter do not count.
   """
 
   corpus_fingerprint: str
@@ -94,7 +95,8 @@ def build_bm25(
     settings |= {"dtype": "float32", "int_dtype": "int32", "backend": "numpy"}
     settings |= {"num_docs": len(corpus), "version": importlib.metadata.version("bm25s")}
     (temporary / "params.index.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (temporary / _DESCRIPTION).write_text(json.dumps({"corpus": corpus.fingerprint}) + "\n")
+    description = {"corpus": corpus.fingerprint, "words": VERSION}
+    (temporary / _DESCRIPTION).write_text(json.dumps(description) + "\n")
   return open_bm25(folder, corpus)
 
 
@@ -108,10 +110,13 @@ def open_bm25(folder: str | pathlib.Path, corpus: Corpus) -> BM25Retriever:
 
   folder = pathlib.Path(folder)
   try:
-    fingerprint = json.loads((folder / _DESCRIPTION).read_text())["corpus"]
+    description = json.loads((folder / _DESCRIPTION).read_text())
+    fingerprint = description["corpus"]
     index = bm25s.BM25.load(folder, mmap=True)
   except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
     raise UserError(f"{folder} holds no whole index of BM25 ({error}); build it anew") from error
+  if description.get("words") != VERSION:
+    raise UserError(f"the index {folder} is of an earlier version's words; build it anew")
   if fingerprint != corpus.fingerprint:
     raise UserError(f"the index {folder} is of another corpus than {corpus.path}; build one of it")
   tokenizer = _tokenizer()
@@ -122,7 +127,7 @@ def open_bm25(folder: str | pathlib.Path, corpus: Corpus) -> BM25Retriever:
 def _tokenizer() -> "Tokenizer":
   from bm25s.tokenization import Tokenizer
 
-  return Tokenizer(stopwords="english")
+  return Tokenizer(stopwords="english", splitter=words)
 
 
 class _WordCounts(NamedTuple):
@@ -146,13 +151,13 @@ def _count_words(
   chunks = []
   with (
     path.open("wb") as file,
-    tqdm(total=len(corpus), desc="BM25, words", disable=not progress, delay=2) as bar,
+    ProgressBar(total=len(corpus), desc="BM25, words", disable=not progress, delay=2) as bar,
   ):
     for first in range(0, len(corpus), _CHUNK):
       positions = range(first, min(first + _CHUNK, len(corpus)))
       texts = [corpus[position].joined() for position in positions]
       ids = list(tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
-      sizes = np.array([len(words) for words in ids])
+      sizes = np.array([len(one) for one in ids])
       lengths[first : first + len(ids)] = sizes
       word = np.fromiter(itertools.chain.from_iterable(ids), np.int64, int(sizes.sum()))
       passage = np.repeat(np.arange(first, first + len(ids)), sizes)
@@ -186,7 +191,7 @@ def _write_scores(
   )
   next_entry = starts[:-1].copy()  # of each word
   with (folder / _PAIRS).open("rb") as file:
-    for size in tqdm(chunks, "BM25, scores", disable=not progress, delay=2):
+    for size in ProgressBar(chunks, "BM25, scores", disable=not progress, delay=2):
       pairs = np.fromfile(file, _PAIR, size)
       word, first, sizes = np.unique(pairs["word"], return_index=True, return_counts=True)
       entries = np.arange(size) + np.repeat(next_entry[word] - first, sizes)

@@ -1,16 +1,16 @@
 """Corpora of passages on disk, of any size, with access by position and by id.
 
-Two formats can be read, gzipped or not: JSON lines `{"id", "title", "text"}`, and the table of DPR
-(Karpukhin et al. 2020, psgs_w100.tsv: a header, then id, text and title between tabs, quoted as in
-CSV). When a file is opened for the first time, it is read once: every row is checked, and an index
-is written to the user's cache directory: the offset of each row, a hash of each id, and the
-corpus' fingerprint. A gzip file has no random access, so it is also unpacked there. File and index
-are memory-mapped; the index takes 24 bytes a passage.
+Three formats can be read, gzipped or not: JSON lines `{"id", "title", "text"}`, an array of these
+(.json), and a table with columns of these names (.tsv, .csv), such as DPR's (Karpukhin et al. 2020,
+psgs_w100.tsv). When a file is opened for the first time, it is read once: every row is checked, and
+an index is written to the user's cache directory: the offset of each row, a hash of each id, and
+the corpus' fingerprint. A gzip file and an array have no random access, so they are also written
+there as plain rows. File and index are memory-mapped; the index takes 24 bytes a passage.
 """
 
 import array
-import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -19,17 +19,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, atomic_folder, numbered_lines, unpack
-from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.files import atomic_file, atomic_folder, open_unpacked, unpack
+from frozen_jax.core.json_row import array_rows, is_array, parse_row
+from frozen_jax.core.progress import ProgressBar
+from frozen_jax.core.tables import (
+  check_width,
+  delimiter_of,
+  header_of,
+  record_fields,
+  table_records,
+)
+from frozen_jax.core.text_file import numbered_lines, read_text
+from frozen_jax.core.user_path import user_path
 
-_FORMAT = "1"  # of the index; part of its folder's name
-_TSV_HEADER = ["id", "text", "title"]
+_FORMAT = "2"  # of the index; part of its folder's name
+_COLUMNS = ("id", "title", "text")  # of a table, in any order; the title may be missing
 _DESCRIPTION, _STARTS, _HASHES, _ORDER = "corpus.json", "starts.npy", "hashes.npy", "order.npy"
-_UNPACKED = "rows"
+_UNPACKED, _ARRAY = "rows", "array"
 
 
 class Passage(NamedTuple):
@@ -67,9 +76,8 @@ class Corpus(Sequence[Passage]):
     if not 0 <= position < len(self):
       raise IndexError(position)
     start = int(self._starts[position])
-    end = self._rows.find(b"\n", start)
-    where = f"{self.path}, passage {position}"
-    return self._parse(self._rows[start : end if end >= 0 else None], where)
+    end = int(self._starts[position + 1]) if position + 1 < len(self) else None
+    return self._parse(self._rows[start:end], f"{self.path}, passage {position}")
 
   def __iter__(self) -> Iterator[Passage]:
     return (self[position] for position in range(len(self)))
@@ -94,24 +102,24 @@ def open_corpus(path: str | pathlib.Path, progress: bool = True) -> Corpus:
   """Opens a corpus; the first time this reads the whole file once.
 
   Args:
-    path: JSON lines, or DPR's table (a name that ends in .tsv), or either gzipped (.gz).
+    path: JSON lines, an array of JSON, or a table (.tsv, .csv); or one of these gzipped (.gz).
     progress: whether a progress bar is shown on standard error meanwhile.
 
   Raises:
     UserError: no such file, a damaged one, no passages in it; a malformed row, or an id that an
       earlier row has (with the line's number).
   """
-  path = pathlib.Path(path)
+  path = user_path(path)
   index = _index_folder(path)
   if not (index / _DESCRIPTION).is_file():
     with atomic_folder(index) as folder:
       _write_index(path, folder, progress)
-  unpacked = index / _UNPACKED
   description = json.loads((index / _DESCRIPTION).read_text())
-  with (unpacked if unpacked.exists() else path).open("rb") as file:
+  stored = next((one for name in (_UNPACKED, _ARRAY) if (one := index / name).exists()), path)
+  with stored.open("rb") as file:
     rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   arrays = [np.load(index / name, mmap_mode="r") for name in (_STARTS, _HASHES, _ORDER)]
-  return Corpus(path, description["fingerprint"], rows, _parser(path), *arrays)
+  return Corpus(path, description["fingerprint"], rows, _parser(path, stored), *arrays)
 
 
 def write_corpus(path: str | pathlib.Path, passages: Iterable[Passage]) -> None:
@@ -137,15 +145,13 @@ def _index_folder(path: pathlib.Path) -> pathlib.Path:
 
 def _write_index(path: pathlib.Path, folder: pathlib.Path, progress: bool) -> None:
   """Reads the file once, checks its rows and writes the index."""
-  parse, rows = _parser(path), path
-  if path.name.endswith(".gz"):
-    rows = folder / _UNPACKED
-    unpack(path, rows)
+  rows = _plain_rows(path, folder)
   starts, numbers, hashes = array.array("q"), array.array("q"), array.array("Q")
   digest = hashlib.sha256()
-  with tqdm(desc=f"read {path.name}", unit=" passages", disable=not progress, delay=2) as bar:
-    for number, start, line in _passage_lines(path, rows):
-      passage = parse(line, f"{path}, line {number}")
+  with ProgressBar(
+    desc=f"read {path.name}", unit=" passages", disable=not progress, delay=2
+  ) as bar:
+    for number, start, passage in _passages(path, rows):
       starts.append(start)
       numbers.append(number)
       hashes.append(_hash(passage.id))
@@ -167,54 +173,83 @@ def _write_index(path: pathlib.Path, folder: pathlib.Path, progress: bool) -> No
   (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _passage_lines(path: pathlib.Path, rows: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
-  """The numbered lines of `rows` (the file itself, or unpacked), without a table's header."""
-  lines = numbered_lines(rows)
-  if _is_table(path):
-    number, _, line = next(lines, (1, 0, b""))
-    if line.decode("utf-8", "replace").strip("\r\n").split("\t") != _TSV_HEADER:
-      header = "\\t".join(_TSV_HEADER)
-      raise UserError(f"{path}, line {number}: the header of a table must be {header}; add it")
-  yield from lines
+def _plain_rows(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """The file itself, or where it is gzipped or an array, its rows written to `folder`."""
+  with open_unpacked(path) as file:
+    array = is_array(file.read(4096)) and not delimiter_of(path.name)
+  if not array and not path.name.endswith(".gz"):
+    return path
+  rows = folder / (_ARRAY if array else _UNPACKED)
+  if array:
+    with rows.open("w", encoding="utf-8", newline="\n") as out:
+      for where, row in array_rows(read_text(path), str(path)):
+        out.write(json.dumps(_from_json(row, where)._asdict()) + "\n")
+  else:
+    unpack(path, rows)
+  return rows
+
+
+def _passages(path: pathlib.Path, rows: pathlib.Path) -> Iterator[tuple[int, int, Passage]]:
+  """(number of its line, its offset, passage) of each row of `rows`; `path` is for messages."""
+  if not delimiter_of(path.name):
+    for number, start, line in numbered_lines(rows):
+      yield number, start, _from_json(line, f"{path}, line {number}")
+    return
+  columns = _columns(path, rows)
+  with rows.open("rb") as file:
+    records = table_records(file, str(path))
+    next(records)  # the header
+    for number, start, fields in records:
+      yield number, start, _from_fields(fields, columns, f"{path}, line {number}")
+
+
+def _columns(path: pathlib.Path, rows: pathlib.Path) -> list[str]:
+  """The columns of a table; UserError unless these are those of passages."""
+  with rows.open("rb") as file:
+    if not file.read(1):
+      raise UserError(f"{path} holds no passages; give a file with one a line")
+    file.seek(0)
+    columns = header_of(file, str(path))
+  if not {"id", "text"} <= set(columns):
+    raise UserError(
+      f"{path}, line 1: the header of a table must name id, text and title; it is"
+      f" {', '.join(columns)[:100]}"
+    )
+  return columns
 
 
 def _check_unique_ids(path: pathlib.Path, rows: pathlib.Path, suspects: set[int]) -> None:
   """Raises UserError where two of these lines, whose ids have equal hashes, have the same id."""
   line_of: dict[str, int] = {}
-  for number, _, line in _passage_lines(path, rows) if suspects else ():
+  unit = "row" if rows.name == _ARRAY else "line"
+  for number, _, passage in _passages(path, rows) if suspects else ():
     if number in suspects:
-      id = _parser(path)(line, f"{path}, line {number}").id
-      if id in line_of:
+      if passage.id in line_of:
         raise UserError(
-          f"{path}, line {number}: line {line_of[id]} has the id {id!r} too; give each passage"
-          " its own"
+          f"{path}, {unit} {number}: {unit} {line_of[passage.id]} has the id {passage.id!r} too;"
+          " give each passage its own"
         )
-      line_of[id] = number
+      line_of[passage.id] = number
 
 
 def _hash(id: str) -> int:
-  return int.from_bytes(hashlib.blake2b(_bytes(id), digest_size=8).digest(), "little")
+  return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
 
 
 def _frame(passage: Passage) -> bytes:
   """A passage's bytes with the lengths of its three fields, so that no two passages are alike."""
-  fields = [_bytes(field) for field in passage]
+  fields = [field.encode() for field in passage]
   return b"%d %d %d\n" % tuple(map(len, fields)) + b"".join(fields)
 
 
-def _bytes(text: str) -> bytes:
-  return text.encode("utf-8", "surrogatepass")  # JSON may contain lone surrogates
+def _parser(path: pathlib.Path, rows: pathlib.Path) -> Callable[[bytes, str], Passage]:
+  """From the bytes of a row, and where it is, to its passage."""
+  if not (delimiter := delimiter_of(path.name)):
+    return _from_json
+  return functools.partial(_from_table, delimiter=delimiter, columns=_columns(path, rows))
 
 
-def _is_table(path: pathlib.Path) -> bool:
-  return path.name.removesuffix(".gz").endswith(".tsv")
-
-
-def _parser(path: pathlib.Path) -> Callable[[bytes, str], Passage]:
-  return _from_table if _is_table(path) else _from_json
-
-
-def _from_json(line: bytes, where: str) -> Passage:
+def _from_json(line: bytes | str, where: str) -> Passage:
   row = parse_row(line, where)
   id, title, text = row.get("id"), row.get("title") or "", row.get("text")
   id = str(id) if isinstance(id, int) and not isinstance(id, bool) else id
@@ -223,14 +258,14 @@ def _from_json(line: bytes, where: str) -> Passage:
   return _validated(Passage(id, title, text), where)
 
 
-def _from_table(line: bytes, where: str) -> Passage:
-  try:
-    (fields,) = csv.reader([line.decode().strip("\r\n")], delimiter="\t", strict=True)
-    id, text, title = fields
-  except (ValueError, csv.Error) as error:  # not UTF-8, no three fields, an open quote
-    expected = "id, text and title between tabs, quoted as in CSV"
-    raise UserError(f"{where}: not {expected}; fix or remove that line") from error
-  return _validated(Passage(id, title, text), where)
+def _from_table(line: bytes, where: str, delimiter: str, columns: Sequence[str]) -> Passage:
+  return _from_fields(record_fields(line, delimiter, where), columns, where)
+
+
+def _from_fields(fields: Sequence[str], columns: Sequence[str], where: str) -> Passage:
+  check_width(fields, columns, where)
+  row = dict(zip(columns, fields, strict=True))
+  return _validated(Passage(*(row.get(name, "") for name in _COLUMNS)), where)
 
 
 def _validated(passage: Passage, where: str) -> Passage:

@@ -13,10 +13,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.retrieval.corpus import Corpus
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> float32 [n, d]
@@ -123,7 +123,9 @@ def build_dense(
     done = [shard for shard in shards if _shard_path(folder, shard).exists()]
     initial = min(len(done) * shard_rows, len(corpus))
     hidden = not progress
-    with tqdm(total=len(corpus), initial=initial, desc="embed", disable=hidden, delay=2) as bar:
+    with ProgressBar(
+      total=len(corpus), initial=initial, desc="embed", disable=hidden, delay=2
+    ) as bar:
       for shard in sorted(set(shards) - set(done)):
         positions = range(shard * shard_rows, min((shard + 1) * shard_rows, len(corpus)))
         texts = [corpus[position].joined(separator) for position in positions]

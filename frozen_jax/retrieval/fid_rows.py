@@ -1,8 +1,8 @@
 """Questions with the passages retrieved for them, in the format of Fusion-in-Decoder.
 
 A row is `{"question", "answers", "ctxs": [{"id"?, "title", "text", "score"?, "hasanswer"?}]}`
-(Izacard and Grave 2021); a file has one row a line, gzipped or not. DPR's own files are one JSON
-list, with scores as strings and `has_answer`; they can be read too, but only at once.
+(Izacard and Grave 2021); a file has one row a line, gzipped or not. DPR's own files are one array
+of JSON, with scores as strings and `has_answer`; they can be read too, but only at once.
 """
 
 import gzip
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NotRequired, TypedDict
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, numbered_lines
-from frozen_jax.core.json_row import parse_row
-
-_LIST_ENDINGS = (".json", ".json.gz")
+from frozen_jax.core.files import atomic_file, open_unpacked
+from frozen_jax.core.json_row import accepted_texts, array_rows, is_array, parse_row
+from frozen_jax.core.text_file import numbered_lines, read_text
+from frozen_jax.core.user_path import user_path
 
 
 class Context(TypedDict):
@@ -38,16 +38,15 @@ class FidRow(TypedDict):
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[FidRow]:
-  """The rows of a file one after another; .json and .json.gz hold one list, any other JSON lines.
+  """The rows of a file one after another: JSON lines, or one array, which is read at once.
 
   Raises:
     UserError: no such file, a damaged one, no rows in it; a malformed row (with its location).
   """
-  path, empty = pathlib.Path(path), True
-  rows = _json_list(path) if path.name.endswith(_LIST_ENDINGS) else _json_lines(path)
-  for where, row in rows:
+  path, empty = user_path(path), True
+  for where, row in _rows(path):
     empty = False
-    yield _validated(row, where)
+    yield _validated(parse_row(row, where), where)
   if empty:
     raise UserError(f"{path} holds no questions; give a file with one JSON object a line")
 
@@ -67,35 +66,29 @@ def write_rows(path: str | pathlib.Path, rows: Iterable[FidRow]) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  for number, _, line in numbered_lines(path):
-    where = f"{path}, line {number}"
-    yield where, parse_row(line, where)
-
-
-def _json_list(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  try:
-    rows = json.loads(b"".join(line for _, _, line in numbered_lines(path)))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{path} is no JSON ({error}); name JSON lines .jsonl") from error
-  if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-    raise UserError(f"{path} is no list of JSON objects; name JSON lines .jsonl")
-  yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, bytes | str]]:
+  """(where it is, its JSON) of each row."""
+  with open_unpacked(path) as file:
+    array = is_array(file.read(4096))
+  if array:
+    yield from array_rows(read_text(path), str(path))
+  else:
+    yield from ((f"{path}, line {number}", line) for number, _, line in numbered_lines(path))
 
 
 def _validated(row: dict[str, Any], where: str) -> FidRow:
   if not isinstance(row.get("question"), str) or not row["question"].strip():
     raise UserError(f'{where}: "question" must be a text; fix that row')
-  answers, passages = row.get("answers"), row.get("ctxs")
-  if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-    raise UserError(f'{where}: "answers" must be a list of texts; fix that row')
+  answers, passages = row.get("answers", []), row.get("ctxs")
+  if answers != []:
+    answers = accepted_texts(answers, "answers", where)
   if not isinstance(passages, list):
     raise UserError(f'{where}: "ctxs" must be a list of passages; fix that row')
   contexts = [
     _context(passage, f"{where}, passage {number}")
     for number, passage in enumerate(passages, start=1)
   ]
-  return {**row, "ctxs": contexts}  # type: ignore[typeddict-item]
+  return {**row, "answers": answers, "ctxs": contexts}  # type: ignore[typeddict-item]
 
 
 def _context(passage: Any, where: str) -> Context:

@@ -47,9 +47,13 @@ class HybridRetriever:
 
 
 def reciprocal_ranks(results: Sequence[SearchResult], k: int, constant: int = 60) -> SearchResult:
-  """Fuses by the sum of 1 / (constant + rank), ranks from 1 (Cormack, Clarke, Buettcher 2009)."""
+  """Fuses by the sum of 1 / (constant + rank), ranks from 1 (Cormack, Clarke, Buettcher 2009).
+
+  A passage that a retriever did not find (score 0) has no rank from it.
+  """
   contributions = [
-    np.broadcast_to(1.0 / (constant + 1 + np.arange(ids.shape[1])), ids.shape) for ids, _ in results
+    np.where(scores != 0, 1.0 / (constant + 1 + np.arange(ids.shape[1])), 0.0)
+    for ids, scores in results
   ]
   return _top_k_of_sums([ids for ids, _ in results], contributions, k)
 
@@ -57,14 +61,15 @@ def reciprocal_ranks(results: Sequence[SearchResult], k: int, constant: int = 60
 def weighted_sum(results: Sequence[SearchResult], k: int, weights: Sequence[float]) -> SearchResult:
   """Fuses by the weighted sum of scores, each retriever's min-max normalised for each question.
 
-  The worst passage that a retriever found contributes 0, as does one that it did not find; where
-  all its scores are equal, each counts 1.
+  The worst passage that a retriever found contributes 0, as does one that it did not find (score
+  0); where all its scores are equal, each counts 1.
   """
   contributions = []
   for (_, scores), weight in zip(results, weights, strict=True):
     low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     spread = np.where(high > low, high.astype(np.float64) - low, 1.0)
-    contributions.append(weight * np.where(high > low, (scores - low) / spread, 1.0))
+    share = np.where(high > low, (scores - low) / spread, 1.0)
+    contributions.append(weight * np.where(scores != 0, share, 0.0))
   return _top_k_of_sums([ids for ids, _ in results], contributions, k)
 
 

@@ -113,7 +113,7 @@ class Packer:
         if count <= max_tokens:
           texts[index], used = text, count
           continue
-      if self.settings.overflow == "cut":
+      if self.settings.overflow == "truncate":
         beginning = self._longest_fitting_beginning(question, passages[index], texts, index)
         if beginning is not None:
           texts[index], truncated = beginning, True
@@ -125,7 +125,7 @@ class Packer:
           raise UserError(
             f"a passage of {length} tokens ({text[:60]!r}) is longer than the"
             f" {max_tokens - overhead} that the budget leaves for passages; raise the budget,"
-            " split the corpus into shorter passages, or let such passages be skipped or cut"
+            " split the corpus into shorter passages, or let such passages be skipped or truncated"
           )
     prompt, tokens = self._fill(question, texts), self._count_tokens(question, texts)
     return PackedPrompt(prompt, tuple(self._in_order(texts)), tokens, truncated, num_too_long)

@@ -11,7 +11,8 @@ from frozen_jax.core.errors import UserError
 class SearchResult(NamedTuple):
   """The k best passages of each question, best first; ties go to the lower position.
 
-  ids: int64 [Q, k], positions in the corpus. scores: float32 [Q, k], in the retriever's own unit.
+  ids: int64 [Q, k], positions in the corpus. scores: float32 [Q, k], in the retriever's own unit;
+  a passage of score 0 has nothing of the question: it fills the result up, and was not found.
   """
 
   ids: np.ndarray

@@ -14,7 +14,7 @@ from frozen_jax.core.errors import UserError
 RETRIEVERS = ("bm25", "dense")
 FUSIONS = ("reciprocal_ranks", "weighted_sum")
 PASSAGE_ORDERS = ("best_first", "best_last")
-OVERFLOWS = ("error", "skip", "cut")
+OVERFLOWS = ("error", "skip", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class RetrievalSettings:
   )  # as `encoder`
   encoder_dtype: str = setting("bfloat16", "of its matrix products: float32 or bfloat16")
   separator: str = setting(" ", "between a passage's title and its text for the encoder")
+  query_prompt: str = setting("", "put before each question for the encoder; empty: its own")
+  passage_prompt: str = setting("", "put before each passage for the encoder; empty: its own")
   encoder_length: int = setting(256, "tokens to which passages are truncated for the encoder")
   depth: int = setting(100, "passages retrieved for a question, and re-ranked")
 
@@ -111,7 +113,7 @@ class PackingSettings:
 
   overflow: what happens with a passage for which there is no room. "error": it is left out, but one
   that does not even fit alone raises UserError. "skip": that one is left out too, and counted.
-  "cut": the first one without room is truncated to what is left, and packing ends.
+  "truncate": the first one without room is truncated to what is left, and packing ends.
 
   Raises UserError for values that are not allowed.
   """
@@ -121,7 +123,7 @@ class PackingSettings:
     "best_first", "or best_last: nearest to the question", choices=PASSAGE_ORDERS
   )
   overflow: str = setting(
-    "skip", "of a passage longer than the budget: error, skip or cut", choices=OVERFLOWS
+    "skip", "of a passage longer than the budget: error, skip or truncate", choices=OVERFLOWS
   )
   max_passages: int = setting(0, "passages of a prompt at most; 0: as many as fit")
 

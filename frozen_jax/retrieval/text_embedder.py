@@ -19,6 +19,7 @@ def text_embedder(
   encode: Callable[[jax.Array, jax.Array], jax.Array],
   max_length: int,
   shard_batch: ShardBatch = dict,
+  prompt: str = "",
 ) -> Embed:
   """A function: texts -> float32 [n, d].
 
@@ -26,11 +27,14 @@ def text_embedder(
     tokenizer: a transformers fast tokenizer; its special tokens are added to each text.
     encode: token ids and mask, int32 [B, T] each, padded on the right -> vectors [B, d].
     max_length: texts are truncated to this many tokens.
+    prompt: put before each text.
     shard_batch: puts a batch on the mesh (`sharding.batch.shard_batch`).
   """
 
   def embed(texts: Sequence[str]) -> np.ndarray:
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)[
+      "input_ids"
+    ]
     longest = max(map(len, ids))
     width = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, max_length)
     rows = power_of_two(len(ids))

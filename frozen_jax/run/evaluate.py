@@ -1,12 +1,16 @@
 """Evaluation of a finished run on the config's `data.test`, as a record of its own."""
 
+import contextlib
 import dataclasses
+import itertools
 import pathlib
 import re
 from typing import Any
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import write_json
+from frozen_jax.core.files import user_write_errors, write_json
+from frozen_jax.core.user_path import user_path
+from frozen_jax.data.json_lines import ENDINGS, is_row_file
 from frozen_jax.models.frozen_lm import load_model
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.fitting import check_cascade
@@ -19,8 +23,8 @@ from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.checksum import checksum
-from frozen_jax.sharding.hosts import barrier, is_first_host
-from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.hosts import gather_bytes, is_first_host
+from frozen_jax.sharding.mesh import log_mesh, make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
 
@@ -31,9 +35,8 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   predictions.jsonl, by_task.json, report.png) and returns it; what the training wrote stays as it
   is.
   """
-  folder = pathlib.Path(folder)
+  folder = user_path(folder)
   run, model = open_run(config, folder)
-  target = _evaluation_folder(folder, run)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
   pipelines = open_pipelines(run, model.lm, folder)
@@ -48,7 +51,9 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
     settings = pipeline.evaluated(settings, model)
   models[last] = settings, dataclasses.replace(model, inference=None)
   scores, scored = score_models(run, model.lm, models, pipelines)
-  target.mkdir(parents=True, exist_ok=True)
+  target = _evaluation_folder(folder, run)
+  with user_write_errors(target):
+    target.mkdir(parents=True, exist_ok=True)
   model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
   if gate and is_first_host():  # nothing else of the adapter is to become the config's
     stored = load_adapter(folder, model.lm)
@@ -73,8 +78,11 @@ def open_run(config: Any, folder: pathlib.Path) -> tuple[RunSettings, TunedModel
   devices are the config's.
   """
   run = resolve_run(config)
+  _check_name(run.values["evaluation"])
   read_stored(folder)  # says what is missing before the model is loaded
-  lm = load_model(run.model, make_mesh(**dataclasses.asdict(run.mesh)))
+  mesh = make_mesh(**dataclasses.asdict(run.mesh))
+  log_mesh(mesh)
+  lm = load_model(run.model, mesh)
   return run, _as_configured(load_adapter(folder, lm), run.stages[-1])
 
 
@@ -111,17 +119,31 @@ def _evaluation_folder(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
   """FOLDER/evaluations/NAME: the name that the config gives, else a free one for the test data."""
   parent, name = folder / workdir.EVALUATIONS, run.values["evaluation"]
   if name:
-    if not re.fullmatch(r"\w[\w.-]*", name):
-      raise UserError(
-        f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_', the first of"
-        " which is no '.' or '-'"
-      )
     return parent / name
   test = run.values["data"]["test"]
-  of_file = test.endswith((".jsonl", ".jsonl.gz"))
-  base = pathlib.Path(test).name.partition(".jsonl")[0] if of_file else test
+  base = re.sub(rf"({'|'.join(ENDINGS)})(\.gz)?$", "", pathlib.Path(test).name)
+  base = base if is_row_file(test) else test
   base = re.sub(r"[^\w.-]+", "_", base)[:80] or "test"
-  names = (base if number == 1 else f"{base}-{number}" for number in range(1, 10_000))
-  free = next(name for name in names if not (parent / name).exists())
-  barrier("evaluation named")
-  return parent / free
+  return _free_folder(parent, base)
+
+
+def _check_name(name: str) -> None:
+  if name and not re.fullmatch(r"\w[\w.-]*", name):
+    raise UserError(
+      f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_', the first of"
+      " which is no '.' or '-'"
+    )
+
+
+def _free_folder(parent: pathlib.Path, base: str) -> pathlib.Path:
+  """A new folder PARENT/BASE, or BASE-2, ...: one that no other evaluation has, finished or not."""
+  name = base
+  if is_first_host():
+    with user_write_errors(parent):
+      parent.mkdir(parents=True, exist_ok=True)
+      for number in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+          (parent / name).mkdir()
+          break
+        name = f"{base}-{number}"
+  return parent / gather_bytes(name.encode())[0].decode()

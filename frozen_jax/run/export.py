@@ -1,14 +1,19 @@
 """Export: the adapter of a finished run in a form that other tools load."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.export.peft import write_peft_prompt
+from frozen_jax.core.user_path import user_path
+from frozen_jax.export import peft
 from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.report import say
+from frozen_jax.run.settings import resolve_run
+from frozen_jax.sharding.hosts import is_first_host
+from frozen_jax.text.templates import make_template
 
 
 def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
@@ -17,14 +22,18 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
   `export.format`: one of `FORMATS`. Raises UserError for another one, and for an adapter that the
   format has no form for.
   """
-  folder = pathlib.Path(folder)
-  run, model = open_run(config, folder)
-  settings = run.values["export"]
-  target, name = pathlib.Path(settings["folder"] or folder / "export"), settings["format"]
+  folder = user_path(folder)
+  settings = resolve_run(config).values["export"]
+  target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
   if name not in FORMATS:
     raise UserError(f"export.format is {name!r}; there are: {', '.join(FORMATS)}")
   write, reader = FORMATS[name]
-  write(target, model)
+  if name in _CHECKS:
+    tree, info = read_stored(folder)
+    _CHECKS[name](info["method"], {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
+  _, model = open_run(config, folder)
+  if is_first_host():
+    write(target, model)
   say(f"The adapter is in {target}, for {reader}.")
   return {"folder": str(target), "format": name}
 
@@ -34,19 +43,17 @@ def _write_adapter(target: pathlib.Path, model: TunedModel) -> None:
 
 
 def _write_peft(target: pathlib.Path, model: TunedModel) -> None:
-  vectors = model.trained.get("prompt", {}).get("vectors")
-  parts = {**model.trained, **model.frozen_inputs}
-  if set(parts) != {"prompt"} or vectors.ndim != 2:
-    raise UserError(
-      f"PEFT has no form for what {model.method.name} trains ({', '.join(parts)}); it takes one"
-      " tuned prompt: use --config.export.format=adapter"
-    )
-  sizes = model.lm.config
-  write_peft_prompt(target, vectors, model.lm.name, sizes.width, sizes.layers, sizes.heads)
+  lm, vectors = model.lm, model.trained["prompt"]["vectors"]
+  base, template = peft.base_model(lm.name), make_template(model.inputs.template)
+  sizes = lm.config
+  peft.write_peft_prompt(target, vectors, base, sizes.width, sizes.layers, sizes.heads, template)
 
 
 # What writes each format, and what reads it.
 FORMATS: dict[str, tuple[Callable[[pathlib.Path, TunedModel], None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
-  "peft": (_write_peft, "peft.PeftModel.from_pretrained"),
+  "peft": (_write_peft, "PEFT: its README.md says how"),
 }
+# Of a format that cannot hold every method: UserError for (method, parts by name), before the LM is
+# read.
+_CHECKS: dict[str, Callable[[str, Mapping[str, Any]], None]] = {"peft": peft.check_peft}

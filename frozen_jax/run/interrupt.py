@@ -1,39 +1,73 @@
-"""SIGTERM between the stages of a run: everything is saved there, so the run just ends."""
+"""SIGTERM and SIGINT between the steps of a run: all is saved there, so the run just ends."""
 
 import contextlib
-import dataclasses
+import os
+import pathlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 import jax
 
+from frozen_jax.core import interruption
 from frozen_jax.core.errors import Interrupted
+from frozen_jax.training.checkpoint_folders import saved_step
 
-
-@dataclasses.dataclass
-class Progress:
-  """The last step whose work is saved."""
-
-  step: int = 0
+_MOMENT = 0.02  # seconds
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[Progress]:
-  """Turns SIGTERM into `Interrupted`; within a stage the training loop handles it by itself.
+def stoppable(workdir: pathlib.Path) -> Iterator[None]:
+  """Turns the signals into `Interrupted`; within a stage the training loop handles them by itself.
 
-  With several processes JAX's preemption service owns the signal and nothing is installed.
+  Whatever else other code has made of that exception ends as `Interrupted` too. With several
+  processes JAX's preemption service owns SIGTERM, and SIGINT is passed on to it.
   """
-  progress = Progress()
-  if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-    yield progress
+  interruption.note(False)
+  if jax.process_count() > 1:
+    pass_on = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with interruption.handled_by(pass_on, [signal.SIGINT]):
+      yield
     return
 
-  def stop(number: int, frame: object) -> None:
-    raise Interrupted(progress.step)
+  def stop() -> None:
+    interruption.note()
+    raise Interrupted(saved_step(workdir))
 
-  previous = signal.signal(signal.SIGTERM, stop)
   try:
-    yield progress
+    with interruption.handled_by(stop), _raised_again():
+      yield
+  except Exception as error:
+    if interruption.requested():
+      raise Interrupted(saved_step(workdir)) from error
+    raise
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    interruption.note(False)
+
+
+@contextlib.contextmanager
+def _raised_again() -> Iterator[None]:
+  """Sends the signal again, a moment later, where a callback has lost what it raised.
+
+  Destructors and callbacks of the garbage collector, of which jax has one, bear no exception.
+  """
+  before = sys.unraisablehook
+
+  def lost(found: "sys.UnraisableHookArgs") -> None:
+    if isinstance(found.exc_value, Interrupted):
+      threading.Timer(_MOMENT, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+      before(found)
+
+  sys.unraisablehook = lost
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
+
+
+def check(workdir: pathlib.Path) -> None:
+  """Raises `Interrupted` where a signal came and what it raised was lost."""
+  if interruption.requested():
+    raise Interrupted(saved_step(workdir))

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.core.files import write_lines
+from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
 from frozen_jax.evaluation.predictions import check_question_lengths, prediction_rows
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.inference import replies
 from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.scoring import open_pipelines
+from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import is_first_host
 
 Rows = list[dict[str, Any]]
@@ -28,10 +31,12 @@ def predict(config: Any, folder: str | pathlib.Path) -> Rows:
   A question is a line of plain text, or a JSON object as in a data file. The answers are printed
   as JSON lines and written to predictions.jsonl; returns them.
   """
-  folder = pathlib.Path(folder)
+  folder = user_path(folder)
+  run = resolve_run(config)
+  read_stored(folder)  # what is wrong with either is said before the model is loaded
+  where = run.values["predict"]["input"]
+  given = open_questions(where, run.data.fields, run.data.templates)
   predictor = open_predictor(config, folder)
-  data, where = predictor.run.data, predictor.run.values["predict"]["input"]
-  given = open_questions(where, data.fields, data.templates)
   rows = predictor([given[index] for index in range(len(given))], where)
   if is_first_host():
     write_lines(folder / workdir.PREDICTIONS, rows)

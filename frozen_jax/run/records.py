@@ -1,7 +1,6 @@
 """The record of a run or an evaluation, results.json: what was scored, how, when and on what."""
 
 import datetime
-import importlib.metadata
 import pathlib
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.files import write_json, write_lines
 from frozen_jax.core.types import Tree
+from frozen_jax.core.version import __version__
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import paired_difference
 from frozen_jax.evaluation.plots import draw_report
@@ -168,7 +168,7 @@ def _origin(run: RunSettings) -> Record:
   device = jax.devices()[0]
   return {
     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "version": importlib.metadata.version("frozen_jax"),
+    "version": __version__,
     "commit": _commit(),
     "command": shlex.join([pathlib.PurePath(sys.argv[0]).name, *sys.argv[1:]]),
     "device": f"{jax.device_count()} x {device.device_kind}",

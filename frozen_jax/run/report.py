@@ -1,9 +1,14 @@
 """A record as text for the terminal."""
 
+import itertools
+import json
+import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from frozen_jax.run.records import Record, table_rows
+from frozen_jax.run.workdir import ADAPTER, PREDICTIONS
 from frozen_jax.sharding.hosts import is_first_host
 
 COLUMNS = (
@@ -13,6 +18,24 @@ COLUMNS = (
 )
 
 _INTERVAL = "95%"
+WIDTH = 100  # of what is printed
+
+# Of each column that needs it, in a line of at most 100 columns.
+_MEANINGS = {
+  "score": "% right: accuracy of rows with choices, ROUGE-L of all others; mean over data sets",
+  "exact_match": "% of answers that equal an accepted one, but for case, punctuation and articles",
+  _INTERVAL: "interval of the exact match, by bootstrap over the questions",
+  "f1": "% overlap of the words of an answer with those of an accepted one",
+  "rouge_l": "% overlap with the target, by their longest common subsequence of words",
+  "accuracy": "% of answers each of whose tokens is the likeliest after the true ones before it",
+  "loss": "of a target token in nats: minus the natural logarithm of its probability, on average",
+  "perplexity": "e to the power of the loss",
+  "gold_read": "% of questions for which a passage that answers them was read",
+  "answer_read": "% of questions for which a passage with an accepted answer in it was read",
+  "tokens_read": "tokens of a prompt",
+  "passes": "passes of the LM a question",
+}
+_CHOSEN = "% of rows whose right choice is the likeliest"
 
 
 def say(*lines: str) -> None:
@@ -24,16 +47,45 @@ def say(*lines: str) -> None:
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
   """One line a row, one column a figure that any of them has; right-aligned text.
 
-  After the exact match of questions comes its 95% interval.
+  Columns that do not fit `WIDTH` follow in a further block, after the rows' names. After the exact
+  match of questions comes its 95% interval.
   """
+  names = _columns(rows)
+  cells = {row: [_cell(figures, name) for name in names] for row, figures in rows.items()}
+  first = max(map(len, rows)) + 2
+  widths = [
+    max(len(name), *(len(own[index]) for own in cells.values())) + 2
+    for index, name in enumerate(names)
+  ]
+  blocks: list[list[int]] = []
+  for index, width in enumerate(widths):
+    if not blocks or first + sum(widths[one] for one in blocks[-1]) + width > WIDTH:
+      blocks.append([])
+    blocks[-1].append(index)
+  texts = []
+  for block in blocks:
+    head = " " * first + "".join(f"{names[one]:>{widths[one]}}" for one in block)
+    lines = [
+      f"{row:<{first}}" + "".join(f"{own[one]:>{widths[one]}}" for one in block)
+      for row, own in cells.items()
+    ]
+    texts.append("\n".join([head, *lines]))
+  return "\n\n".join(texts)
+
+
+def _columns(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
   columns = [name for name in COLUMNS if any(name in figures for figures in rows.values())]
   if any("exact_match_low" in figures for figures in rows.values()):
     columns.insert(columns.index("exact_match") + 1, _INTERVAL)
-  width = max(len(name) for name in rows) + 2
-  lines = [" " * width + "".join(f"{name:>13}" for name in columns)]
-  for name, figures in rows.items():
-    lines.append(f"{name:<{width}}" + "".join(f"{_cell(figures, c):>13}" for c in columns))
-  return "\n".join(lines)
+  return columns
+
+
+def explained(*tables: Mapping[str, Mapping[str, float]]) -> list[str]:
+  """What the columns of some tables mean, one a line, where a name does not say it."""
+  shown = dict.fromkeys(name for rows in tables for name in _columns(rows))
+  meanings = {**_MEANINGS, "accuracy": _CHOSEN if "score" in shown else _MEANINGS["accuracy"]}
+  width = max((len(name) for name in shown if name in meanings), default=0) + 2
+  return [f"{name:<{width}}{meanings[name]}" for name in shown if name in meanings]
 
 
 def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
@@ -42,7 +94,8 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
   parts = [table(rename(table_rows(record)))]
   for name, rows in record.get("held_out", {}).items():
     parts.append(f"held out: {name}\n{table(rename(rows))}")
-  lines = ["\n\n".join(parts), *_difference(record)]
+  parts.append("\n".join(explained(table_rows(record), *record.get("held_out", {}).values())))
+  lines = ["\n\n".join(parts), *_difference(record), *_left_out(record)]
   for name, found in record.get("forgetting", {}).items():
     weights = "unchanged, bit by bit" if found["identical"] else f"{found['change']:+.1f}%"
     lines.append(
@@ -56,6 +109,26 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
       f" ({found['changed']} of {found['prompts']} answers are others)"
     )
   return lines
+
+
+def closing_tip(folder: str | pathlib.Path) -> list[str]:
+  """Where the adapter of a finished run is, and how to ask it one of the run's own questions."""
+  folder = pathlib.Path(folder)
+  lines = [f"The adapter is in {folder / ADAPTER}."]
+  if question := _short_question(folder / PREDICTIONS):
+    asked = shlex.join(["python", "-m", "frozen_jax.tools.ask", str(folder), question])
+    lines[0] += f" Ask it:\n  {asked}"
+  return lines
+
+
+def _short_question(path: pathlib.Path) -> str:
+  """A question of predictions.jsonl that fits a line; else "" """
+  try:
+    with open(path, encoding="utf-8") as lines:
+      inputs = [json.loads(line).get("input", "") for line in itertools.islice(lines, 100)]
+  except (OSError, ValueError):
+    return ""
+  return next((one for one in inputs if 0 < len(one) <= 60 and one.isprintable()), "")
 
 
 def row_titles(methods: Mapping[str, str]) -> dict[str, str]:
@@ -74,6 +147,23 @@ def _difference(record: Record) -> list[str]:
     f"exact match against {name}: {found['difference']:+.1f} points"
     f" (95%: {low:+.1f} to {high:+.1f})"
   ]
+
+
+def _left_out(record: Record) -> list[str]:
+  """A line for each stage whose rows were not all trained on whole, and one for the test data."""
+  reasons = {
+    "skipped": "longer than data.lengths, skipped",
+    "truncated": "truncated to data.encoder_length for the text encoder",
+    "left_out": "without a target, left out",
+  }
+  lines = []
+  for name, stage in record.get("stages", {}).items():
+    counts = stage.get("examples", {})
+    if said := [f"{counts[key]} {text}" for key, text in reasons.items() if counts.get(key)]:
+      lines.append(f"rows of training data, stage {name}: {'; '.join(said)}")
+  if skipped := record["metrics"].get("skipped"):
+    lines.append(f"rows of test data: {skipped:.0f} too long, skipped")
+  return lines
 
 
 def _cell(figures: Mapping[str, Any], column: str) -> str:

@@ -8,7 +8,7 @@ run and one for each stage.
 import copy
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -157,7 +157,7 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   if method not in METHODS:
     raise UserError(f"stage {name} has method {method!r}; there are: {', '.join(METHODS)}")
   links = {key: _links(entry.pop(key, ()), values) for key in ("init_from", "frozen_inputs")}
-  _check_entry(name, entry)
+  _check_entry(values, name, method, entry)
   merged = _merge({key: values[key] for key in values if key != "stages"}, entry)
   own: dict[str, Any] = {key: resolve(kind, merged[key], key) for key, kind in SECTIONS.items()}
   _check_rates(merged["train"], f"stages.{name}.train")
@@ -181,24 +181,58 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   )
 
 
-def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
-  """UserError for a key of a stage's entry that a stage cannot have of its own."""
-  whole = [key for key in _KINDS if key not in (*_OF_THE_RUN, *PIPELINES)]
-  known = [*whole, *_STAGE_FIELDS, *PIPELINES, "seed", *STAGE_KEYS]
-  for key, value in entry.items():
-    if key not in known:
-      if key in _OF_THE_RUN:
-        raise UserError(f"config.stages.{name}.{key} cannot be: {key} is the same for all stages")
-      raise UserError(unknown_key(f"stages.{name}.{key}", known, ""))
-    fields = PIPELINES[key].stage_fields if key in PIPELINES else _STAGE_FIELDS.get(key)
-    if fields is None or not isinstance(value, Mapping):
-      continue
-    for field in value:
-      if field not in fields:
-        own = f"; of its own it can have {', '.join(fields)}" if fields else ""
-        raise UserError(
-          f"config.stages.{name}.{key}.{field} cannot be: it is the same for all stages{own}"
-        )
+def _check_entry(
+  values: Mapping[str, Any], name: str, method: str, entry: Mapping[str, Any]
+) -> None:
+  """UserError for a key of a stage's entry that no stage has, or that this one's method ignores."""
+  for key, own in entry.items():
+    if key in _OF_THE_RUN:
+      raise UserError(f"config.stages.{name}.{key} cannot be: {key} is the same for all stages")
+    if key in values and key not in (*_KINDS, "seed"):
+      raise UserError(
+        f"unknown config key config.stages.{name}.{key}; did you mean config.{key}, of the run as a"
+        " whole?"
+      )
+    if key not in _KINDS and key != "seed":
+      known = [*_KINDS, "seed", *STAGE_KEYS]
+      raise UserError(unknown_key(f"stages.{name}.{key}", known, f"stages.{name}"))
+    if key in _METHOD_SECTIONS and key not in METHODS[method].sections:
+      given = _dotted(own, f"{key}.")[0][0] if isinstance(own, Mapping) and own else key
+      reads = [one for one in METHODS if key in METHODS[one].sections]
+      raise _of_another_stage(values, name, given, reads)
+    _check_fields(f"stages.{name}.{key}", key, own)
+  train = entry.get("train", {})
+  for part in train.get("learning_rate", {}) if isinstance(train, Mapping) else ():
+    if part in learning_rates() and part not in METHODS[method].learning_rates:
+      trains = [one for one in METHODS if part in METHODS[one].learning_rates]
+      raise _of_another_stage(values, name, f"train.learning_rate.{part}", trains)
+
+
+def _of_another_stage(
+  values: Mapping[str, Any], name: str, key: str, methods: Sequence[str]
+) -> UserError:
+  """A key that a stage's method does not read, with a stage of one of the methods that do."""
+  entries = {
+    stage: entry.get("method")
+    for stage, entry in values["stages"].items()
+    if isinstance(entry, Mapping)
+  }
+  others = [stage for stage, method in entries.items() if method in methods]
+  there = f"did you mean config.stages.{others[-1]}.{key}?" if others else "no stage here does"
+  return UserError(
+    f"config.stages.{name}.{key} is not read by the stage's method, {entries[name]}; {there}"
+  )
+
+
+def _check_fields(path: str, key: str, own: Any) -> None:
+  """UserError for a field of a stage's section that is the same for all stages."""
+  fields = PIPELINES[key].stage_fields if key in PIPELINES else _STAGE_FIELDS.get(key)
+  if fields is None or not isinstance(own, Mapping):
+    return
+  for field in own:
+    if field not in fields:
+      listed = f"; of its own it can have {', '.join(fields)}" if fields else ""
+      raise UserError(f"config.{path}.{field} cannot be: it is the same for all stages{listed}")
 
 
 def _pipelines(values: Mapping[str, Any]) -> dict[str, Any]:

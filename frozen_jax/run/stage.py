@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
@@ -20,6 +21,7 @@ from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.inputs import open_task
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.experiment import StageSettings, TrainedStage
+from frozen_jax.run.early import missing_input
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import global_device_put, host_shard
@@ -49,7 +51,7 @@ def run_stage(
   mesh = make_mesh() if lm.mesh is None else lm.mesh
   model = stage.tuned_model(lm)
   stage = stage.with_data(datasets=model.inputs.datasets)
-  init_key, key = jax.random.split(_stage_key(stage.seed, stage.name))
+  init_key, key = jax.random.split(stage_key(stage.seed, stage.name))
   given = {**initial, **_parts(stage.init_from, trained, initial)}
   start = _replaced(model.method.init(lm, init_key), given, stage.name)
   frozen_inputs = _frozen_inputs(stage, trained, initial)
@@ -73,7 +75,7 @@ def run_stage(
     "lengths": list(task.lengths),  # those of the settings, as far as the context holds them
     "training_data": source.digest,
     "validation_data": validation_digest,
-    "starts_from": checksum({part: given[part] for part in start if part in given}),
+    "init_from": checksum({part: given[part] for part in start if part in given}),
     "frozen_inputs": checksum(frozen_inputs),
     **_read_by(lm),
   }
@@ -136,17 +138,13 @@ def _frozen_inputs(
   found = _parts(stage.frozen_inputs, trained, initial)
   missing = stage.frozen_inputs.keys() - found.keys()
   if missing:
-    raise UserError(
-      f"stage {stage.name} reads {', '.join(missing)} as a frozen input, but the stage that tunes"
-      " it does not run and init_from has none; give one of them, or"
-      f" --config.stages.{stage.name}.frozen_inputs='()'"
-    )
+    raise missing_input(stage.name, list(missing))
   return found
 
 
-def _stage_key(seed: int, name: str) -> jax.Array:
+def stage_key(seed: int, name: str) -> jax.Array:
   """A random key of the stage's own, whatever stages run before it."""
-  key = jax.random.key(seed)
+  key = jax.random.key(seed32(seed))
   for byte in name.encode():
     key = jax.random.fold_in(key, byte)
   return key

@@ -1,5 +1,6 @@
 """Training: the stages of a config in a workdir, from config.json to the table."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -9,8 +10,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.core.user_path import user_path
 from frozen_jax.data.mixture import check_held_out
 from frozen_jax.evaluation import retention
 from frozen_jax.evaluation.extensibility import compare_outputs
@@ -22,7 +23,9 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedS
 from frozen_jax.pipelines.load_adapter import load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
-from frozen_jax.run.interrupt import stoppable
+from frozen_jax.run.early import check_given
+from frozen_jax.run.interrupt import check, stoppable
+from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
   Record,
   frozen_size,
@@ -36,7 +39,8 @@ from frozen_jax.run.settings import resolve_run
 from frozen_jax.run.stage import run_stage
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import is_first_host
-from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.mesh import log_mesh, make_mesh
+from frozen_jax.sharding.rules import check_batch_size
 from frozen_jax.training.metrics import MetricsWriter, read_metrics
 
 _LOG = logging.getLogger(__name__)
@@ -46,21 +50,36 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
   """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
 
   Run again, it continues where it was, or returns the results of the complete run. Raises UserError
-  for whatever the user can fix, Interrupted when SIGTERM came.
+  for whatever the user can fix, Interrupted when SIGTERM or SIGINT came.
   """
-  run, folder = resolve_run(config), pathlib.Path(folder)
-  mesh = make_mesh(**dataclasses.asdict(run.mesh))
-  workdir.claim(folder, run)
-  if (folder / workdir.RESULTS).exists():
-    record = workdir.read_json(folder / workdir.RESULTS)
-    _check_models(run, folder, record, mesh)
-    say(f"The run in {folder} is complete.", *_text(record))
-    if keys := workdir.scored_otherwise(folder, run):
-      say(f"It was scored with another {', '.join(keys)}; --mode=evaluate scores it with these.")
-    return record
+  run, folder = resolve_run(config), user_path(folder)
+  mesh = make_mesh(**dataclasses.asdict(run.mesh), rows=run.rows)
+  for stage in run.running:
+    name = f"stage {stage.name}: train.batch_size"
+    check_batch_size(stage.train.batch_size, mesh, stage.train.accumulate, name)
+  results = folder / workdir.RESULTS
+  with contextlib.nullcontext() if results.exists() else locked(folder):
+    workdir.claim(folder, run)
+    return _complete(run, mesh, folder) if results.exists() else _train(run, mesh, folder)
+
+
+def _complete(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
+  """Says what the complete run in the workdir found; its record."""
+  record = workdir.read_json(folder / workdir.RESULTS)
+  _check_models(run, folder, record, mesh)
+  say(f"The run in {folder} is complete.", *_text(record))
+  if keys := workdir.scored_otherwise(folder, run):
+    say(f"It was scored with another {', '.join(keys)}; --mode=evaluate scores it with these.")
+  return record
+
+
+def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
+  """The run, from its first step or from where it was stopped."""
+  check_given(run)
+  log_mesh(mesh)
   begun = time.monotonic()
   writer = MetricsWriter(folder, run.tensorboard)
-  with stoppable() as progress:
+  with stoppable(folder):
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
@@ -73,8 +92,9 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
       writer.close()
       return _stopped(run, pipelines)
     _check(run, lm)
+    check(folder)
     general = retention.general_text_before(lm, run.stages[-1].data, run.evaluate)
-    trained, skills = _train_stages(run, lm, pipelines, initial, folder, writer, progress)
+    trained, skills = _train_stages(run, lm, pipelines, initial, folder, writer)
     models = {name: (one.settings, one.model) for name, one in trained.items()}
     scores, scored = score_models(run, lm, models, pipelines)
     model, scores, gate = add_cascade(run, scored, scores, pipelines, folder)
@@ -86,10 +106,10 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
     record |= _retained(run, trained, skills, general) | {"data": digests}
     for pipeline in pipelines:
       record |= {name: value for name, value in pipeline.report().items() if value}
-  writer.close()
-  record["seconds"] = round(time.monotonic() - begun, 3)
-  titles = row_titles({name: one.settings.method for name, one in trained.items()})
-  write_record(folder, record, scores, read_metrics(folder), titles)
+    writer.close()
+    record["seconds"] = round(time.monotonic() - begun, 3)
+    titles = row_titles({name: one.settings.method for name, one in trained.items()})
+    write_record(folder, record, scores, read_metrics(folder), titles)
   say(*_text(record), *pipeline_lines(pipelines, record))
   return record
 
@@ -110,7 +130,6 @@ def _train_stages(
   initial: Tree,
   folder: pathlib.Path,
   writer: MetricsWriter,
-  progress: Any,
 ) -> tuple[dict[str, TrainedStage], dict[str, Any]]:
   """The stages, trained one after the other, and what skills answered once they were learnt."""
   trained: dict[str, TrainedStage] = {}
@@ -123,7 +142,7 @@ def _train_stages(
     for pipeline in pipelines:
       stage = pipeline.stage(stage, trained, train_stage)
     one = trained[stage.name] = train_stage(stage)
-    progress.step = one.result.steps
+    check(folder)
     if is_first_host():
       one.model.save(folder / workdir.ADAPTERS / stage.name)
     if stage.name in run.evaluate.skills:
@@ -180,8 +199,6 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
 
 def _check(run: RunSettings, lm: FrozenLM) -> None:
   """Makes each stage's method and opens its data: what is wrong shows before anything trains."""
-  if not run.running:
-    raise UserError("every stage has 0 steps; give at least one stage of config.stage_order some")
   opened = []
   for stage in run.running:
     method, length = stage.tuned_model(lm).method, stage.prompt.length
@@ -195,10 +212,24 @@ def _check(run: RunSettings, lm: FrozenLM) -> None:
       others = [open_task(lm, stage.data, one, length)[0] for one in stage.data.held_out]
       check_held_out(trained_on, others)
   last = run.running[-1]
+  _warn_of_shared_data(last, lm)
   data = {stage.name: stage.data for stage in run.running}
   retention.check_retention(lm, last.data, run.evaluate, data)
   check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
   check_cascade(run, lm)
+
+
+def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:
+  """Says which data is scored, or picks the best step, and is trained on too."""
+  data = stage.data
+  opened = lambda spec: open_task(lm, data, spec, stage.prompt.length)[0]
+  train = opened(data.train)
+  for key, spec in (("validation", data.validation), ("test", data.test)):
+    if shared := opened(spec).shared_with(train):
+      _LOG.warning(
+        "data.%s: %s is trained on too, so its figures say nothing of other data",
+        *(key, ", ".join(shared)),
+      )
 
 
 def _initial(init_from: str, lm: FrozenLM) -> Tree:

@@ -53,8 +53,8 @@ def check_same(workdir: pathlib.Path, differing: Sequence[str]) -> None:
   """UserError, naming keys in which the run of the workdir differs, if there are any."""
   if differing:
     raise UserError(
-      f"{workdir} holds a run of another config (different: {', '.join(differing[:5])}); choose"
-      " another --workdir, or remove that folder"
+      f"{workdir} holds a run of another config (different: {', '.join(differing[:5])});"
+      f" {_remedy(workdir, differing)}"
     )
 
 
@@ -74,6 +74,16 @@ def data_digests(run: RunSettings) -> dict[str, dict[str, str]]:
       with contextlib.suppress(UserError):
         digests[stage.name][split] = _digest(*_named(stage, split))
   return digests
+
+
+def _remedy(workdir: pathlib.Path, differing: Sequence[str]) -> str:
+  """How to go on where the config is another one."""
+  if list(differing) == ["train.steps"]:  # the learning rate falls over all steps of a stage
+    return (
+      "its learning rates were set for those steps: to train on, let it come to its end, then start"
+      f" a new run from it by --workdir=ANOTHER --config.init_from={workdir}"
+    )
+  return "choose another --workdir, or remove that folder"
 
 
 def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[str]:

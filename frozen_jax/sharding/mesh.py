@@ -4,31 +4,80 @@
 (they are gathered layer by layer), `tensor` splits them for computation.
 """
 
+import logging
+import math
+
 import jax
 from jax.sharding import AxisType, Mesh
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.sharding.hosts import is_first_host
 
 AXES = ("data", "fsdp", "tensor")
 
+_LOG = logging.getLogger(__name__)
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, rows: int = 0) -> Mesh:
   """A mesh of data x fsdp x tensor devices, with axes of the type Auto (XLA partitions).
 
-  A mesh smaller than the machine takes the same number of devices from every host.
+  A size of 0 takes all devices of all hosts that the other axes leave: as many as split `rows`, the
+  rows of a batch, evenly. A mesh smaller than the machine takes the same number of devices from
+  every host.
 
   Raises:
-    UserError: a size below 1, more devices asked for than there are, or a size that the hosts
-      cannot share evenly.
+    UserError: a size below 0, two of 0, more devices asked for than there are, or a size that the
+      hosts cannot share evenly.
   """
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
   for name, size in sizes.items():
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-      raise UserError(f"mesh.{name} is {size!r}; give a whole number of devices, 1 or more")
-  devices = _choose_devices(data * fsdp * tensor, sizes)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+      raise UserError(
+        f"mesh.{name} is {size!r}; give a whole number of devices, or 0 for all that are left"
+      )
+  sizes = _resolved(sizes, rows)
+  devices = _choose_devices(math.prod(sizes.values()), sizes)
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
   )
+
+
+def log_mesh(mesh: Mesh) -> None:
+  """Says how many devices are used, and by which axes; on one host only."""
+  used, available = mesh.devices.size, jax.device_count()
+  axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+  of = f"{used} of {available} devices" if available > 1 else "1 device"
+  if used < available:
+    axes += "; the batches split no further, or mesh.* is set to fewer"
+  if is_first_host():
+    _LOG.info("using %s (%s): %s", of, mesh.devices.flat[0].device_kind, axes)
+
+
+def _resolved(sizes: dict[str, int], rows: int) -> dict[str, int]:
+  """The sizes with a number in place of a 0."""
+  open_axes = [name for name, size in sizes.items() if size == 0]
+  if not open_axes:
+    return sizes
+  if len(open_axes) > 1:
+    raise UserError(
+      f"{' and '.join(f'mesh.{name}' for name in open_axes)} are 0; one axis alone can take all"
+      " devices that the others leave: give the others a size"
+    )
+  (axis,) = open_axes
+  taken = math.prod(size for size in sizes.values() if size)
+  hosts, most = jax.process_count(), max(jax.device_count() // taken, 1)
+  fits = [size for size in range(1, most + 1) if size * taken % hosts == 0]
+  if axis != "tensor" and rows:
+    groups = taken // (sizes["tensor"] or 1)  # of rows, that the other axes make
+    split = [size for size in fits if rows % (size * groups) == 0]
+    if fits and not split:
+      raise UserError(
+        f"batches of {rows} rows cannot be shared by {hosts} hosts on a mesh of"
+        f" {', '.join(f'{name}={size}' for name, size in sizes.items())}; make train.batch_size a"
+        f" multiple of {math.lcm(hosts, groups)}, or choose another mesh"
+      )
+    fits = split
+  return sizes | {axis: max(fits, default=1)}
 
 
 def _choose_devices(wanted: int, sizes: dict[str, int]) -> list[jax.Device]:

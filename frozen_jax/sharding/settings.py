@@ -7,9 +7,11 @@ from frozen_jax.config.section import setting
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-  """The device mesh; see `sharding.mesh`."""
+  """The device mesh; see `sharding.mesh`. One size may be 0: all devices that the others leave."""
 
-  data: int = setting(1, "devices that split the rows of a batch", affects_result=False)
+  data: int = setting(
+    0, "devices that split the rows of a batch; 0: all that the others leave", affects_result=False
+  )
   fsdp: int = setting(
     1, "devices that split rows and store the weights split", affects_result=False
   )

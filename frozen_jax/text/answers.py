@@ -13,6 +13,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from frozen_jax.text.scripts import is_spaceless
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -45,9 +47,16 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 def contains(text: str, answers: Sequence[str]) -> bool:
   """Whether the text contains one of the answers as whole words; all are already normalised.
 
-  No text contains an answer that is empty after normalisation.
+  No text contains an answer that is empty after normalisation. Where an answer begins or ends in a
+  script without spaces, its neighbour there may be any character.
   """
-  return any(answer and f" {answer} " in f" {text} " for answer in answers)
+  return any(answer and _whole(answer) in f" {text} " for answer in answers)
+
+
+def _whole(answer: str) -> str:
+  """The answer with a space at each end at which its script has one."""
+  before, after = ("" if is_spaceless(answer[end]) else " " for end in (0, -1))
+  return f"{before}{answer}{after}"
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:

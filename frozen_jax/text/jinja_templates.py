@@ -3,9 +3,10 @@
 The format is promptsource's (Bach et al., "PromptSource", arXiv 2202.01279): a YAML file with
 `dataset`, `subset` and `templates`, where each template has a `name`, a `jinja` text
 "INPUT ||| TARGET" over the row's fields, and optionally `answer_choices`, "A ||| B", jinja too.
-Three things are stricter than in promptsource: a field that the row lacks is an error, not an empty
-text; `choice` (and jinja's `random`) chooses the same for the same row and template every time;
-templates run in jinja's sandbox.
+Four things are stricter than in promptsource: a field that the row lacks is an error, not an empty
+text; `choice` (and jinja's `random`) chooses the same for the same row and template every time; a
+row's label below 0 (a hidden one) chooses nothing, not the last choice; templates run in jinja's
+sandbox.
 """
 
 import collections
@@ -16,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
+import jinja2.filters
 import jinja2.sandbox
 import yaml
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.text_file import read_text
+from frozen_jax.core.user_path import user_path
 
 _BAR = "|||"
-_RANDOM = "frozen_jax random"  # a key that no template can name
+_RENDERING = "frozen_jax rendering"  # a key that no template can name
 _ESCAPED_BAR = "\ue000\ue001\ue000"  # for bars in a row's texts; of Unicode's private use area
 
 
@@ -51,24 +55,32 @@ class JinjaTemplate:
   def __str__(self) -> str:
     return f"template {self.name!r}{f' of {self._where}' if self._where else ''}"
 
-  def render(self, row: Mapping[str, Any], where: str, seed: object = 0) -> Rendered | None:
-    """Renders a row; None if that gives no input or no target.
+  def render(
+    self, row: Mapping[str, Any], where: str, seed: object = 0, targets: bool = True
+  ) -> Rendered | None:
+    """Renders a row; None if that gives no input or no target, as where the row's label is hidden.
+
+    With `targets=False` (to predict) the target may be missing.
 
     White space at the ends of each part is stripped. Parts after a further ||| are accepted answers
     too. `seed` determines what `choice` chooses. UserError that names the template and `where` for
     a field that the row lacks, any other failure, and a target that is not among the template's
     answer choices.
     """
-    values = _escape_bars(dict(row))
-    values[_RANDOM] = random.Random(f"{self.name}/{seed}")
-    choices = self._render_parts(self._choices, values, where) if self._choices else []
-    if choices:
-      values["answer_choices"] = _escape_bars(choices)
-    text, *answers = self._render_parts(self._text, values, where)
-    answers = [answer for answer in dict.fromkeys(answers) if answer]
-    if not text or not answers:
+    hidden = _HiddenLabel if targets else _BlankLabel
+    values = _template_value(dict(row), hidden)
+    values[_RENDERING] = _Rendering(random.Random(f"{self.name}/{seed}"), hidden)
+    try:
+      choices = self._render_parts(self._choices, values, where) if self._choices else []
+      if choices:
+        values["answer_choices"] = _template_value(choices)
+      text, *answers = self._render_parts(self._text, values, where)
+    except _NoLabel:
       return None
-    if choices and answers[0] not in choices:
+    answers = [answer for answer in dict.fromkeys(answers) if answer]
+    if not text or (targets and not answers):
+      return None
+    if targets and choices and answers[0] not in choices:
       raise UserError(
         f"{where}: {self} gives the target {answers[0][:60]!r}, which is none of its answer choices"
         f" ({', '.join(choices)[:200]}); fix its answer_choices or remove them"
@@ -86,9 +98,11 @@ class JinjaTemplate:
   ) -> list[str]:
     try:
       rendered = template.render(values)
+    except _NoLabel:
+      raise
     except Exception as error:  # whatever the template's expressions raise
       reason = " ".join(str(error).split())[:200] or type(error).__name__
-      fields = ", ".join(sorted(key for key in values if key != _RANDOM))
+      fields = ", ".join(sorted(key for key in values if key != _RENDERING))
       raise UserError(f"{where}: {self} fails ({reason}); the row has {fields}") from error
     return [part.strip().replace(_ESCAPED_BAR, _BAR) for part in rendered.split(_BAR)]
 
@@ -100,7 +114,7 @@ def load_templates(path: str | pathlib.Path) -> dict[str, tuple[JinjaTemplate, .
   apply to any data set. A file may have several YAML documents. UserError for a file in another
   format, for two templates of one name, and for a data set that two files describe.
   """
-  path = pathlib.Path(path)
+  path = user_path(path)
   if not path.exists():
     raise UserError(f"there is no file or folder of templates {path}; check the path")
   files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
@@ -117,14 +131,13 @@ def load_templates(path: str | pathlib.Path) -> dict[str, tuple[JinjaTemplate, .
 
 
 def _documents(file: pathlib.Path) -> list[Any]:
+  text = read_text(file)
   try:
-    return [one for one in yaml.load_all(file.read_text("utf8"), _Loader) if one is not None]
-  except OSError as error:
-    raise UserError(f"cannot read {file} ({error.strerror}); check the path") from error
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    return [one for one in yaml.load_all(text, _Loader) if one is not None]
+  except yaml.YAMLError as error:
     mark = getattr(error, "problem_mark", None)
     line = f", line {mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or "not UTF-8 text"
+    problem = getattr(error, "problem", None) or getattr(error, "reason", "no YAML")
     raise UserError(f"{file}{line}: malformed YAML ({problem}); fix it") from error
 
 
@@ -161,18 +174,60 @@ for _tag in ("!Template", "!TemplateMetadata"):
   _Loader.add_constructor(_tag, lambda loader, node: loader.construct_mapping(node, deep=True))
 
 
+class _NoLabel(Exception):
+  """A template has used what a hidden label stands for."""
+
+
+class _HiddenLabel(int):
+  """A number below 0 of a row. What it is the index of may not be used: that raises _NoLabel."""
+
+  def choice(self) -> jinja2.Undefined:
+    return jinja2.StrictUndefined("a hidden label", exc=_NoLabel)  # type: ignore[arg-type]
+
+
+class _BlankLabel(_HiddenLabel):
+  """One of which only the input is wanted: what it is the index of is an empty text."""
+
+  def choice(self) -> jinja2.Undefined:
+    return jinja2.ChainableUndefined("a hidden label")
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+  """Jinja's sandbox, in which a hidden label is the index of nothing."""
+
+  def getitem(self, obj: Any, argument: Any) -> Any:
+    if isinstance(argument, _HiddenLabel) and isinstance(obj, list | tuple | str):
+      return argument.choice()
+    return super().getitem(obj, argument)
+
+
+class _Rendering(NamedTuple):
+  """What the filters need of a row's rendering: random choices, the class of hidden labels."""
+
+  random: random.Random
+  hidden: type[_HiddenLabel]
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+  environment = _Environment(undefined=jinja2.StrictUndefined)
   environment.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
+  environment.filters["int"] = _int
   environment.globals = {"range": environment.globals["range"], "zip": zip, "enumerate": enumerate}
   return environment
 
 
 @jinja2.pass_context
+def _int(context: jinja2.runtime.Context, value: Any, default: int = 0, base: int = 10) -> int:
+  """Jinja's `int`, for labels that are texts, as those of a table."""
+  number = jinja2.filters.do_int(value, default, base)
+  return context[_RENDERING].hidden(number) if number < 0 else number
+
+
+@jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, items: Sequence[Any]) -> Any:
   """One of the items."""
-  return context[_RANDOM].choice(list(items))
+  return context[_RENDERING].random.choice(list(items))
 
 
 def _most_frequent(items: Sequence[Any]) -> list[Any]:
@@ -181,12 +236,14 @@ def _most_frequent(items: Sequence[Any]) -> list[Any]:
   return [item for item, count in counts.items() if count == max(counts.values())]
 
 
-def _escape_bars(value: Any) -> Any:
-  """The value with ||| in its texts replaced, so that they separate no parts."""
+def _template_value(value: Any, hidden: type[_HiddenLabel] = _HiddenLabel) -> Any:
+  """The value with ||| in its texts replaced, so that they separate no parts, and hidden labels."""
   if isinstance(value, str):
     return value.replace(_BAR, _ESCAPED_BAR) if _BAR in value else value
+  if type(value) is int and value < 0:
+    return hidden(value)
   if isinstance(value, list | tuple):
-    return [_escape_bars(entry) for entry in value]
+    return [_template_value(entry, hidden) for entry in value]
   if isinstance(value, Mapping):
-    return {key: _escape_bars(entry) for key, entry in value.items()}
+    return {key: _template_value(entry, hidden) for key, entry in value.items()}
   return value

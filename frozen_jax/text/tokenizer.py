@@ -1,11 +1,13 @@
 """Tokenizers of frozen models: from a GGUF file's metadata, or from a model folder.
 
-Both become transformers' `PreTrainedTokenizerFast`, without torch: that class needs only the
-`tokenizers` package, whereas `AutoTokenizer`, given a GGUF file, imports torch if it is installed
+A folder's is what `AutoTokenizer` of transformers makes of its files: tokenizer_config.json counts
+beside tokenizer.json. A GGUF file's becomes a `PreTrainedTokenizerFast`, which needs only the
+`tokenizers` package; `AutoTokenizer`, given a GGUF file, imports torch if it is installed
 (transformers 5.23).
 """
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import Tokenizer, processors
@@ -21,7 +23,10 @@ _DEFAULT_IDS = {
   "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
 }
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_FILES = (
+  *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+  *("sentencepiece.bpe.model", "tekken.json"),
+)
 
 
 def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokenizerFast | None:
@@ -80,8 +85,10 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
   return _with_pad_token(tokenizer)
 
 
-def from_folder(folder: pathlib.Path, vocab_size: int) -> PreTrainedTokenizerFast | None:
+def from_folder(folder: pathlib.Path, vocab_size: int) -> Any | None:
   """The tokenizer in a model folder; None where the folder has no tokenizer files.
+
+  Where it has tokens beyond the model's embeddings, texts that contain one are refused.
 
   Raises:
     UserError: its files cannot be read, or its vocabulary is not the model's.
@@ -89,34 +96,82 @@ def from_folder(folder: pathlib.Path, vocab_size: int) -> PreTrainedTokenizerFas
   if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
     return None
   try:
-    if (folder / "tokenizer.json").is_file():
-      tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    else:  # older files, which transformers converts
-      from transformers import AutoTokenizer
-
-      tokenizer = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-      )
+    tokenizer = _read_folder(folder)
   except Exception as error:  # the packages raise bare Exceptions on a damaged tokenizer.json
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(
       f"cannot read the tokenizer in {folder} ({reason}); get its files again"
     ) from None
   check_vocabulary(tokenizer, vocab_size, str(folder))
-  return _with_pad_token(tokenizer)
+  beyond = [token for token, index in tokenizer.get_vocab().items() if index >= vocab_size]
+  return _with_pad_token(refusing(tokenizer, vocab_size) if beyond else tokenizer)
+
+
+def _read_folder(folder: pathlib.Path) -> Any:
+  """What AutoTokenizer gives; without the model's own code, for which it would ask."""
+  from transformers import AutoTokenizer
+
+  try:
+    return AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+  except ValueError as error:
+    if "trust_remote_code" in str(error) and (folder / "tokenizer.json").is_file():
+      return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    raise
+
+
+def refusing(tokenizer: Any, vocab_size: int) -> Any:
+  """The tokenizer, which now raises UserError for a text with a token that has no embedding."""
+  kind = type(tokenizer)
+
+  def check(ids: Any) -> None:
+    for index in _flat(ids):
+      if index >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(index)
+        raise UserError(
+          f"a text holds the token {token!r}, whose id {index} is beyond the {vocab_size}"
+          " embeddings of the model; leave it out of the text"
+        )
+
+  class Refusing(kind):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+      encoded = super().__call__(*args, **kwargs)
+      check(encoded["input_ids"])
+      return encoded
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+      ids = super().encode(*args, **kwargs)
+      check(ids)
+      return ids
+
+  Refusing.__name__, Refusing.__qualname__ = kind.__name__, kind.__qualname__  # as it is saved
+  tokenizer.__class__ = Refusing
+  return tokenizer
+
+
+def _flat(ids: Any) -> Iterator[int]:
+  for one in ids:
+    if hasattr(one, "__len__"):
+      yield from _flat(one)
+    else:
+      yield int(one)
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str) -> None:
   """Checks that a tokenizer fits a model with this many token embeddings.
 
-  Embedding tables are often padded a little beyond the tokenizer; they are never shorter.
+  Embedding tables are often padded a little beyond the tokenizer. Where they are shorter, it is
+  because tokens were added that the model never sees.
 
   Raises:
     UserError: it does not fit.
   """
-  num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
-  max_padding = max(256, vocab_size // 10)
-  if not vocab_size - max_padding <= num_ids <= vocab_size:
+  ids = set(tokenizer.get_vocab().values())
+  num_ids, own = max(ids, default=-1) + 1, ids - set(tokenizer.added_tokens_decoder)
+  max_difference = max(256, vocab_size // 10)
+  too_many = max(own, default=-1) >= vocab_size + max_difference
+  if num_ids < vocab_size - max_difference or too_many:
     raise UserError(
       f"the tokenizer in {where} has {num_ids} tokens and the model {vocab_size}: it is the "
       "tokenizer of another model; put the right tokenizer files there, or none"

@@ -7,13 +7,14 @@ run's own config.json says which model and which passages; nothing is written.
 """
 
 import argparse
-import pathlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from frozen_jax.core.errors import exit_status
+from frozen_jax.core.errors import UserError, exit_status
+from frozen_jax.core.text_file import check_characters, standard_input_lines
+from frozen_jax.core.user_path import user_path
 from frozen_jax.run.predict import Predictor, open_predictor
 from frozen_jax.run.workdir import CONFIG, read_json
 from frozen_jax.tools.inspect import Parser
@@ -44,16 +45,22 @@ def _line(passage: dict[str, Any]) -> str:
 
 
 def _questions() -> Iterator[str]:
-  """What is typed, line by line."""
-  shown = sys.stdin.isatty()
-  while True:
-    try:
-      line = input("question: " if shown else "").strip()
-    except EOFError:
+  """What is typed, line by line; UserError for what is not UTF-8."""
+  typed = iter(_typed, None) if sys.stdin.isatty() else standard_input_lines()
+  for line in typed:
+    if not line.strip():
       return
-    if not line:
-      return
-    yield line
+    yield check_characters(line.strip(), "the question")
+
+
+def _typed() -> str | None:
+  """A line typed at the terminal; None at the end of the input."""
+  try:
+    return input("question: ")
+  except EOFError:
+    return None
+  except UnicodeDecodeError as error:
+    raise UserError("the question is not UTF-8 text; type it in a UTF-8 terminal") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdir", help="the folder of a finished run")
     parser.add_argument("question", nargs="?", help="what to ask; without it: one after another")
     given = parser.parse_args(argv)
-    folder = pathlib.Path(given.workdir)
+    folder = user_path(given.workdir)
     predictor = open_predictor(read_json(folder / CONFIG), folder)
-    for question in [given.question] if given.question else _questions():
+    asked = given.question and check_characters(given.question, "the question")
+    for question in [asked] if asked else _questions():
       print(answer_text(predictor, question), flush=True)
 
   return exit_status(act)

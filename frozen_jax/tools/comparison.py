@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import numbered_lines, user_read_errors
+from frozen_jax.core.files import user_read_errors
 from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.text_file import numbered_lines
+from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import paired_difference
 from frozen_jax.run.records import FORMAT, Record, table_rows
@@ -118,7 +120,7 @@ def compare_runs(paths: Sequence[str | pathlib.Path]) -> Comparison:
   Raises UserError for a record that is missing, damaged, of another format or given twice, for
   damaged predictions, and where the groups have no row or no metric in common.
   """
-  runs = _unique([read_run(pathlib.Path(path)) for path in paths])
+  runs = _unique([read_run(user_path(path)) for path in paths])
   groups = tuple(_group(members) for members in _by_config(runs))
   _check_comparable(groups)
   differences, notes = _between_groups(groups) if len(groups) > 1 else ([], [])

@@ -1,17 +1,15 @@
 """Checkpoints of a stage (Orbax v1): the training state and the best tree, never the frozen model.
 
-Layout: `workdir/checkpoints/STAGE/00000030/`, one folder a checkpoint, named by the step
-(`00000030-1` when that step is saved a second time, with its validation, after an interruption). It
-holds all that is needed to resume bit by bit: the state (step, trained tree, optimizer state, key),
-the trained tree that validated best so far, and a record (JSON, in Orbax's own metadata file) with
-the data position of every host, the validation metrics, the dependencies and the fingerprint of the
-frozen tree. A save replaces the previous checkpoint only once it is complete (Orbax writes
-alongside and renames), so whatever interrupts it leaves the previous one.
+Each is a folder (`training/checkpoint_folders.py`). It holds all that is needed to resume bit by
+bit: the state (step, trained tree, optimizer state, key), the trained tree that validated best so
+far, and a record (JSON, in Orbax's own metadata file) with the data position of every host, the
+validation metrics, the dependencies and the fingerprint of the frozen tree. A save replaces the
+previous checkpoint only once it is complete (Orbax writes alongside and renames), so whatever
+interrupts it leaves the previous one.
 """
 
 import base64
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -30,18 +28,16 @@ from orbax.checkpoint import v1 as ocp
 
 from frozen_jax.config import dependencies as config_dependencies
 from frozen_jax.config.dependencies import Dependencies
+from frozen_jax.core.disk_errors import is_refused
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
 from frozen_jax.sharding.hosts import barrier, gather_bytes, is_first_host
 from frozen_jax.sharding.rules import replicated
+from frozen_jax.training.checkpoint_folders import FOLDER, complete, step_and_repeat
 from frozen_jax.training.state import TrainState
 
-FOLDER = "checkpoints"
-NAME = re.compile(r"\d{8}(-\d+)?")
 HALF_WRITTEN = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 WAIT_FOR_THREADS, SETTLE = 5.0, 0.5  # seconds, after a save that failed
-DISK_WORDS = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
 
 
 class Restored(NamedTuple):
@@ -84,13 +80,13 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
-    complete = _complete(self.folder)
-    return _step_and_repeat(complete[-1])[0] if complete else None
+    found = complete(self.folder)
+    return step_and_repeat(found[-1])[0] if found else None
 
   def size(self) -> int:
     """Bytes of the newest complete checkpoint on disk; 0 without one."""
-    complete = _complete(self.folder)
-    return _folder_bytes(complete[-1]) if complete else 0
+    found = complete(self.folder)
+    return _folder_bytes(found[-1]) if found else 0
 
   def save(self, state: TrainState, best: Tree | None, record: dict[str, Any], data: Any) -> int:
     """Writes the checkpoint of `state.step`, removes older ones, and returns its size in bytes.
@@ -113,8 +109,8 @@ class Checkpoints:
       "data": [position.decode() for position in positions],
     }
     trees = {"state": state} if best is None else {"state": state, "best": best}
-    older = _complete(self.folder)
-    earlier = [repeat for saved, repeat in map(_step_and_repeat, older) if saved == step]
+    older = complete(self.folder)
+    earlier = [repeat for saved, repeat in map(step_and_repeat, older) if saved == step]
     path = self.folder / (f"{step:08d}-{max(earlier) + 1}" if earlier else f"{step:08d}")
     barrier(f"{path} named")  # before any host writes: all have listed the same folder
     try:
@@ -123,7 +119,7 @@ class Checkpoints:
       with contextlib.suppress(OSError):
         if is_first_host():
           _clear(self.folder)
-      if not _is_disk_error(error):
+      if not is_refused(error):
         raise
       raise UserError(self._disk_message(step, error)) from error
     if is_first_host():
@@ -140,10 +136,10 @@ class Checkpoints:
     Raises:
       UserError: it belongs to another frozen model or another configuration, or is unreadable.
     """
-    complete = _complete(self.folder)
-    if not complete:
+    found = complete(self.folder)
+    if not found:
       return None
-    path = complete[-1]
+    path = found[-1]
     record = read_record(path)
     self._check(record, path)
     abstract = {"state": _abstract(template, self._mesh)}
@@ -221,10 +217,10 @@ def load_best(
     UserError: the stage has no checkpoint, or it is unreadable.
   """
   folder = pathlib.Path(workdir).absolute() / FOLDER / stage
-  complete = _complete(folder)
-  if not complete:
+  found = complete(folder)
+  if not found:
     raise UserError(f"{folder} holds no checkpoint; train the stage {stage!r} first")
-  path = complete[-1]
+  path = found[-1]
   sharding = (
     replicated(mesh)
     if mesh is not None
@@ -237,20 +233,6 @@ def load_best(
   )
   tree = _load(path, {name: abstract})[name]
   return (tree if name == "best" else tree["trainable"]), record
-
-
-def _complete(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The complete checkpoints, oldest first: a half-written one never has a plain name."""
-  if not folder.is_dir():
-    return []
-  complete = (path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
-  return sorted(complete, key=_step_and_repeat)
-
-
-def _step_and_repeat(path: pathlib.Path) -> tuple[int, int]:
-  """The step, and how often that step had been saved before."""
-  step, _, repeat = path.name.partition("-")
-  return int(step), int(repeat or 0)
 
 
 def _clear(folder: pathlib.Path) -> None:
@@ -291,8 +273,8 @@ def _metadata(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   except Exception as error:
     raise _unreadable(path, error) from error
   record = dict(metadata.custom_metadata or {})
-  complete = {"frozen_fingerprint", "dependencies"} <= record.keys()
-  if not complete or not isinstance(metadata.metadata, Mapping):
+  has_all = {"frozen_fingerprint", "dependencies"} <= record.keys()
+  if not has_all or not isinstance(metadata.metadata, Mapping):
     raise _unreadable(path, ValueError("its metadata is damaged"))
   return dict(metadata.metadata), record
 
@@ -328,16 +310,6 @@ def _encode(data: Any) -> bytes:
 def _decode(text: str) -> Any:
   data = json.loads(text)
   return base64.b64decode(data["base64"]) if "base64" in data else data["json"]
-
-
-def _is_disk_error(error: BaseException | None) -> bool:
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-      return True
-    if any(word in str(error) for word in DISK_WORDS):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
 
 
 @contextlib.contextmanager

@@ -1,55 +1,47 @@
-"""SIGTERM: the request to stop, kept until the loop can save.
+"""SIGTERM and SIGINT: the request to stop, kept until the loop can save.
 
-With one process a handler of this module notes the signal. With several, JAX's preemption service
+With one process a handler of this module notes the signals. With several, JAX's preemption service
 does: it notifies every host and lets them agree on the step at which all of them stop.
 """
 
 import contextlib
 import itertools
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from frozen_jax.core import interruption
 
 # The hosts agree on a number of this count. It continues from stage to stage: with the stages'
 # step numbers, a point agreed on at the end of a long stage might never come in a short one.
 _CHECKS = itertools.count(1)
 
 
-class Stopped(BaseException):
-  """Raised out of work that may be dropped, such as a validation, when the signal comes.
-
-  No `Exception`, so that the work does not take it for a failure of its own.
-  """
+class Stopped(KeyboardInterrupt):
+  """Raised out of work that may be dropped, such as a validation, when the signal comes."""
 
 
 class StopRequest:
-  """Notes SIGTERM while it is entered as a context manager; the old handler comes back after it."""
+  """Notes SIGTERM and SIGINT while it is entered; the handlers before it come back after it."""
 
   def __init__(self) -> None:
     self._noted = False
     self._droppable = False
-    self._previous: Any = None
-    self._installed = False
+    self._handlers = contextlib.ExitStack()
 
   def __enter__(self) -> "StopRequest":
-    single_process = jax.process_count() == 1
-    if single_process and threading.current_thread() is threading.main_thread():
-      self._previous = signal.signal(signal.SIGTERM, self._handle)
-      self._installed = True
+    self._noted = interruption.requested()
+    if jax.process_count() == 1:
+      self._handlers.enter_context(interruption.handled_by(self._handle))
     return self
 
   def __exit__(self, *_: object) -> None:
-    if self._installed:
-      signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-      self._installed = False
+    self._handlers.close()
 
   @property
   def noted(self) -> bool:
-    """Whether this process has received the signal (with several processes: always False)."""
+    """Whether this process has received a signal (with several processes: always False)."""
     return self._noted
 
   def reached(self) -> bool:
@@ -66,20 +58,19 @@ class StopRequest:
     Raises:
       Stopped: the signal came before or while it ran (one process only: hosts stay in step).
     """
-    with self._dropping():
+    try:
+      self._droppable = True
       if self._noted:
         raise Stopped
       return work()
-
-  @contextlib.contextmanager
-  def _dropping(self) -> Iterator[None]:
-    self._droppable = True
-    try:
-      yield
+    except Exception as error:
+      if self._noted:  # it is what other code has made of `Stopped`
+        raise Stopped from error
+      raise
     finally:
       self._droppable = False
 
-  def _handle(self, number: int, frame: FrameType | None) -> None:
+  def _handle(self) -> None:
     self._noted = True
     if self._droppable:
       self._droppable = False

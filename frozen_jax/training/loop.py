@@ -17,10 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
-from tqdm import tqdm
 
 from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.errors import Interrupted, UserError
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
 from frozen_jax.sharding.rules import check_batch_size
@@ -112,7 +112,7 @@ def fit(
     best_by: "loss": the lowest is the best; "accuracy": the highest, of equal ones the lower loss.
 
   Raises:
-    Interrupted: SIGTERM was received; the state is saved.
+    Interrupted: SIGTERM or SIGINT was received; the state is saved.
     UserError: a loss that is not finite, a batch that the mesh does not divide, a checkpoint of
       another run or one that cannot be written.
   """
@@ -198,15 +198,20 @@ class _Loop:
     self._timing_since: float | None = None  # when the span of timed steps began
     self._last_save = time.monotonic()
     self._size_logged = False
-    self._bar: tqdm = tqdm(disable=True)
+    self._bar = ProgressBar(disable=True)
 
   def run_steps(self) -> None:
     """Trains from the state's step until the stage is complete."""
     settings, first, stage = self.settings, int(self.state.step), self.run.stage
     if first:
       _LOG.info("stage %s resumes from step %d", stage, first)
-    self._bar = tqdm(
-      total=settings.steps, initial=first, desc=stage, unit="step", disable=not is_first_host()
+    self._bar = ProgressBar(
+      total=settings.steps,
+      initial=first,
+      desc=stage,
+      unit="step",
+      smoothing=0,  # the mean rate
+      disable=not is_first_host(),
     )
     with self._stop, self._bar:
       # --- what an interruption left undone
@@ -234,6 +239,7 @@ class _Loop:
           self._save()
         if stopping:
           raise Interrupted(step)
+      self._bar.refresh()
     if self._stop.noted:
       raise Interrupted(int(self.state.step))
 
@@ -247,6 +253,7 @@ class _Loop:
     if compiles:
       self._flush()
       self._compiled.add(shapes)
+      self._bar.compiling()
     elif self._timing_since is None:
       self._timing_since = time.monotonic()
     batch = global_batch(rows, mesh)
@@ -274,7 +281,7 @@ class _Loop:
     self.progress.tokens += int(metrics["tokens"])
     self.progress.timed_tokens += int(metrics["tokens"]) if timed else 0
     self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
-    self._bar.update(1)
+    self._bar.advance(timed)
     if step % self.settings.log_every == 0 or step in (1, self.settings.steps):
       self.run.writer.write(self.run.stage, step, "train", **metrics)
 
@@ -303,7 +310,8 @@ class _Loop:
     assert self.validation.metrics_of is not None
     tree, metrics_of = self.state.trainable, self.validation.metrics_of
     try:
-      metrics = self._stop.run_droppable(lambda: metrics_of(tree))
+      with self._bar.doing("validating"):
+        metrics = self._stop.run_droppable(lambda: metrics_of(tree))
     except Stopped:
       self._save()
       raise Interrupted(step) from None

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.files import user_write_errors, write_bytes
 from frozen_jax.sharding.hosts import is_first_host
 
 FILE = "metrics.jsonl"
@@ -25,24 +26,30 @@ class MetricsWriter:
     """Opens (and creates) the workdir; `tensorboard` needs the extra of that name.
 
     Raises:
-      UserError: `tensorboard` is set and tensorboardX is not installed.
+      UserError: the folder cannot be created, or `tensorboard` is set and tensorboardX is not
+        installed.
     """
     self.path = pathlib.Path(workdir) / FILE
     self._is_first_host = is_first_host()
     self._tensorboard: Any = None
     if not self._is_first_host:
       return
-    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with user_write_errors(self.path):
+      self.path.parent.mkdir(parents=True, exist_ok=True)
     if tensorboard:
       self._tensorboard = _tensorboard(self.path.parent / "tensorboard")
 
   def write(self, stage: str, step: int, split: str, **metrics: Any) -> None:
-    """One line, flushed; a value that is not finite becomes null, arrays of size 1 numbers."""
+    """One line, flushed; a value that is not finite becomes null, arrays of size 1 numbers.
+
+    Raises:
+      UserError: the disk refuses; what it took of the line is dropped by the next `truncate`.
+    """
     if not self._is_first_host:
       return
     line = {"stage": stage, "step": int(step), "split": split}
     line |= {name: _plain(value) for name, value in metrics.items()}
-    with self.path.open("a", encoding="utf-8") as file:
+    with user_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line, allow_nan=False) + "\n")
     if self._tensorboard is not None:
       for name, value in metrics.items():
@@ -70,9 +77,7 @@ class MetricsWriter:
         lines.append(line + "\n")
     if "".join(lines) == text:
       return
-    part = self.path.with_suffix(".part")
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, self.path)
+    write_bytes(self.path, "".join(lines).encode())
 
   def close(self) -> None:
     """Closes TensorBoard's file, if there is one."""

@@ -7,6 +7,8 @@ import pytest
 
 from frozen_jax.backbones import attention
 
+pytestmark = pytest.mark.program
+
 ROWS, LENGTH, HEADS, KEY_HEADS, SIZE = 6, 10, 4, 2, 6
 
 

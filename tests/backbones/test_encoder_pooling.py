@@ -10,6 +10,15 @@ from frozen_jax.backbones.load_encoder import load_encoder
 from frozen_jax.core.errors import UserError
 from tests.backbones.encoder_cases import make
 
+HOW = {
+  "mean": lambda r: r.mean(0),
+  "cls": lambda r: r[0],
+  "max": lambda r: r.max(0),
+  "lasttoken": lambda r: r[-1],
+  "mean_sqrt_len_tokens": lambda r: r.sum(0) / len(r) ** 0.5,
+  "weightedmean": lambda r: np.average(r, axis=0, weights=1 + np.arange(len(r))),
+}
+
 
 def steps(path, pooling, normalise=False, kinds=("Transformer", "Pooling")):
   """Writes modules.json and the settings of its Pooling step."""
@@ -36,12 +45,13 @@ def flags(**on):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+@pytest.mark.parametrize("mode", HOW)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_pooling_as_the_folder_says(folder, mode, normalise, padding):
   path = folder(make("bert"))
-  flag = "cls_token" if mode == "cls" else f"{mode}_tokens"
-  steps(path, flags(**{flag: True}), normalise)
+  flag = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}.get(mode, mode)
+  flag = "weightedmean_tokens" if mode == "weightedmean" else flag
+  steps(path, flags() | {f"pooling_mode_{flag}": True}, normalise)
   loaded = load_encoder(str(path), progress=False)
   assert (loaded.config.pooling, loaded.config.normalise) == (mode, normalise)
   assert "pooler" not in loaded.params  # it is stored, and of no use here
@@ -50,8 +60,7 @@ def test_pooling_as_the_folder_says(folder, mode, normalise, padding):
   values = np.random.default_rng(0).normal(size=(2, 5, 24)).astype(np.float32) - 1.0
   values[mask == 0] = 1e3
   rows = [row[real > 0] for row, real in zip(values, mask, strict=True)]
-  how = {"mean": lambda r: r.mean(0), "cls": lambda r: r[0], "max": lambda r: r.max(0)}
-  expected = np.stack([how[mode](row) for row in rows])
+  expected = np.stack([HOW[mode](row) for row in rows])
   if normalise:
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
   pooled = encoder.pool(loaded.params, loaded.config, values, mask)
@@ -67,11 +76,10 @@ def test_pooling_in_its_newer_spelling(folder):
 @pytest.mark.parametrize(
   "pooling",
   [
-    flags(),
     flags(mean_tokens=True, max_tokens=True),
-    flags(lasttoken=True),
+    flags() | {"pooling_mode_supertokens": True},
     flags(mean_tokens=True) | {"word_embedding_dimension": 25},
-    {"pooling_mode": "weightedmean"},
+    {"pooling_mode": "weightedmean", "include_prompt": False},
   ],
 )
 def test_a_pooling_that_is_not_understood_is_an_error(folder, pooling):
@@ -104,7 +112,9 @@ def test_an_encoder_of_the_hub_comes_with_its_pooling(folder, monkeypatch):
 
   def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns):
     files = ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
+    files += ["config_sentence_transformers.json", "sentence_bert_config.json", "vocab.txt"]
     others = ["onnx/config.json", "onnx/model.safetensors", "1_Dense/model.safetensors", "run.py"]
+    others += ["2_Dense/model.safetensors", "2_Dense/config.json", "openvino/modules.json"]
     downloaded = huggingface_hub.utils.filter_repo_objects(
       files + others, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
     )

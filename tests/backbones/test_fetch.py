@@ -73,7 +73,8 @@ def test_fetched_once_and_then_found(index, tmp_path):
   assert fetch.fetch("tiny", progress=False) == path
 
 
-def test_a_progress_bar_goes_to_standard_error(index, capfd):
+def test_a_progress_bar_goes_to_standard_error(index, capfd, monkeypatch):
+  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
   fetch.fetch("tiny")
   out, err = capfd.readouterr()
   assert out == "" and "download tiny-model" in err

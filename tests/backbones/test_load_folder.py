@@ -154,13 +154,6 @@ def test_a_tied_model_may_store_its_table_twice_but_not_differently(llama, folde
     load_decoder(str(path), progress=False)
 
 
-def test_derived_tensors_of_old_checkpoints_are_passed_over(llama, folder):
-  path = folder(llama())
-  name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-  edit_weights(path, lambda tensors: tensors.update({name: np.ones(16, np.float32)}))
-  assert load_decoder(str(path), progress=False).config.layers == 3
-
-
 def test_a_lost_and_a_cut_shard(llama, folder):
   path = folder(llama(), max_shard_size="40KB")
   shard = sorted(path.glob("*.safetensors"))[1]

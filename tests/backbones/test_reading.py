@@ -24,6 +24,8 @@ from tests.backbones.decoder_cases import CASES, torch_model
 from tests.backbones.encoder_cases import KINDS
 from tests.processes import cluster, environment
 
+pytestmark = pytest.mark.program
+
 
 @pytest.fixture
 def folder(tmp_path):

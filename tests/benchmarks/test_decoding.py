@@ -103,7 +103,7 @@ def looks(resident, compiled):
   return [soak.Look(60.0 * n, 10 * n, 600 * n, memory, count) for n, (memory, count) in each]
 
 
-def test_growth_and_compiling_count_behind_the_warm_up():
+def test_growth_and_compiling_count_after_the_warm_up():
   found = soak.judged(looks([5e8, 9e8, 1e9, 1.01e9, 1.02e9], [7, 9, 9, 11, 11]), 20)
   assert found["slope_mb_per_minute"] == pytest.approx(10)
   assert found["growth"] == pytest.approx(0.02) and found["resident_mb"] == pytest.approx(1000)

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from frozen_jax.config.overrides import override
+from frozen_jax.config.overrides import kept_by_stages, nearest_key, override
 from frozen_jax.core.errors import UserError
 from frozen_jax.run.defaults import defaults
 from frozen_jax.run.settings import complete, resolve_run
@@ -91,3 +91,45 @@ def test_a_stage_takes_what_the_run_has(config):
 def test_anything_else_is_the_users_error(config, key, text, message):
   with pytest.raises(UserError, match=message):
     override(config, [(key, text)])
+
+
+@pytest.mark.parametrize(
+  "key, near",
+  [
+    ("train.step", "train.steps"),  # of the same section
+    ("evaluate.beams", "evaluate.num_beams"),
+    ("steps", "train.steps"),  # of the same name, in another section
+    ("evaluate.steps", "train.steps"),
+    ("lengths", "data.lengths"),
+    ("modle.dtype", "model.dtype"),
+    ("trian.batch_sise", "train.batch_size"),  # spelt alike as a whole
+    ("stages.first.train.step", "stages.first.train.steps"),  # of the same stage
+    ("stages.second.train.step", "stages.second.train.steps"),
+    ("stages.first.steps", "stages.first.train.steps"),
+    ("stages.frist.train.steps", "stages.first.train.steps"),
+    ("stages.secnd.data.length", "stages.second.data.lengths"),
+    ("stages.first.init_form", "stages.first.init_from"),
+    ("second.train.steps", "stages.second.train.steps"),
+    ("method", "stages.first.method"),
+    ("zzz.qqq", ""),
+    ("stages.zzz.train.steps", ""),
+  ],
+)
+def test_the_nearest_key_is_of_the_right_place(config, key, near):
+  assert nearest_key(config, key) == near
+
+
+def test_an_unknown_stage_is_answered_with_those_that_there_are(config):
+  with pytest.raises(UserError, match="did you mean config.stages.first.seed.*has first, second$"):
+    override(config, [("stages.fist.seed", "1")])
+
+
+def test_a_stage_with_a_value_of_its_own_keeps_it(config):
+  given = [("train.steps", "9"), ("train.batch_size", "4")]
+  override(config, given)
+  assert kept_by_stages(config, given) == {"second": {"train.steps": 7}}
+  both = [*given, ("stages.second.train.steps", "9")]
+  override(config, both)
+  assert kept_by_stages(config, both) == {}
+  config.stage_order = ("first",)
+  assert kept_by_stages(config, given) == {}

@@ -10,6 +10,8 @@ from frozen_jax.data.builders import prepare
 from frozen_jax.data.builtin import BUILTIN
 from frozen_jax.data.sources import open_source
 
+pytestmark = pytest.mark.program
+
 ROWS = [{"dataset": "d", "query": f"what is {n}", "reply": "red"} for n in range(3)]
 FIELDS = ("question=query", "answers=reply")
 TEMPLATES = "dataset: d\ntemplates: {a: {jinja: '{{query}} ||| {{reply}}'}}\n"

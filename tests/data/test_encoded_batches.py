@@ -15,6 +15,8 @@ from frozen_jax.data.feature_store import FeatureStore
 from frozen_jax.data.tasks import QuestionTask
 from tests.backbones import encoder_cases
 
+pytestmark = pytest.mark.program
+
 WIDTH, ROWS = 3, 4
 
 
@@ -140,7 +142,7 @@ def test_the_position_is_that_of_the_batches(words, states, tmp_path):
   other = TextStates(FeatureStore(tmp_path / "store", WIDTH, np.float32), Fake())
   second = EncodedBatches(batches(), other)
   second.set_state(position)
-  assert dict(second.counts) == {"skipped": 0, "cut": 0}
+  assert dict(second.counts) == {"skipped": 0, "truncated": 0}
   for number in range(3, 9):
     check(next(second), expected[number])
   assert other.hits

@@ -129,6 +129,18 @@ def test_held_out_data_sets_must_not_be_trained_on(tmp_path):
     check_held_out(train, [fine, bad])
 
 
+def test_a_held_out_file_goes_by_its_contents(tmp_path):
+  def file(name, question):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps({"question": question, "answers": ["a"]}))
+    return open_source(str(tmp_path / name))
+
+  train, other = file("a/train.jsonl", "one?"), file("b/train.jsonl", "two?")
+  check_held_out(train, [other])
+  with pytest.raises(UserError, match="copy.jsonl is held out, and copy of it is in the training"):
+    check_held_out(train, [other, file("copy.jsonl", "one?")])
+
+
 def test_held_out_sources_without_names_go_by_their_own_name(cache):
   with pytest.raises(UserError, match="world_facts/test is held out, and world_facts of it"):
     check_held_out(open_source("world_facts/train"), [open_source("world_facts/test")])

@@ -1,18 +1,14 @@
 """Question-passage pairs: joined as the tokenizer joins them, packed, sampled, resumed, split."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.pairs import (
-  GroupBatches,
-  GroupOptions,
-  PairEncoder,
-  pack_texts,
-  validation_batches,
-)
+from frozen_jax.data.pair_encoder import PairEncoder
+from frozen_jax.data.pairs import GroupBatches, GroupOptions, pack_texts, validation_batches
 from tests.re_ranking import PASSAGES, groups, pair_encoder, pairs, tokenizer, unpacked
 
 
@@ -59,6 +55,16 @@ def test_bad_lengths(lengths):
 def test_an_encoder_without_a_tokenizer():
   with pytest.raises(UserError, match="no tokenizer"):
     PairEncoder(None, 2, 48)
+
+
+def test_a_token_that_the_encoder_does_not_have():
+  words = tokenizer()
+  texts = PairEncoder(words, 2, 48, (16, 24), words.convert_tokens_to_ids("w3"))
+  assert len(texts([("w1", "w2")])) == 1
+  with pytest.raises(UserError, match="the text 'w1 w3': token 2 has the id .*'w3'"):
+    texts([("w2", "w1 w3")])
+  with pytest.raises(UserError, match="the tokens that join .*'</s>'"):
+    PairEncoder(words, 2, 48, (16, 24), 2)
 
 
 def test_a_batch_holds_a_positive_first_and_negatives_of_its_question():
@@ -123,8 +129,13 @@ def test_hosts_share_the_batches_and_a_position_can_be_restored():
 def test_truncated_passages_are_counted():
   long = " ".join(["w1"] * 60)
   truncated = GroupBatches(groups(), lambda key: long, pair_encoder(), 4, GroupOptions(1))
-  next(truncated)
-  assert truncated.counts == {"cut": 8}
+  drawn = next(truncated)
+  assert truncated.counts == {"truncated": 8} and drawn["mask"].any(-1).sum() == 8
+  for _ in range(60):  # epochs: a passage counts once
+    next(truncated)
+  passages = {key for group in groups() for key in (*group.positives, *group.negatives)}
+  assert truncated.counts["truncated"] == len(passages)
+  json.dumps(truncated.get_state())
 
 
 def test_validation_takes_the_hardest_and_fills_up():

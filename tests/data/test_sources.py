@@ -1,8 +1,10 @@
 """Sources: each kind opens, and each mistake of a user names its place."""
 
+import csv
 import gzip
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -65,8 +67,7 @@ def test_fields_are_mapped(tmp_path):
     ([TEXT, "", '{"text": '], "rows.jsonl, line 3: malformed JSON"),
     ([TEXT, "[1]"], "line 2: a JSON list, not an object"),
     ([TEXT, {"question": "q"}], r'line 2: none of the forms \{"question", "answers"\}'),
-    ([{"question": "q", "answers": []}], "line 1: none of the forms"),
-    ([{"question": "q", "answers": [1]}], "line 1: none of the forms"),
+    ([TEXT, '{"text": "\\ud83d!"}'], r"line 2: \\ud83d is half of a surrogate pair"),
     ([{"input": "x"}], "line 1: none of the forms.*its keys are input"),
     ([TEXT, {"question": " ", "answers": ["a"]}], "line 2: the question is empty"),
     ([{"input": "", "target": "a"}], "line 1: the input is empty"),
@@ -82,8 +83,66 @@ def test_mistakes_name_their_line(tmp_path, lines, message, packed):
 
 def test_text_that_is_not_utf8(tmp_path):
   (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-  with pytest.raises(UserError, match=r"line 2: malformed JSON \(not UTF-8 text\)"):
+  with pytest.raises(UserError, match=r"line 2: not UTF-8 text \(byte 0xff\)"):
     open_source(str(tmp_path / "rows.jsonl"))
+
+
+ROWS = [{"question": "What\u2028now?", "answers": "a\x0cb"}, {"question": "And?", "answers": "ü"}]
+
+
+def saved(rows):
+  """The same rows as people save them: file name -> bytes."""
+  table = io.StringIO(newline="")
+  out = csv.DictWriter(table, list(rows[0]), lineterminator="\r\n")
+  out.writeheader()
+  out.writerows(rows)
+  lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+  files = {
+    "lines.jsonl": lines.encode(),
+    "lines.json": lines.encode(),
+    "array.json": json.dumps(rows, indent=1, ensure_ascii=False).encode(),
+    "short.json": f" \n{json.dumps(rows)}\n".encode(),
+    "array.jsonl": json.dumps(rows).encode(),
+    "table.csv": table.getvalue().encode(),
+    "table.tsv": table.getvalue().replace(",", "\t").encode(),
+  }
+  files |= {f"mark_{name}": b"\xef\xbb\xbf" + data for name, data in files.items()}
+  return files | {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
+
+
+@pytest.mark.parametrize("name", saved(ROWS))
+def test_rows_however_they_were_saved(tmp_path, name):
+  (tmp_path / name).write_bytes(saved(ROWS)[name])
+  want = [("What\u2028now?", ["a\x0cb"]), ("And?", ["ü"])]
+  for rows in (open_source(str(tmp_path / name)), open_questions(str(tmp_path / name))):
+    assert [(row["question"], row["answers"]) for row in rows] == want
+
+
+@pytest.mark.parametrize(
+  "name, data, message",
+  [
+    ("a.json", b'[{"text": "a"},\n{"text": }]', "line 2: malformed JSON"),
+    ("a.json", b'[{"text": "a"},\n\n3]', r"row 2 \(line 3\): a JSON int, not an object"),
+    ("a.json", b'[{"text": "a"}\n', "line 2: malformed JSON"),
+    ("a.json", b'[{"text": "a"}] x', "malformed JSON .Extra data"),
+    ("a.json", b'[{"text": "a"},\n{"text": "caf\xe9"}]', r"line 2: not UTF-8 text \(byte 0xe9\)"),
+    ("a.json", b'[{"text": "a"},\n{"text": "\\udc00"}]', r"row 2 \(line 2\): \\udc00 is half"),
+    ("a.json", b"[]", "holds no examples"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": "\xed\xa0\xbd"}', "line 2: not UTF-8"),
+    ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "line 1: UTF-16 text"),
+    ("a.csv", "text\na".encode("utf-16"), "line 1: UTF-16 text"),
+    ("a.csv", b"text\na\ncaf\xe9", r"line 3: not UTF-8 text"),
+    ("a.csv", b"text,id\na,1\nb,2,3\n", "line 3: 3 fields under a header of 2"),
+    ("a.csv", b'text\n"a\nb"\n"open', "line 4: not a row of fields"),
+    ("a.csv", b"text,text\na,b\n", "line 1: a table's header must name each column, once"),
+    ("a.csv", b"text\n", "holds no examples"),
+    ("a.csv", b"", "holds no examples"),
+  ],
+)
+def test_mistakes_in_arrays_tables_and_encodings(tmp_path, name, data, message):
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(UserError, match=message):
+    open_source(str(tmp_path / name))
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -103,7 +162,6 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_late_lines_are_checked_when_read(tmp_path, monkeypatch):
-  monkeypatch.setattr("frozen_jax.data.json_lines._PARSED_ON_OPENING", 2)
   monkeypatch.setattr("frozen_jax.data.indexed_rows._PARSED_ON_OPENING", 2)
   source = open_source(write(tmp_path / "rows.jsonl", [TEXT, TEXT, TEXT, "{"]))
   assert source[2]["text"] == TEXT["text"]
@@ -116,6 +174,14 @@ def test_unknown_names_list_the_known(name):
   with pytest.raises(UserError) as raised:
     open_source(name)
   assert all(known in str(raised.value) for known in BUILTIN_SPECS)
+
+
+def test_rows_that_two_sources_share(tmp_path):
+  one, other = write(tmp_path / "a.jsonl", [QUESTION]), write(tmp_path / "b.jsonl", [TEXT])
+  copy = write(tmp_path / "copy.jsonl.gz", [QUESTION])
+  train = open_source(f"{one},{other}")
+  assert open_source(copy).shared_with(train) == [copy]
+  assert open_source(other).shared_with(open_source(one)) == []
 
 
 def test_questions_to_predict():
@@ -149,6 +215,41 @@ def test_questions_from_files_and_standard_input(tmp_path, monkeypatch):
   bad = write(tmp_path / "bad.jsonl", [{"question": "what"}, "{"])
   with pytest.raises(UserError, match="bad.jsonl, line 2: malformed JSON"):
     open_questions(bad)
+
+
+def test_questions_as_people_type_and_save_them(tmp_path, monkeypatch):
+  mark = b"\xef\xbb\xbf"
+  cases = {
+    b"What is this?\r\nAnd that?\r\n": ["What is this?", "And that?"],
+    mark + b'{"question": "What is this?"}\r\n\r\n': ["What is this?"],
+    "What\u2028is\x85it?\nNext\x0c one?\rsame line".encode(): [
+      "What\u2028is\x85it?",
+      "Next\x0c one?\rsame line",
+    ],
+    b'[\n {"question": "a?"},\n {"question": "b?"}\n]\n': ["a?", "b?"],
+    b"[1] is what?\n[2] {is} what?": ["[1] is what?", "[2] {is} what?"],
+    mark + b"one?\n" + mark + b"two?": ["one?", "two?"],
+  }
+  bad = {
+    b"one?\ncaf\xe9?\n": r"line 2: not UTF-8 text \(byte 0xe9\)",
+    b'{"question": "a \\ud83d b"}': r"line 1: \\ud83d is half of a surrogate pair",
+    "one?".encode("utf-16"): "line 1: UTF-16 text",
+  }
+
+  def typed(data):  # a terminal whose encoding is another one
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+    return open_questions("-")
+
+  def in_a_file(data):
+    (tmp_path / "q.txt").write_bytes(data)
+    return open_questions(str(tmp_path / "q.txt"))
+
+  for read in (typed, in_a_file):
+    for data, want in cases.items():
+      assert [row["question"] for row in read(data)] == want
+    for data, message in bad.items():
+      with pytest.raises(UserError, match=message):
+        read(data)
 
 
 class TinyColours(tfds.core.GeneratorBasedBuilder):
@@ -199,3 +300,23 @@ def test_unknown_tfds_name(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="cannot give 'no_such_set'") as raised:
     open_source("tfds:no_such_set/train")
   assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_data_sets_of_the_package_datasets(tmp_path, monkeypatch):
+  datasets = pytest.importorskip("datasets")
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+  (tmp_path / "facts").mkdir()
+  rows = [{"question": f"{n}?", "answers": {"text": ["x"], "answer_start": [1]}} for n in range(3)]
+  write(tmp_path / "facts" / "train.jsonl", rows)
+  spec = f"hf:{tmp_path}/facts/train"
+  source = open_source(spec)
+  assert [row["answers"] for row in source] == [["x"]] * 3
+  assert source.digest == open_source(spec).digest
+  with pytest.raises(UserError, match="datasets cannot give .*facts', split 'dev'"):
+    open_source(f"hf:{tmp_path}/facts/dev")
+  with pytest.raises(UserError, match="not of the form hf:NAME"):
+    open_source("hf:squad")
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(UserError, match="needs the package datasets"):
+    open_source(spec)

@@ -56,18 +56,150 @@ def test_several_targets_and_a_definition():
 
 
 @pytest.mark.parametrize(
+  "answers, texts",
+  [
+    (4, ["4"]),
+    ([4, "four", 2.5], ["4", "four", "2.5"]),
+    ("four", ["four"]),
+    ({"text": ["four", "4"], "answer_start": [3, 9]}, ["four", "4"]),
+    ({"text": "four", "answer_start": 3}, ["four"]),
+    ([{"text": "four", "answer_start": 3}], ["four"]),
+  ],
+)
+def test_answers_of_other_forms(answers, texts):
+  assert parse_example({"question": "q", "answers": answers}, "here")["answers"] == texts
+  row = parse_example({"input": "i", "targets": answers}, "here")
+  assert (row["target"], row["answers"]) == (texts[0], texts)
+
+
+def test_numbers_as_targets_and_choices():
+  row = {"input": "i", "target": 2, "choices": [1, 2]}
+  assert parse_example(row, "here") == {"input": "i", "target": "2", "choices": ["1", "2"]}
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    ({"question": "q", "answers": None}, "answers is null"),
+    ({"question": "q", "answers": []}, "answers is empty"),
+    ({"question": "q", "answers": ""}, "answers is empty"),
+    ({"question": "q", "answers": ["a", " "]}, r"answers\[1\] is empty"),
+    ({"question": "q", "answers": [None]}, r"answers\[0\] is null"),
+    ({"question": "q", "answers": float("nan")}, "answers is NaN"),
+    ({"question": "q", "answers": True}, "answers is true"),
+    ({"question": "q", "answers": {"text": [], "answer_start": []}}, r"answers\.text is empty"),
+    ({"question": "q", "answers": {"value": "a"}}, r'answers is \{"value": "a"\}, no text'),
+    ({"question": 5, "answers": ["a"]}, "question is 5, no text"),
+    ({"question": None, "answers": ["a"]}, "question is empty"),
+    ({"input": "i", "target": None}, "target is empty"),
+    ({"input": "i", "target": ""}, "target is empty"),
+    ({"input": "i", "target": ["a"]}, r'target is \["a"\], no text'),
+    ({"input": "i", "answers": []}, "answers is empty"),
+    ({"input": 3, "target": "a"}, "input is 3, no text"),
+    ({"text": None}, "text is empty"),
+    ({"text": 3}, "text is 3, no text"),
+  ],
+)
+def test_what_is_empty_or_no_text_is_named_with_its_row_and_key(tmp_path, row, message):
+  good = {"question": "q", "answers": ["a"]}
+  path = write(tmp_path / "rows.jsonl", [good] * 1500 + [row])
+  with pytest.raises(UserError, match=f"rows.jsonl, line 1501: {message}"):
+    open_source(path)
+  if "question" in row and row["question"] == "q":  # to predict it needs no answers
+    assert row["answers"] or parse_example(row, "here", targets=False) == {"question": "q"}
+
+
+def test_rows_whose_labels_are_hidden_are_left_out_and_counted(tmp_path):
+  rows = [{"input": f"is {n}?", "choices": ["no", "yes"], "labels": n} for n in (0, -1, 1, -100)]
+  rows[0]["labels"] = [0, -1]
+  for named in ({}, {"dataset": "d"}):
+    path = write(tmp_path / "rows.jsonl", [row | named for row in rows])
+    source = open_source(path)
+    assert [row["target"] for row in source] == ["no", "yes"] and source.num_without_target == 2
+    asked = open_source(path, targets=False)
+    assert [row.get("target") for row in asked] == ["no", None, "yes", None]
+
+
+@pytest.mark.parametrize(
+  "jinja",
+  [
+    "{{sentence}} ||| {{answer_choices[label]}}",
+    "{{sentence}} ||| The answer is {{answer_choices[label] | lower}}.",
+    "{{sentence}} ||| {% if answer_choices[label] == 'yes' %}yes{% else %}no{% endif %}",
+    "{{sentence}} ||| {{['no', 'yes'][label]}}",
+    "{{sentence}} ||| {{names[label | string | int]}}",
+    "{{sentence.split()[-1]}} ||| {{names[label]}}",
+  ],
+)
+def test_templates_of_hidden_labels(tmp_path, jinja):
+  """A label below 0 is not the last choice; an index that the template writes is one."""
+  text = jinja.replace('"', "'")
+  choices = "no ||| yes" if "answer_choices" in jinja and "The" not in jinja else None
+  extra = f'    answer_choices: "{choices}"\n' if choices else ""
+  if "The" in jinja:
+    text = text.replace("answer_choices", "names")
+  (tmp_path / "t.yaml").write_text(
+    f'dataset: rows\ntemplates:\n  a:\n    name: a\n{extra}    jinja: "{text}"\n'
+  )
+  rows = [{"sentence": f"it is {n}", "label": n, "names": ["no", "yes"]} for n in (0, 1, -1)]
+  path = write(tmp_path / "rows.jsonl", rows)
+  source = open_source(path, templates=str(tmp_path / "t.yaml"))
+  targets = [row["target"].removeprefix("The answer is ").removesuffix(".") for row in source]
+  assert targets == ["no", "yes"] and source.num_without_target == 1
+  asked = open_source(path, targets=False, templates=str(tmp_path / "t.yaml"))
+  assert len(asked) == 3 and asked[2]["input"].endswith("-1")
+
+
+def test_fields_count_where_rows_have_them(tmp_path):
+  fields = ("question=query", "answers=answer")
+  ours = write(tmp_path / "ours.jsonl", [{"question": "q", "answers": ["a"]}])
+  theirs = write(tmp_path / "theirs.jsonl", [{"query": "q", "answer": "a"}])
+  mixed = write(tmp_path / "mixed.jsonl", [{"question": "q", "answer": "a"}])
+  for spec in (ours, theirs, mixed, f"{ours},{theirs},{mixed}"):
+    assert all(
+      (row["question"], row["answers"]) == ("q", ["a"]) for row in open_source(spec, fields)
+    )
+  for fields, message in (
+    (("question=qeury", "answers=answer"), "no field 'qeury'; there are: answer, query"),
+    (("question=qeury",), "no field 'qeury'"),
+    (("answers=answer.text",), "no field 'answer.text'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      open_source(theirs, fields)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+  def file(name, kind="x"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    return write(
+      tmp_path / name, [{"question": f"{kind} {n}?", "answers": [kind]} for n in range(2)]
+    )
+
+  def datasets(*paths):
+    return open_source(",".join(paths)).datasets
+
+  a, b = file("a/train.jsonl"), file("b/train.jsonl")
+  assert datasets(a, b) == ("a/train", "b/train")
+  assert open_source(f"{a},{b}").dataset_index.tolist() == [0, 0, 1, 1]
+  assert datasets(file("a/x/train.jsonl"), file("b/x/train.jsonl")) == ("a/x/train", "b/x/train")
+  assert datasets(a, b, file("c/other.jsonl")) == ("a/train", "b/train", "other")
+  assert datasets(a, file("a/train.json")) == ("train.jsonl", "train.json")
+  with pytest.raises(UserError, match="names a source twice"):
+    datasets(a, f"{tmp_path}/b/../a/train.jsonl")
+
+
+@pytest.mark.parametrize(
   "change, message",
   [
     ({"choices": "no"}, "choices is no list of texts"),
-    ({"choices": ["no", 1]}, "choices is no list of texts"),
+    ({"choices": ["no", None]}, r"choices\[1\] is null, no text"),
     ({"choices": ["no", "maybe"]}, "the target 'yes' is not among the choices"),
     ({"target": None, "choices": ["a"], "labels": [1]}, "label 1 is none of the numbers 0 to 0"),
-    ({"target": None, "choices": ["a"], "labels": [-1]}, "label -1"),
     ({"target": None, "choices": ["a"], "labels": ["a"]}, "label 'a'"),
     ({"target": None, "choices": ["a"], "labels": [True]}, "label True"),
-    ({"target": None, "choices": ["a"], "labels": []}, "none of the forms"),
+    ({"target": None, "choices": ["a"], "labels": []}, "labels is empty"),
     ({"target": None, "labels": [0]}, "none of the forms"),
-    ({"targets": [1]}, "accepted answers are no list of texts"),
+    ({"targets": [True]}, r"targets\[0\] is true, no text"),
     ({"definition": 3}, "definition is no text"),
     ({"template": 3}, "template is no text"),
   ],
@@ -91,7 +223,7 @@ def test_data_sets_and_templates_of_a_source(tmp_path):
 
 
 def test_rows_that_name_no_data_set(tmp_path):
-  source = open_source(write(tmp_path / "rows.jsonl", [{"input": "a", "target": ""}] * 3))
+  source = open_source(write(tmp_path / "rows.jsonl", [{"input": "a", "target": "b"}] * 3))
   assert source.datasets == () and source.dataset_index.tolist() == [0, 0, 0]
   assert len(source) == 3 and source.dataset_names == {"rows"}
 

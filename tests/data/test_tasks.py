@@ -6,9 +6,10 @@ import tokenizers
 import transformers
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.settings import InputSettings
 from frozen_jax.data.sources import open_source
-from frozen_jax.data.tasks import LanguageModelTask, QuestionTask, make_task
+from frozen_jax.data.tasks import EncoderTokenizer, LanguageModelTask, QuestionTask, make_task
 
 EXAMPLE = {"question": "what is 7", "answers": ["red", "green blue"], "id": "x"}
 
@@ -118,3 +119,37 @@ def test_real_tokenizer(smollm2, cache):
   chat = QuestionTask(tokenizer, "chat").encode(source[0])
   text = tokenizer.decode(chat.tokens[: chat.target_start])
   assert source[0]["question"] in text and text.endswith("assistant\n")
+
+
+def test_a_token_that_the_model_does_not_have_is_named(words):
+  limit = words.convert_tokens_to_ids("green")  # ids from "green" on are beyond the table
+  settings = InputSettings(template="{question}", lengths=(8, 16))
+  task = make_task([EXAMPLE], words, settings, vocab_size=limit)
+  assert len(task.encode(EXAMPLE).tokens) == 5
+  spoilt = EXAMPLE | {"answers": ["red blue"]}
+  said = f"example 'x': token 5 has the id {limit + 1} .'blue'., and the model has ids from 0 to"
+  with pytest.raises(UserError, match=said):
+    task.encode(spoilt)
+  with pytest.raises(UserError, match="example 'x': token 5"):
+    next(training_batches([spoilt] * 4, task, 2))
+  with pytest.raises(UserError, match="example 'x': token 5"):
+    scoring_batches([EXAMPLE, spoilt], task, 2)
+  texts = [{"text": "red is red"}, {"text": "is it green"}]
+  windows = make_task(texts, words, settings, vocab_size=limit)
+  with pytest.raises(UserError, match="row 2: token 3 has the id .*'green'"):
+    windows.prepare(texts)
+  assert len(windows.prepare(texts[:1])) == 1
+  encoder = EncoderTokenizer(words, 3, limit)
+  assert encoder.ids("red is red blue") == (words("red is red")["input_ids"], True)
+  with pytest.raises(UserError, match="'is blue' .encoder.: token 2"):
+    encoder.ids("is blue")
+
+
+def test_training_batches_name_a_token_of_a_later_row(words):
+  limit = words.convert_tokens_to_ids("green")
+  task = QuestionTask(words, lengths=(8, 16), vocab_size=limit)
+  rows = [EXAMPLE] * 600 + [EXAMPLE | {"id": "late", "answers": ["green"]}]
+  with pytest.raises(UserError, match="example 'late': token"):
+    batches = training_batches(rows, task, 8, seed=1)
+    for _ in range(76):
+      next(batches)

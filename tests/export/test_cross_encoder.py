@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder
 from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.pairs import PairEncoder, pad_pairs
+from frozen_jax.data.pair_encoder import PairEncoder, pad_pairs
 from frozen_jax.evaluation.pair_scores import score_pairs
 from frozen_jax.export.cross_encoder import read_cross_encoder, write_cross_encoder
 from frozen_jax.methods import re_ranker

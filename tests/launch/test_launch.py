@@ -90,10 +90,12 @@ def test_slurm_runs_main_once_a_task_and_says_where_to_meet(cluster):
   ]
 
 
-def test_dry_run_prints_the_command_and_runs_nothing(cluster):
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_dry_run_prints_the_command_and_runs_nothing(cluster, at):
   env, _ = cluster
-  tpu = launch(TPU, "--dry-run", *ARGUMENTS, **POD, **env)
-  slurm = launch(SLURM, "--dry-run", *ARGUMENTS, **env)
+  arguments = [*ARGUMENTS[:at], "--dry-run", *ARGUMENTS[at:]]
+  tpu = launch(TPU, *arguments, **POD, **env)
+  slurm = launch(SLURM, *arguments, **env)
   assert (tpu.returncode, slurm.returncode) == (0, 0)
   assert shlex.split(shlex.split(tpu.stdout)[-1])[-4:] == MAIN
   assert shlex.split(slurm.stdout)[-5:] == ["python", *MAIN]

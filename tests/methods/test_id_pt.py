@@ -20,6 +20,8 @@ from frozen_jax.training.state import create_state
 from frozen_jax.training.step import make_train_step
 from tests.methods.tiny import CONFIG, ENCODER, PARAMS, base
 
+pytestmark = pytest.mark.program
+
 T5 = dataclasses.replace(
   ENCODER,
   types=0,

@@ -14,13 +14,8 @@ from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.load_encoder import Encoder
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.data.mining import Group
-from frozen_jax.data.pairs import (
-  GroupBatches,
-  GroupOptions,
-  Pair,
-  pad_pairs,
-  validation_batches,
-)
+from frozen_jax.data.pair_encoder import Pair, pad_pairs
+from frozen_jax.data.pairs import GroupBatches, GroupOptions, validation_batches
 from frozen_jax.evaluation.pair_scores import score_pairs
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.methods import re_ranker

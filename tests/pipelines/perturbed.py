@@ -66,7 +66,7 @@ class Recorded:
   @staticmethod
   def _compare(recorded):
     def ensure(self, name, dependencies, make, atomic):
-      note = json.loads(self.path(f"{name}.made.json").read_text())
+      note = json.loads(self.path(f"{name}.meta.json").read_text())
       self.digests[name] = note["digest"]
       names = changed(dependencies, note["dependencies"])
       if names:

@@ -72,7 +72,7 @@ def test_an_unchanged_artifact_is_kept_and_a_changed_one_made_anew(tmp_path, kin
 def test_dependencies_are_recorded_as_sections(tmp_path, kind):
   work, artifacts = Work(), Artifacts(tmp_path)
   ensure(artifacts, kind, work, {"settings": Settings(7), "corpus": "ab"})
-  assert json.loads((tmp_path / "one.made.json").read_text())["dependencies"] == {
+  assert json.loads((tmp_path / "one.meta.json").read_text())["dependencies"] == {
     "settings": {"depth": 7, "sizes": [1, 2]},
     "corpus": "ab",
   }
@@ -89,10 +89,10 @@ def test_what_was_altered_or_is_not_recorded_is_made_anew(tmp_path, kind):
   path = ensure(artifacts, kind, work, {})
   (path if kind == "file" else path / "inner" / "a").write_text("cut")
   ensure(artifacts, kind, work, {})
-  (tmp_path / "one.made.json").write_text("{")
+  (tmp_path / "one.meta.json").write_text("{")
   ensure(artifacts, kind, work, {})
   assert work.calls == 3
-  assert json.loads((tmp_path / "one.made.json").read_text())["digest"] == digest(path)
+  assert json.loads((tmp_path / "one.meta.json").read_text())["digest"] == digest(path)
 
 
 def test_an_artifact_that_fails_leaves_nothing_that_counts(tmp_path, kind):
@@ -136,7 +136,7 @@ def test_killed_rows_continue_after_the_last_complete_block(tmp_path):
   path = artifacts.rows("one", {"of": LaterSettings(1)}, complete, 2)
   assert [json.loads(line) for line in path.read_text().splitlines()] == rows
   assert begun == [0, 4]
-  assert sorted(one.name for one in tmp_path.iterdir()) == ["one", "one.made.json"]
+  assert sorted(one.name for one in tmp_path.iterdir()) == ["one", "one.meta.json"]
 
 
 def test_rows_of_other_dependencies_are_not_continued(tmp_path):

@@ -26,6 +26,7 @@ def make_config(tiny, bi_encoder, files):  # noqa: F811
     config.candidates.update({"samples": 4, "folds": 2, "permutations": 2})
     given = {
       "model.name": str(tiny),
+      "mesh.data": 1,
       "prompt.length": 4,
       "data.lengths": (120,),
       "stages.select.data.lengths": (120,),
@@ -74,10 +75,11 @@ def test_the_table_has_the_rows_of_both(finished):
 def test_pass_one_reads_passages_and_pass_two_what_it_proposes(finished):
   folder, _ = finished
   packed = list(JsonLines(folder / "reader" / "packed_bm25_100_test.jsonl"))
-  shown = list(JsonLines(folder / "candidates" / "shown_test.jsonl"))
+  shown = list(JsonLines(folder / "candidates" / "rendered_test.jsonl"))
   for read, text in zip(packed, shown, strict=True):
     assert read["passages"] and text["passages"] == read["passages"]
-    assert text["input"].startswith(f"{read['asked']}\n") and text["asked"] == read["asked"]
+    question = read["original_question"]
+    assert text["input"].startswith(f"{question}\n") and text["original_question"] == question
   folds = [JsonLines(folder / "candidates" / f"questions_fold{fold}.jsonl") for fold in range(2)]
   assert sum(map(len, folds)) == 4, "reader.questions, each in one of two folds"
   assert all("Question: " in row["input"] for fold in folds for row in fold)

@@ -113,7 +113,7 @@ def make_config(tiny, tmp_path, monkeypatch):
     with config.unlocked():
       config.first_rows = ConfigDict({"count": 6})
     config.data.update(files)
-    given = {"model.name": str(tiny), "prompt.length": 4, "data.lengths": (64,)}
+    given = {"model.name": str(tiny), "mesh.data": 1, "prompt.length": 4, "data.lengths": (64,)}
     with config.unlocked():
       config.update_from_flattened_dict(given | {"train.batch_size": 2} | changes)
     return config

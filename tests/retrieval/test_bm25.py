@@ -58,6 +58,30 @@ def test_the_index_is_that_of_bm25s(make_corpus, tmp_path, monkeypatch, chunk):
   }
 
 
+@pytest.mark.parametrize(
+  "texts, questions",
+  [
+    (
+      ["東京は日本の首都です。", "京都には古い寺がたくさんあります。", "北海道は雪で有名です。"],
+      ["日本の首都は？", "京都の寺", "北海道は何で有名ですか？"],
+    ),
+    (["北京是中国的首都", "上海有很多高楼", "长城很长"], ["中国首都是哪里", "高楼", "长城有多长"]),
+    (
+      ["กรุงเทพมหานครเป็นเมืองหลวง", "ภูเก็ตเป็นเกาะ", "เชียงใหม่อยู่ทางเหนือ"],
+      ["เมืองหลวงคืออะไร", "เกาะไหน", "ทางเหนือ"],
+    ),
+    (
+      ["दिल्ली भारत की राजधानी है", "गंगा एक नदी है", "हिमालय पहाड़ है"],
+      ["राजधानी", "कौन सी नदी", "पहाड़"],
+    ),
+    (["café de\u0301ja\u0300", "ＡＢＣ社", "plain"], ["déjà", "abc", "plain"]),
+  ],
+)
+def test_scripts_with_and_without_spaces(make_corpus, tmp_path, texts, questions):
+  found = build_bm25(tmp_path / "index", make_corpus(texts), progress=False).search(questions, 3)
+  assert found.ids[:, 0].tolist() == [0, 1, 2] and (found.scores[:, 0] > 0).all()
+
+
 def test_equal_scores_go_by_position(built):
   found = built.search(["nothing of this", "", "the"], 6)
   assert found.ids.tolist() == [list(range(6))] * 3 and not found.scores.any()

@@ -1,6 +1,8 @@
 """Corpora: every form gives the same passages, by position and by id, and mistakes are named."""
 
+import csv
 import gzip
+import io
 import json
 
 import pytest
@@ -55,6 +57,42 @@ def test_blank_lines_line_ends_and_a_missing_last_break(tmp_path):
   assert opened(tmp_path / "t.tsv")[1] == Passage("2", "Two", "plain text")
 
 
+def test_arrays_tables_marks_and_long_fields(tmp_path):
+  """However a corpus was saved: the same passages."""
+  long = "word " * 60_000 + "end"  # longer than the csv module takes by itself
+  rows = [Passage("1", "Aaron", f"a\u2028b\x0cc {long}"), Passage("2", "", 'said "no",\nthen')]
+  written = [row._asdict() for row in rows]
+  table = [["text", "id", "title"]] + [[row.text, row.id, row.title] for row in rows]
+  files = {
+    "c.json": json.dumps(written, indent=2).encode(),
+    "mark.jsonl": b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in written),
+    "mark.json": b"\xef\xbb\xbf" + json.dumps(written, ensure_ascii=False).encode(),
+  }
+  for name, delimiter in (("t.csv", ","), ("t.tsv", "\t")):
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(table)
+    files[name] = b"\xef\xbb\xbf" + out.getvalue().encode()
+  files |= {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+    corpus = opened(tmp_path / name)
+    assert list(corpus) == rows and corpus.position("2") == 1, name
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json", "t.tsv", "t.csv", "c.jsonl.gz"])
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, name):
+  rows = {"c": b'{"id": "a", "text": "x"}\n', "t": b"id\ttext\n"}[name[0]]
+  bad = {"c": b'{"id": "b", "text": "caf\xe9"}\n', "t": b"b\tcaf\xe9\n"}[name[0]]
+  data = b"[" + rows.strip() + b",\n" + bad + b"]" if name == "c.json" else rows + bad
+  data = data.replace(b"\t", b",") if name == "t.csv" else data
+  (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+  with pytest.raises(UserError, match=r"line 2: not UTF-8 text \(byte 0xe9\)"):
+    opened(tmp_path / name)
+  (tmp_path / name).write_bytes("id,text".encode("utf-16"))
+  with pytest.raises(UserError, match="UTF-16" if not name.endswith(".gz") else "damaged"):
+    opened(tmp_path / name)
+
+
 def test_a_file_is_read_through_once_and_anew_when_it_has_changed(tmp_path, monkeypatch):
   path, scans = tmp_path / "c.jsonl", []
   scan = corpora._write_index
@@ -93,9 +131,13 @@ GOOD = '{"id": "a", "title": "t", "text": "x"}\n'
     ("c.jsonl", GOOD + '{"id": "b", "title": "t"}', 'line 2: a passage is {"id", "title", "text"}'),
     ("c.jsonl", GOOD + '{"id": true, "text": "t"}', "line 2: a passage is"),
     ("c.jsonl", GOOD + '{"id": "b", "text": " "}', "line 2: a passage whose text is empty"),
-    ("t.tsv", "1\tx\ty\n", "line 1: the header of a table must be id"),
-    ("t.tsv", TABLE + "3\tx\n", "line 4: not id, text and title"),
-    ("t.tsv", TABLE + '3\t"open\tx\n', "line 4: not id, text and title"),
+    ("t.tsv", "1\tx\ty\n", "line 1: the header of a table must name id"),
+    ("t.tsv", TABLE + "3\tx\n", "line 4: 2 fields under a header of 3"),
+    ("t.tsv", TABLE + '3\t"open\tx\n', "line 4: not a row of fields, quoted as in CSV"),
+    ("c.jsonl", GOOD + '{"id": "b", "text": "\\ud83d"}', r"line 2: \\ud83d is half of a surrogate"),
+    ("c.json", f"[{GOOD},\n" + '{"id": "b"}]', r"row 2 \(line 3\): a passage is"),
+    ("c.json", f"[{GOOD}", "line 2: malformed JSON"),
+    ("c.json", f"[{GOOD},{GOOD}]", "row 2: row 1 has the id 'a' too"),
   ],
 )
 def test_what_is_wrong_is_named_with_its_line_and_nothing_is_kept(

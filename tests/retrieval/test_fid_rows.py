@@ -59,7 +59,8 @@ GOOD = '{"question": "q", "answers": ["a"], "ctxs": []}\n'
     ("", "holds no questions"),
     (GOOD + "\n{", "line 3: malformed JSON"),
     ('{"question": " ", "answers": [], "ctxs": []}', 'line 1: "question"'),
-    ('{"question": "q", "answers": "a", "ctxs": []}', 'line 1: "answers"'),
+    ('{"question": "q", "answers": null, "ctxs": []}', "line 1: answers is null"),
+    ('{"question": "\\ud83d", "answers": [], "ctxs": []}', "line 1: .* half of a surrogate"),
     ('{"question": "q", "answers": [], "ctxs": {}}', 'line 1: "ctxs"'),
     ('{"question": "q", "answers": [], "ctxs": [{"title": "t"}]}', "line 1, passage 1"),
     ('{"question": "q", "answers": [], "ctxs": [{"text": "t", "score": "x"}]}', "\"score\" is 'x'"),
@@ -72,7 +73,10 @@ def test_a_malformed_row_is_named(tmp_path, text, message):
 
 
 def test_a_list_that_is_none(tmp_path):
-  for text in (GOOD + GOOD, '{"question": "q"}', "[1]"):
+  for text, message in (
+    ("[" + GOOD + GOOD, "line 2: malformed"),
+    ("[1]", "row 1 .* not an object"),
+  ):
     (tmp_path / "rows.json").write_text(text)
-    with pytest.raises(UserError, match="is no"):
+    with pytest.raises(UserError, match=message):
       list(read_rows(tmp_path / "rows.json"))

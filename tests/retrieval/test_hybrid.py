@@ -1,5 +1,7 @@
 """Fusion on cases that can be counted by hand, and on real questions where the data is there."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,17 @@ def test_equal_sums_go_by_position_and_equal_scores_count_alike():
   ]
   for found in (reciprocal_ranks(apart, 2), weighted_sum(apart, 2, (1, 1))):
     assert found.ids.tolist() == [[1, 6]] and found.scores[0, 0] == found.scores[0, 1]
+
+
+def test_what_is_not_found_has_no_rank():
+  """Passages of score 0 fill a result up, in the order of their positions."""
+  nothing = SearchResult(np.array([[0, 1, 2]]), np.float32([[0, 0, 0]]))
+  partly = SearchResult(np.array([[5, 0, 1]]), np.float32([[2, 0, 0]]))
+  for fuse in (reciprocal_ranks, functools.partial(weighted_sum, weights=(1, 1))):
+    assert fuse([nothing, SECOND], 3).ids.tolist()[0][:2] == [2, 5]
+    assert fuse([partly, SECOND], 4).ids.tolist()[0][0] == 5
+    found = fuse([nothing, nothing], 3)
+    assert (found.ids.tolist(), found.scores.tolist()) == ([[0, 1, 2]], [[0, 0, 0]])
 
 
 def test_a_hybrid_asks_for_more_than_it_gives():

@@ -1,4 +1,4 @@
-"""Packing: greedy, exact to the token, whole passages unless `overflow` is cut, and its errors."""
+"""Packing: greedy, exact to the token, whole passages but with `overflow` truncate; its errors."""
 
 import numpy as np
 import pytest
@@ -94,13 +94,13 @@ def test_no_passages_and_braces_within_them(tokenizer):
 
 def test_a_passage_is_truncated_only_where_overflow_is_cut(tokenizer):
   passages = [("", text(8)), ("", "a b c d e f g h i j"), ("", text(1))]
-  packed = packer(tokenizer, 20 + 4, overflow="cut").pack(QUESTION, passages)
+  packed = packer(tokenizer, 20 + 4, overflow="truncate").pack(QUESTION, passages)
   assert packed.truncated and packed.passages == (0, 1)
   assert packed.prompt == PLAIN.fill(QUESTION, [text(8), "a b c d e f"])
   assert packed.tokens == 19
   whole = packer(tokenizer, 20 + 4).pack(QUESTION, passages)
   assert whole.passages == (0, 2) and not whole.truncated
-  full = packer(tokenizer, 18, overflow="cut").pack(QUESTION, passages)
+  full = packer(tokenizer, 18, overflow="truncate").pack(QUESTION, passages)
   assert full.passages == (0,) and not full.truncated
 
 
@@ -110,7 +110,7 @@ def test_a_passage_longer_than_the_budget(tokenizer):
     packer(tokenizer).pack(QUESTION, passages)
   packed = packer(tokenizer, overflow="skip").pack(QUESTION, passages)
   assert packed.passages == (1,) and packed.num_too_long == 1
-  packed = packer(tokenizer, overflow="cut").pack(QUESTION, passages)
+  packed = packer(tokenizer, overflow="truncate").pack(QUESTION, passages)
   assert packed.passages == (0,) and packed.truncated and packed.tokens == 35
 
 

@@ -48,7 +48,7 @@ def test_weights_of_another_fusion_do_not_matter():
     (RetrievalSettings, {"fusion": "weighted_sum", "weights": (0.0, 0.0)}, "not all 0"),
     (RetrievalSettings, {"depth": 0}, "reader.depth is 0; give at least 1"),
     (PackingSettings, {"passage_order": "random"}, "one of best_first, best_last"),
-    (PackingSettings, {"overflow": "drop"}, "one of error, skip, cut"),
+    (PackingSettings, {"overflow": "drop"}, "one of error, skip, truncate"),
     (PackingSettings, {"max_passages": -1}, "max_passages is -1"),
     (ReaderTemplate, {"prompt": "{question}"}, "must hold passages, question"),
     (ReaderTemplate, {"passage": "{title} {body}"}, "must hold text"),

@@ -17,6 +17,13 @@ def test_every_word_is_in_one_passage():
   assert passages == list(split_documents([document]))
 
 
+def test_documents_of_scripts_without_spaces_are_split():
+  text = "東京は日本の首都です。" * 50
+  passages = list(split_documents([Passage("d", "", text)], 100))
+  assert [len(passage.text) for passage in passages[:2]] == [220, 220]
+  assert "".join(passage.text for passage in passages) == text
+
+
 def test_line_breaks_stay_and_a_document_without_words_gives_none():
   documents = [Passage("a", "", " one\ntwo  three "), Passage("b", "", " \n")]
   assert list(split_documents(documents, 2)) == [

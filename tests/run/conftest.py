@@ -37,8 +37,9 @@ COUNTRIES = (
 CITIES = ("Lima", "Santiago", "Nairobi", "Tokyo", "Oslo", "Cairo", "Paris", "New Delhi", "Havana")
 
 # Overrides that make the smoke configs compile little: one length of texts, a small Connector. In
-# float32, so that runs can be compared closely.
+# float32 and on one device, so that runs can be compared closely.
 SMALL = (
+  "--config.mesh.data=1",
   "--config.model.dtype=float32",
   "--config.prompt.length=4",
   "--config.data.lengths=64",

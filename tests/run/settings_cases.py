@@ -25,6 +25,7 @@ def prompt_tuning_config(model, train, validation):
       "lengths": [64],
     },
     "prompt": {"length": 4},
+    "mesh": {"data": 1},
     "train": {
       "steps": 3,
       "batch_size": 4,

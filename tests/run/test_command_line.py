@@ -28,6 +28,8 @@ def test_help_says_what_there_is(call, flag):
   assert (status, err) == (0, [])
   for part in ("--config ", "--mode ", "--workdir ", *command.MODES, "--config.KEY=VALUE", "Peru"):
     assert part in out
+  assert re.search("\n  recursive +A neural recursive LM", out)
+  assert max(map(len, out.splitlines())) <= 100
 
 
 def test_help_on_an_experiment_lists_its_keys_as_given_with_their_help(call):
@@ -65,7 +67,9 @@ def test_help_shows_no_section_that_the_experiment_does_not_read(call):
     ("--config.stage_order=nope", "names stage 'nope'"),
     ("--config.train.batch_size=0", "train.batch_size is 0; it must be at least 1"),
     ("--config.mesh.data=64", "needs 64 devices and this machine has 8"),
-    ("--config.mesh.data=0", "mesh.data is 0"),
+    ("--config.mesh.data=-1", "mesh.data is -1"),
+    ("--config.mesh.fsdp=0", "mesh.data and mesh.fsdp are 0"),
+    ("--config.mesh.data=5", "stage .*: train.batch_size .* does not split into 5 device"),
     ("--config.model.name=nope", "there is no model 'nope'"),
     ("--config.model.dtype=int3", "dtype 'int3' is not supported"),
     ("--config.model.cache=int4", "cache 'int4' is not supported; choose int8 or leave it out"),
@@ -84,7 +88,7 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(refused, tmp_path, arg
   [
     ([], "no experiment given; add --config="),
     (["--config="], "no experiment given"),
-    (["--config=configs/nope.py"], "no such config: configs/nope.py; there are: .*recursive.py"),
+    (["--config=configs/nope.py"], "no such config: configs/nope.py; there are: .*recursive"),
     (["--config=configs/recursive.py:nope"], "no variant 'nope'; there are: smoke, nq"),
   ],
 )
@@ -114,16 +118,6 @@ def test_flags_may_be_given_without_an_equals_sign(tmp_path):
   )
   assert (parsed.mode, parsed.config.seed) == ("export", 3)
   assert parsed.workdir == "runs/recursive-smoke"
-
-
-def test_the_same_command_in_another_mode():
-  parsed = command.parse(
-    ["main", "--config=configs/recursive.py", "--mode=train", "--config.model.name=my model"]
-  )
-  assert parsed.again("predict") == (
-    "python -m frozen_jax.main --config=configs/recursive.py '--config.model.name=my model'"
-    " --workdir=runs/recursive --mode=predict"
-  )
 
 
 # --- the model

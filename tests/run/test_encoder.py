@@ -85,7 +85,7 @@ def test_what_it_offers(minilm):
   assert (minilm.config.layers, minilm.config.pooling, minilm.config.context) == (6, "mean", 512)
   assert minilm.tokenizer.cls_token_id == 101
   assert len(minilm.fingerprint) == 64 and int(minilm.fingerprint, 16)
-  with pytest.raises(UserError, match="513 positions"):
+  with pytest.raises(UserError, match="513 tokens"):
     minilm.hidden(np.full((1, 513), 101))
 
 

@@ -1,7 +1,5 @@
 """Modes evaluate, predict and export of a complete run, and the folders that they write."""
 
-import dataclasses
-import importlib
 import json
 import shutil
 
@@ -12,7 +10,6 @@ import torch
 import transformers
 
 import frozen_jax
-from frozen_jax.core.errors import UserError
 from frozen_jax.run.records import table_rows
 from frozen_jax.tools import ask
 
@@ -148,10 +145,10 @@ def evaluate_here(call, program, prompt_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["..", ".", "-x", "a/b", "../other"])
-def test_the_name_of_an_evaluation_stays_in_its_folder(prompt_run, name):
-  run = dataclasses.make_dataclass("Run", ["values"])({"evaluation": name})
-  with pytest.raises(UserError, match="give a name of letters"):
-    importlib.import_module("frozen_jax.run.evaluate")._evaluation_folder(prompt_run.workdir, run)
+def test_the_name_of_an_evaluation_stays_in_its_folder(call, prompt_run, name):
+  arguments = (f"--workdir={prompt_run.workdir}", "--mode=evaluate", f"--config.evaluation={name}")
+  status, _, err = call("--config=configs/prompt_tuning.py:smoke", *arguments)
+  assert status == 2 and "give a name of letters" in err[-1]
 
 
 def test_evaluate_on_other_data(evaluate_here, prompt_run, tmp_path):

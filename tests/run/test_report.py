@@ -1,7 +1,11 @@
 """A record as text, and a table's rows out of it."""
 
+import json
+
+import pytest
+
 from frozen_jax.run.records import table_rows
-from frozen_jax.run.report import record_text, row_titles, table
+from frozen_jax.run.report import COLUMNS, closing_tip, explained, record_text, row_titles, table
 
 RECORD = {
   "metrics": {"loss": 1.0},
@@ -11,7 +15,7 @@ RECORD = {
 }
 
 
-def test_intervals_stand_behind_the_exact_match_of_those_that_have_one():
+def test_intervals_follow_the_exact_match_of_those_that_have_one():
   own = {"exact_match": 50.0, "exact_match_low": 41.04, "exact_match_high": 58.96, "loss": 1.25}
   head, first, second = table({"reader": own, "plain": {"loss": 2.0}}).splitlines()
   assert head.split() == ["exact_match", "95%", "loss"]
@@ -40,14 +44,17 @@ def test_a_model_that_is_its_own_baseline_is_one_row():
 
 def test_stages_are_titled_with_their_method():
   text = "\n".join(record_text(RECORD, row_titles({"second": "lora"})))
-  assert [line.split()[0] for line in text.splitlines()[1:]] == ["lm", "first", "second:"]
-  assert text.splitlines()[-1].split() == ["second:", "lora", "1.000"]
+  shown, _, meaning = text.partition("\n\n")
+  assert [line.split()[0] for line in shown.splitlines()[1:]] == ["lm", "first", "second:"]
+  assert shown.splitlines()[-1].split() == ["second:", "lora", "1.000"]
+  assert meaning.startswith("loss  of a target token in nats")
 
 
 def test_held_out_data_have_a_table_of_their_own():
   record = RECORD | {"held_out": {"a.jsonl": {"lm": {"score": 1.0}, "second": {"score": 3.0}}}}
   text = "\n".join(record_text(record, row_titles({"second": "lora"})))
-  _, _, below = text.partition("held out: a.jsonl\n")
+  below, _, meaning = text.partition("held out: a.jsonl\n")[2].partition("\n\n")
+  assert [line.split()[0] for line in meaning.splitlines()] == ["loss", "score"]
   assert [line.split()[0] for line in below.splitlines()] == ["score", "lm", "second:"]
 
 
@@ -56,3 +63,68 @@ def test_the_difference_to_the_baseline_is_a_line():
   assert record_text(RECORD | {"paired": paired}, {})[-1] == (
     "exact match against lm: +1.2 points (95%: -0.5 to +3.0)"
   )
+
+
+def test_rows_that_were_skipped_cut_or_left_out_are_said():
+  stages = {
+    "first": {"method": "lora", "examples": {"skipped": 12, "truncated": 3, "left_out": 1}},
+    "second": {"method": "lora", "examples": {"skipped": 0, "truncated": 0}},
+  }
+  record = RECORD | {"stages": stages, "metrics": {"loss": 1.0, "skipped": 2.0}}
+  assert record_text(record, {})[-2:] == [
+    "rows of training data, stage first: 12 longer than data.lengths, skipped; 3 truncated to"
+    " data.encoder_length for the text encoder; 1 without a target, left out",
+    "rows of test data: 2 too long, skipped",
+  ]
+  assert record_text(RECORD | {"stages": {"second": stages["second"]}}, {}) == record_text(
+    RECORD, {}
+  )
+
+
+@pytest.mark.parametrize("name", ["lm", "a_stage_of_a_long_name: input_dependent_prompt_tuning"])
+@pytest.mark.parametrize("count", [1, 5, 8, len(COLUMNS)])
+def test_a_table_fits_100_columns_and_loses_nothing(name, count):
+  figures = {column: 12345.678 + index for index, column in enumerate(COLUMNS[:count])}
+  figures |= {"exact_match_low": 10.0, "exact_match_high": 100.0} if count > 1 else {}
+  text = table({name: figures, "zero_shot": figures})
+  assert max(map(len, text.splitlines())) <= 100
+  words = text.split()
+  for index, column in enumerate(COLUMNS[:count]):
+    assert words.count(column) == 1 and words.count(f"{12345.678 + index:.3f}") == 2
+  assert len({text.count(f"\n{name} "), text.count("\nzero_shot ")}) == 1
+
+
+def test_each_column_is_explained_once_and_only_where_it_is_shown():
+  rows = {"lm": dict.fromkeys(COLUMNS, 1.0) | {"exact_match_low": 0.5, "exact_match_high": 1.5}}
+  lines = explained(rows, rows)
+  assert [line.split()[0] for line in lines] == [*COLUMNS[:2], "95%", *COLUMNS[2:]]
+  assert max(map(len, lines)) <= 100
+  assert [line.split()[0] for line in explained({"lm": {"f1": 1.0, "examples": 3}})] == ["f1"]
+
+
+def test_accuracy_is_explained_as_what_it_is():
+  beside_exact_match = explained({"lm": {"exact_match": 1.0, "accuracy": 1.0}})[-1]
+  of_choices = explained({"lm": {"score": 1.0, "accuracy": 1.0}})[-1]
+  assert "true ones before it" in beside_exact_match and "choice" in of_choices
+
+
+@pytest.mark.parametrize(
+  "inputs, asked",
+  [
+    (["What is the capital of Peru?"], "'What is the capital of Peru?'"),
+    (["long " * 30, "two\nlines", "", "Who's there?"], "'Who'\"'\"'s there?'"),
+    (["long " * 30], None),
+    ([], None),
+  ],
+)
+def test_the_closing_tip_asks_a_question_of_the_runs_own_data(tmp_path, inputs, asked):
+  rows = [json.dumps({"id": "0", "input": one}) + "\n" for one in inputs]
+  (tmp_path / "predictions.jsonl").write_text("".join(rows))
+  tip = "\n".join(closing_tip(tmp_path))
+  assert tip.startswith(f"The adapter is in {tmp_path}/adapter.")
+  command = f" Ask it:\n  python -m frozen_jax.tools.ask {tmp_path} {asked}"
+  assert tip.endswith(command if asked else "/adapter.")
+
+
+def test_the_closing_tip_of_a_run_on_plain_text_asks_nothing(tmp_path):
+  assert closing_tip(tmp_path) == [f"The adapter is in {tmp_path}/adapter."]

@@ -3,12 +3,14 @@
 import dataclasses
 import gzip
 import json
+import re
 import shutil
 
 import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.evaluation.settings import EvaluateSettings
+from frozen_jax.run.settings import resolve_run
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
 from tests.run.task_files import lines_file
 
@@ -55,6 +57,17 @@ def resume(begun, train_stages, tmp_path):
 
 def test_with_the_same_config(resume):
   assert resume({}) == []
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+def test_with_other_steps_the_message_says_how_to_train_on(resume, begun, steps):
+  with pytest.raises(
+    UserError, match="different: train.steps.*to train on, .*config.init_from="
+  ) as e:
+    resume({"train.steps": steps})
+  (parent,) = re.findall(r"--config.init_from=(\S+)", str(e.value))
+  config = begun.config | {"init_from": f"{parent}/adapters/prompt"}
+  assert resolve_run(with_value(config, "train.steps", steps)).init_from
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

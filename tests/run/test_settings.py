@@ -118,7 +118,7 @@ def other_values(tiny, encoder, files, folder):
     "data.test": str(files["train"]),
     "data.fields": ["question=question"],
     "data.templates": str(templates),
-    "data.held_out": [str(files["train"])],
+    "data.held_out": [str(lines_file(folder / "held_out.jsonl", QUESTIONS[0]))],
     "train.log_every": 3,
     "train.checkpoint_every": 1,
     "evaluate.max_new_tokens": 4,
@@ -272,6 +272,9 @@ def test_an_entry_of_a_stage_is_laid_over_the_run():
     ("stages.prompt.train.step", 1, "unknown config key .*train.step; did you mean"),
     ("stages.prompt.prompt.size", 1, "unknown config key .*prompt.size"),
     ("stages.prompt.stage_order", ["prompt"], "unknown config key .*stages.prompt.stage_order"),
+    ("stages.prompt.evaluation", "x", "did you mean config.evaluation, of the run as a whole"),
+    ("stages.prompt.lora", {"rank": 4}, "prompt.lora.rank is not read .*, prompt_tuning; no stage"),
+    ("stages.prompt.train", {"learning_rate": {"lora": 1.0}}, "learning_rate.lora is not read by"),
     ("train.steps", 1.5, "config.train.steps is 1.5, but it takes a whole number"),
     ("train.steps", True, "config.train.steps is True, but it takes a whole number"),
     ("train.weight_decay", "much", "config.train.weight_decay is 'much', but it takes a number"),
@@ -296,3 +299,12 @@ def test_an_entry_of_a_stage_is_laid_over_the_run():
 def test_what_cannot_be_is_refused(config, key, value, message):
   with pytest.raises(UserError, match=message):
     resolve_run(with_value(config, key, value))
+
+
+def test_a_key_of_another_stage_is_answered_with_that_stage():
+  stages = {"first": {"method": "prompt_tuning", "lora": {"rank": 4}}, "second": {"method": "lora"}}
+  with pytest.raises(UserError, match=r"did you mean config.stages.second.lora.rank\?"):
+    resolve_run({"stage_order": ["first", "second"], "stages": stages})
+  stages["first"] = {"method": "prompt_tuning", "train": {"learning_rate": {"lora": 0.1}}}
+  with pytest.raises(UserError, match=r"mean config.stages.second.train.learning_rate.lora\?"):
+    resolve_run({"stage_order": ["first", "second"], "stages": stages})

@@ -80,8 +80,7 @@ def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursiv
   out, _ = program.finish(program.train("recursive.py:smoke", tmp_path))
   assert lines(tmp_path) == whole, f"seed {seed}"
   assert figures(tmp_path) == figures(recursive_run.workdir)
-  table = [line for line in recursive_run.out.splitlines() if not line.startswith("The adapter")]
-  assert out.splitlines()[: len(table)] == table
+  assert out.startswith(recursive_run.out.partition("The adapter is in")[0])
   for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
     assert (tmp_path / name).read_bytes() == (recursive_run.workdir / name).read_bytes(), name
 

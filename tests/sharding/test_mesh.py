@@ -3,7 +3,7 @@ import pytest
 from jax.sharding import AxisType
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.mesh import log_mesh, make_mesh
 
 
 def test_axes_and_sizes():
@@ -22,7 +22,68 @@ def test_a_mesh_larger_than_the_machine_is_the_users_error():
     make_mesh(3, 3, 1)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True, None])
+@pytest.mark.parametrize("size", [-1, 2.0, "2", True, None])
 def test_a_size_that_is_no_number_of_devices(size):
   with pytest.raises(UserError, match="mesh.fsdp is"):
     make_mesh(fsdp=size)
+
+
+@pytest.mark.parametrize(
+  "sizes, rows, expected",
+  [
+    ({"data": 0}, 0, (8, 1, 1)),
+    ({"data": 0}, 32, (8, 1, 1)),
+    ({"data": 0, "fsdp": 2}, 32, (4, 2, 1)),
+    ({"data": 0, "fsdp": 2, "tensor": 2}, 32, (2, 2, 2)),
+    ({"data": 0, "tensor": 3}, 0, (2, 1, 3)),
+    ({"fsdp": 0}, 16, (1, 8, 1)),
+    ({"data": 2, "tensor": 0}, 2, (2, 1, 4)),
+    ({"data": 0}, 12, (6, 1, 1)),  # as many as split the rows
+    ({"data": 0}, 7, (7, 1, 1)),
+    ({"data": 0}, 1, (1, 1, 1)),
+    ({"data": 0, "tensor": 2}, 6, (3, 1, 2)),
+    ({"data": 0, "fsdp": 8}, 8, (1, 8, 1)),
+  ],
+)
+def test_a_size_of_0_takes_what_the_others_leave(sizes, rows, expected):
+  assert tuple(make_mesh(**sizes, rows=rows).shape.values()) == expected
+
+
+def test_mistakes_about_a_size_of_0():
+  with pytest.raises(UserError, match=r"mesh.data and mesh.fsdp are 0; one axis alone"):
+    make_mesh(data=0, fsdp=0)
+  with pytest.raises(UserError, match=r"data=1 x fsdp=16 x tensor=1 needs 16 devices"):
+    make_mesh(data=0, fsdp=16)
+  with pytest.raises(UserError, match=r"batches of 32 rows .*data=0, fsdp=3.*a multiple of 3"):
+    make_mesh(data=0, fsdp=3, rows=32)
+
+
+def test_two_hosts_give_the_same_number_of_devices_each(monkeypatch):
+  class Device:
+    def __init__(self, id):
+      self.id, self.process_index = id, id // 4
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "devices", lambda: [Device(id) for id in range(8)])
+  taken = []
+  monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, devices, **__: taken.append(devices))
+  for rows in (8, 12, 2):
+    make_mesh(data=0, rows=rows)
+  assert [[device.id for device in mesh] for mesh in taken] == [
+    [0, 1, 2, 3, 4, 5, 6, 7],
+    [0, 1, 2, 4, 5, 6],
+    [0, 4],
+  ]
+  with pytest.raises(UserError, match="batches of 3 rows cannot be shared by 2 hosts"):
+    make_mesh(data=0, rows=3)
+
+
+def test_one_line_says_what_is_used(caplog):
+  with caplog.at_level("INFO"):
+    log_mesh(make_mesh(data=0, fsdp=2))
+    log_mesh(make_mesh(data=0, rows=4))
+  first, second = caplog.messages
+  assert first == "using 8 of 8 devices (cpu): data=4 x fsdp=2 x tensor=1"
+  assert second.startswith(
+    "using 4 of 8 devices (cpu): data=4 x fsdp=1 x tensor=1; the batches split no"
+  )

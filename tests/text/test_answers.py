@@ -2,7 +2,7 @@
 
 import pytest
 
-from frozen_jax.text.answers import exact_match, f1, normalise
+from frozen_jax.text.answers import contains, exact_match, f1, normalise
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,9 @@ def test_exact_match_takes_any_answer():
 )
 def test_f1(prediction, answers, score):
   assert f1(prediction, answers) == pytest.approx(score)
+
+
+def test_answers_in_scripts_without_spaces_are_contained():
+  text = normalise("東京は日本の首都です。 Tokyo Tower")
+  assert contains(text, ["東京"]) and contains(text, ["首都"]) and contains(text, ["tokyo"])
+  assert not contains(text, ["大阪", "tok", "ower"])

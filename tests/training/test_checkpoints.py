@@ -19,6 +19,8 @@ from frozen_jax.training.optimizer import make_optimizer
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
 
+pytestmark = pytest.mark.program
+
 DEPENDENCIES = {"train": TrainSettings(steps=10), "data": {"sha256": "ab", "shape": (1, 2)}}
 RECORD = {"best": {"step": 2, "loss": 0.1}, "n": None}
 

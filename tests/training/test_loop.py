@@ -1,4 +1,5 @@
 import itertools
+import logging
 import os
 import signal
 import threading
@@ -44,15 +45,16 @@ class FailingBatches(toy.Batches):
 
 
 class SignallingBatches(toy.Batches):
-  """Sends SIGTERM to this process while it fetches the batch of step `at`."""
+  """Sends this process a signal, twice, while it fetches the batch of step `at`."""
 
-  def __init__(self, at):
+  def __init__(self, at, number=signal.SIGTERM):
     super().__init__()
-    self.at = at
+    self.at, self.number = at, number
 
   def __next__(self):
     if self.taken + 1 == self.at:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), self.number)
+      os.kill(os.getpid(), self.number)
     return super().__next__()
 
 
@@ -113,38 +115,49 @@ def test_checkpoints_and_validations_do_not_change_the_training(reference, tmp_p
   assert found == {step: losses(reference[0])[step] for step in found}
 
 
-def test_sigterm_saves_at_the_current_step(reference, tmp_path):
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_current_step(reference, tmp_path, number):
+  before = signal.getsignal(number)
   with pytest.raises(Interrupted, match="interrupted at step 5") as caught:
-    toy.train(tmp_path, checkpoint_every=3, batches=SignallingBatches(5))
+    toy.train(tmp_path, checkpoint_every=3, batches=SignallingBatches(5, number))
   assert caught.value.step == 5
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before
   assert os.listdir(tmp_path / "checkpoints" / "toy") == ["00000005"]
   assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
   toy.train(tmp_path, checkpoint_every=3)
   assert losses(tmp_path) == losses(reference[0])
 
 
-def signalling_validation(at):
-  """A validate function that SIGTERM interrupts the `at`-th time."""
+def signalling_validation(at, caught=False):
+  """A validate function that SIGTERM interrupts the `at`-th time.
+
+  caught: it makes an error of its own of what the signal raises, as a library might.
+  """
   method, mesh = toy.Toy(), make_mesh()
   real, calls = toy.validation(method, toy.place(toy.frozen_tree(), mesh), mesh), itertools.count(1)
 
   def validate(trainable):
     if next(calls) == at:
-      os.kill(os.getpid(), signal.SIGTERM)
-      for _ in range(100):
-        pass
+      try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+          pass
+      except BaseException as error:
+        if caught:
+          raise RuntimeError("no device") from error
+        raise
       raise AssertionError("the validation went on")
     return real(trainable)
 
   return validate
 
 
-@pytest.mark.parametrize("at, step", [(1, 4), (2, 8), (3, 12)])
-def test_sigterm_breaks_off_a_validation_which_is_made_up_for(reference, tmp_path, at, step):
+@pytest.mark.parametrize("at, step, wrapped", [(1, 4, False), (2, 8, True), (3, 12, False)])
+def test_sigterm_breaks_off_a_validation_which_is_made_up_for(
+  reference, tmp_path, at, step, wrapped
+):
   with pytest.raises(Interrupted) as caught:
-    toy.train(tmp_path, checkpoint_every=3, validate=signalling_validation(at))
+    toy.train(tmp_path, checkpoint_every=3, validate=signalling_validation(at, wrapped))
   assert caught.value.step == step
   assert steps_of(tmp_path, "validation") == [4, 8, 12][: at - 1]
   fitted = toy.train(tmp_path, checkpoint_every=3)
@@ -290,10 +303,14 @@ def test_eight_devices_resume_on_one(reference, tmp_path):
     assert losses(tmp_path)[step] == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_bar_shows_rate_time_left_and_loss(tmp_path, capfd):
+def test_without_a_terminal_lines_say_what_compiles_and_the_last_step(tmp_path, caplog, capfd):
+  caplog.set_level(logging.INFO, logger="frozen_jax")
   toy.train(tmp_path, steps=3)
-  err = capfd.readouterr().err
-  assert "toy: 100%" in err and "3/3" in err and "step" in err and "loss " in err
+  said = [record.getMessage() for record in caplog.records]
+  first, *_, last = [line for line in said if line.startswith("toy: ")]
+  assert first == "toy: 0 of 3 steps, compiling"
+  assert last.startswith("toy: 3 of 3 steps, loss ")
+  assert "\r" not in capfd.readouterr().err
 
 
 def test_arguments_that_make_no_sense(tmp_path):

@@ -44,7 +44,7 @@ def kept(folder):
   return [(e["stage"], e["step"], e["split"]) for e in read_metrics(folder)]
 
 
-def test_truncating_drops_only_what_lies_behind_in_that_stage(tmp_path):
+def test_truncating_drops_only_what_comes_later_in_that_stage(tmp_path):
   writer = written(tmp_path)
   before = kept(tmp_path)
   writer.truncate("finetune", 2)

@@ -1,17 +1,25 @@
-"""Reading a model's config.json or GGUF metadata key by key; a key that was not read is an error.
+"""Reading a model's config.json or GGUF metadata key by key; what is not understood is an error.
 
-A key that nobody read may change what the model computes, so it is not passed over silently. A
-family's function reads the keys that it understands from a `ConfigReader` and returns a config;
-`finish` then reports in one line all keys that are missing, of the wrong type, or unread.
+A family's function reads the keys that it understands from a `ConfigReader` and returns a config;
+`finish` then reports in one line all keys that are missing, of the wrong type, or unread. A key
+that nobody read may change what the model computes, unless it is switched off (`OFF`): such keys
+are those of sibling families.
 """
 
+import fnmatch
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from frozen_jax.core.errors import UserError
 
 REQUIRED: Any = object()
+OFF = (False, 0, "", "none", (), {})  # values of an unread key that turn nothing on (0.0 is 0)
 T = TypeVar("T")
+
+
+def is_off(value: Any) -> bool:
+  """Whether the value of a key that a family does not have turns nothing on."""
+  return (tuple(value) if isinstance(value, list) else value) in OFF
 
 
 class ConfigReader:
@@ -71,6 +79,13 @@ class ConfigReader:
       return tuple(value)
     return self._wrong(keys, value, "a list", ())
 
+  def numbers(self, key: str) -> tuple[float, ...]:
+    """A list of numbers, as a tuple of floats."""
+    values = self.sequence(key)
+    if all(isinstance(value, int | float) for value in values):
+      return tuple(map(float, values))
+    return self._wrong((key,), list(values), "a list of numbers", ())
+
   def nested(self, key: str) -> "ConfigReader":
     """The reader of a nested object; without keys where the object is absent."""
     self._read.add(key)
@@ -95,10 +110,13 @@ class ConfigReader:
     self.expect(**{key: ()})
 
   def ignore(self, *keys: str) -> None:
-    """Skips keys that do not affect a frozen model's output; a trailing `*` matches anything."""
-    for key in self._stored:
-      if any(key.startswith(k[:-1]) if k.endswith("*") else key == k for k in keys):
-        self._read.add(key)
+    """Skips keys that do not affect a frozen model's output; `*` in them matches anything."""
+    for pattern in keys:
+      self._read.update(fnmatch.filter(self._stored, pattern))
+
+  def switches_off(self, key: str) -> bool:
+    """Whether the key is present with a value that turns nothing on; it still counts as unread."""
+    return key in self._stored and is_off(self._stored[key])
 
   def finish(self) -> None:
     """Raises UserError if anything was missing, of the wrong type, or not understood."""
@@ -115,7 +133,11 @@ class ConfigReader:
       )
 
   def _all_faults(self, prefix: str) -> tuple[list[str], list[str]]:
-    unread = [f"{key} = {value!r}" for key, value in self._stored.items() if key not in self._read]
+    unread = [
+      f"{key} = {value!r}"
+      for key, value in self._stored.items()
+      if key not in self._read and not is_off(value)
+    ]
     missing = [prefix + key for key in self._missing]
     faults = [prefix + fault for fault in (*self._faults, *unread)]
     for key, nested in self._nested.items():

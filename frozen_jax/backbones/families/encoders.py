@@ -23,9 +23,7 @@ from frozen_jax.backbones.families.table import Family, Key, Part, Source, linea
 def _read_common(reader: ConfigReader) -> None:
   """Reads the keys that any encoder's config.json may have."""
   reader.ignore(*HF_IGNORED)
-  reader.ignore("tie_word_embeddings", "classifier_*", "dropout_rate", "embedding_dropout")
-  reader.ignore("mlp_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
-  reader.ignore("sentence_transformers", "sbert_ce_*")  # the activation after the score
+  reader.ignore("tie_word_embeddings")
   reader.expect(
     is_decoder=False,
     add_cross_attention=False,
@@ -75,14 +73,14 @@ def roberta(reader: ConfigReader) -> EncoderConfig:
 
 
 def electra(reader: ConfigReader) -> EncoderConfig:
+  reader.ignore("generator_size")
   return EncoderConfig(**_bert(reader), embed_width=reader.integer("embedding_size", default=128))
 
 
 def _t5(reader: ConfigReader, mlp: str) -> EncoderConfig:
   """`mlp`: the kind of MLP where the file has no key for it."""
   _read_common(reader)
-  reader.ignore("num_decoder_layers", "initializer_factor", "output_past", "scale_decoder_outputs")
-  reader.ignore("is_encoder_decoder")
+  reader.ignore("num_decoder_layers", "scale_decoder_outputs", "is_encoder_decoder")
   kind = reader.string("feed_forward_proj", default=mlp)
   gated = kind.startswith("gated-")
   activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
@@ -125,10 +123,7 @@ def mt5(reader: ConfigReader) -> EncoderConfig:
 
 def modernbert(reader: ConfigReader) -> EncoderConfig:
   _read_common(reader)
-  reader.ignore(
-    "initializer_cutoff_factor", "deterministic_flash_attn", "sparse_pred*", "decoder_bias"
-  )
-  reader.ignore("reference_compile", "repad_logits_with_grad")
+  reader.ignore("sparse_pred*", "decoder_bias", "reference_compile", "repad_logits_with_grad")
   reader.ignore("position_embedding_type", "layer_norm_eps")  # left over from BERT
   reader.expect(is_encoder_decoder=False)
   width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
@@ -199,18 +194,18 @@ def _bert_keys(prefix: str) -> tuple[Key, ...]:
   )
 
 
-def _bert_family(name: str, read_hf: Any, heads: str) -> Family:
+def _bert_family(name: str, read_hf: Any, heads: str, tied_head: str) -> Family:
   """`heads`: a regular expression for the names of other tasks' heads."""
   prefix = f"{name}."
-  buffers = rf"({name}\.)?embeddings\.(position_ids|token_type_ids)"
   return Family(
     name,
     encoder,
     _bert_keys(prefix),
     read_hf,
     prefix=prefix,
-    derived=(buffers, rf"({name}\.)?pooler\.dense\.(weight|bias)", rf"({heads})\..*"),
+    derived=(rf"({name}\.)?pooler\.dense\.(weight|bias)", rf"({heads})\..*"),
     aliases=((r"(.*LayerNorm)\.gamma", r"\1.weight"), (r"(.*LayerNorm)\.beta", r"\1.bias")),
+    tied_heads=(tied_head,),
   )
 
 
@@ -242,9 +237,10 @@ def _t5_family(name: str, read_hf: Any) -> Family:
     read_hf,
     derived=(r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
     aliases=(
-      (r"encoder\.embed_tokens\.weight", "shared.weight"),  # an encoder without its decoder
+      (r"(encoder|decoder)\.embed_tokens\.weight", "shared.weight"),  # one table for both
       (r"(encoder\..*DenseReluDense)\.wi\.weight", r"\1.wi_1.weight"),  # an ungated MLP
     ),
+    tied_heads=("lm_head.weight",),
   )
 
 
@@ -273,12 +269,23 @@ def _modernbert_keys() -> tuple[Key, ...]:
 
 
 FAMILIES = (
-  _bert_family("bert", bert, heads="cls|classifier|qa_outputs"),
-  _bert_family("roberta", roberta, heads="lm_head|classifier|qa_outputs"),
+  _bert_family(
+    "bert",
+    bert,
+    heads="cls|classifier|qa_outputs",
+    tied_head="cls.predictions.decoder.weight",
+  ),
+  _bert_family(
+    "roberta",
+    roberta,
+    heads="lm_head|classifier|qa_outputs",
+    tied_head="lm_head.decoder.weight",
+  ),
   _bert_family(
     "electra",
     electra,
     heads="discriminator_predictions|generator_predictions|generator_lm_head|classifier|qa_outputs",
+    tied_head="generator_lm_head.weight",
   ),
   _t5_family("t5", t5),
   _t5_family("mt5", mt5),
@@ -289,5 +296,6 @@ FAMILIES = (
     modernbert,
     prefix="model.",
     derived=(r"(head|decoder|classifier|qa_outputs)\..*",),
+    tied_heads=("decoder.weight",),
   ),
 )

@@ -25,6 +25,7 @@ def _fields(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
   activation = reader.string(
     "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", choices=decoder.ACTIVATIONS
   )
+  reader.ignore("sliding_window_size")  # a copy of sliding_window, in files of Gemma 2
   return fields | {
     "head_dim": head_dim,
     "embed_scale": fields["width"] ** 0.5,

@@ -40,7 +40,9 @@ def _biases(on: bool = True) -> dict[str, bool]:
 def gpt2(reader: ConfigReader) -> DecoderConfig:
   width = reader.integer("n_embd", "hidden_size", default=768)
   reader.expect(
-    scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    reorder_and_upcast_attn=(False, True),  # the same scores, at another precision
   )
   reader.ignore("n_ctx")
   return DecoderConfig(
@@ -111,8 +113,9 @@ def opt(reader: ConfigReader) -> DecoderConfig:
     _remove_final_layer_norm=False,
     word_embed_proj_dim=width,
     layer_norm_elementwise_affine=True,
+    learned_embeddings=True,
+    output_projection=True,
   )
-  reader.ignore("activation_dropout")
   return DecoderConfig(
     **_fields(reader, reader.integer("num_attention_heads"), width, reader.integer("ffn_dim")),
     **_biases(reader.boolean("enable_bias", default=True)),
@@ -127,10 +130,7 @@ def opt(reader: ConfigReader) -> DecoderConfig:
 
 def bloom(reader: ConfigReader) -> DecoderConfig:
   reader.expect(apply_residual_connection_post_layernorm=False, slow_but_exact=(False, True))
-  reader.ignore(
-    "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "seq_length", "skip_*"
-  )
-  reader.ignore("attention_softmax_in_fp32", "unk_token_id", "n_inner")
+  reader.ignore("offset_alibi", "skip_bias_add*", "n_inner")
   heads = reader.integer("n_head", "num_attention_heads", default=8)
   return DecoderConfig(
     **_fields(reader, heads, reader.integer("hidden_size", "n_embed"), None),
@@ -222,13 +222,6 @@ _BLOOM = (
   *linear("head", "lm_head", "output"),
 )
 
-# Masks, constants and frequencies that old checkpoints contain in addition to the weights.
-_GPT_DERIVED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)",)
-_NEOX_DERIVED = (
-  r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
-  *gguf_config.ROPE_TENSORS,
-)
-
 # GPT-J and OPT have no GGUF name: llama.cpp's converter writes neither.
 FAMILIES = (
   Family(
@@ -239,7 +232,6 @@ FAMILIES = (
     gguf_name="gpt2",
     read_gguf=gguf_config.gpt2,
     prefix="transformer.",
-    derived=_GPT_DERIVED,
   ),
   Family(
     "gpt_neox",
@@ -249,9 +241,9 @@ FAMILIES = (
     gguf_name="gptneox",
     read_gguf=gguf_config.gpt_neox,
     prefix="gpt_neox.",
-    derived=_NEOX_DERIVED,
+    derived=gguf_config.ROPE_TENSORS,
   ),
-  Family("gptj", decoder, _GPTJ, gptj, prefix="transformer.", derived=_GPT_DERIVED),
+  Family("gptj", decoder, _GPTJ, gptj, prefix="transformer."),
   Family("opt", decoder, _OPT, opt, prefix="model."),
   Family(
     "bloom",

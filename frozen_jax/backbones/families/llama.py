@@ -90,6 +90,7 @@ def qwen2(reader: ConfigReader) -> DecoderConfig:
 
 def _qwen3(reader: ConfigReader) -> dict[str, Any]:
   fields = sizes(reader, context=32_768)
+  reader.expect(use_qk_norm=True)
   bias = reader.boolean("attention_bias", default=False)
   return {
     **fields,
@@ -235,12 +236,12 @@ _PHI3 = (
     )
   ),
 )
-_DERIVED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *gguf_config.ROPE_TENSORS)
 
 
 def _family(name: str, read_hf: Any, keys: tuple[Key, ...], gguf: str = "") -> Family:
   read_gguf = getattr(gguf_config, name) if gguf else None
-  return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=_DERIVED)
+  derived = gguf_config.ROPE_TENSORS
+  return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=derived)
 
 
 FAMILIES = (

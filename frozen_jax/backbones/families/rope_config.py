@@ -36,6 +36,7 @@ def read_rope(
 def scaled(reader: ConfigReader, theta: float, context: int, original: int | None = None) -> Rope:
   """The keys within `rope_parameters` or `rope_scaling` -> the scaling of rotary positions."""
   kind = reader.string("rope_type", "type", default="default", choices=_KNOWN)
+  reader.ignore("finetuned")  # whether the weights were trained with the scaling
   kind = _ALIASES.get(kind, kind)
   if kind not in rope.KINDS:
     reader.ignore("*")  # only the unknown kind is reported, not its parameters
@@ -69,8 +70,8 @@ def scaled(reader: ConfigReader, theta: float, context: int, original: int | Non
     kind,
     factor,
     original,
-    short_factor=reader.sequence("short_factor"),
-    long_factor=reader.sequence("long_factor"),
+    short_factor=reader.numbers("short_factor"),
+    long_factor=reader.numbers("long_factor"),
     attention_factor=reader.number("attention_factor", default=magnitude),
   )
 

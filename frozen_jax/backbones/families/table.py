@@ -71,7 +71,8 @@ class Family:
   with its forward pass. read_hf, read_gguf: its keys and values -> the network's config. prefix: of
   tensor names, absent in a checkpoint of the model without its head. derived: stored tensors
   (regular expressions) that are not loaded: they follow from the config, or are other tasks' heads.
-  aliases: other names of tensors in HF files: a regular expression and its replacement.
+  aliases: other names of tensors in HF files: a regular expression and its replacement. tied_heads:
+  tensors of other tasks' heads in HF files that are the token table where the model is tied.
   """
 
   hf_name: str
@@ -83,6 +84,7 @@ class Family:
   prefix: str = ""
   derived: tuple[str, ...] = ()
   aliases: tuple[tuple[str, str], ...] = ()
+  tied_heads: tuple[str, ...] = ()
 
 
 def linear(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 
 
 def folds_of(examples: Sequence[dict[str, Any]], count: int, seed: int) -> np.ndarray:
@@ -28,7 +29,7 @@ def folds_of(examples: Sequence[dict[str, Any]], count: int, seed: int) -> np.nd
       f"candidates.folds is {count}, but the training questions are of {len(groups)} groups (ids up"
       " to their first /); lower it or give more questions"
     )
-  chance = [zlib.crc32(name.encode(), seed & 0xFFFFFFFF) for name in groups]
+  chance = [zlib.crc32(name.encode(), seed32(seed)) for name in groups]
   fold_of_group, filled = np.zeros(len(groups), np.int32), np.zeros(count, np.int64)
   for group in sorted(range(len(groups)), key=lambda at: (-sizes[at], chance[at])):
     fold_of_group[group] = np.argmin(filled)

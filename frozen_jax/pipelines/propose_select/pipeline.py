@@ -5,7 +5,7 @@ The files stand in WORKDIR/candidates, see `pipelines/artifacts.py`:
   questions_foldN.jsonl                        all training questions but those of the fold
   questions_validation.jsonl                   by which the prompts of the folds are chosen
   sampled_foldN.jsonl, sampled_SPLIT.jsonl     questions with what was proposed to them
-  shown_SPLIT.jsonl                            the texts that pass two reads
+  rendered_SPLIT.jsonl                            the texts that pass two reads
 
 For each fold a prompt is tuned on the others, as a stage `PROPOSER_foldN` with the settings of pass
 one's stage. Validation and test questions get what pass one itself proposes.
@@ -141,7 +141,7 @@ class ProposeSelect:
 
   def _texts(self, split: str) -> pathlib.Path:
     """The file of what pass two reads of a split."""
-    return self.artifacts.path(f"shown_{split}.jsonl")
+    return self.artifacts.path(f"rendered_{split}.jsonl")
 
   def _train_texts(self, proposer: StageSettings, train: TrainStage) -> None:
     """The texts for pass two on the training questions, all proposed out of fold."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from frozen_jax.core.seeds import seed32
 from frozen_jax.evaluation.candidates import Candidate, merge_samples
 from frozen_jax.pipelines.propose_select.settings import CandidateRendering, CandidateSettings
 from frozen_jax.text.answers import exact_match
@@ -36,16 +37,16 @@ def render(
   """
   template, answers = settings.template, _accepted_answers(row)
   shown = shown_candidates(row, settings)
-  question = row.get("asked") or row.get("question") or row["input"]
+  question = row.get("original_question") or row.get("question") or row["input"]
   carried: Row = {key: row[key] for key in ("passages", "tokens") if key in row}
-  random = np.random.default_rng([zlib.crc32(str(row["id"]).encode()), seed])
+  random = np.random.default_rng([zlib.crc32(str(row["id"]).encode()), seed32(seed)])
   for number in range(max(permutations, 1)):
     positions = random.permutation(len(shown)) if permutations else range(len(shown))
     candidates = [shown[position] for position in positions]
     texts = [_fill(template.candidate, one, len(row["samples"])) for one in candidates]
     text = template.prompt.format(question=question, candidates=template.separator.join(texts))
     rendered: Row = {"id": f"{row['id']}/{number}" if permutations else row["id"]}
-    rendered |= {"asked": question, "input": text, **carried}
+    rendered |= {"original_question": question, "input": text, **carried}
     if answers:
       proposed = (one.text for one in shown if permutations and exact_match(one.text, answers))
       target = next(proposed, answers[0])

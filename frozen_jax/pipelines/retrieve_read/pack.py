@@ -9,7 +9,8 @@
              2023)
 
 Training and test prompts are packed by the same code (docs/paper.md, 3). What is written are rows
-that the run's stages read: `{"id", "asked", "input", "target", "answers", "passages", "tokens"}`.
+that the run's stages read: `{"id", "original_question", "input", "target", "answers", "passages",
+"tokens"}`.
 """
 
 import dataclasses
@@ -42,8 +43,8 @@ def make_packer(
   max_new_tokens: int,
 ) -> Packer:
   """The packer of a budget and a ranking."""
-  most = {"bm25_1": 1}.get(ranking, settings.max_passages)
-  packing = dataclasses.replace(subsection(settings, PackingSettings), max_passages=most)
+  max_passages = {"bm25_1": 1}.get(ranking, settings.max_passages)
+  packing = dataclasses.replace(subsection(settings, PackingSettings), max_passages=max_passages)
   tokens = TokenBudget(budget, max_new_tokens, num_virtual_tokens)
   return Packer(lm.tokenizer, packing, tokens)
 
@@ -86,12 +87,12 @@ def pack_rows(
     ]
     yield {
       "id": row["id"],
-      "asked": row["question"],
+      "original_question": row["question"],
       "input": packed.prompt,
       **({"target": answers[0], "answers": answers} if answers else {}),
       "passages": read,
       "tokens": packed.tokens,
-      "cut": packed.truncated,
+      "truncated": packed.truncated,
       "too_long": packed.num_too_long,
     }
 

@@ -47,8 +47,9 @@ def open_questions(
 ) -> list[Question]:
   """The questions of a source of `data.sources.open_source`, the first `max_questions` (0: all).
 
-  A row may name its passages in `positive_ids`; those of the built-in questions are known. Raises
-  UserError for rows that are no questions, and for a passage that the corpus does not have.
+  A row may name its passages in `positive_ids`, texts or whole numbers, or one of them alone; those
+  of the built-in questions are known. Raises UserError for rows that are no questions, and for a
+  passage that the corpus does not have.
   """
   source = open_source(spec, fields)
   questions = []
@@ -57,20 +58,28 @@ def open_questions(
     where = f"{spec}, question {row.get('id', number + 1)}"
     if not isinstance(row.get("question"), str) or not row.get("answers"):
       raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; fix that row')
-    ids = row.get("positive_ids", ())
-    if not isinstance(ids, list | tuple) or not all(isinstance(id, str) for id in ids):
-      raise UserError(f'{where}: "positive_ids" must be a list of texts; fix that row')
+    ids = _ids(row.get("positive_ids"), where)
     if spec.startswith(f"{BUILTIN}/"):
       ids = world_passages.positive_ids(row["id"])
     positives, of = _positions(ids, corpus, where), row.get("dataset", "")
     answers = tuple(row["answers"])
-    questions.append(Question(row["id"], row["question"], answers, positives, of))
+    questions.append(Question(str(row["id"]), row["question"], answers, positives, of))
   return questions
 
 
 def digest_of(questions: Sequence[Question]) -> str:
   """Names the questions, their answers and their passages."""
   return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+
+
+def _ids(value: Any, where: str) -> list[str]:
+  """The ids of passages as the corpus has them: as texts."""
+  if value is None:
+    return []
+  ids = list(value) if isinstance(value, list | tuple) else [value]
+  if not all(isinstance(id, str | int) and not isinstance(id, bool) for id in ids):
+    raise UserError(f"{where}: positive_ids must be texts or whole numbers; fix that row")
+  return [str(id) for id in ids]
 
 
 def _positions(ids: Sequence[Any], corpus: Corpus, where: str) -> tuple[int, ...]:

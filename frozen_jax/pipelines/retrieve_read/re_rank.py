@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import logging
 import pathlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +19,12 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import hub
 from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
+from frozen_jax.core.user_path import user_path
 from frozen_jax.data.mining import Group, mine_groups
-from frozen_jax.data.pairs import (
-  LENGTHS,
-  GroupBatches,
-  GroupOptions,
-  PairEncoder,
-  validation_batches,
-)
+from frozen_jax.data.pair_encoder import LENGTHS, PairEncoder
+from frozen_jax.data.pairs import GroupBatches, GroupOptions, validation_batches
 from frozen_jax.evaluation.pair_scores import score_pairs
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.export.cross_encoder import CrossEncoder, read_cross_encoder, write_cross_encoder
@@ -47,6 +45,7 @@ from frozen_jax.training.result import TrainingResult
 Row = Mapping[str, Any]  # of `retrieve.py`
 
 STAGE = "re_ranker"
+_LOG = logging.getLogger(__name__)
 _VALIDATION_QUESTIONS = 8  # questions
 _CACHED_POSITIONS = 2**20  # passages whose positions are not looked up again
 SCORING_BLOCK = 32  # questions, with all their passages
@@ -86,7 +85,7 @@ def training_groups(
 
   With `positives` of "gold" a question's passages are those that its row names, and one without
   any is the user's mistake. With "answers" it is the best passage found that holds an answer. With
-  `negatives_among` of "positives" negatives are passages that answer another training question of
+  `negatives_from` of "positives" negatives are passages that answer another training question of
   the same data set (in validation: any other question), with "corpus" any. A question for which
   nothing is found as the one or the other is left out; UserError where none is left to train on.
   """
@@ -94,7 +93,7 @@ def training_groups(
   label = lambda row: _LabelledQuestion.of(row, corpus, position, settings.positives)
   train, held_out = ([label(row) for row in split] for split in rows)
   asked = len(train) + len(held_out)
-  if settings.negatives_among == "positives":
+  if settings.negatives_from == "positives":
     pools: dict[str, set[int]] = collections.defaultdict(set)
     for one in train:
       pools[one.dataset].update(one.positives)
@@ -105,7 +104,7 @@ def training_groups(
   if train and not groups:
     raise UserError(
       f"for none of {len(train)} training questions both a passage that answers it and one that"
-      " does not were found; raise reader.depth, or set reader.re_ranker.negatives_among=corpus"
+      " does not were found; raise reader.depth, or set reader.re_ranker.negatives_from=corpus"
     )
   return (groups, checked), asked - len(groups) - len(checked)
 
@@ -174,7 +173,7 @@ def train_re_ranker(
   """
   base = read_cross_encoder(settings.base, mesh=run.mesh)
   texts, method = _pair_encoder(base, settings), _build(base, settings)
-  init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+  init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed32(seed)), 1))
   start, frozen, result = method.init(init_key), method.frozen(), None
   if settings.steps:
     batches = GroupBatches(
@@ -200,6 +199,10 @@ def train_re_ranker(
       validate_first=True,
       best_by="accuracy",  # a loss grows by what the scores are too sure of: no ranking changes
     )
+    if truncated := batches.counts["truncated"]:
+      _LOG.warning(
+        "re-ranker: %d passages were truncated to %d tokens", truncated, texts.lengths[-1]
+      )
   trained = start if result is None else result.best
   weights = method.weights(trained, frozen)
   write_cross_encoder(folder, base.encoder, weights, base.head, trained["head"], texts.lengths[-1])
@@ -209,7 +212,7 @@ def train_re_ranker(
 def base_fingerprint(settings: ReRankerSettings) -> str:
   """Names the base's weights: the digest of a folder, also of the hub's, else the pinned name."""
   is_of_hub = settings.base.startswith(hub.PREFIX)
-  base = hub.fetch(settings.base) if is_of_hub else pathlib.Path(settings.base)
+  base = hub.fetch(settings.base) if is_of_hub else user_path(settings.base)
   return digest(base) if base.is_dir() else settings.base
 
 
@@ -247,7 +250,9 @@ def _build(base: CrossEncoder, settings: ReRankerSettings) -> ReRanker:
 def _pair_encoder(base: CrossEncoder, settings: ReRankerSettings) -> PairEncoder:
   sizes = base.encoder.config
   lengths = [length for length in LENGTHS if length <= settings.length]
-  return PairEncoder(base.encoder.tokenizer, sizes.types, sizes.max_tokens, lengths)
+  return PairEncoder(
+    base.encoder.tokenizer, sizes.types, sizes.max_tokens, lengths, sizes.vocab_size
+  )
 
 
 def _validator(

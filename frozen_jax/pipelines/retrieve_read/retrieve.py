@@ -5,7 +5,9 @@ retriever found, in its own order, `scores` what it gave them, and `positive_ids
 passages known to answer.
 """
 
+import collections
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,6 @@ import jax
 from jax.sharding import Mesh
 
 from frozen_jax.config.dependencies import key
-from frozen_jax.core.errors import UserError
 from frozen_jax.models.frozen_encoder import FrozenEncoder, load_encoder
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.pipelines.retrieve_read.questions import Question
@@ -24,13 +25,14 @@ from frozen_jax.retrieval.dense_index import Embed, build_dense
 from frozen_jax.retrieval.hybrid import Fuse, reciprocal_ranks, weighted_sum
 from frozen_jax.retrieval.retriever import Retriever
 from frozen_jax.retrieval.settings import RetrievalSettings
-from frozen_jax.retrieval.text_embedder import text_embedder
+from frozen_jax.retrieval.words import VERSION
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.rules import row_groups
 
 BLOCK = 256  # questions searched together
 _CACHED_PASSAGES = 2**16  # passages that are not parsed again
-_FORMAT = 3  # of a row: raised where it holds something else than before
+_FORMAT = 4  # of a row: raised where it holds something else than before
+_LOG = logging.getLogger(__name__)
 
 
 class Retrieval:
@@ -59,13 +61,16 @@ class Retrieval:
     }
 
   def rows(self, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
-    """A FiD row of each question."""
+    """A FiD row of each question; says at the end for how many a retriever found nothing."""
+    without: collections.Counter[str] = collections.Counter()
     for start in range(0, len(questions), BLOCK):
       block = questions[start : start + BLOCK]
       texts = [one.question for one in block]
       results = {
         name: self._open(name).search(texts, self.depth) for name in self._settings.retrievers
       }
+      for name, (_, scores) in results.items():
+        without[name] += int((scores == 0).all(axis=1).sum())
       fused = self._fuse(list(results.values()), self.depth)
       for row, one in enumerate(block):
         passages = [self._passage(int(position))._asdict() for position in fused.ids[row]]
@@ -85,6 +90,13 @@ class Retrieval:
           },
         }
 
+    for name, count in without.items():
+      if count:
+        _LOG.warning(
+          "%s found nothing for %d of %d questions, which take no rank from it",
+          *(name, count, len(questions)),
+        )
+
   def _ids(self, positions: Any) -> list[str]:
     return [self._passage(int(position)).id for position in positions]
 
@@ -94,33 +106,35 @@ class Retrieval:
     return self._retrievers[name]
 
   def _bm25(self) -> Retriever:
-    folder = self._folder / f"bm25-{key({'corpus': self.corpus.fingerprint})}"
+    folder = self._folder / f"bm25-{key({'corpus': self.corpus.fingerprint, 'words': VERSION})}"
     open_or_build = open_bm25 if folder.exists() else build_bm25
     return open_or_build(folder, self.corpus)
 
   def _dense(self) -> Retriever:
     assert self._encoders is not None  # as its name is among the retrievers
     settings = self._settings
-    lengths = [min(settings.encoder_length, one.config.max_tokens) for one in self._encoders]
-    passages, questions = (
-      embedding(one, length, self._mesh)
-      for one, length in zip(self._encoders, lengths, strict=True)
-    )
+    of_passages, of_questions = self._encoders
+    length = settings.encoder_length
+    # Empty settings: what the folders of the encoders say.
+    prompt = settings.passage_prompt or of_passages.texts.document_prompt
+    query_prompt = settings.query_prompt or of_questions.texts.query_prompt
+    passages = embedding(of_passages, length, self._mesh, prompt)
+    questions = embedding(of_questions, length, self._mesh, query_prompt)
     fingerprint = self._encoder_fingerprint()
     name = {
       "corpus": self.corpus.fingerprint,
       "encoder": fingerprint,
-      "length": lengths[0],
+      "length": min(length, of_passages.max_length),
       "dtype": settings.encoder_dtype,
       "separator": settings.separator,
-    }
+    } | ({"prompt": prompt} if prompt else {})
     folder = self._folder / f"dense-{key(name)}"
     index = build_dense(folder, self.corpus, passages, fingerprint, separator=settings.separator)
     return DenseRetriever(index, questions, self._mesh)
 
   def _encoder_fingerprint(self) -> str:
     """Of the passages' encoder, and of the questions' where that is another one."""
-    return "+".join(dict.fromkeys(one.fingerprint for one in self._encoders or ()))
+    return "+".join(dict.fromkeys(one.texts_fingerprint for one in self._encoders or ()))
 
 
 def fusion(settings: RetrievalSettings) -> Fuse:
@@ -130,16 +144,16 @@ def fusion(settings: RetrievalSettings) -> Fuse:
   return functools.partial(weighted_sum, weights=settings.weights)
 
 
-def embedding(encoder: FrozenEncoder, length: int, mesh: Mesh) -> Embed:
-  """Texts -> the pooled vectors of an encoder; rows are split over the mesh if it divides them."""
+def embedding(encoder: FrozenEncoder, length: int, mesh: Mesh, prompt: str | None = None) -> Embed:
+  """Texts -> the pooled vectors of an encoder; rows are split over the mesh if it divides them.
+
+  length: tokens to which texts are truncated, if the encoder's own limit is not lower. prompt: put
+  before each text; None: the encoder's own of documents.
+  """
   groups = row_groups(mesh)
 
   def put(batch: Mapping[str, Any]) -> Mapping[str, jax.Array]:
     return shard_batch(batch, mesh) if len(batch["tokens"]) % groups == 0 else batch
 
-  def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return encoder.pool(encoder.hidden(tokens, mask), mask)
-
-  if encoder.tokenizer is None:
-    raise UserError(f"{encoder.name} has no tokenizer; add tokenizer.json to its folder")
-  return text_embedder(encoder.tokenizer, encode, length, put)
+  prompt = encoder.texts.document_prompt if prompt is None else prompt
+  return encoder.text_embedder(prompt, length, put)

@@ -49,7 +49,7 @@ class ReRankerSettings(TrainSettings, ScoringSettings):
     "gold", "or answers: the best passage found that holds an answer", choices=("gold", "answers")
   )
   negatives: int = setting(7, "passages that a positive is told apart from")
-  negatives_among: str = setting(
+  negatives_from: str = setting(
     "positives",
     "of other questions of a data set; or corpus: any passage found",
     choices=("positives", "corpus"),

@@ -73,21 +73,26 @@ def recall(pipeline: Reader, settings: ReaderSettings, lm: Any) -> dict[str, Fig
 
   Of the rankings that were made so far, each at the ranks of `reader.recall_at` that it reaches.
   `tokens_retrieved`: the mean of the LM's tokens in all fused passages of a question.
+  `nothing_found`: for how many questions a retriever found no passage, if there are such.
   """
   found: dict[str, Figures] = {}
   text_of = functools.cache(lambda position: pipeline.corpus[position].joined())
   rankings = [*settings.retrievers, "fused", "lm", "re_ranked", "blended"]
   for ranking in filter(pipeline.has, rankings):
-    ids, gold, answers = [], [], []
+    ids, gold, answers, without = [], [], [], 0
     for row in pipeline.rows(ranking):
       passages, _ = pack.ranked(row, ranking, pipeline.corpus)
       ids.append([pipeline.corpus.position(one["id"]) for one in passages])
       gold.append([pipeline.corpus.position(id) for id in row["positive_ids"]])
       answers.append(row["answers"])
+      scores = row.get("scores", {})  # of the retrievers' rows only
+      without += ranking in scores and not any(scores[ranking])
     ranks = [rank for rank in settings.recall_at if rank <= len(ids[0])]
     found[ranking] = answer_recall(np.array(ids), answers, text_of, ranks)
     if any(gold):
       found[ranking] |= gold_recall(np.array(ids), gold, ranks)
+    if without:
+      found[ranking]["nothing_found"] = float(without)
   count = functools.cache(
     lambda text: len(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
   )
@@ -106,6 +111,12 @@ def recall_lines(recalls: Mapping[str, Figures]) -> list[str]:
   for ranking, figures in recalls.items():
     cells = (f"{figures[name]:8.1f}" if name in figures else f"{'-':>8}" for name in names)
     lines.append(f"{ranking:<12}{''.join(cells)}")
+  lines += [
+    f"{ranking} found nothing for {figures['nothing_found']:.0f} test questions, which take no rank"
+    " from it"
+    for ranking, figures in recalls.items()
+    if "nothing_found" in figures
+  ]
   return lines
 
 

@@ -32,6 +32,7 @@ def make_config(tiny, files):
     config = load_config(f"{ROOT}/configs/textual_recursion.py:smoke")
     given = {
       "model.name": str(tiny),
+      "mesh.data": 1,
       "prompt.length": 4,
       "data.lengths": (100,),
       "evaluate.max_new_tokens": 4,

@@ -15,7 +15,7 @@ from tests.pipelines.perturbed import Recorded, perturbed, unaffecting
 # Section -> its name among the dependencies, and the artifacts that have it.
 DEPENDENTS = {
   CandidateSampling: ("sampling", "sampled"),
-  CandidateRendering: ("rendering", "shown"),
+  CandidateRendering: ("rendering", "rendered"),
 }
 SPECIAL = {
   "temperature": 0.5,
@@ -74,8 +74,8 @@ def test_a_setting_that_affects_an_artifact_changes_its_dependencies(changes, ma
 @pytest.mark.parametrize(
   "name, value, names",
   [
-    ("permutations", 3, {"shown_train"}),
-    ("learn_from", "right", {"shown_train", "shown_validation"}),
+    ("permutations", 3, {"rendered_train"}),
+    ("learn_from", "right", {"rendered_train", "rendered_validation"}),
   ],
 )
 def test_what_the_training_texts_depend_on(changes, name, value, names):

@@ -76,7 +76,7 @@ def test_nothing_is_proposed_by_a_prompt_that_was_tuned_on_the_question(finished
 
 def test_training_texts_have_the_candidates_in_several_orders(finished):
   folder = finished / "candidates"
-  texts = {row["id"]: row for row in rows(folder / "shown_train.jsonl")}
+  texts = {row["id"]: row for row in rows(folder / "rendered_train.jsonl")}
   sampled = [row for fold in range(2) for row in rows(folder / f"sampled_fold{fold}.jsonl")]
   assert len(texts) == 2 * len(sampled)
   for row in sampled:
@@ -93,7 +93,7 @@ def test_training_texts_have_the_candidates_in_several_orders(finished):
 
 
 def test_test_texts_have_the_most_frequent_first(finished):
-  for row in rows(finished / "candidates" / "shown_test.jsonl"):
+  for row in rows(finished / "candidates" / "rendered_test.jsonl"):
     counts = [count for _, count, _ in row["candidates"]]
     assert counts == sorted(counts, reverse=True)
 
@@ -169,7 +169,7 @@ def test_a_finished_run_is_scored_on_other_questions(
     assert (workdir / name).read_bytes() == (finished / name).read_bytes(), "of the training"
   template = {"candidates.template.candidate": "{text} ({count})"}
   run.evaluate(make_config(**template), workdir)
-  shown = "candidates/shown_test.jsonl"
+  shown = "candidates/rendered_test.jsonl"
   assert (workdir / shown).read_bytes() == (finished / shown).read_bytes(), "as it was tuned"
   fewer = run.evaluate(make_config(**{"evaluate.max_examples": 1}), workdir)
   assert {figures["examples"] for figures in table_rows(fewer).values()} == {1}

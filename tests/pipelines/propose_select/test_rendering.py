@@ -64,7 +64,8 @@ def test_a_question_without_answers_is_rendered_as_well():
 
 
 def test_of_a_packed_prompt_the_question_is_shown_and_the_passages_are_kept():
-  packed = {**ROW, "asked": ROW["question"], "input": "A text.\n\nQuestion: ...", "passages": [1]}
+  own = {"original_question": ROW["question"], "input": "A text.\n\nQuestion: ..."}
+  packed = {**ROW, **own, "passages": [1]}
   del packed["question"]
   (row,) = render(packed, SETTINGS)
   assert row["input"].startswith("Question: What is the capital") and row["passages"] == [1]

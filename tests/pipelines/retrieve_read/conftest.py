@@ -60,6 +60,7 @@ def make_config(tiny, bi_encoder, files):
     config = load_config(f"{ROOT}/configs/frozen_reader.py:smoke")
     given = {
       "model.name": str(tiny),
+      "mesh.data": 1,
       "prompt.length": 4,
       "data.lengths": (120,),
       "evaluate.max_new_tokens": 8,

@@ -11,7 +11,7 @@ from frozen_jax.pipelines.retrieve_read.settings import ReRankerSettings
 from frozen_jax.retrieval.corpus import Passage, open_corpus, write_corpus
 
 SETTINGS = ReRankerSettings(
-  positives="gold", negatives_among="positives", mining_depth=10, drop_answers=True, in_batch=0
+  positives="gold", negatives_from="positives", mining_depth=10, drop_answers=True, in_batch=0
 )
 PASSAGES = [
   *(Passage(f"plain{n}", "", f"-- fact {n} -- of the plain source") for n in range(4)),
@@ -49,7 +49,7 @@ def test_a_negative_answers_a_question_of_the_same_data_set(corpus):
 
 
 def test_a_negative_is_any_passage_found(corpus):
-  settings = dataclasses.replace(SETTINGS, negatives_among="corpus", mining_depth=5)
+  settings = dataclasses.replace(SETTINGS, negatives_from="corpus", mining_depth=5)
   ((group,), _), _ = training_groups(([row(0)], []), corpus, settings)
   assert group.negatives == (1, 2, 3, 4, 5)
 
@@ -75,13 +75,13 @@ def test_nothing_to_train_on(corpus):
 def test_passages_that_hold_an_answer_stand_for_positives(corpus):
   found = row(3) | {"answers": ["fact 3"], "positive_ids": []}
   lost = row(1) | {"answers": ["nowhere"], "positive_ids": []}
-  settings = dataclasses.replace(SETTINGS, positives="answers", negatives_among="corpus")
+  settings = dataclasses.replace(SETTINGS, positives="answers", negatives_from="corpus")
   ((group,), _), left_out = training_groups(([found, lost], []), corpus, settings)
   assert (group.positives, left_out) == ((3,), 1)
   assert group.negatives == (0, 1, 2, 4, 5, 6), "styled3 holds the answer too"
 
 
-@pytest.mark.parametrize("name", ["negatives_among", "positives", "train"])
+@pytest.mark.parametrize("name", ["negatives_from", "positives", "train"])
 def test_a_choice_that_does_not_exist(name):
   with pytest.raises(UserError, match=f"reader.re_ranker.{name} is 'everything'; it is one of"):
     resolve(ReRankerSettings, {name: "everything"}, "reader.re_ranker")

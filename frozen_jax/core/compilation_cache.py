@@ -1,0 +1,41 @@
+"""Where a process keeps what it has compiled for the next one. Imports no jax."""
+
+import hashlib
+import os
+import pathlib
+import platform
+from collections.abc import MutableMapping
+
+from frozen_jax.core.cache_dir import cache_dir
+
+_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_MAX_BYTES = 2 << 30  # what was not used for longest is dropped beyond it
+
+
+def keep_compiled(environment: MutableMapping[str, str] = os.environ) -> None:
+  """Has JAX keep what takes a second or more to compile in the user's cache folder.
+
+  Before jax is imported. A JAX_COMPILATION_CACHE_DIR that is set stays; an empty one means none.
+  Where the folder cannot be written, nothing is kept.
+  """
+  if _VARIABLE in environment:
+    return
+  folder = cache_dir() / "compiled" / _machine()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  if os.access(folder, os.W_OK):
+    environment[_VARIABLE] = str(folder)
+    environment.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES))
+
+
+def _machine() -> str:
+  """Names the kind of this machine: code for one CPU need not run on another with the same home."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  text = f"{platform.machine()} {platform.processor()} {features}"
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

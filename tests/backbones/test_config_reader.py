@@ -1,0 +1,130 @@
+"""Which keys of a config.json are read, passed over or refused, family by family (no weights)."""
+
+import fnmatch
+import json
+import pathlib
+
+import pytest
+import transformers
+
+from frozen_jax.backbones import families
+from frozen_jax.backbones.families.shared import HF_IGNORED
+from frozen_jax.core.errors import UserError
+
+STORED = json.loads((pathlib.Path(__file__).parent / "known_configs.json").read_text())
+KNOWN = {name: entry["config"] for name, entry in STORED["models"].items()}
+FAMILIES = sorted({config["model_type"] for config in KNOWN.values()})
+ENCODERS = ("bert", "roberta", "electra", "t5", "mt5", "modernbert")
+
+
+def read(config):
+  family = families.family_of(config["model_type"], "hf", "config.json")
+  return families.read_config(family, "hf", config, "config.json")
+
+
+def test_every_family_is_known_by_real_files():
+  assert {family.hf_name for family in families.FAMILIES} == set(FAMILIES)
+  assert len(KNOWN) >= 40
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_real_file_at_its_real_sizes(name):
+  config = KNOWN[name]
+  heads = next(config[k] for k in ("num_attention_heads", "n_head", "num_heads") if config.get(k))
+  layers = next(config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
+  ours = read(config)
+  assert (ours.heads, ours.layers, ours.vocab_size) == (heads, layers, config["vocab_size"])
+
+
+# Switched-off keys of sibling families, and keys of training, generation, heads and tools.
+SILENT = {
+  **{"use_mrope": False, "alibi": False, "qk_layernorm": False, "attention_bias": False},
+  **{"num_nextn_predict_layers": 0, "attn_logit_softcapping": None, "clip_qkv": None},
+  **{"residual_multiplier": 1.0, "logits_scaling": 1, "moe_layers": [], "rope_scaling": None},
+  **{"n_special": 0, "predict_special_tokens": True, "pooler_fc_size": 768, "output_past": True},
+  **{"directionality": "bidi", "min_length": 0, "num_beams": 4, "repetition_penalty": 1.1},
+  **{"bad_words_ids": [[5]], "hidden_dropout_prob": 0.1, "initializer_factor": 1.0, "seed": 42},
+  **{"unsloth_version": "2025.1", "axolotl_version": "0.4", "use_flash_attn": True, "fp16": True},
+  **{"mask_token_id": 4, "tokenizer_model_max_length": 512, "matryoshka_dimensions": [64, 128]},
+  **{"id2label": {"0": "no"}, "problem_type": "regression", "classifier_pooling": "mean"},
+  **{"custom_pipelines": {"text-generation": {}}, "xla_device": True, "model_parallel": False},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_says_nothing_about_the_forward_pass_loads(kind):
+  config = next(config for config in KNOWN.values() if config["model_type"] == kind)
+  new = {key: value for key, value in SILENT.items() if key not in config}
+  if kind in ("gpt_neox", "llama", "qwen3", "qwen3_moe", "smollm3", "modernbert"):
+    new.pop("attention_bias", None)  # these have the switch themselves
+  if kind in ENCODERS:  # the multipliers are those of decoders
+    new = {k: v for k, v in new.items() if k not in ("residual_multiplier", "logits_scaling")}
+  assert read(config | new) == read(config)
+
+
+@pytest.mark.parametrize(
+  "name, changes",
+  [
+    ("microsoft/Phi-3-mini-4k-instruct", {"attention_bias": True}),
+    ("microsoft/Phi-4-mini-instruct", {"lm_head_bias": True}),
+    ("microsoft/Phi-4-mini-instruct", {"full_attn_mod": 2}),
+    ("Qwen/Qwen2.5-0.5B", {"use_mrope": True}),
+    ("Qwen/Qwen2.5-0.5B", {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}),
+    ("Qwen/Qwen3-30B-A3B", {"shared_expert_intermediate_size": 512}),
+    ("Qwen/Qwen3-30B-A3B", {"mlp_only_layers": [0]}),
+    ("mistralai/Mistral-7B-v0.1", {"attention_bias": True}),
+    ("meta-llama/Llama-2-7b-hf", {"residual_multiplier": 0.22}),
+    ("meta-llama/Llama-2-7b-hf", {"attn_logit_softcapping": 50.0}),
+    ("meta-llama/Llama-2-7b-hf", {"alibi": True}),
+    ("meta-llama/Llama-2-7b-hf", {"quantization_config": {"bits": 4}}),
+    ("meta-llama/Llama-2-7b-hf", {"rope_interleaved": True}),
+    ("google/gemma-3-270m", {"use_bidirectional_attention": True}),
+    ("google/gemma-2b", {"final_logit_softcapping": 30.0}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("EleutherAI/gpt-j-6b", {"rotary": False}),
+    ("facebook/opt-6.7b", {"do_layer_norm_before": False}),
+    ("facebook/opt-6.7b", {"word_embed_proj_dim": 512}),
+    ("bigscience/bloom-560m", {"apply_residual_connection_post_layernorm": True}),
+    ("bert-base-uncased", {"position_embedding_type": "relative_key"}),
+    ("bert-base-uncased", {"feed_forward_type": "geglu"}),
+    ("roberta-base", {"is_decoder": True}),
+    ("t5-small", {"feed_forward_proj": "gated-mish"}),
+    ("answerdotai/ModernBERT-base", {"hidden_activation": "mish"}),
+  ],
+  ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_changes_the_forward_pass_and_is_not_understood_is_named(name, changes):
+  with pytest.raises(UserError, match=next(iter(changes))) as error:
+    read(KNOWN[name] | changes)
+  assert "\n" not in str(error.value)
+
+
+def defaults(kind):
+  """All keys that transformers' config of this kind has, with their defaults."""
+  config = transformers.AutoConfig.for_model(kind).to_dict()
+  return config | ({"embedding_size": config["hidden_size"]} if kind == "electra" else {})
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_all_keys_of_transformers_with_their_defaults_load(kind):
+  read(defaults(kind))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_on_by_default_is_not_switched_off_in_silence(kind):
+  usual = defaults(kind)
+  ours = read(usual)
+  silent = []
+  for key in [key for key, value in usual.items() if value is True]:
+    if any(fnmatch.fnmatch(key, pattern) for pattern in HF_IGNORED):
+      continue
+    try:
+      same = read(usual | {key: False}) == ours
+    except UserError:
+      same = False
+    if same:
+      silent.append(key)
+  of_other_parts = {"is_encoder_decoder", "tie_word_embeddings"}  # of an encoder's decoder or head
+  of_other_parts |= {"scale_decoder_outputs", "decoder_bias", "is_gated_act"}
+  assert set(silent) <= (of_other_parts if kind in ENCODERS else set())

@@ -1,0 +1,36 @@
+"""What is compiled is kept in the user's cache folder, unless they say otherwise."""
+
+import pathlib
+
+import pytest
+
+from frozen_jax.core.compilation_cache import keep_compiled
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+def test_it_is_kept_in_a_folder_of_this_kind_of_machine(cache):
+  environment, again = {}, {}
+  keep_compiled(environment)
+  keep_compiled(again)
+  folder = pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"])
+  assert folder.is_dir() and folder.parent == cache / "compiled" and again == environment
+  assert int(environment["JAX_COMPILATION_CACHE_MAX_SIZE"]) > 1e9
+
+
+@pytest.mark.parametrize("given", ["", "/elsewhere"])
+def test_the_users_own_choice_stays(cache, given):
+  environment = {"JAX_COMPILATION_CACHE_DIR": given}
+  keep_compiled(environment)
+  assert environment == {"JAX_COMPILATION_CACHE_DIR": given} and not cache.exists()
+
+
+def test_without_a_folder_nothing_is_kept(cache):
+  cache.write_text("a file")
+  environment = {}
+  keep_compiled(environment)
+  assert environment == {}
