@@ -64,11 +64,11 @@ def _resolved(sizes: dict[str, int], rows: int) -> dict[str, int]:
       " devices that the others leave: give the others a size"
     )
   (axis,) = open_axes
-  taken = math.prod(size for size in sizes.values() if size)
-  hosts, most = jax.process_count(), max(jax.device_count() // taken, 1)
-  fits = [size for size in range(1, most + 1) if size * taken % hosts == 0]
+  others = math.prod(size for size in sizes.values() if size)  # devices of the other axes
+  hosts, largest = jax.process_count(), max(jax.device_count() // others, 1)
+  fits = [size for size in range(1, largest + 1) if size * others % hosts == 0]
   if axis != "tensor" and rows:
-    groups = taken // (sizes["tensor"] or 1)  # of rows, that the other axes make
+    groups = others // (sizes["tensor"] or 1)  # of rows, that the other axes make
     split = [size for size in fits if rows % (size * groups) == 0]
     if fits and not split:
       raise UserError(

@@ -202,8 +202,8 @@ def _aligned(grid: Grid) -> str:
   widths = [max(len(line[i]) for line in table) for i in range(len(grid.header))]
   blocks: list[list[int]] = [[]]
   for column in range(1, len(widths)):
-    taken = widths[0] + sum(widths[i] + _GAP for i in blocks[-1])
-    if blocks[-1] and taken + _GAP + widths[column] > _WIDTH:
+    block_width = widths[0] + sum(widths[i] + _GAP for i in blocks[-1])
+    if blocks[-1] and block_width + _GAP + widths[column] > _WIDTH:
       blocks.append([])
     blocks[-1].append(column)
   parts = _wrapped(grid.title)

@@ -108,7 +108,9 @@ def defaults(kind):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_all_keys_of_transformers_with_their_defaults_load(kind):
-  read(defaults(kind))
+  config = defaults(kind)
+  width = next(config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config)
+  assert read(config).width == width
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -58,7 +58,8 @@ def test_what_would_be_scored_otherwise_is_said(again, capsys):
 
 
 def test_the_same_model_in_another_folder(again, tiny, tmp_path):
-  again({"model.name": str(shutil.copytree(tiny, tmp_path / "model"))})
+  record = again({"model.name": str(shutil.copytree(tiny, tmp_path / "model"))})
+  assert record == json.loads((again.folder / "run" / "results.json").read_text())
 
 
 def test_data_that_are_gone_under_their_name(again, complete):

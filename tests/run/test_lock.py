@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_with_the_first_ones_host_and_process(tmp_path):
 def test_a_file_that_nobody_locks_holds_nobody_up(tmp_path, left):
   (tmp_path / lock.FILE).write_text(left)
   with lock.locked(tmp_path):
-    pass
+    assert json.loads((tmp_path / lock.FILE).read_text())["process"] == os.getpid()
 
 
 def test_it_ends_with_an_exception_too(tmp_path):
