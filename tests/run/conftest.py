@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from tests.backbones import encoder_cases
 from tests.processes import ROOT, environment
 from tests.run.error_line import only_error
+from tests.run.settings_cases import QUESTIONS, prompt_tuning_config
 from tests.run.task_files import lines_file, make_words, split_rows
 
 CONTEXT = 128
@@ -304,3 +305,13 @@ def prompt_run(program, tmp_path_factory):
 def recursive_run(program, tmp_path_factory):
   """configs/recursive.py:smoke, run to its end."""
   return _trained(program, "recursive.py:smoke", tmp_path_factory.mktemp("runs") / "recursive")
+
+
+@pytest.fixture(scope="module")
+def trained_stage(tiny, train_stages, tmp_path_factory):
+  """(config, workdir) of a small run whose stage is trained and that is not scored."""
+  folder = tmp_path_factory.mktemp("trained")
+  files = [lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in ("train", "validation")]
+  config = prompt_tuning_config(tiny, *files)
+  train_stages(config, folder / "run")
+  return config, folder / "run"

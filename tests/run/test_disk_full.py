@@ -9,20 +9,10 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.run import train
 from frozen_jax.training.checkpoint_folders import saved_step
 from frozen_jax.training.metrics import read_metrics
-from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
+from tests.run.settings_cases import with_value
 from tests.run.task_files import lines_file
 
 FIGURES = ("stage", "step", "split", "loss")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny, train_stages, tmp_path_factory):
-  """(config, workdir) of a run whose stage is trained and that is not scored."""
-  folder = tmp_path_factory.mktemp("full")
-  files = [lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in ("train", "validation")]
-  config = prompt_tuning_config(tiny, *files)
-  train_stages(config, folder / "run")
-  return config, folder / "run"
 
 
 @pytest.fixture
@@ -45,8 +35,8 @@ def figures(workdir):
   return [{name: line.get(name) for name in FIGURES} for line in read_metrics(workdir)]
 
 
-def test_metrics_that_cannot_be_written(whole, fill, train_stages, tmp_path, monkeypatch):
-  config, workdir = whole
+def test_metrics_that_cannot_be_written(trained_stage, fill, train_stages, tmp_path, monkeypatch):
+  config, workdir = trained_stage
   config = with_value(config, "train.log_every", 1)
   fill("metrics.jsonl", lambda: saved_step(tmp_path) == 2)
   with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left"):
@@ -60,13 +50,13 @@ def test_metrics_that_cannot_be_written(whole, fill, train_stages, tmp_path, mon
 @pytest.mark.parametrize(
   "name", ["config.json", "adapter.safetensors", "predictions.jsonl", "results.json"]
 )
-def test_a_file_that_cannot_be_written_at_the_end(whole, fill, tmp_path, name):
-  config, workdir = whole
+def test_a_file_that_cannot_be_written_at_the_end(trained_stage, fill, tmp_path, name):
+  config, workdir = trained_stage
   workdir = shutil.copytree(workdir, tmp_path / "run")
   fill(name)
   with pytest.raises(UserError, match=rf"cannot write .*{name}: No space left on device; free"):
     train(config, workdir)
-  assert saved_step(workdir) == 3 and figures(workdir) == figures(whole[1])
+  assert saved_step(workdir) == 3 and figures(workdir) == figures(trained_stage[1])
   assert not (workdir / "results.json").exists()
 
 

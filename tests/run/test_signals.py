@@ -18,21 +18,10 @@ from frozen_jax.core.errors import Interrupted
 from frozen_jax.run import train
 from frozen_jax.run.records import table_rows
 from frozen_jax.training.metrics import read_metrics
-from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
-from tests.run.task_files import lines_file
+from tests.run.settings_cases import with_value
 
 STEPS = 3
 TRAIN = importlib.import_module("frozen_jax.run.train")  # `frozen_jax.run.train` is the function
-
-
-@pytest.fixture(scope="module")
-def begun(tiny, train_stages, tmp_path_factory):
-  """A run whose stage is trained and that is not scored: (config, workdir)."""
-  folder = tmp_path_factory.mktemp("signals")
-  files = [lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in ("train", "validation")]
-  config = prompt_tuning_config(tiny, *files)
-  train_stages(config, folder / "run")
-  return config, folder / "run"
 
 
 def passed_on(function, number):
@@ -83,9 +72,9 @@ READERS = [
 @pytest.mark.parametrize("how", [passed_on, made_an_error])
 @pytest.mark.parametrize("owner, name", READERS, ids=[name for _, name in READERS])
 def test_a_signal_while_something_is_read_is_no_error_of_it(
-  begun, tmp_path, monkeypatch, owner, name, how
+  trained_stage, tmp_path, monkeypatch, owner, name, how
 ):
-  config, workdir = begun
+  config, workdir = trained_stage
   workdir = shutil.copytree(workdir, tmp_path / "run")
   number = signal.SIGINT if how is passed_on else signal.SIGTERM
   where = pkgutil.resolve_name(owner) if isinstance(owner, str) else owner
@@ -98,7 +87,7 @@ def test_a_signal_while_something_is_read_is_no_error_of_it(
   assert list((workdir / "checkpoints" / "prompt").iterdir()), "the checkpoint stays"
 
 
-def test_a_signal_in_the_hub_client_is_no_failure_of_the_hub(begun, tmp_path, monkeypatch):
+def test_a_signal_in_the_hub_client_is_no_failure_of_the_hub(trained_stage, tmp_path, monkeypatch):
   import huggingface_hub
 
   def signalled(*arguments, **named):
@@ -106,19 +95,21 @@ def test_a_signal_in_the_hub_client_is_no_failure_of_the_hub(begun, tmp_path, mo
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", signalled)
   with pytest.raises(Interrupted, match="interrupted at step 0"):
-    train(with_value(begun[0], "model.name", "hf:owner/name"), tmp_path)
+    train(with_value(trained_stage[0], "model.name", "hf:owner/name"), tmp_path)
 
 
 def test_a_signal_whose_exception_is_lost_stops_the_run_at_the_next_step(
-  begun, tmp_path, monkeypatch
+  trained_stage, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(TRAIN, "load_model", lost(TRAIN.load_model, signal.SIGTERM))
   with pytest.raises(Interrupted):
-    train(begun[0], tmp_path)
+    train(trained_stage[0], tmp_path)
   assert len(read_metrics(tmp_path)) <= 1
 
 
-def test_a_signal_in_a_callback_of_the_garbage_collector(begun, tmp_path, monkeypatch, capsys):
+def test_a_signal_in_a_callback_of_the_garbage_collector(
+  trained_stage, tmp_path, monkeypatch, capsys
+):
   def callback(*_):
     gc.callbacks.remove(callback)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -132,7 +123,7 @@ def test_a_signal_in_a_callback_of_the_garbage_collector(begun, tmp_path, monkey
 
   monkeypatch.setattr(TRAIN, "load_model", load)
   with pytest.raises(Interrupted):
-    train(begun[0], tmp_path)
+    train(trained_stage[0], tmp_path)
   assert "Traceback" not in capsys.readouterr().err
 
 
