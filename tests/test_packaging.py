@@ -79,3 +79,14 @@ def test_version(installed):
   assert (
     installed("-m", "frozen_jax", "--version").stdout == f"frozen_jax {frozen_jax.__version__}\n"
   )
+
+
+def test_without_torch_nothing_is_said_about_it(installed):
+  hidden = (
+    "import importlib.util as util; find = util.find_spec;"
+    "util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest);"
+  )
+  seen = installed("-c", hidden + "import transformers")
+  assert "PyTorch was not found" in seen.stderr
+  done = installed("-c", hidden + "import frozen_jax.text.tokenizer")
+  assert (done.returncode, done.stderr) == (0, "")

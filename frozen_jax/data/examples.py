@@ -15,8 +15,9 @@ Rows of multi-task data are of the second form; their other fields are converted
 So every example with an input has `target`, those with several accepted answers `answers` too, and
 those with choices `choices`. Other keys are kept.
 
-Answers, targets and choices may be numbers, which become texts; one answer need not be a list, and
-answers may be SQuAD's {"text": [...]}. A label below 0 is hidden: the row has no target.
+Answers, targets and choices may be numbers, which become texts; one answer need not be a list, its
+key may be "answer" (of rows without choices, where it could be an index), and answers may be
+SQuAD's {"text": [...]}. A label below 0 is hidden: the row has no target.
 """
 
 import json
@@ -32,7 +33,7 @@ from frozen_jax.text.jinja_templates import Rendered
 Example = dict[str, Any]
 
 _FORMS = '{"question", "answers"}, {"input", "target"} or {"text"}'
-_KEYS = ("question", "input", "answers", "target", "targets", "labels", "text")
+_KEYS = ("question", "input", "answers", "answer", "target", "targets", "labels", "text")
 _OPTIONAL = (
   "answers",
   "choices",
@@ -75,7 +76,7 @@ def parse_example(row: dict[str, Any], where: str, targets: bool = True) -> Exam
   for key in ("question", "input", "text"):
     if row.get(key) is not None and not isinstance(row[key], str):
       raise UserError(f"{where}: {key} is {json.dumps(row[key])[:40]}, no text; write it in quotes")
-  if isinstance(row.get("question"), str) and ("answers" in row or not targets):
+  if isinstance(row.get("question"), str) and (_answers_key(row) in row or not targets):
     return _parse_question_row(row, where, targets)
   if isinstance(row.get("input"), str):
     example = _parse_input_row(row, where, targets)
@@ -86,18 +87,26 @@ def parse_example(row: dict[str, Any], where: str, targets: bool = True) -> Exam
   if empty := [key for key in _KEYS if key in row and row[key] in (None, "", [])]:
     raise UserError(f"{where}: {' and '.join(empty)} is empty; fill it in or remove the row")
   raise UserError(
-    f"{where}: none of the forms {_FORMS}; its keys are {', '.join(sorted(row)) or 'none'}; name"
-    " its fields with config.data.fields"
+    f"{where}: none of the forms {_FORMS}; its keys are {', '.join(sorted(row)) or 'none'}; say"
+    " which is which: --config.data.fields=question=KEY,answers=KEY"
   )
+
+
+def _answers_key(row: dict[str, Any]) -> str:
+  """ "answer" in rows that have it alone; beside choices it may be the index of one."""
+  alone = "answer" in row and not {"answers", "choices"} & row.keys()
+  return "answer" if alone else "answers"
 
 
 def _parse_question_row(row: dict[str, Any], where: str, targets: bool) -> Example:
   """The answers become texts; without a need for them, those that are null or empty are dropped."""
   if not row["question"].strip():
     raise UserError(f"{where}: the question is empty; fill it in or remove the line")
-  if targets or row.get("answers"):
-    return {**row, "answers": accepted_texts(row["answers"], "answers", where)}
-  return {key: value for key, value in row.items() if key != "answers"}
+  key = _answers_key(row)
+  others = {name: value for name, value in row.items() if name != key}
+  if targets or row.get(key):
+    return {**others, "answers": accepted_texts(row[key], key, where)}
+  return others
 
 
 def rendered_example(rendered: Rendered, dataset: str, template: str) -> Example:

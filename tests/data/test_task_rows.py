@@ -67,7 +67,9 @@ def test_several_targets_and_a_definition():
   ],
 )
 def test_answers_of_other_forms(answers, texts):
-  assert parse_example({"question": "q", "answers": answers}, "here")["answers"] == texts
+  for key in ("answers", "answer"):
+    row = parse_example({"question": "q", key: answers}, "here")
+    assert row == {"question": "q", "answers": texts}
   row = parse_example({"input": "i", "targets": answers}, "here")
   assert (row["target"], row["answers"]) == (texts[0], texts)
 
@@ -83,6 +85,8 @@ def test_numbers_as_targets_and_choices():
     ({"question": "q", "answers": None}, "answers is null"),
     ({"question": "q", "answers": []}, "answers is empty"),
     ({"question": "q", "answers": ""}, "answers is empty"),
+    ({"question": "q", "answer": ""}, "answer is empty"),
+    ({"question": "q", "choices": ["a", "b"], "answer": 1}, "none of the forms"),
     ({"question": "q", "answers": ["a", " "]}, r"answers\[1\] is empty"),
     ({"question": "q", "answers": [None]}, r"answers\[0\] is null"),
     ({"question": "q", "answers": float("nan")}, "answers is NaN"),
@@ -105,8 +109,8 @@ def test_what_is_empty_or_no_text_is_named_with_its_row_and_key(tmp_path, row, m
   path = write(tmp_path / "rows.jsonl", [good] * 1500 + [row])
   with pytest.raises(UserError, match=f"rows.jsonl, line 1501: {message}"):
     open_source(path)
-  if "question" in row and row["question"] == "q":  # to predict it needs no answers
-    assert row["answers"] or parse_example(row, "here", targets=False) == {"question": "q"}
+  if row.get("question") == "q" and not row.get("answers"):  # to predict it needs no answers
+    assert "answers" not in parse_example(row, "here", targets=False)
 
 
 def test_rows_whose_labels_are_hidden_are_left_out_and_counted(tmp_path):
