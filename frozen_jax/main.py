@@ -126,7 +126,7 @@ def _complete(config: str) -> ConfigDict:
   loaded = config_file.load_config(config)
   from frozen_jax.run import settings  # imports jax, which takes seconds
 
-  return settings.complete(loaded)
+  return settings.with_defaults(loaded)
 
 
 def _experiments_text() -> str:

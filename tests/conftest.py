@@ -48,7 +48,7 @@ def smollm2_file():
   from frozen_jax.core.errors import UserError
 
   try:
-    return fetch.fetch("smollm2-135m-instruct", progress=False)
+    return fetch.fetch_builtin("smollm2-135m-instruct", progress=False)
   except UserError as error:
     if not str(error).startswith("cannot download"):
       raise

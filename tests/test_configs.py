@@ -12,7 +12,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.builtin import BUILTIN_SPECS
 from frozen_jax.main import default_workdir
 from frozen_jax.methods import METHODS
-from frozen_jax.run.settings import complete, help_text, resolve_run
+from frozen_jax.run.settings import help_text, resolve_run, with_defaults
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 KEYS = (
@@ -54,7 +54,7 @@ def built(path, variant):
 
 @pytest.mark.parametrize("path, variant", EVERY)
 def test_it_builds_and_resolves(path, variant):
-  config = complete(built(path, variant))
+  config = with_defaults(built(path, variant))
   assert set(KEYS) <= set(overrides.known_keys(config))
   run = resolve_run(config)
   assert json.loads(json.dumps(run.values)) == run.values
@@ -75,7 +75,7 @@ def test_what_is_resolved_resolves_to_the_same(path, variant):
 
 @pytest.mark.parametrize("path, variant", EVERY)
 def test_its_help_has_a_line_for_each_key(path, variant):
-  config = complete(built(path, variant))
+  config = with_defaults(built(path, variant))
   lines = help_text(config).splitlines()
   flags = [line.split("=")[0].strip() for line in lines if line.startswith("  --config.")]
   assert len(set(flags)) == len(flags)

@@ -8,7 +8,7 @@ import pytest
 from frozen_jax.config.overrides import known_keys
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, defaults
-from frozen_jax.run.settings import complete
+from frozen_jax.run.settings import with_defaults
 from tests.processes import ROOT
 from tests.test_imports import FLOOR
 
@@ -80,7 +80,7 @@ def test_every_test_exists(page):
 def test_every_config_key_exists(page):
   config = defaults()
   config.update({section: {} for section in PIPELINES})
-  known = known_keys(complete(config)).keys()
+  known = known_keys(with_defaults(config)).keys()
   is_known = lambda key: key in known or any(one.startswith(f"{key}.") for one in known)
   keys = [key for key in KEY.findall(page.read_text()) if not key.startswith("stages")]
   assert [key for key in keys if not is_known(key)] == []
@@ -88,7 +88,7 @@ def test_every_config_key_exists(page):
 
 def test_every_key_of_a_run_is_on_the_page_of_the_command_line():
   text = (ROOT / "docs" / "command_line.md").read_text()
-  sections = {key.partition(".")[0] for key in known_keys(complete(defaults())) if "." in key}
+  sections = {key.partition(".")[0] for key in known_keys(with_defaults(defaults())) if "." in key}
   missing = [name for name in sections | set(PIPELINES) if not re.search(rf"`{name}\.", text)]
   assert missing == [] and [key for key in RUN_KEYS if f"`{key}`" not in text] == []
 

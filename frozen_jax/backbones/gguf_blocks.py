@@ -22,7 +22,7 @@ class Blocks(NamedTuple):
   offset: np.ndarray | None
 
 
-def unpack(data: np.ndarray, gguf_type: str, shape: tuple[int, ...]) -> Blocks:
+def unpack_blocks(data: np.ndarray, gguf_type: str, shape: tuple[int, ...]) -> Blocks:
   """The bytes of a tensor of one of the types in `TYPES`; `shape` is row-major, [rows, I]."""
   count, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[gguf_type]]
   blocks = np.ascontiguousarray(data).reshape(-1, size).view(np.uint8)

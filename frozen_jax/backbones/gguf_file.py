@@ -112,7 +112,7 @@ class GGUFFile:
   def blocks(self, name: str) -> Blocks:
     """The quantised blocks of a tensor, its rows in the order of transformers."""
     tensor = self._tensors[name]
-    blocks = gguf_blocks.unpack(tensor.data, tensor.tensor_type.name, self.shapes[name])
+    blocks = gguf_blocks.unpack_blocks(tensor.data, tensor.tensor_type.name, self.shapes[name])
     return Blocks(*(None if a is None else self._in_hf_order(name, a) for a in blocks))
 
   def num_bytes(self, name: str) -> int:

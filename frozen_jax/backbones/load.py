@@ -60,8 +60,8 @@ def load_decoder(
   """Loads a frozen decoder.
 
   Args:
-    name: a built-in name (`fetch.BUILT_IN`), a folder with config.json and safetensors files, a
-      .gguf file, or `hf:owner/name[@revision]`.
+    name: a built-in name (`fetch.BUILTIN_MODELS`), a folder with config.json and safetensors
+      files, a .gguf file, or `hf:owner/name[@revision]`.
     dtype: of the weights in memory, "float32" or "bfloat16".
     mesh: the devices over which the weights are sharded, by `sharding.rules`; None: the default
       device.
@@ -159,8 +159,8 @@ def _stored_tied_heads(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
 
 def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
   """The folder or .gguf file of a model, downloaded if necessary; UserError if there is none."""
-  if name in fetch.BUILT_IN:
-    return fetch.fetch(name, progress)
+  if name in fetch.BUILTIN_MODELS:
+    return fetch.fetch_builtin(name, progress)
   if name.startswith(hub.PREFIX):
     return hub.fetch(name, progress)
   path = user_path(name)
@@ -169,6 +169,7 @@ def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
   if path.is_file():
     raise UserError(f"{path} is no .gguf file; give a .gguf file or the folder with the model")
   raise UserError(
-    f"there is no model {name!r}: it is neither a built-in name ({', '.join(fetch.BUILT_IN)}), a "
-    "folder with config.json and safetensors files, a .gguf file, nor hf:owner/name"
+    f"there is no model {name!r}: it is neither a built-in name"
+    f" ({', '.join(fetch.BUILTIN_MODELS)}), a folder with config.json and safetensors files,"
+    " a .gguf file, nor hf:owner/name"
   )

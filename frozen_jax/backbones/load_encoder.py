@@ -48,8 +48,8 @@ def load_encoder(
   """Loads a frozen encoder.
 
   Args:
-    name: a built-in name (`fetch.BUILT_IN`), a folder with config.json and safetensors files, or
-      `hf:owner/name[@revision]`. Of an encoder-decoder only the encoder is read.
+    name: a built-in name (`fetch.BUILTIN_MODELS`), a folder with config.json and safetensors
+      files, or `hf:owner/name[@revision]`. Of an encoder-decoder only the encoder is read.
     dtype: of the weights in memory, "float32" or "bfloat16".
     mesh: the devices over which the weights are sharded, by `sharding.rules`; None: the default
       device.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from frozen_jax.backbones.config import Rope
 
 DEPENDS_ON_LENGTH = ("dynamic", "longrope")
-KINDS = ("default", "linear", "llama3", "yarn", *DEPENDS_ON_LENGTH)
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", *DEPENDS_ON_LENGTH)
 
 
 def rotation(

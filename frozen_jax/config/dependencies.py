@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from frozen_jax.config.section import Section, differences, fingerprint_values, identity
+from frozen_jax.config.section import Section, as_json, differences, fingerprint_values, identity
 
 Json = Any  # None, bool, int, float, str, and lists, tuples and dicts of them
 Dependencies = Mapping[str, Section | Json]
@@ -22,7 +22,7 @@ _KEY_DIGITS = 8
 def record(dependencies: Dependencies) -> dict[str, Json]:
   """The dependencies as JSON, to be stored and given to `changed` later."""
   return {
-    name: identity(value) if dataclasses.is_dataclass(value) else _as_json(value)
+    name: identity(value) if dataclasses.is_dataclass(value) else as_json(value)
     for name, value in dependencies.items()
   }
 
@@ -41,7 +41,7 @@ def changed(dependencies: Dependencies, recorded: Mapping[str, Json]) -> list[st
     elif name not in recorded:
       names.append(name)
     else:
-      names += _json_differences(_as_json(value), recorded[name], name)
+      names += _json_differences(as_json(value), recorded[name], name)
   return names
 
 
@@ -54,15 +54,11 @@ def key(dependencies: Dependencies) -> str:
   values = {}
   for name, value in dependencies.items():
     if not dataclasses.is_dataclass(value):
-      values[name] = _as_json(value)
+      values[name] = as_json(value)
     elif fields := fingerprint_values(value):
       values[name] = fields
   text = json.dumps(values, sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
-
-
-def _as_json(value: Any) -> Json:
-  return json.loads(json.dumps(value))
 
 
 def _json_differences(now: Json, before: Json, name: str) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from frozen_jax.config.section import KIND_NAMES
 from frozen_jax.core.errors import UserError
 
 # What a stage may have that the run as a whole has not.
 STAGE_KEYS: Mapping[str, Any] = {"method": "", "init_from": (), "frozen_inputs": ()}
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def override(config: ConfigDict, given: Iterable[tuple[str, str]]) -> None:
@@ -167,7 +167,7 @@ def _converted(text: str, old: Any, where: str) -> Any:
   try:
     return _TRUTH[text.strip().lower()] if kind is bool else kind(text)
   except (KeyError, ValueError, TypeError):
-    wanted = _KINDS.get(kind, kind.__name__)
+    wanted = KIND_NAMES.get(kind, kind.__name__)
     raise UserError(f"{where} is {text!r}, but it takes {wanted}; such as {old!r}") from None
 
 

@@ -18,6 +18,7 @@ older ones valid. Imports no jax.
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -27,7 +28,8 @@ from frozen_jax.core.errors import UserError
 Section = Any  # an instance of a frozen dataclass whose fields are made by `setting`
 T = TypeVar("T")
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# What a value is called in messages, by its type.
+KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def setting(
@@ -82,7 +84,7 @@ def resolve(kind: type[T], values: Mapping[str, Any], name: str) -> T:
 def identity(section: Section) -> dict[str, Any]:
   """What results depend on, as JSON has it: all fields but those that do not affect a result."""
   return {
-    field.name: identity(value) if dataclasses.is_dataclass(value) else _plain(value)
+    field.name: identity(value) if dataclasses.is_dataclass(value) else as_json(value)
     for field, value in _fields(section)
     if field.metadata.get("affects_result", True)
   }
@@ -97,7 +99,7 @@ def fingerprint_values(section: Section) -> dict[str, Any]:
     if not field.metadata.get("affects_result", True) or value == default:
       continue
     nested = dataclasses.is_dataclass(value)
-    values[field.name] = fingerprint_values(value) if nested else _plain(value)
+    values[field.name] = fingerprint_values(value) if nested else as_json(value)
   return values
 
 
@@ -114,7 +116,7 @@ def differences(section: Section, recorded: Mapping[str, Any], name: str) -> lis
     key, default = f"{name}.{field.name}", getattr(usual, field.name)
     if dataclasses.is_dataclass(value):
       found += differences(value, recorded.get(field.name, identity(default)), key)
-    elif recorded.get(field.name, _plain(default)) != _plain(value):
+    elif recorded.get(field.name, as_json(default)) != as_json(value):
       found.append(key)
   return found
 
@@ -160,13 +162,9 @@ def _fields(section: Section) -> list[tuple[dataclasses.Field, Any]]:
   return [(field, getattr(section, field.name)) for field in dataclasses.fields(section)]
 
 
-def _plain(value: Any) -> Any:
-  """As JSON gives it back."""
-  if isinstance(value, tuple | list):
-    return [_plain(one) for one in value]
-  if isinstance(value, Mapping):
-    return {key: _plain(one) for key, one in value.items()}
-  return value
+def as_json(value: Any) -> Any:
+  """A value as JSON gives it back: lists for tuples, dicts for other mappings."""
+  return json.loads(json.dumps(value, default=dict))
 
 
 def _value(kind: Any, value: Any, field: dataclasses.Field, name: str) -> Any:
@@ -187,4 +185,4 @@ def _value(kind: Any, value: Any, field: dataclasses.Field, name: str) -> Any:
       listed = ", ".join(choice or "''" for choice in choices)
       raise UserError(f"config.{name} is {value!r}; it is one of {listed}")
     return value
-  raise UserError(f"config.{name} is {value!r}, but it takes {_KINDS.get(kind, 'a list')}")
+  raise UserError(f"config.{name} is {value!r}, but it takes {KIND_NAMES.get(kind, 'a list')}")

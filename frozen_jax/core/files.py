@@ -20,11 +20,11 @@ from typing import Any
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
 
-_ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
+ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
 _CHUNK_BYTES = 2**20
 
 
-def unpack(packed: pathlib.Path, to: pathlib.Path) -> None:
+def gunzip(packed: pathlib.Path, to: pathlib.Path) -> None:
   """Writes the contents of a gzip file to another file; UserError as `user_read_errors`."""
   with open_unpacked(packed) as file, to.open("wb") as out:
     shutil.copyfileobj(file, out, _CHUNK_BYTES)
@@ -135,11 +135,21 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
       shutil.rmtree(temporary, ignore_errors=True)
 
 
+def folder_bytes(folder: pathlib.Path) -> int:
+  """Bytes of the files below a folder, in which files and folders may vanish meanwhile."""
+  total = 0
+  for path, _, names in os.walk(folder):  # unlike rglob, it copes with a folder that vanishes
+    for name in names:
+      with contextlib.suppress(OSError):
+        total += os.stat(os.path.join(path, name)).st_size
+  return total
+
+
 def _remove_abandoned(path: pathlib.Path) -> None:
   """Deletes temporary files alongside `path` that killed processes have left."""
   for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
     with contextlib.suppress(OSError):  # another process was faster
-      if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+      if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 

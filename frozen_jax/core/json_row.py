@@ -1,16 +1,19 @@
 """Rows of JSON: one line of a JSON-lines file, or one element of an array of rows."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.text_file import check_characters, decode
 
+Row = dict[str, Any]  # a JSON object; of the data, of artifacts or of predictions
+
 _WHITE_SPACE = " \t\n\r"
 
 
-def parse_row(line: bytes | str, where: str) -> dict[str, Any]:
+def parse_row(line: bytes | str, where: str) -> Row:
   """The JSON object of a line.
 
   Raises:
@@ -28,6 +31,15 @@ def parse_row(line: bytes | str, where: str) -> dict[str, Any]:
   if "\\ud" in text or "\\uD" in text:  # an escape that may be half of a pair
     check_characters(json.dumps(row, ensure_ascii=False), where)
   return row
+
+
+def without_nan(value: Any) -> Any:
+  """A value with None for what JSON has no number for: NaN and infinities, at any depth."""
+  if isinstance(value, dict):
+    return {key: without_nan(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [without_nan(entry) for entry in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_array(start: bytes | str) -> bool:

@@ -1,8 +1,9 @@
-"""Names for the leaves of a pytree of nested dicts: `layers/attn/q` and back."""
+"""Names for the leaves of a pytree of nested dicts, `layers/attn/q`, and back; their number."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import traverse_util
 
 SEPARATOR = "/"
@@ -21,3 +22,8 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """`{path: leaf}` -> nested dicts; the inverse of `flatten`."""
   return traverse_util.unflatten_dict(dict(leaves), sep=SEPARATOR)
+
+
+def num_parameters(tree: Any) -> int:
+  """How many numbers the leaves of a pytree hold; its leaves may be `jax.ShapeDtypeStruct`s."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

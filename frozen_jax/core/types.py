@@ -29,6 +29,7 @@ import numpy as np
 Tree = Any  # a pytree of arrays
 Metrics = Mapping[str, jax.Array | np.ndarray | np.generic]
 HostOrDevice = jax.Array | np.ndarray
+HostBatch = dict[str, np.ndarray]  # the arrays of a `Batch` or of `Pairs`, before a mesh has them
 
 
 class Prompt(NamedTuple):
@@ -112,7 +113,7 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Predictor(Protocol):
+class AutoregressiveModel(Protocol):
   """The part of a `Method` on which `decoding` builds every kind of generation.
 
   `state` is opaque to it, but for the rows on the first axis of each of its arrays.
@@ -145,15 +146,15 @@ class Predictor(Protocol):
 
 
 @runtime_checkable
-class Method(Predictor, Protocol):
+class Method(AutoregressiveModel, Protocol):
   """A way to adapt the frozen LM: what is trained, the loss and how to predict.
 
   `frozen` is `{"lm": parameters of the frozen LM, "frozen_inputs": small trees that are not
   trained}`, and `"encoder"`, the parameters of a text encoder, where the method has one; nothing of
   it is ever differentiated. A method is a hashable value without arrays: two that compare equal
   compute the same from the same trees (where a tree starts does not count), so they share what is
-  compiled. `prefill` and `decode` (see `Predictor`) are the predict functions for generation,
-  `log_likelihoods` is the one by which choices are ranked.
+  compiled. `prefill` and `decode` (see `AutoregressiveModel`) are the predict functions for
+  generation, `log_likelihoods` is the one by which choices are ranked.
 
   name            as in configs and in `methods.METHODS`
   sections        the config sections that it reads: name -> their dataclass, see `config.section`

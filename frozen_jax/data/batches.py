@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Prompt
+from frozen_jax.core.types import HostBatch, Prompt
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
 from frozen_jax.data.rows import Rows
@@ -30,9 +30,8 @@ from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
 _MIN_TARGETS = 4
 _TARGETS_SAMPLE = 512  # examples, to estimate the usual number of targets
-_PREFETCH = 4  # batches, in a thread
+PREFETCH = 4  # batches, in a thread
 
-HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Batch
 _Counts = dict[str, int]
 
 
@@ -72,7 +71,7 @@ class TrainingBatches:
     indices = shuffled_order(len(self._items), dataset_index, mixture, seed)
     self._min_targets = self._usual_num_targets(indices, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
-    self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, _PREFETCH)))
+    self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._seen = SeenRows("skipped", "truncated")
 
   @property

@@ -15,10 +15,12 @@ class Builtin(NamedTuple):
   builder: str  # the class
 
 
-BUILTIN = {
+BUILTIN_DATASETS = {
   "world_facts": Builtin(("train", "validation", "test"), "world_facts", "WorldFacts"),
   "plain_english": Builtin(("train", "validation"), "plain_english", "PlainEnglish"),
   "many_tasks": Builtin(("train", "validation", "test", "held_out"), "many_tasks", "ManyTasks"),
 }
 
-BUILTIN_SPECS = tuple(f"{name}/{split}" for name, one in BUILTIN.items() for split in one.splits)
+BUILTIN_SPECS = tuple(
+  f"{name}/{split}" for name, one in BUILTIN_DATASETS.items() for split in one.splits
+)

@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from frozen_jax.data.feature_store import FeatureStore, Key, text_key
+from frozen_jax.core.types import HostBatch
+from frozen_jax.data.feature_store import FeatureStore, TextKey, text_key
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
-ROWS = 8
+ENCODED_ROWS = 8
 _MIN_WIDTH = 16  # positions of a text
 
-HostBatch = Mapping[str, np.ndarray]
 Encode = Callable[[np.ndarray, np.ndarray], Any]
 
 
@@ -42,7 +42,7 @@ class TextStates:
   `hits` and `misses` count the rows with a text whose states were in the store, and were not.
   """
 
-  def __init__(self, store: FeatureStore, encode: Encode, rows: int = ROWS):
+  def __init__(self, store: FeatureStore, encode: Encode, rows: int = ENCODED_ROWS):
     """Configures where the states come from.
 
     Args:
@@ -86,16 +86,18 @@ class TextStates:
     """Writes new states to disk."""
     self._store.flush()
 
-  def _encode_texts(self, texts: Mapping[Key, np.ndarray], max_width: int) -> dict[Key, np.ndarray]:
+  def _encode_texts(
+    self, texts: Mapping[TextKey, np.ndarray], max_width: int
+  ) -> dict[TextKey, np.ndarray]:
     """Encodes texts, those of equal width together, and adds them to the store.
 
     max_width: the width of the batch, which an encoder with learned positions can read.
     """
-    by_width: dict[int, list[Key]] = {}
+    by_width: dict[int, list[TextKey]] = {}
     for key, text in texts.items():
       width = min(power_of_two(len(text), _MIN_WIDTH), max_width)
       by_width.setdefault(width, []).append(key)
-    encoded: dict[Key, np.ndarray] = {}
+    encoded: dict[TextKey, np.ndarray] = {}
     for width, keys in sorted(by_width.items()):
       for start in range(0, len(keys), self._rows):
         chosen = keys[start : start + self._rows]

@@ -26,6 +26,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from frozen_jax.core.cache_dir import cache_dir
+from frozen_jax.core.files import ABANDONED_SECONDS
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,14 +38,13 @@ _KEY_BYTES = 16
 _SEGMENT_BYTES = 2**26  # rows are buffered in memory until they fill a segment
 _SUFFIX = ".array_record"
 _UNFINISHED = ".unfinished"
-_ABANDONED_SECONDS = 24 * 3600  # after which an unfinished file has lost its writer
 # States do not compress; with groups of one record, records can be read one by one.
 _WRITER_OPTIONS, _READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0"
 
-Key = bytes
+TextKey = bytes
 
 
-def text_key(ids: np.ndarray | Sequence[int]) -> Key:
+def text_key(ids: np.ndarray | Sequence[int]) -> TextKey:
   """The key of a text, given its token ids (without padding)."""
   return hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=_KEY_BYTES).digest()
 
@@ -96,11 +96,11 @@ class FeatureStore:
       disk_bytes: the maximal size of the folder; when it is full, nothing is added. 0: no disk.
     """
     self._folder, self.width, self.dtype = folder, width, np.dtype(dtype)
-    self._memory: collections.OrderedDict[Key, np.ndarray] = collections.OrderedDict()
+    self._memory: collections.OrderedDict[TextKey, np.ndarray] = collections.OrderedDict()
     self._memory_bytes, self._memory_used = memory_bytes, 0
-    self._unwritten: dict[Key, np.ndarray] = {}  # not on disk yet
+    self._unwritten: dict[TextKey, np.ndarray] = {}  # not on disk yet
     self._unwritten_bytes = 0
-    self._locations: dict[Key, tuple[pathlib.Path, int]] = {}  # segment, index in it
+    self._locations: dict[TextKey, tuple[pathlib.Path, int]] = {}  # segment, index in it
     self._segments_read: set[str] = set()  # file names, damaged ones too
     self._disk_bytes, self._disk_used = disk_bytes, 0
     self._reading, self._writing = disk_bytes > 0, disk_bytes > 0
@@ -112,13 +112,13 @@ class FeatureStore:
     """How many rows are stored."""
     return len(self._memory.keys() | self._unwritten.keys() | self._locations.keys())
 
-  def find(self, keys: Sequence[Key]) -> list[np.ndarray | None]:
+  def find(self, keys: Sequence[TextKey]) -> list[np.ndarray | None]:
     """The states of each key, [S, De] read-only, or None where they are not stored."""
     rows = {key: row for key in keys if (row := self._from_memory(key)) is not None}
     rows |= self._from_disk([key for key in dict.fromkeys(keys) if key not in rows])
     return [rows.get(key) for key in keys]
 
-  def add(self, key: Key, states: np.ndarray) -> None:
+  def add(self, key: TextKey, states: np.ndarray) -> None:
     """Stores states [S, De] under a key; a full segment is written at once."""
     if states.ndim != 2 or states.shape[1] != self.width or states.dtype != self.dtype:
       expected = f"{self.dtype} [S, {self.width}]"
@@ -145,14 +145,14 @@ class FeatureStore:
     if self._reading:
       self._read_keys()
 
-  def _from_memory(self, key: Key) -> np.ndarray | None:
+  def _from_memory(self, key: TextKey) -> np.ndarray | None:
     row = self._memory.get(key)
     if row is None:
       return self._unwritten.get(key)
     self._memory.move_to_end(key)
     return row
 
-  def _remember(self, key: Key, row: np.ndarray) -> None:
+  def _remember(self, key: TextKey, row: np.ndarray) -> None:
     if (old := self._memory.pop(key, None)) is not None:
       self._memory_used -= old.nbytes
     self._memory[key] = row
@@ -161,14 +161,14 @@ class FeatureStore:
       _, oldest = self._memory.popitem(last=False)
       self._memory_used -= oldest.nbytes
 
-  def _from_disk(self, keys: Sequence[Key]) -> dict[Key, np.ndarray]:
+  def _from_disk(self, keys: Sequence[TextKey]) -> dict[TextKey, np.ndarray]:
     """Reads rows, segment by segment; damaged segments are not used again."""
-    by_segment: dict[pathlib.Path, list[tuple[Key, int]]] = {}
+    by_segment: dict[pathlib.Path, list[tuple[TextKey, int]]] = {}
     for key in keys:
       if key in self._locations:
         path, index = self._locations[key]
         by_segment.setdefault(path, []).append((key, index))
-    rows_by_key: dict[Key, np.ndarray] = {}
+    rows_by_key: dict[TextKey, np.ndarray] = {}
     for path, entries in by_segment.items():
       try:
         with _open_segment(path) as reader:
@@ -242,7 +242,7 @@ class FeatureStore:
     """Deletes unfinished files that killed writers have left."""
     for path in self._folder.glob(f"*{_UNFINISHED}"):
       try:
-        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
           path.unlink()
       except OSError:  # another process was faster
         continue
@@ -258,7 +258,7 @@ def _open_segment(path: pathlib.Path) -> Iterator[ArrayRecordReader]:
     reader.close()
 
 
-def _write_segment(path: pathlib.Path, rows: dict[Key, np.ndarray]) -> None:
+def _write_segment(path: pathlib.Path, rows: dict[TextKey, np.ndarray]) -> None:
   """Writes the rows, then their keys as the last record; flushed to disk on return."""
   writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
   try:
@@ -271,7 +271,7 @@ def _write_segment(path: pathlib.Path, rows: dict[Key, np.ndarray]) -> None:
     os.fsync(file.fileno())
 
 
-def _keys(reader: ArrayRecordReader) -> list[Key]:
+def _keys(reader: ArrayRecordReader) -> list[TextKey]:
   """The keys of a segment's rows; ValueError for a damaged segment."""
   count = reader.num_records() - 1
   if count < 1:

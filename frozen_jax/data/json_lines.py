@@ -11,13 +11,12 @@ import json
 import mmap
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import user_read_errors
-from frozen_jax.core.json_row import array_rows, is_array, parse_row
+from frozen_jax.core.json_row import Row, array_rows, is_array, parse_row
 from frozen_jax.core.tables import check_width, delimiter_of, header_of, table_records
 from frozen_jax.core.text_file import check_encoding, decode_whole, is_blank
 from frozen_jax.core.user_path import user_path
@@ -50,12 +49,15 @@ class JsonLines:
   def __len__(self) -> int:
     return len(self._starts)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def __getitem__(self, index: int) -> Row:
     if not 0 <= index < len(self):
       raise IndexError(index)
     start = int(self._starts[index])
     end = self._bytes.find(b"\n", start)
     return parse_row(self._bytes[start : end if end >= 0 else None], self.describe(index))
+
+  def __iter__(self) -> Iterator[Row]:
+    return (self[index] for index in range(len(self)))
 
   @functools.cached_property
   def digest(self) -> str:

@@ -1,7 +1,7 @@
 """The training data of a re-ranker: a question's positive passages, and mined hard negatives.
 
 Negatives are passages that a retriever ranks high and that do not answer the question (Karpukhin et
-al. 2020, section 3.2). A passage is identified by its corpus's key for it (`Key`).
+al. 2020, section 3.2). A passage is identified by its corpus's key for it (`PassageKey`).
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from frozen_jax.core.errors import UserError
 from frozen_jax.text.answers import contains, normalise
 
-Key = Hashable
+PassageKey = Hashable
 
 _CACHED_TEXTS = 2**16  # of passages
 
@@ -20,15 +20,15 @@ class Group(NamedTuple):
   """A question, the passages that answer it (at least one), and hard negatives, hardest first."""
 
   question: str
-  positives: tuple[Key, ...]
-  negatives: tuple[Key, ...]
+  positives: tuple[PassageKey, ...]
+  negatives: tuple[PassageKey, ...]
 
 
 def mine_groups(
   questions: Sequence[Mapping[str, Any]],
-  positives: Sequence[Sequence[Key]],
-  ranked: Sequence[Sequence[Key]],
-  text_of: Callable[[Key], str],
+  positives: Sequence[Sequence[PassageKey]],
+  ranked: Sequence[Sequence[PassageKey]],
+  text_of: Callable[[PassageKey], str],
   depth: int = 50,
   drop_answers: bool = False,
 ) -> list[Group]:
@@ -59,7 +59,7 @@ def mine_groups(
       )
     answers = [normalise(answer) for answer in row["answers"]] if drop_answers else []
     used_keys, used_texts = set(relevant), {text_of(key) for key in relevant}
-    negatives: list[Key] = []
+    negatives: list[PassageKey] = []
     for key in ranking:
       if len(negatives) == depth:
         break

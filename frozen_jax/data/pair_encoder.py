@@ -5,15 +5,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import HostBatch
 from frozen_jax.text.padding import pad_sequences
 from frozen_jax.text.token_ids import check_ids
 
 LENGTHS = (*range(32, 256, 16), *range(256, 513, 32))
-
-HostBatch = dict[str, np.ndarray]  # the arrays of core.types.Pairs
 
 
 class Pair(NamedTuple):

@@ -18,14 +18,15 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.seeds import seed32
-from frozen_jax.data.mining import Group, Key
+from frozen_jax.core.types import HostBatch
+from frozen_jax.data.batches import PREFETCH
+from frozen_jax.data.mining import Group, PassageKey
 from frozen_jax.data.mixture import shuffled_order
-from frozen_jax.data.pair_encoder import HostBatch, Pair, PairEncoder
+from frozen_jax.data.pair_encoder import Pair, PairEncoder
 from frozen_jax.data.seen import SeenRows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
-_PREFETCH = 4  # batches, in a thread
 _TEXTS_PER_ROW = 8  # P, at most
 
 
@@ -63,7 +64,7 @@ class GroupBatches:
   def __init__(
     self,
     groups: Sequence[Group],
-    text_of: Callable[[Key], str],
+    text_of: Callable[[PassageKey], str],
     encoder: PairEncoder,
     batch_size: int,
     options: GroupOptions | None = None,
@@ -103,7 +104,7 @@ class GroupBatches:
     self._host_units = slice(host * per_host, (host + 1) * per_host)
     indices = shuffled_order(len(groups), None, MixtureSettings(), seed)
     batches = indices.batch(batch_size, batch_fn=list).map_with_index(self._draw_batch)
-    self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, _PREFETCH)))
+    self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._seen = SeenRows("truncated")
 
   @property
@@ -139,7 +140,7 @@ class GroupBatches:
     self._iterator.set_state(dict(state["order"]))
     self._seen.set_state(state.get("seen", {}))
 
-  def _draw_batch(self, number: int, indices: Sequence[int]) -> tuple[HostBatch, list[Key]]:
+  def _draw_batch(self, number: int, indices: Sequence[int]) -> tuple[HostBatch, list[PassageKey]]:
     rng = np.random.default_rng((self._seed, number))
     chosen = [self._groups[int(index)] for index in indices]
     positives = [group.positives[rng.integers(len(group.positives))] for group in chosen]
@@ -157,11 +158,11 @@ class GroupBatches:
   def _in_batch_negatives(
     self,
     row: int,
-    positives: list[Key],
+    positives: list[PassageKey],
     group: Group,
-    passages: list[Key],
+    passages: list[PassageKey],
     rng: np.random.Generator,
-  ) -> list[Key]:
+  ) -> list[PassageKey]:
     """Positives of other questions of the batch that are no passages of this one."""
     if not self._options.in_batch:
       return []
@@ -175,7 +176,7 @@ class GroupBatches:
 
 def validation_batches(
   groups: Sequence[Group],
-  text_of: Callable[[Key], str],
+  text_of: Callable[[PassageKey], str],
   encoder: PairEncoder,
   batch_size: int,
   negatives: int = 7,
@@ -194,12 +195,12 @@ def validation_batches(
 
 
 def _pack_questions(
-  rows: Sequence[tuple[str, Sequence[Key]]],
-  text_of: Callable[[Key], str],
+  rows: Sequence[tuple[str, Sequence[PassageKey]]],
+  text_of: Callable[[PassageKey], str],
   encoder: PairEncoder,
   size: int,
   units: int,
-) -> tuple[HostBatch, list[Key]]:
+) -> tuple[HostBatch, list[PassageKey]]:
   """Questions with at most `size` passages each as the arrays of Pairs; those truncated.
 
   T is the last of the encoder's lengths, and R is rounded up to one of few sizes.

@@ -1,20 +1,22 @@
 """What the data modules require of a collection of rows: a length, and rows by index."""
 
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
-Row = TypeVar("Row", covariant=True)
+from frozen_jax.core.json_row import Row
+
+Row_co = TypeVar("Row_co", covariant=True)
 
 
 @runtime_checkable
-class Rows(Protocol[Row]):
+class Rows(Protocol[Row_co]):
   """Rows by index, from 0; an IndexError beyond the last. Lists are Rows too."""
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int, /) -> Row: ...
+  def __getitem__(self, index: int, /) -> Row_co: ...
 
 
-class StoredRows(Rows[dict[str, Any]], Protocol):
+class StoredRows(Rows[Row], Protocol):
   """Rows of one file or prepared split, as they are stored."""
 
   @property

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from frozen_jax.core.types import Prompt
-from frozen_jax.decoding.engine import Engine, Report
+from frozen_jax.decoding.engine import Engine, ProgressCallback
 from frozen_jax.decoding.prompts import left_padded_arrays, length_buckets
 from frozen_jax.decoding.requests import Completion
 from frozen_jax.sharding.batch import with_sharding_constraint
@@ -47,7 +47,7 @@ def search(
   prompts: Sequence[Prompt],
   num_beams: int,
   max_new_tokens: int,
-  report: Report = lambda count: None,
+  report: ProgressCallback = lambda count: None,
 ) -> list[list[Completion]]:
   """The `num_beams` best continuations of each prompt, the best first.
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from frozen_jax.core.device import memory_bytes, per_backend
-from frozen_jax.core.types import Predictor, Prompt, Tree
+from frozen_jax.core.types import AutoregressiveModel, Prompt, Tree
 from frozen_jax.decoding import sampling
 from frozen_jax.decoding.prompts import (
   MAX_LENGTH_RATIO,
@@ -36,15 +36,15 @@ from frozen_jax.decoding.sequence import SequenceState
 from frozen_jax.sharding.batch import with_sharding_constraint
 from frozen_jax.text.padding import batch_bucket, power_of_two
 
-ROWS = {"cpu": 128, "gpu": 1024}
-STEPS = 16  # the most tokens a row between two checks for finished rows
+MAX_ROWS = {"cpu": 128, "gpu": 1024}
+DECODE_STEPS = 16  # the most tokens a row between two checks for finished rows
 _MIN_LIVE_SHARE = 0.75  # with samples waiting, steps end once no more than this share is unfinished
 _CACHE_SHARE = 4  # one part in this many of the devices' memory is for keys and values
 _PREFILL_TOKENS = {"cpu": 2**11, "gpu": 2**13}  # of prompts in one prefill
 _PREFILL_SHARE = 4  # and prompts: one in this many of the rows, as each brings a cache
 _SLOTS = 32  # a cache's length is a multiple of it
 
-Report = Callable[[int], Any]
+ProgressCallback = Callable[[int], Any]
 
 
 class RowState(NamedTuple):
@@ -78,15 +78,15 @@ class Engine:
   decode_frozen  the frozen tree in the form for single steps; None: the same one
   """
 
-  method: Predictor
+  method: AutoregressiveModel
   trainable: Tree
   frozen: Tree
   shard_batch: Callable[[Any], Any]
   replicated: jax.sharding.Sharding | None = None
   end_ids: tuple[int, ...] = ()
   decode: Callable[[Sequence[int]], str] | None = None
-  rows: int = dataclasses.field(default_factory=lambda: per_backend(ROWS))
-  steps: int = STEPS
+  rows: int = dataclasses.field(default_factory=lambda: per_backend(MAX_ROWS))
+  steps: int = DECODE_STEPS
   cache_bytes: int = dataclasses.field(default_factory=lambda: memory_bytes() // _CACHE_SHARE)
   decode_frozen: Tree = None
 
@@ -96,7 +96,10 @@ class Engine:
     return self.frozen, self.frozen if self.decode_frozen is None else self.decode_frozen
 
   def run(
-    self, prompts: Sequence[Prompt], sampling: Sampling, report: Report = lambda count: None
+    self,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    report: ProgressCallback = lambda count: None,
   ) -> list[list[Completion]]:
     """The completions of each prompt; `report` is called with how many more are finished."""
     completions: list[list[Any]] = [[None] * sampling.num_samples for _ in prompts]

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-Scores = dict[str, float]
 MAIN_SCORES = ("accuracy", "rouge_l")
 
 
@@ -34,7 +33,7 @@ def scores_by_task(scored_rows: Iterable[RowScores]) -> dict[str, Any]:
   otherwise. A score that only some rows have is averaged over those. Raises ValueError for a row
   with neither accuracy nor ROUGE-L.
   """
-  rows: dict[str, dict[str, list[Scores]]] = {}
+  rows: dict[str, dict[str, list[dict[str, float]]]] = {}
   for dataset, template, scores in scored_rows:
     row = {"score": _main_score(dataset, scores)} | dict(scores)
     rows.setdefault(dataset, {}).setdefault(template, []).append(row)
@@ -54,7 +53,7 @@ def _main_score(dataset: str, scores: Mapping[str, float]) -> float:
   raise ValueError(f"a row of {dataset} has none of {', '.join(MAIN_SCORES)}, but {sorted(scores)}")
 
 
-def _dataset(templates: Mapping[str, list[Scores]]) -> dict[str, Any]:
+def _dataset(templates: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
   means = {name: _averages(rows, statistics.fmean) for name, rows in sorted(templates.items())}
   return {
     "rows": sum(map(len, templates.values())),
@@ -64,7 +63,9 @@ def _dataset(templates: Mapping[str, list[Scores]]) -> dict[str, Any]:
   }
 
 
-def _averages(each: list[Scores], average: Callable[[list[float]], float]) -> Scores:
+def _averages(
+  each: list[dict[str, float]], average: Callable[[list[float]], float]
+) -> dict[str, float]:
   """The average of each score over those that have it, in the order of first occurrence."""
   names = dict.fromkeys(name for scores in each for name in scores)
   return {name: average([scores[name] for scores in each if name in scores]) for name in names}

@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Num, Real
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.evaluation.intervals import RESAMPLES
 
 MEASURES = ("probability", "margin", "agreement")
 
@@ -40,7 +41,6 @@ _CLIP = 1e-6  # least distance of a probability from 0 and 1: about the resoluti
 _ROUNDING = 1e-3  # by how much a confidence may be outside [0, 1]; more is an error
 _BINS = 15  # of the calibration error, as Guo et al. 2017
 _MIN_GAIN = 1e-9  # percent; a gain below is rounding
-_RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,7 +345,7 @@ def _bootstrap_share(
   """
   gate_gain, full_gain = gained(np.arange(count))
   random = np.random.default_rng(0)
-  resamples = np.array([gained(random.integers(count, size=count)) for _ in range(_RESAMPLES)])
+  resamples = np.array([gained(random.integers(count, size=count)) for _ in range(RESAMPLES)])
   gains = resamples[:, 1] > _MIN_GAIN
   shares = 100.0 * resamples[:, 0] / np.where(gains, resamples[:, 1], 1.0)
   low = float(np.quantile(np.where(gains, shares, -np.inf), 0.025, method="lower"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Num
 
-_RESAMPLES = 2000
+RESAMPLES = 2000
 
 
 def means_with_intervals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -46,6 +46,6 @@ def bootstrap_interval(values: Num[np.ndarray, " N"]) -> tuple[float, float]:
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
   result = bootstrap(
-    (values,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=0
+    (values,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=0
   )
   return float(result.confidence_interval.low), float(result.confidence_interval.high)

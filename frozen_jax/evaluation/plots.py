@@ -27,8 +27,7 @@ _NAME_WIDTH = 34  # characters of a line of a system's name
 _LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 _COLORS = {"bar": "#4477aa", "baseline": "#bbbbbb", "validation": "#cc6677", "gate": "#4477aa"}
 
-Metrics = Mapping[str, float | int]
-Rows = Mapping[str, Metrics]  # {system: metrics}
+SystemMetrics = Mapping[str, Mapping[str, float]]  # {system: {metric: value}}
 
 
 def metric_label(name: str) -> str:
@@ -39,8 +38,8 @@ def metric_label(name: str) -> str:
 def draw_report(
   path: pathlib.Path,
   metrics_lines: Sequence[Mapping[str, Any]],
-  rows: Rows,
-  held_out: Mapping[str, Rows] | None = None,
+  rows: SystemMetrics,
+  held_out: Mapping[str, SystemMetrics] | None = None,
   baseline: str = "",
 ) -> None:
   """Writes report.png: scores as horizontal bars, and the loss curves of each stage.
@@ -61,7 +60,7 @@ def draw_report(
 def draw_gate(
   path: pathlib.Path,
   curves: Curves,
-  point: Metrics,
+  point: Mapping[str, float],
   budget: float,
   metric: str = "exact_match",
 ) -> None:
@@ -80,8 +79,8 @@ def draw_gate(
 
 def report_figure(
   metrics_lines: Sequence[Mapping[str, Any]],
-  rows: Rows,
-  held_out: Mapping[str, Rows] | None = None,
+  rows: SystemMetrics,
+  held_out: Mapping[str, SystemMetrics] | None = None,
   baseline: str = "",
 ) -> Any:
   """The matplotlib figure of `draw_report`."""
@@ -112,7 +111,7 @@ def report_figure(
   return figure
 
 
-def gate_figure(curves: Curves, point: Metrics, budget: float, metric: str) -> Any:
+def gate_figure(curves: Curves, point: Mapping[str, float], budget: float, metric: str) -> Any:
   """The matplotlib figure of `draw_gate`."""
   from matplotlib.figure import Figure
 
@@ -150,7 +149,7 @@ def gate_figure(curves: Curves, point: Metrics, budget: float, metric: str) -> A
   return figure
 
 
-def _main_metric(rows: Rows) -> str:
+def _main_metric(rows: SystemMetrics) -> str:
   """The metric that bars show; "" if no system has any."""
   return next(
     (name for name in MAIN_METRICS if any(name in metrics for metrics in rows.values())), ""
@@ -161,7 +160,7 @@ def _is_training(line: Mapping[str, Any]) -> bool:
   return line["split"] == "train" and line.get("loss") is not None
 
 
-def _axis_end(groups: Sequence[Rows], metric: str) -> float:
+def _axis_end(groups: Sequence[SystemMetrics], metric: str) -> float:
   """Where the bars' axis ends: the same for all metrics in percent, with room for the numbers."""
   in_percent = lambda name: name != "loss"
   ends = [
@@ -174,7 +173,7 @@ def _axis_end(groups: Sequence[Rows], metric: str) -> float:
   return 1.2 * max([*ends, 1e-9])
 
 
-def _draw_bars(axis: Any, title: str, rows: Rows, baseline: str, axis_end: float) -> None:
+def _draw_bars(axis: Any, title: str, rows: SystemMetrics, baseline: str, axis_end: float) -> None:
   """One horizontal bar a system, the first on top, with its number and its interval."""
   metric = _main_metric(rows)
   scored = {name: metrics for name, metrics in rows.items() if metric in metrics}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.examples import Example
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.models.generation import check_length
@@ -10,21 +11,19 @@ from frozen_jax.models.generation import check_length
 # Keys of an example that its prediction has too, if they are not empty.
 _COPIED = ("dataset", "template", "choices", "passages", "candidates")
 
-Rows = list[dict[str, Any]]
-
 
 def prediction_rows(
   task: QuestionTask,
   examples: Sequence[Example],
   predictions: Sequence[str],
   scores: Sequence[Mapping[str, float]] | None = None,
-) -> Rows:
+) -> list[Row]:
   """{"id", "input", "prediction", "answers"?, "scores"?} for each example, and its `_COPIED` keys.
 
   scores: of each prediction, in percent. Raises ValueError for another number of predictions or
   scores than examples.
   """
-  rows: Rows = []
+  rows: list[Row] = []
   for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
     row = {"id": example.get("id", str(index)), "input": task.question(example)}
     row["prediction"] = prediction

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Method
-from frozen_jax.data.batches import HostBatch, scoring_batches
+from frozen_jax.core.types import HostBatch, Method
+from frozen_jax.data.batches import scoring_batches
 from frozen_jax.data.settings import DataSettings
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import QuestionTask
@@ -20,8 +20,6 @@ from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.inputs import encoder_inputs, open_task
 from frozen_jax.models.tuned_model import TunedModel
-
-Report = dict[str, Any]
 
 
 def check_retention(
@@ -50,7 +48,7 @@ def check_retention(
 
 def general_text_before(
   lm: FrozenLM, data: DataSettings, settings: EvaluateSettings
-) -> Report | None:
+) -> dict[str, Any] | None:
   """Scores of the unmodified LM on `settings.general_text`; None if that names no text."""
   if not settings.general_text:
     return None
@@ -62,7 +60,7 @@ def forgetting_by_model(
   data: DataSettings,
   settings: EvaluateSettings,
   before: Mapping[str, Any] | None,
-) -> dict[str, Report]:
+) -> dict[str, dict[str, Any]]:
   """`evaluation.forgetting` of each model; empty without `before`.
 
   data, settings, before: those of `general_text_before` and what it returned.

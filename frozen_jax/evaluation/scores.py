@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.batches import scoring_batches
 from frozen_jax.data.examples import Example
 from frozen_jax.data.settings import DataSettings
@@ -12,7 +13,7 @@ from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import means_with_intervals
-from frozen_jax.evaluation.predictions import Rows, check_question_lengths, prediction_rows
+from frozen_jax.evaluation.predictions import check_question_lengths, prediction_rows
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.evaluation.task_scores import score_tasks
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
@@ -20,7 +21,7 @@ from frozen_jax.models.inputs import open_task
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.sharding.batch import shard_batch
 
-Metrics = dict[str, float | int]  # counts are whole numbers
+MetricValues = dict[str, float | int]  # counts are whole numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Scores:
   predictions  for `data.test`: rows of `evaluation.predictions`
   """
 
-  metrics: Metrics
-  held_out: dict[str, Metrics] = dataclasses.field(default_factory=dict)
+  metrics: MetricValues
+  held_out: dict[str, MetricValues] = dataclasses.field(default_factory=dict)
   by_task: dict[str, Any] = dataclasses.field(default_factory=dict)
-  predictions: Rows = dataclasses.field(default_factory=list)
+  predictions: list[Row] = dataclasses.field(default_factory=list)
 
 
 def score_model(

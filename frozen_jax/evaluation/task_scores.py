@@ -6,13 +6,14 @@ A row with choices is scored by rank classification, any other by the text that 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import stratified_sample
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation.answers import grade_free_form
 from frozen_jax.evaluation.by_task import RowScores, scores_by_task
-from frozen_jax.evaluation.predictions import Rows, prediction_rows
+from frozen_jax.evaluation.predictions import prediction_rows
 from frozen_jax.evaluation.rank_classification import rank
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.models.choice_scoring import ChoiceQuestion, choice_log_likelihoods
@@ -32,7 +33,7 @@ def score_tasks(
   task: QuestionTask,
   settings: EvaluateSettings,
   prompt_length: int,
-) -> tuple[dict[str, Any], Rows]:
+) -> tuple[dict[str, Any], list[Row]]:
   """Scores a model on `settings.max_examples` rows that represent the whole source.
 
   prompt_length: positions of the context that are left free for a trained prompt.

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from frozen_jax.core.types import Metrics
+from frozen_jax.sharding.batch import ShardBatch
 
 BatchLoss = Callable[[Any], tuple[jax.Array, Metrics]]
-ShardBatch = Callable[[Mapping[str, Any]], Mapping[str, jax.Array]]
 
 
 def teacher_forced_scores(

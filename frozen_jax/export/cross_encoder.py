@@ -26,7 +26,7 @@ from frozen_jax.backbones.load_encoder import Encoder, load_encoder
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import user_path
-from frozen_jax.modules.score_head import ACTIVATIONS, HeadConfig
+from frozen_jax.modules.score_head import HEAD_ACTIVATIONS, HeadConfig
 
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -188,7 +188,7 @@ def _head_options(stored: HFFolder) -> HeadConfig:
     )
   except (ValueError, TypeError) as error:
     raise UserError(
-      f"{location}/config.json: {error}; its activations are {list(ACTIVATIONS)}"
+      f"{location}/config.json: {error}; its activations are {list(HEAD_ACTIVATIONS)}"
     ) from None
 
 

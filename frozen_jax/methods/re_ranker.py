@@ -25,6 +25,7 @@ from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.masking import MASKED_SCORE
 from frozen_jax.core.types import Metrics, Pairs, Tree
 from frozen_jax.methods.lora import LoraSettings, check_lora, init_updates, scaled_updates
 from frozen_jax.modules import score_head
@@ -32,7 +33,6 @@ from frozen_jax.modules.score_head import HeadConfig
 
 TRAINED = ("encoder", "lora", "head")
 LORA = LoraSettings(targets=("attn/q", "attn/v"))  # the default
-_MASKED_SCORE = -1e30  # finite, so that a question without passages has a softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class ReRanker:
       len(text_index), 1, -1
     )
     scores = jnp.take_along_axis(scores, jnp.maximum(text_index, 0), axis=2)
-    scores = jnp.where(text_index >= 0, scores, _MASKED_SCORE)
+    scores = jnp.where(text_index >= 0, scores, MASKED_SCORE)
     is_question = text_index[..., 0] >= 0
     losses = jnp.where(is_question, -jax.nn.log_softmax(scores)[..., 0], 0.0)
     count = is_question.sum()

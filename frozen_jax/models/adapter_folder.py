@@ -23,7 +23,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import user_path
 
 FORMAT_VERSION = 1
-DESCRIPTION = "adapter.json"
+ADAPTER_JSON = "adapter.json"
 ARRAYS = "adapter.safetensors"
 REQUIRED_KEYS = ("method", "model", "frozen_fingerprint")
 RESERVED_KEYS = ("format_version", "tensors", "sha256")
@@ -67,7 +67,7 @@ def write_adapter(
   text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
   folder = user_path(folder)
   files.write_bytes(folder / ARRAYS, data)
-  files.write_bytes(folder / DESCRIPTION, text.encode())
+  files.write_bytes(folder / ADAPTER_JSON, text.encode())
   return folder
 
 
@@ -77,12 +77,12 @@ def read_adapter(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, 
   Raises UserError if a file is missing, truncated or altered, or of another format version.
   """
   folder = user_path(folder)
-  description = _read_description(folder / DESCRIPTION)
+  description = _read_description(folder / ADAPTER_JSON)
   data = _read_bytes(folder / ARRAYS)
   if hashlib.sha256(data).hexdigest() != description["sha256"]:
     raise UserError(
-      f"{folder / ARRAYS} is not the file that {DESCRIPTION} describes (SHA-256 differs): truncated"
-      " or altered; copy or export the adapter again"
+      f"{folder / ARRAYS} is not the file that {ADAPTER_JSON} describes (SHA-256 differs):"
+      " truncated or altered; copy or export the adapter again"
     )
   try:
     leaves = safetensors.numpy.load(data)
@@ -93,7 +93,7 @@ def read_adapter(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, 
   tensors = {path: {"shape": list(a.shape), "dtype": str(a.dtype)} for path, a in leaves.items()}
   if tensors != description["tensors"]:
     raise UserError(
-      f"{folder / DESCRIPTION} and {ARRAYS} do not list the same tensors; export the adapter again"
+      f"{folder / ADAPTER_JSON} and {ARRAYS} do not list the same tensors; export the adapter again"
     )
   metadata = {key: value for key, value in description.items() if key not in RESERVED_KEYS}
   return paths.unflatten(dict(sorted(leaves.items()))), metadata
@@ -130,7 +130,7 @@ def _read_bytes(path: pathlib.Path) -> bytes:
   except FileNotFoundError as error:
     raise UserError(
       f"{path} does not exist; give a folder that --mode=export wrote, with"
-      f" {DESCRIPTION} and {ARRAYS} in it"
+      f" {ADAPTER_JSON} and {ARRAYS} in it"
     ) from error
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -150,8 +150,8 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
   shapes: dict[_Shape, list[int]] = {}
   for index, question in enumerate(questions):
     longest = max(map(len, question.choices))
-    width = _size(len(question.prompt.tokens), _MIN_PROMPT)
-    length = 1 if longest == 1 else 1 + _size(longest - 1, _MIN_CHOICE)
+    width = _bucket_size(len(question.prompt.tokens), _MIN_PROMPT)
+    length = 1 if longest == 1 else 1 + _bucket_size(longest - 1, _MIN_CHOICE)
     shapes.setdefault(_Shape(width, len(question.choices), length), []).append(index)
   limit = per_backend(_COMPILING)
   for shape in sorted(shapes, key=_Shape.tokens_read):
@@ -165,7 +165,7 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
   return shapes
 
 
-def _size(count: int, least: int) -> int:
+def _bucket_size(count: int, least: int) -> int:
   """The smallest of 2, 3, 4, 6, 8, 12, 16, 24 ... that is neither below `count` nor `least`."""
   whole = power_of_two(count, least)
   return whole * 3 // 4 if count <= whole * 3 // 4 and least <= whole * 3 // 4 else whole

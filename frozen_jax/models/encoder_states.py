@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_jax.core.types import Method
-from frozen_jax.data.encoded_batches import ROWS, TextStates
+from frozen_jax.data.encoded_batches import ENCODED_ROWS, TextStates
 from frozen_jax.data.feature_store import FeatureStore, store_folder
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.sharding.batch import shard_batch
@@ -32,4 +32,4 @@ def text_states(method: Method, lm: FrozenLM) -> TextStates | None:
     return encoder.hidden(batch["tokens"], batch["mask"])
 
   groups = 1 if mesh is None else row_groups(mesh)
-  return TextStates(store, encode, -(-ROWS // groups) * groups)
+  return TextStates(store, encode, -(-ENCODED_ROWS // groups) * groups)

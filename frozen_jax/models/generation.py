@@ -10,7 +10,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Base, Method, Prompt, Tree
 from frozen_jax.decoding import beam
-from frozen_jax.decoding.engine import ROWS, Engine
+from frozen_jax.decoding.engine import MAX_ROWS, Engine
 from frozen_jax.decoding.requests import Completion, Sampling
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.hosts import is_first_host
@@ -133,7 +133,7 @@ def _engine(
     end_ids(model),
     None if lm.tokenizer is None else functools.partial(_decode, lm.tokenizer),
     decode_frozen=_with_separate_layers(frozen),
-    rows=max(rows or per_backend(ROWS), 1 if lm.mesh is None else row_groups(lm.mesh)),
+    rows=max(rows or per_backend(MAX_ROWS), 1 if lm.mesh is None else row_groups(lm.mesh)),
   )
 
 

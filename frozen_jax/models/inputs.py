@@ -35,7 +35,7 @@ def open_task(
   return source, make_task(source, lm.tokenizer, inputs, encoder, lm.config.vocab_size)
 
 
-def questions(data: DataSettings, spec: str, max_questions: int = 0) -> list[Example]:
+def first_questions(data: DataSettings, spec: str, max_questions: int = 0) -> list[Example]:
   """The first `max_questions` (0: all) questions that `spec` names, each with an id.
 
   Raises UserError for plain text.

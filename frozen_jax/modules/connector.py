@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-_MASKED_SCORE = -1e30  # finite, so that a row of padding alone has a softmax
+from frozen_jax.core.masking import MASKED_SCORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Attention(nnx.Module):
       keys, values, slots = cached
       k, v = _update_cache(keys, k, slots), _update_cache(values, v, slots)
     scores = jnp.einsum("BTHC,BSHC->BHTS", q, k) * (d // self.heads) ** -0.5
-    weights = jax.nn.softmax(jnp.where(attention_mask[:, None], scores, _MASKED_SCORE), -1)
+    weights = jax.nn.softmax(jnp.where(attention_mask[:, None], scores, MASKED_SCORE), -1)
     mixed = jnp.einsum("BHTS,BSHC->BTHC", weights, v).reshape(rows, length, d)
     return self.out(mixed), k, v
 

@@ -17,13 +17,13 @@ from frozen_jax.modules.nnx_params import module_params, with_params
 
 _INIT_STD = 0.02  # of the weights, as in the encoders' families
 
-ACTIVATIONS = {
+HEAD_ACTIVATIONS = {
   "tanh": jnp.tanh,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
 }
-POOLINGS = ("first", "mean")
+HEAD_POOLINGS = ("first", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class HeadConfig:
   """The form of a head; the defaults are those of BERT. Raises ValueError for what is no head.
 
   pooling        its input: the state of the first token, or the mean over real tokens
-  activation     of the hidden layer, one of ACTIVATIONS
+  activation     of the hidden layer, one of HEAD_ACTIVATIONS
   dense_bias     whether the hidden layer has a bias
   norm_eps       0: no norm after the activation; else a layer norm with this constant
   norm_bias      whether that norm has a bias
@@ -48,11 +48,13 @@ class HeadConfig:
   input_dropout: bool = False
 
   def __post_init__(self):
-    if self.pooling not in POOLINGS:
-      raise ValueError(f"a head's pooling is {self.pooling!r}; it is one of {', '.join(POOLINGS)}")
-    if self.activation not in ACTIVATIONS:
+    if self.pooling not in HEAD_POOLINGS:
       raise ValueError(
-        f"a head's activation is {self.activation!r}; it is one of {', '.join(ACTIVATIONS)}"
+        f"a head's pooling is {self.pooling!r}; it is one of {', '.join(HEAD_POOLINGS)}"
+      )
+    if self.activation not in HEAD_ACTIVATIONS:
+      raise ValueError(
+        f"a head's activation is {self.activation!r}; it is one of {', '.join(HEAD_ACTIVATIONS)}"
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"a head's dropout is {self.dropout}; it is a share from 0 to below 1")
@@ -80,7 +82,7 @@ class ScoreHead(nnx.Module):
     x = states.astype(jnp.float32)
     if self.config.input_dropout:
       x = self.dropout(x, deterministic=key is None, rngs=keys[0])
-    x = ACTIVATIONS[self.config.activation](self.dense(x))
+    x = HEAD_ACTIVATIONS[self.config.activation](self.dense(x))
     if self.config.norm_eps:
       x = self.norm(x)
     x = self.dropout(x, deterministic=key is None, rngs=keys[1])

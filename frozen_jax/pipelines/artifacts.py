@@ -15,12 +15,13 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from frozen_jax.config.dependencies import changed, key, record
+from frozen_jax.config.dependencies import Dependencies, changed, key, record
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file, atomic_folder, write_json
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.sharding.hosts import barrier, is_first_host
 
@@ -29,9 +30,8 @@ _READ_BYTES = 2**20
 _SUFFIX, _PART = ".meta.json", ".part"
 _PROGRESS_DELAY = 2  # seconds before a progress bar shows
 
-Dependencies = Mapping[str, Any]  # sections (`config.section`) or what JSON holds
 Make = Callable[[pathlib.Path], None]
-MakeRows = Callable[[int], Iterable[Mapping[str, Any]]]
+MakeRows = Callable[[int], Iterable[Row]]
 
 
 class Artifacts:

@@ -15,12 +15,12 @@ from frozen_jax.core.user_path import user_path
 from frozen_jax.data.settings import InputSettings
 from frozen_jax.decoding.settings import GenerationSettings
 from frozen_jax.methods import METHODS
-from frozen_jax.models.adapter_folder import DESCRIPTION, read_adapter
+from frozen_jax.models.adapter_folder import ADAPTER_JSON, read_adapter
 from frozen_jax.models.frozen_lm import FrozenLM, with_encoder
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.inference import TwoPassInference
 
-FOLDER = "adapter"  # within a workdir
+ADAPTER = "adapter"  # within a workdir
 
 
 def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
@@ -46,7 +46,7 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
     model = _tuned_model(jax.tree.map(jnp.asarray, tree), info, lm)
   except (AttributeError, KeyError, TypeError) as error:
     reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"{DESCRIPTION} in {path} is damaged ({reason}); export it again") from error
+    raise UserError(f"{ADAPTER_JSON} in {path} is damaged ({reason}); export it again") from error
   _check_shapes(model, path)
   return model
 
@@ -54,8 +54,8 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
 def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """The stored tree and description of a workdir or an exported folder; UserError without one."""
   path = user_path(path)
-  for folder in (path / FOLDER, path):
-    if (folder / DESCRIPTION).exists():
+  for folder in (path / ADAPTER, path):
+    if (folder / ADAPTER_JSON).exists():
       return read_adapter(folder)
   if not path.exists():
     raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")

@@ -22,7 +22,7 @@ import numpy as np
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, atomic_folder, open_unpacked, unpack
+from frozen_jax.core.files import atomic_file, atomic_folder, gunzip, open_unpacked
 from frozen_jax.core.json_row import array_rows, is_array, parse_row
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.tables import (
@@ -185,7 +185,7 @@ def _plain_rows(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
       for where, row in array_rows(read_text(path), str(path)):
         out.write(json.dumps(_from_json(row, where)._asdict()) + "\n")
   else:
-    unpack(path, rows)
+    gunzip(path, rows)
   return rows
 
 

@@ -26,7 +26,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.retrieval.dense_index import DTYPES, DenseIndex, Embed, embed_sorted
+from frozen_jax.retrieval.dense_index import VECTOR_DTYPES, DenseIndex, Embed, embed_sorted
 from frozen_jax.retrieval.retriever import (
   SearchResult,
   check_k,
@@ -68,7 +68,7 @@ class DenseRetriever:
     self.index, self._embed, self._batch = index, embed, batch
     self._mesh = make_mesh() if mesh is None else mesh
     rows_per_device = -(-len(index) // self._mesh.size)
-    vector_bytes = index.width * np.dtype(DTYPES[index.dtype]).itemsize
+    vector_bytes = index.width * np.dtype(VECTOR_DTYPES[index.dtype]).itemsize
     self._fits_on_devices = rows_per_device * vector_bytes <= device_bytes
     # While blocks stream, two of them are on a device.
     capacity = rows_per_device if self._fits_on_devices else device_bytes // 2 // vector_bytes
@@ -188,7 +188,7 @@ class DenseRetriever:
     def shard(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(self._block_rows)
       end = min(first + stop, len(self))
-      rows = np.zeros((stop - start, self.index.width), DTYPES[self.index.dtype])
+      rows = np.zeros((stop - start, self.index.width), VECTOR_DTYPES[self.index.dtype])
       if first + start < end:
         rows[: end - first - start] = self.index.rows(first + start, end)
       return rows

@@ -21,7 +21,7 @@ from frozen_jax.retrieval.corpus import Corpus
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> float32 [n, d]
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+VECTOR_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 _FORMAT = 1
 _INDEX, _BUILD = "index.json", "build.json"
@@ -60,7 +60,7 @@ class DenseIndex:
   def gather(self, positions: np.ndarray) -> np.ndarray:
     """The vectors of these positions, [..., d]."""
     flat = positions.ravel()
-    vectors = np.empty((len(flat), self.width), DTYPES[self.dtype])
+    vectors = np.empty((len(flat), self.width), VECTOR_DTYPES[self.dtype])
     shards = flat // self.shard_rows
     for shard in np.unique(shards):
       in_shard = np.flatnonzero(shards == shard)
@@ -93,7 +93,7 @@ def build_dense(
   Args:
     embed: up to `batch` texts -> float32 [n, d]; the texts are sorted by length, longest first.
     encoder: the encoder's fingerprint (of both, where questions have an encoder of their own).
-    dtype: of the vectors on disk, one of `DTYPES`.
+    dtype: of the vectors on disk, one of `VECTOR_DTYPES`.
     separator: between a passage's title and its text (`" [SEP] "` for DPR's encoder).
     shard_rows: passages of a shard: at most as many are embedded again after a killed call.
     progress: whether a progress bar is shown on standard error.
@@ -112,8 +112,10 @@ def build_dense(
     "shard_rows": shard_rows,
     "separator": separator,
   }
-  if dtype not in DTYPES:
-    raise UserError(f"vectors cannot be stored in {dtype!r}; choose one of {', '.join(DTYPES)}")
+  if dtype not in VECTOR_DTYPES:
+    raise UserError(
+      f"vectors cannot be stored in {dtype!r}; choose one of {', '.join(VECTOR_DTYPES)}"
+    )
   if (folder / _INDEX).exists() or (folder / _BUILD).exists():
     _check_identity(folder, identity)
   else:
@@ -221,7 +223,7 @@ def _shard_path(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 def _write_shard(path: pathlib.Path, vectors: np.ndarray, dtype: str) -> None:
   with np.errstate(over="ignore"):  # an overflow raises UserError below
-    stored = vectors.astype(DTYPES[dtype])
+    stored = vectors.astype(VECTOR_DTYPES[dtype])
   if not np.isfinite(stored).all():
     raise UserError(f"the encoder's vectors are too long for {dtype}; store them in float32")
   # .npy has no bfloat16: its bits are stored as uint16.
@@ -232,14 +234,14 @@ def _write_shard(path: pathlib.Path, vectors: np.ndarray, dtype: str) -> None:
 
 def _map_shard(path: pathlib.Path, dtype: str, rows: int, width: int) -> np.ndarray:
   """A shard, memory-mapped; UserError where it is not [rows, width] (width 0: any width)."""
-  stored = np.uint16 if dtype == "bfloat16" else DTYPES[dtype]
+  stored = np.uint16 if dtype == "bfloat16" else VECTOR_DTYPES[dtype]
   try:
     shard = np.load(path, mmap_mode="r")
     if shard.dtype != stored or shard.shape != (rows, width or shard.shape[-1]):
       raise ValueError(f"{shard.dtype} {list(shard.shape)}")
   except (OSError, ValueError, EOFError) as error:
     raise UserError(f"{path} is missing or damaged ({error}); delete it and build again") from error
-  return shard.view(DTYPES[dtype])
+  return shard.view(VECTOR_DTYPES[dtype])
 
 
 def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:

@@ -1,17 +1,16 @@
 """From an encoder's function of token ids to a function of texts, as dense indexes need it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from frozen_jax.retrieval.dense_index import Embed
+from frozen_jax.sharding.batch import ShardBatch
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
 _LENGTH_MULTIPLE = 32  # batches are padded to a multiple of it, so that few shapes are compiled
-
-ShardBatch = Callable[[Mapping[str, Any]], Mapping[str, jax.Array]]
 
 
 def text_embedder(

@@ -15,7 +15,7 @@ from frozen_jax.models.frozen_lm import load_model
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.fitting import check_cascade
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
-from frozen_jax.pipelines.load_adapter import load_adapter, read_stored
+from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
 from frozen_jax.run.records import Record, make_record, write_record
@@ -57,7 +57,7 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
   if gate and is_first_host():  # nothing else of the adapter is to become the config's
     stored = load_adapter(folder, model.lm)
-    dataclasses.replace(stored, inference=model.inference).save(folder / workdir.ADAPTER)
+    dataclasses.replace(stored, inference=model.inference).save(folder / ADAPTER)
   unchanged = checksum(model.lm.frozen({})) == before
   record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
   for pipeline in pipelines:

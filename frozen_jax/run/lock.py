@@ -21,7 +21,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import user_write_errors
 from frozen_jax.sharding.hosts import gather_bytes, is_first_host
 
-FILE = ".lock"
+LOCK_FILE = ".lock"
 
 _LOG = logging.getLogger(__name__)
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -37,9 +37,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   with contextlib.ExitStack() as held:
     refused = ""
     if is_first_host():
-      with user_write_errors(workdir / FILE):
+      with user_write_errors(workdir / LOCK_FILE):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = held.enter_context((workdir / FILE).open("ab+", buffering=0))
+        file = held.enter_context((workdir / LOCK_FILE).open("ab+", buffering=0))
       refused = _take(file, workdir)
     if refused := gather_bytes(refused.encode())[0].decode():
       raise UserError(refused)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.core.files import write_lines
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
@@ -22,10 +23,8 @@ from frozen_jax.run.scoring import open_pipelines
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import is_first_host
 
-Rows = list[dict[str, Any]]
 
-
-def predict(config: Any, folder: str | pathlib.Path) -> Rows:
+def predict(config: Any, folder: str | pathlib.Path) -> list[Row]:
   """Answers the questions of `predict.input` (a file, or - for standard input).
 
   A question is a line of plain text, or a JSON object as in a data file. The answers are printed
@@ -53,7 +52,7 @@ class Predictor:
   model: TunedModel
   pipelines: Sequence[Pipeline]
 
-  def __call__(self, examples: Sequence[Example], where: str) -> Rows:
+  def __call__(self, examples: Sequence[Example], where: str) -> list[Row]:
     """The rows of predictions.jsonl for questions that come from `where`.
 
     Raises UserError naming the first question that is too long.

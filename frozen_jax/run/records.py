@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.files import write_json, write_lines
-from frozen_jax.core.types import Tree
+from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.version import __version__
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import paired_difference
@@ -90,7 +90,7 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
   """What a record holds of the training: of the last stage, and of each."""
   *_, last = trained.values()
   return {
-    "trainable_parameters": _size(last.model.trained),
+    "trainable_parameters": num_parameters(last.model.trained),
     "steps": last.result.steps,
     "stages": {
       name: {
@@ -100,7 +100,7 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
         "validation_loss": stage.result.best_metrics.get("loss"),
         "seconds": round(stage.result.seconds, 3),
         "tokens_per_second": stage.result.tokens_per_second,
-        "trainable_parameters": _size(stage.model.trained),
+        "trainable_parameters": num_parameters(stage.model.trained),
         "checkpoint_bytes": stage.result.checkpoint_bytes,
         "examples": dict(stage.counts),
       }
@@ -159,8 +159,10 @@ def side_by_side(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
 
 def frozen_size(lm: FrozenLM) -> int:
   """Frozen parameters of the LM and the encoder, whatever they are quantised to."""
-  size = _size(decoder.param_shapes(lm.config))
-  return size + (0 if lm.encoder is None else _size(encoder.param_shapes(lm.encoder.config)))
+  size = num_parameters(decoder.param_shapes(lm.config))
+  return size + (
+    0 if lm.encoder is None else num_parameters(encoder.param_shapes(lm.encoder.config))
+  )
 
 
 def _origin(run: RunSettings) -> Record:
@@ -206,7 +208,3 @@ def _paired(scores: Mapping[str, Scores], last: str) -> dict[str, dict[str, floa
     for name, own in exact.items()
     if name != last and len(own) == len(exact[last])
   }
-
-
-def _size(tree: Tree) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from frozen_jax.pipelines.load_adapter import ADAPTER
 from frozen_jax.run.records import Record, table_rows
-from frozen_jax.run.workdir import ADAPTER, PREDICTIONS
+from frozen_jax.run.workdir import PREDICTIONS
 from frozen_jax.sharding.hosts import is_first_host
 
 COLUMNS = (
@@ -44,14 +45,14 @@ def say(*lines: str) -> None:
     print(*lines, sep="\n", flush=True)
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
   """One line a row, one column a figure that any of them has; right-aligned text.
 
   Columns that do not fit `WIDTH` follow in a further block, after the rows' names. After the exact
   match of questions comes its 95% interval.
   """
   names = _columns(rows)
-  cells = {row: [_cell(figures, name) for name in names] for row, figures in rows.items()}
+  cells = {row: [_figure_cell(figures, name) for name in names] for row, figures in rows.items()}
   first = max(map(len, rows)) + 2
   widths = [
     max(len(name), *(len(own[index]) for own in cells.values())) + 2
@@ -91,9 +92,9 @@ def explained(*tables: Mapping[str, Mapping[str, float]]) -> list[str]:
 def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
   """The tables of a record and what it says of baseline, frozen weights and earlier skills."""
   rename = lambda rows: {titles.get(name, name): figures for name, figures in rows.items()}
-  parts = [table(rename(table_rows(record)))]
+  parts = [metrics_table(rename(table_rows(record)))]
   for name, rows in record.get("held_out", {}).items():
-    parts.append(f"held out: {name}\n{table(rename(rows))}")
+    parts.append(f"held out: {name}\n{metrics_table(rename(rows))}")
   parts.append("\n".join(explained(table_rows(record), *record.get("held_out", {}).values())))
   lines = ["\n\n".join(parts), *_difference(record), *_left_out(record)]
   for name, found in record.get("forgetting", {}).items():
@@ -166,7 +167,7 @@ def _left_out(record: Record) -> list[str]:
   return lines
 
 
-def _cell(figures: Mapping[str, Any], column: str) -> str:
+def _figure_cell(figures: Mapping[str, Any], column: str) -> str:
   if column == _INTERVAL and "exact_match_low" in figures:
     return f"{figures['exact_match_low']:.1f}-{figures['exact_match_high']:.1f}"
   return f"{figures[column]:.3f}" if column in figures else "-"

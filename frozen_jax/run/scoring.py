@@ -10,7 +10,7 @@ from typing import Any
 from frozen_jax.data.sources import open_source
 from frozen_jax.evaluation.scores import Scores, score_model
 from frozen_jax.models.frozen_lm import FrozenLM
-from frozen_jax.models.inputs import questions
+from frozen_jax.models.inputs import first_questions
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade import fitting
 from frozen_jax.pipelines.cascade.inference import inference_of
@@ -82,7 +82,7 @@ def add_cascade(
 def pipeline_lines(pipelines: Sequence[Pipeline], record: Mapping[str, Any]) -> list[str]:
   """What a record says of the pipelines and the gate, as text."""
   lines = [line for pipeline in pipelines for line in pipeline.lines(record)]
-  return lines + fitting.lines(record.get("gate", {}))
+  return lines + fitting.report_lines(record.get("gate", {}))
 
 
 def _baselines(lm: FrozenLM, settings: StageSettings) -> dict[str, ScoredModel]:
@@ -111,7 +111,7 @@ def _first_pass_questions(
     found = pipeline.first_pass_questions(split, count)
     if found is not None:
       return found
-  return questions(settings.data, getattr(settings.data, split), count)
+  return first_questions(settings.data, getattr(settings.data, split), count)
 
 
 def _timed(name: str, settings: StageSettings, model: TunedModel) -> Scores:

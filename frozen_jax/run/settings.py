@@ -1,26 +1,32 @@
 """From a config to typed settings: each section is resolved once, here.
 
-A config is nested plain values. `complete` adds the defaults of every section that a method or a
-pipeline may read; `resolve` makes dataclasses of the sections (`config.section`), one set for the
+A config is nested plain values. `with_defaults` adds the defaults of every section that a method or
+a pipeline may read; `resolve` makes dataclasses of the sections (`config.section`), one set for the
 run and one for each stage.
 """
 
 import copy
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.section import help_line, help_lines, resolve, section_values, unknown_key
+from frozen_jax.config.overrides import STAGE_KEYS
+from frozen_jax.config.section import (
+  as_json,
+  help_line,
+  help_lines,
+  resolve,
+  section_values,
+  unknown_key,
+)
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
 
-STAGE_KEYS = ("method", "init_from", "frozen_inputs")
 # Sections that are the run's, and of others what a stage can have of its own.
 _OF_THE_RUN = ("mesh", "cascade")
 _STAGE_FIELDS = {"model": ("remat",)}
@@ -32,7 +38,7 @@ _METHOD_SECTIONS = {
   for name, kind in method.sections.items()
   if name not in SECTIONS
 }
-_KINDS: dict[str, Any] = {
+_ALL_SECTIONS: dict[str, Any] = {
   **SECTIONS,
   **_METHOD_SECTIONS,
   **{name: pipeline.settings for name, pipeline in PIPELINES.items()},
@@ -40,18 +46,18 @@ _KINDS: dict[str, Any] = {
 _PLAIN_SECTIONS = ("predict", "export", "stages")
 
 
-def learning_rates() -> dict[str, float]:
+def default_learning_rates() -> dict[str, float]:
   """The default peak rate of every part that some method trains."""
   return {part: rate for method in METHODS.values() for part, rate in method.learning_rates.items()}
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def with_defaults(config: ConfigDict) -> ConfigDict:
   """A copy of a config with the defaults of all that a method or a pipeline in it may read.
 
   Raises UserError where a plain value stands for a section.
   """
-  whole = ConfigDict(_plain(config))
-  for name in (*_KINDS, *_PLAIN_SECTIONS):
+  whole = ConfigDict(_plain_values(config))
+  for name in (*_ALL_SECTIONS, *_PLAIN_SECTIONS):
     if name in whole and not isinstance(whole[name], ConfigDict):
       raise UserError(f"config.{name} is {whole[name]!r}; it is a section, with keys of its own")
   for name, kind in {**SECTIONS, **_METHOD_SECTIONS}.items():
@@ -66,7 +72,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     target = whole[section] if section else whole
     if name not in target:
       target[name] = value
-  rates = learning_rates() | dict(_values(whole["train"], "learning_rate"))
+  rates = default_learning_rates() | dict(_values(whole["train"], "learning_rate"))
   whole.train.learning_rate = ConfigDict(rates)
   if "stages" not in whole:
     whole.stages = ConfigDict()
@@ -79,7 +85,9 @@ def resolve_run(config: Any) -> RunSettings:
   Raises UserError for unknown keys, values that cannot be, an order that names no stage, an unknown
   method.
   """
-  values = _plain(complete(config if isinstance(config, ConfigDict) else ConfigDict(config)))
+  values = _plain_values(
+    with_defaults(config if isinstance(config, ConfigDict) else ConfigDict(config))
+  )
   _check_keys(values)
   if not values["stage_order"]:
     raise UserError("config.stage_order is empty; name at least one stage of config.stages")
@@ -101,12 +109,12 @@ def resolve_run(config: Any) -> RunSettings:
 
 def help_text(config: ConfigDict) -> str:
   """A line for each key of a completed config that its stages read, with its value and help."""
-  values = _plain(config)
+  values = _plain_values(config)
   values = _used(values, [entry.get("method") for entry in values["stages"].values()])
   used = _sections_in_use(values)
   lines = [help_line(key, _at(values, key), text) for key, (_, text) in RUN_KEYS.items()]
   for name in used:
-    kind = _KINDS[name]
+    kind = _ALL_SECTIONS[name]
     lines += ["", f"  {name}: {(kind.__doc__ or '').strip().splitlines()[0]}"]
     lines += help_lines(resolve(kind, values[name], name), name)
   for name, entry in values["stages"].items():
@@ -117,12 +125,12 @@ def help_text(config: ConfigDict) -> str:
 
 def _check_keys(values: Mapping[str, Any]) -> None:
   """UserError for a key that there is not, and for a value of another kind, read or not."""
-  known = {*_KINDS, *_PLAIN_SECTIONS, *(key for key in RUN_KEYS if "." not in key)}
+  known = {*_ALL_SECTIONS, *_PLAIN_SECTIONS, *(key for key in RUN_KEYS if "." not in key)}
   for key in values:
     if key not in known:
       raise UserError(unknown_key(key, sorted(known), ""))
-    if key in _KINDS:
-      resolve(_KINDS[key], values[key], key)
+    if key in _ALL_SECTIONS:
+      resolve(_ALL_SECTIONS[key], values[key], key)
   for section in ("predict", "export"):
     names = [key.partition(".")[2] for key in RUN_KEYS if key.startswith(f"{section}.")]
     for name in values[section]:
@@ -130,14 +138,14 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise UserError(unknown_key(f"{section}.{name}", names, section))
   for key, (default, _) in RUN_KEYS.items():
     value = _at(values, key)
-    if type(value) is not type(_plain(default)):
+    if type(value) is not type(_plain_values(default)):
       raise UserError(f"config.{key} is {value!r}, but it takes a value such as {default!r}")
   _check_rates(values["train"], "train")
 
 
 def _check_rates(train: Mapping[str, Any], name: str) -> None:
   """UserError for the learning rate of a part that no method trains."""
-  known = learning_rates()
+  known = default_learning_rates()
   for part in train.get("learning_rate", {}):
     if part not in known:
       key = f"{name}.learning_rate"
@@ -188,13 +196,13 @@ def _check_entry(
   for key, own in entry.items():
     if key in _OF_THE_RUN:
       raise UserError(f"config.stages.{name}.{key} cannot be: {key} is the same for all stages")
-    if key in values and key not in (*_KINDS, "seed"):
+    if key in values and key not in (*_ALL_SECTIONS, "seed"):
       raise UserError(
         f"unknown config key config.stages.{name}.{key}; did you mean config.{key}, of the run as a"
         " whole?"
       )
-    if key not in _KINDS and key != "seed":
-      known = [*_KINDS, "seed", *STAGE_KEYS]
+    if key not in _ALL_SECTIONS and key != "seed":
+      known = [*_ALL_SECTIONS, "seed", *STAGE_KEYS]
       raise UserError(unknown_key(f"stages.{name}.{key}", known, f"stages.{name}"))
     if key in _METHOD_SECTIONS and key not in METHODS[method].sections:
       given = _dotted(own, f"{key}.")[0][0] if isinstance(own, Mapping) and own else key
@@ -203,7 +211,7 @@ def _check_entry(
     _check_fields(f"stages.{name}.{key}", key, own)
   train = entry.get("train", {})
   for part in train.get("learning_rate", {}) if isinstance(train, Mapping) else ():
-    if part in learning_rates() and part not in METHODS[method].learning_rates:
+    if part in default_learning_rates() and part not in METHODS[method].learning_rates:
       trains = [one for one in METHODS if part in METHODS[one].learning_rates]
       raise _of_another_stage(values, name, f"train.learning_rate.{part}", trains)
 
@@ -249,7 +257,7 @@ def _sections_in_use(values: Mapping[str, Any]) -> list[str]:
   read = {name for key in methods if key in METHODS for name in METHODS[key].sections}
   return [
     name
-    for name in _KINDS
+    for name in _ALL_SECTIONS
     if name in values and (name in SECTIONS or name in PIPELINES or name in read)
   ]
 
@@ -257,7 +265,7 @@ def _sections_in_use(values: Mapping[str, Any]) -> list[str]:
 def _used(values: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Any]:
   """The values without the sections and rates that none of these methods reads."""
   used = {*_sections_in_use(values), *_PLAIN_SECTIONS}
-  kept = {key: value for key, value in values.items() if key not in _KINDS or key in used}
+  kept = {key: value for key, value in values.items() if key not in _ALL_SECTIONS or key in used}
   parts = {part for name in methods if name in METHODS for part in METHODS[name].learning_rates}
   rates = values["train"]["learning_rate"]
   chosen = {part: rate for part, rate in rates.items() if part in parts}
@@ -278,14 +286,13 @@ def _links(entries: Any, values: Mapping[str, Any]) -> dict[str, str]:
   return links
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain_values(config: Any) -> dict[str, Any]:
   """Nested dicts of plain values, lists for tuples, as config.json has them."""
-  values = config.to_dict() if hasattr(config, "to_dict") else config
-  return json.loads(json.dumps(values))
+  return as_json(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def _values(config: ConfigDict, name: str) -> dict[str, Any]:
-  return _plain(config[name]) if name in config else {}
+  return _plain_values(config[name]) if name in config else {}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

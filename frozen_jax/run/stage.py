@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
@@ -60,7 +61,7 @@ def run_stage(
     "stage %s: %s, %s trained parameters, %d steps",
     stage.name,
     stage.method,
-    f"{sum(leaf.size for leaf in jax.tree.leaves(start)):,}",
+    f"{num_parameters(start):,}",
     stage.train.steps,
   )
   source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)

@@ -20,7 +20,7 @@ from frozen_jax.models.frozen_lm import FrozenLM, load_model
 from frozen_jax.models.inputs import open_task
 from frozen_jax.pipelines.cascade.fitting import check_cascade
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedStage
-from frozen_jax.pipelines.load_adapter import load_adapter
+from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.early import check_given
@@ -65,7 +65,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
 
 def _complete(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
   """Says what the complete run in the workdir found; its record."""
-  record = workdir.read_json(folder / workdir.RESULTS)
+  record = workdir.read_workdir_json(folder / workdir.RESULTS)
   _check_models(run, folder, record, mesh)
   say(f"The run in {folder} is complete.", *_text(record))
   if keys := workdir.scored_otherwise(folder, run):
@@ -99,7 +99,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
     scores, scored = score_models(run, lm, models, pipelines)
     model, scores, gate = add_cascade(run, scored, scores, pipelines, folder)
     if is_first_host():
-      model.save(folder / workdir.ADAPTER)
+      model.save(folder / ADAPTER)
     record = make_record(run, lm, model.method.name, scores, checksum(lm.frozen({})) == before)
     record |= training_record(trained) | gate
     record["metrics"]["tokens_per_second"] = trained[run.running[-1].name].result.tokens_per_second

@@ -17,12 +17,12 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import barrier, is_first_host
-from frozen_jax.training.checkpoints import FOLDER as CHECKPOINTS
-from frozen_jax.training.metrics import FILE as METRICS
+from frozen_jax.training.checkpoint_folders import CHECKPOINTS
+from frozen_jax.training.metrics import METRICS
 
 CONFIG, RESULTS = "config.json", "results.json"
 PREDICTIONS, PLOT, BY_TASK = "predictions.jsonl", "report.png", "by_task.json"
-ADAPTER, ADAPTERS, EVALUATIONS = "adapter", "adapters", "evaluations"
+ADAPTERS, EVALUATIONS = "adapters", "evaluations"
 
 _SPLITS = ("train", "validation")
 
@@ -38,10 +38,10 @@ def claim(workdir: pathlib.Path, run: RunSettings) -> None:
   barrier("config.json looked at")
   complete = (workdir / RESULTS).exists()
   if path.exists() and _has_begun(workdir):
-    stored = resolve_run(read_json(path))
+    stored = resolve_run(read_workdir_json(path))
     differing = _differing(run, stored, complete)
     if complete and not differing:
-      differing = _other_data(run, stored, read_json(workdir / RESULTS).get("data", {}))
+      differing = _other_data(run, stored, read_workdir_json(workdir / RESULTS).get("data", {}))
     check_same(workdir, differing)
   barrier("config.json compared")
   if is_first_host() and not complete:
@@ -60,7 +60,7 @@ def check_same(workdir: pathlib.Path, differing: Sequence[str]) -> None:
 
 def renamed_models(workdir: pathlib.Path, run: RunSettings) -> list[str]:
   """The keys of models that a config names otherwise than the run of the workdir did."""
-  stored = resolve_run(read_json(workdir / CONFIG)).model
+  stored = resolve_run(read_workdir_json(workdir / CONFIG)).model
   names = ("name", "encoder")
   return [f"model.{key}" for key in names if getattr(stored, key) != getattr(run.model, key)]
 
@@ -72,7 +72,7 @@ def data_digests(run: RunSettings) -> dict[str, dict[str, str]]:
     digests[stage.name] = {}
     for split in _SPLITS:
       with contextlib.suppress(UserError):
-        digests[stage.name][split] = _digest(*_named(stage, split))
+        digests[stage.name][split] = _data_digest(*_named(stage, split))
   return digests
 
 
@@ -120,7 +120,7 @@ def _other_data(
     for split, digest in digests.get(stage.name, {}).items():
       now = _named(stage, split)
       try:
-        same = _digest(*now) == digest
+        same = _data_digest(*now) == digest
       except UserError:
         if now != _named(before, split):
           raise
@@ -136,13 +136,13 @@ def _named(stage: StageSettings, split: str) -> tuple[str, tuple[str, ...], str]
   return getattr(data, split), data.fields, data.templates
 
 
-def _digest(spec: str, fields: tuple[str, ...], templates: str) -> str:
+def _data_digest(spec: str, fields: tuple[str, ...], templates: str) -> str:
   return open_source(spec, fields, templates=templates).digest
 
 
 def scored_otherwise(workdir: pathlib.Path, run: RunSettings) -> list[str]:
   """The keys of how models are scored, in which a config differs from that of a complete run."""
-  stored, now = read_json(workdir / CONFIG), run.values
+  stored, now = read_workdir_json(workdir / CONFIG), run.values
   scoring = {section: now[section] for section in ("evaluate", "cascade")}
   scoring["data"] = {key: now["data"][key] for key in ("test", "held_out")}
   keys = [
@@ -159,7 +159,7 @@ def _has_begun(workdir: pathlib.Path) -> bool:
   return any((workdir / name).exists() for name in (RESULTS, METRICS, CHECKPOINTS))
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_workdir_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object from the workdir; UserError where it is missing or damaged."""
   try:
     return json.loads(path.read_text())

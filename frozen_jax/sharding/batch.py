@@ -1,6 +1,6 @@
 """Batches that every host holds as a whole, put on the mesh; and the sharding of results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from frozen_jax.sharding.rules import batch_sharding, replicated, row_groups
+
+ShardBatch = Callable[[Mapping[str, Any]], Mapping[str, jax.Array]]  # `shard_batch` on a mesh
 
 
 def with_sharding_constraint(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from frozen_jax.core.errors import exit_status
 from frozen_jax.tools.comparison import compare_runs
-from frozen_jax.tools.comparison_formats import CSV_COLUMNS, FORMATS
+from frozen_jax.tools.comparison_formats import CSV_COLUMNS, OUTPUT_FORMATS
 from frozen_jax.tools.inspect import Parser
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   )
   parser.add_argument(
     "--format",
-    choices=FORMATS,
+    choices=OUTPUT_FORMATS,
     default="terminal",
     help="terminal: aligned text; markdown: tables after the runs' commands, devices and dates; "
     f"csv: {', '.join(CSV_COLUMNS)}; json: all of it (default: %(default)s)",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def run() -> None:
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    print(FORMATS[options.format](compare_runs(options.runs)))
+    print(OUTPUT_FORMATS[options.format](compare_runs(options.runs)))
 
   return exit_status(run)
 

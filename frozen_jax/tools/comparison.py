@@ -23,15 +23,22 @@ from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import paired_difference
 from frozen_jax.run.records import FORMAT, Record, table_rows
 from frozen_jax.run.report import COLUMNS
-from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_json
+from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_workdir_json
 
 # Keys of a config in which the runs of a group may differ.
 _NOT_COMPARED = ("seed", "evaluation", "mesh", "predict", "export")
 
 _DIFFERENCE = "difference"
-_KINDS = {"method": str, "model": str, "test": str, "seed": int, "units": dict, "table": dict}
+_RECORD_TYPES = {
+  "method": str,
+  "model": str,
+  "test": str,
+  "seed": int,
+  "units": dict,
+  "table": dict,
+}
 
-Question = tuple[str, str]  # id, input
+QuestionKey = tuple[str, str]  # id, input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class RunGroup:
   """Runs that differ in nothing but their seed: their tables and the differences between rows."""
 
   title: str
@@ -108,7 +115,7 @@ class Group:
 class Comparison:
   """Groups, the differences between the last rows of each two, units of metrics, and remarks."""
 
-  groups: tuple[Group, ...]
+  groups: tuple[RunGroup, ...]
   differences: tuple[Difference, ...]
   units: Mapping[str, str]
   notes: tuple[str, ...]
@@ -148,14 +155,14 @@ def read_run(path: pathlib.Path) -> Run:
   return Run(path, folder, name, evaluation, values, record)
 
 
-def last_row_matches(run: Run) -> dict[Question, float] | str:
+def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
   """Exact match of the last row in percent, by question; or, as text, why there is none."""
   if "exact_match_low" not in run.record["metrics"]:
     return f"{run.name} has no exact match of single questions"
   if run.folder is None or not (run.folder / PREDICTIONS).exists():
     return f"{run.name} has no {PREDICTIONS}"
   file = run.folder / PREDICTIONS
-  matches: dict[Question, float] = {}
+  matches: dict[QuestionKey, float] = {}
   for number, _, line in numbered_lines(file):
     row = parse_row(line, f"{file}, line {number}")
     try:
@@ -172,7 +179,7 @@ def last_row_matches(run: Run) -> dict[Question, float] | str:
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
   with user_read_errors(path):
-    value = read_json(path)
+    value = read_workdir_json(path)
   if not isinstance(value, dict):
     raise UserError(f"{path} is damaged (no JSON object); restore it or train again")
   return value
@@ -187,7 +194,7 @@ def _check_record(path: pathlib.Path, record: Record) -> None:
       " --mode=evaluate, or use the version that wrote it"
     )
   try:
-    for key, kind in _KINDS.items():
+    for key, kind in _RECORD_TYPES.items():
       if not isinstance(record.get(key, kind()), kind):
         raise TypeError(f"{key} is {record[key]!r}")
     _ = record["method"], record["model"], record["seed"], record["table"]["metrics"]
@@ -241,7 +248,7 @@ def _key(run: Run) -> str:
   return json.dumps([config, run.evaluation, scored], sort_keys=True)
 
 
-def _group(runs: Sequence[Run]) -> Group:
+def _group(runs: Sequence[Run]) -> RunGroup:
   title = ", ".join(run.name for run in runs)
   record = runs[0].record
   tables = [Table(record.get("test", ""), False, _rows([table_rows(run.record) for run in runs]))]
@@ -254,7 +261,7 @@ def _group(runs: Sequence[Run]) -> Group:
     found = _estimate([rows[other] for rows in paired if other in rows], _DIFFERENCE)
     if found is not None:
       differences.append(Difference(title, runs[0].last_row, title, other, found))
-  return Group(title, tuple(runs), tuple(tables), tuple(differences))
+  return RunGroup(title, tuple(runs), tuple(tables), tuple(differences))
 
 
 def _rows(
@@ -283,7 +290,7 @@ def _estimate(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate | None:
   )
 
 
-def _check_comparable(groups: Sequence[Group]) -> None:
+def _check_comparable(groups: Sequence[RunGroup]) -> None:
   """UserError unless all groups have a row and a metric in common."""
   tables = [group.tables[0].rows for group in groups]
   metrics = [{name for row in rows.values() for name in row} for rows in tables]
@@ -296,7 +303,7 @@ def _check_comparable(groups: Sequence[Group]) -> None:
       raise UserError(f"the runs have no {what} in common ({each}); compare them apart")
 
 
-def _group_notes(group: Group) -> list[str]:
+def _group_notes(group: RunGroup) -> list[str]:
   """What makes the mean of a group or one of its runs doubtful."""
   notes = [
     f"{run.name}: the frozen weights changed during the run"
@@ -317,7 +324,7 @@ def _group_notes(group: Group) -> list[str]:
   return notes
 
 
-def _between_groups(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
+def _between_groups(groups: Sequence[RunGroup]) -> tuple[list[Difference], list[str]]:
   """Differences in exact match between the last rows of each two groups, and why some lack."""
   matches, notes = {}, []
   for group in groups:
@@ -346,7 +353,7 @@ def _between_groups(groups: Sequence[Group]) -> tuple[list[Difference], list[str
   return differences, notes
 
 
-def _mean_matches(group: Group) -> dict[Question, float] | str:
+def _mean_matches(group: RunGroup) -> dict[QuestionKey, float] | str:
   """Exact match of the last row by question, the mean over the runs; or why there is none."""
   each = [last_row_matches(run) for run in group.runs]
   for matches in each:

@@ -4,13 +4,13 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from frozen_jax.core.json_row import without_nan
 from frozen_jax.run.report import COLUMNS
-from frozen_jax.tools.comparison import Comparison, Difference, Estimate, Group, Run, Table
+from frozen_jax.tools.comparison import Comparison, Difference, Estimate, Run, RunGroup, Table
 
 CSV_COLUMNS = ("group", "row", "metric", "n", "mean", "standard_error", "low", "high", "test")
 
@@ -102,10 +102,10 @@ def json_text(comparison: Comparison) -> str:
     "units": dict(comparison.units),
     "notes": list(comparison.notes),
   }
-  return json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+  return json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {
+OUTPUT_FORMATS: dict[str, Callable[[Comparison], str]] = {
   "terminal": terminal_text,
   "markdown": markdown_text,
   "csv": csv_text,
@@ -118,12 +118,12 @@ def _origin(run: Run) -> dict[str, Any]:
   return {key: run.record.get(key) for key in _ORIGIN}
 
 
-def _model(group: Group) -> dict[str, str]:
+def _model(group: RunGroup) -> dict[str, str]:
   record = group.runs[0].record
   return {key: record.get(key, "") for key in ("model", "method", "test")}
 
 
-def _sources(group: Group) -> list[str]:
+def _sources(group: RunGroup) -> list[str]:
   """The runs of a group as lines for the terminal."""
   lines = []
   for run in group.runs:
@@ -134,7 +134,7 @@ def _sources(group: Group) -> list[str]:
   return lines
 
 
-def _caption(group: Group) -> str:
+def _caption(group: RunGroup) -> str:
   what = ", ".join(f"{key} {value}" for key, value in _model(group).items() if value)
   if len(group.runs) == 1:
     return f"{what}; one run; in parentheses: 95% intervals over test questions"
@@ -142,11 +142,15 @@ def _caption(group: Group) -> str:
   return f"{what}; mean ± standard error over n = {len(group.runs)} runs (seeds {seeds})"
 
 
-def _group_grids(group: Group, comparison: Comparison) -> list[Grid]:
+def _group_grids(group: RunGroup, comparison: Comparison) -> list[Grid]:
   grids = [_table_grid(table, comparison.units) for table in group.tables if table.rows]
   if group.differences:
     lines = [
-      [f"{one.row} - {one.against}", str(one.estimate.n), _cell(one.estimate, "percent", "+")]
+      [
+        f"{one.row} - {one.against}",
+        str(one.estimate.n),
+        _estimate_cell(one.estimate, "percent", "+"),
+      ]
       for one in group.differences
     ]
     title = f"difference in exact match on {group.tables[0].test or 'the test data'}"
@@ -173,7 +177,7 @@ def _between_grids(comparison: Comparison) -> list[Grid]:
   for one in comparison.differences:
     first, second = numbers[one.group], numbers[one.against_group]
     names = f"{first}. {one.row} - {second}. {one.against}"
-    lines.append([names, _cell(one.estimate, "percent", "+")])
+    lines.append([names, _estimate_cell(one.estimate, "percent", "+")])
   title = "difference in exact match between groups, with 95% intervals over test questions"
   return [Grid(title, ["group and row", "difference"], ["", "points"], lines)] if lines else []
 
@@ -181,10 +185,10 @@ def _between_grids(comparison: Comparison) -> list[Grid]:
 def _table_cell(estimate: Estimate | None, unit: str, n: int) -> str:
   if estimate is None:
     return "-"
-  return _cell(estimate, unit) + (f" (n = {estimate.n})" if estimate.n != n else "")
+  return _estimate_cell(estimate, unit) + (f" (n = {estimate.n})" if estimate.n != n else "")
 
 
-def _cell(estimate: Estimate, unit: str, sign: str = "") -> str:
+def _estimate_cell(estimate: Estimate, unit: str, sign: str = "") -> str:
   """`56.03 ± 0.45` over runs, `56.0 (52.3 to 59.7)` of one run with an interval."""
   several = estimate.standard_error is not None
   digits = 3 if unit != "percent" else 2 if several else 1
@@ -230,14 +234,6 @@ def _csv_difference(one: Difference, test: str) -> tuple[str, str, str, Estimate
   within = one.group == one.against_group
   group = one.group if within else f"{one.group} - {one.against_group}"
   return group, f"{one.row} - {one.against}", "exact_match_difference", one.estimate, test
-
-
-def _without_nan(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {key: _without_nan(entry) for key, entry in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_without_nan(entry) for entry in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

@@ -26,11 +26,12 @@ from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.config.config_file import load_config
 from frozen_jax.config.overrides import override
 from frozen_jax.core.errors import UserError, exit_status
+from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.types import Tree
 from frozen_jax.methods import METHODS
 from frozen_jax.models.inputs import datasets_of
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
-from frozen_jax.run.settings import complete, resolve_run
+from frozen_jax.run.settings import resolve_run, with_defaults
 from frozen_jax.tools.flop_count import by_layers, flops
 from frozen_jax.tools.inspect import Parser
 from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
@@ -218,9 +219,9 @@ def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
     method=stage.settings.method,
     text=text,
     num_virtual_tokens=num_virtual_tokens,
-    lm=_size(models.shapes()["lm"]),
-    encoder=_size(models.shapes().get("encoder", {})),
-    trained=_size(stage.trained(models)),
+    lm=num_parameters(models.shapes()["lm"]),
+    encoder=num_parameters(models.shapes().get("encoder", {})),
+    trained=num_parameters(stage.trained(models)),
     alone=alone,
     with_method=counted(stage.read, text),
     encoding=_encoding(models.encoder, text),
@@ -260,11 +261,7 @@ def _ints(length: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((1, length), jnp.int32)
 
 
-def _size(tree: Tree) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def lines(cost: Cost) -> list[str]:
+def cost_lines(cost: Cost) -> list[str]:
   """A stage's cost over several lines."""
   text = cost.text
   read = f"a text of {text.length:,} tokens"
@@ -329,7 +326,7 @@ def parse(argv: Sequence[str]) -> tuple[RunSettings, Text]:
   assignments = [key.removeprefix("--config.").partition("=") for key in keys]
   if bare := [name for name, equals, _ in assignments if not equals]:
     raise UserError(f"--config.{bare[0]} has no value; write --config.{bare[0]}=VALUE")
-  config = complete(config)
+  config = with_defaults(config)
   override(config, [(name, value) for name, _, value in assignments])
   run = resolve_run(config)
   encoder_length = given.encoder_length or min(given.length, run.data.encoder_length)
@@ -348,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   def act() -> None:
     run, text = parse(sys.argv[1:] if argv is None else argv)
     for cost in measure(run, text):
-      print("\n".join(lines(cost)))
+      print("\n".join(cost_lines(cost)))
 
   return exit_status(act)
 

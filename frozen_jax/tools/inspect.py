@@ -32,11 +32,11 @@ examples:
   python -m frozen_jax.tools.inspect ~/models/llama-70b --dtype=bfloat16 --mesh=fsdp=16,tensor=8
 """
 SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "context", "vocab_size")
-FORMATS = {"hf": "safetensors", "gguf": "GGUF"}
+FORMAT_NAMES = {"hf": "safetensors", "gguf": "GGUF"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ParameterRow:
   """One array of the parameter tree.
 
   stored: dtypes and name of its stored tensors. spec: the mesh axes of each dimension. shard_bytes:
@@ -121,14 +121,14 @@ def inspect(options: argparse.Namespace) -> str:
     config, leaves = load_encoder.plan_encoder(path, stored)
   else:
     config, leaves = stored.config, load.plan_decoder(stored)
-  rows = array_rows(leaves, stored, convert, options.mesh)
+  rows = parameter_rows(leaves, stored, convert, options.mesh)
   summary = _summary(stored, config, leaves)
   return "\n".join([*summary, "", *_table(rows, options.mesh), "", *_totals(rows, options.mesh)])
 
 
-def array_rows(
+def parameter_rows(
   leaves: Sequence[assemble.Leaf], stored: StoredTensors, convert: Any, mesh: AbstractMesh
-) -> list[Row]:
+) -> list[ParameterRow]:
   """The arrays of the tree as `assemble.load_params` would load and shard them."""
   arrays = assemble.param_shapes(leaves, convert)
   rows = []
@@ -141,7 +141,7 @@ def array_rows(
       spec = rules.spec_of(array.shape, axes, mesh, leaf.path)
       shard = NamedSharding(mesh, spec).shard_shape(array.shape)
       rows.append(
-        Row(
+        ParameterRow(
           path=leaf.path + jax.tree_util.keystr(subpath),
           shape=array.shape,
           dtype=array.dtype.name,
@@ -181,7 +181,7 @@ def _summary(stored: Any, config: Any, leaves: Sequence[assemble.Leaf]) -> list[
   parameters = sum(math.prod(leaf.shape) for leaf in leaves)
   stored_bytes = sum(stored.num_bytes(name) for name in stored.shapes)
   return [
-    f"family      {stored.family.hf_name}, {kind}, read from {FORMATS[stored.format]}",
+    f"family      {stored.family.hf_name}, {kind}, read from {FORMAT_NAMES[stored.format]}",
     f"sizes       {', '.join(sizes)}",
     f"also        {', '.join(more) or 'nothing unusual'}",
     f"parameters  {parameters:,} in {len(leaves)} arrays",
@@ -198,7 +198,7 @@ def _value(value: Any) -> str:
   return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(rows: Sequence[Row], mesh: AbstractMesh) -> list[str]:
+def _table(rows: Sequence[ParameterRow], mesh: AbstractMesh) -> list[str]:
   """The arrays, one a line; sharding: the mesh axes of each dimension, - where it has none."""
   lines = [("array", "shape", "in memory", "sharding", "a device", "stored as")]
   for row in rows:
@@ -225,7 +225,7 @@ def _table(rows: Sequence[Row], mesh: AbstractMesh) -> list[str]:
   ]
 
 
-def _totals(rows: Sequence[Row], mesh: AbstractMesh) -> list[str]:
+def _totals(rows: Sequence[ParameterRow], mesh: AbstractMesh) -> list[str]:
   shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
   all_bytes, shard_bytes = sum(row.bytes for row in rows), sum(row.shard_bytes for row in rows)
   lines = [

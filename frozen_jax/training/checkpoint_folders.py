@@ -9,11 +9,11 @@ import os
 import pathlib
 import re
 
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"\d{8}(-\d+)?")
 
 
-def complete(folder: pathlib.Path) -> list[pathlib.Path]:
+def complete_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
   """A stage's complete checkpoints, oldest first: a half-written one never has a plain name."""
   if not folder.is_dir():
     return []
@@ -31,7 +31,7 @@ def saved_step(workdir: str | os.PathLike[str]) -> int:
   """The step from which a run goes on: that of its newest checkpoint; 0 without one."""
   newest = (0.0, 0)
   with contextlib.suppress(OSError):
-    for stage in (pathlib.Path(workdir) / FOLDER).iterdir():
-      for path in complete(stage)[-1:]:
+    for stage in (pathlib.Path(workdir) / CHECKPOINTS).iterdir():
+      for path in complete_checkpoints(stage)[-1:]:
         newest = max(newest, (path.stat().st_mtime, step_and_repeat(path)[0]))
   return newest[1]

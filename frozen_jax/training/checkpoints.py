@@ -30,10 +30,15 @@ from frozen_jax.config import dependencies as config_dependencies
 from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.disk_errors import is_refused
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.files import folder_bytes
 from frozen_jax.core.types import Tree
 from frozen_jax.sharding.hosts import barrier, gather_bytes, is_first_host
 from frozen_jax.sharding.rules import replicated
-from frozen_jax.training.checkpoint_folders import FOLDER, complete, step_and_repeat
+from frozen_jax.training.checkpoint_folders import (
+  CHECKPOINTS,
+  complete_checkpoints,
+  step_and_repeat,
+)
 from frozen_jax.training.state import TrainState
 
 HALF_WRITTEN = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
@@ -70,7 +75,7 @@ class Checkpoints:
       fingerprint: of the frozen tree.
       mesh: restored arrays are replicated on its devices.
     """
-    self.folder = pathlib.Path(workdir).absolute() / FOLDER / stage
+    self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
     self._dependencies = dependencies
     self._fingerprint = fingerprint
     self._mesh = mesh
@@ -80,13 +85,13 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
-    found = complete(self.folder)
+    found = complete_checkpoints(self.folder)
     return step_and_repeat(found[-1])[0] if found else None
 
   def size(self) -> int:
     """Bytes of the newest complete checkpoint on disk; 0 without one."""
-    found = complete(self.folder)
-    return _folder_bytes(found[-1]) if found else 0
+    found = complete_checkpoints(self.folder)
+    return folder_bytes(found[-1]) if found else 0
 
   def save(self, state: TrainState, best: Tree | None, record: dict[str, Any], data: Any) -> int:
     """Writes the checkpoint of `state.step`, removes older ones, and returns its size in bytes.
@@ -109,7 +114,7 @@ class Checkpoints:
       "data": [position.decode() for position in positions],
     }
     trees = {"state": state} if best is None else {"state": state, "best": best}
-    older = complete(self.folder)
+    older = complete_checkpoints(self.folder)
     earlier = [repeat for saved, repeat in map(step_and_repeat, older) if saved == step]
     path = self.folder / (f"{step:08d}-{max(earlier) + 1}" if earlier else f"{step:08d}")
     barrier(f"{path} named")  # before any host writes: all have listed the same folder
@@ -125,7 +130,7 @@ class Checkpoints:
     if is_first_host():
       for checkpoint in older:
         _remove(checkpoint)
-    return _folder_bytes(path)
+    return folder_bytes(path)
 
   def restore(self, template: TrainState) -> Restored | None:
     """The newest checkpoint, or None when there is none.
@@ -136,7 +141,7 @@ class Checkpoints:
     Raises:
       UserError: it belongs to another frozen model or another configuration, or is unreadable.
     """
-    found = complete(self.folder)
+    found = complete_checkpoints(self.folder)
     if not found:
       return None
     path = found[-1]
@@ -216,8 +221,8 @@ def load_best(
   Raises:
     UserError: the stage has no checkpoint, or it is unreadable.
   """
-  folder = pathlib.Path(workdir).absolute() / FOLDER / stage
-  found = complete(folder)
+  folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
+  found = complete_checkpoints(folder)
   if not found:
     raise UserError(f"{folder} holds no checkpoint; train the stage {stage!r} first")
   path = found[-1]
@@ -295,10 +300,6 @@ def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
 def _abstract(tree: Any, mesh: Mesh) -> Any:
   sharding = replicated(mesh)
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
-
-
-def _folder_bytes(path: pathlib.Path) -> int:
-  return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _encode(data: Any) -> bytes:

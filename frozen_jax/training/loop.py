@@ -28,7 +28,7 @@ from frozen_jax.training.checkpoints import Checkpoints
 from frozen_jax.training.interruption import Stopped, StopRequest
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
-from frozen_jax.training.result import Progress, TrainingResult, training_result
+from frozen_jax.training.result import TrainingProgress, TrainingResult, training_result
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
@@ -141,16 +141,17 @@ def _check_arguments(settings: TrainSettings, best_by: str) -> None:
 
 def _resume(
   run: StageRun, checkpoints: Checkpoints, batches: Batches, state: TrainState
-) -> tuple[TrainState, Tree | None, Progress]:
+) -> tuple[TrainState, Tree | None, TrainingProgress]:
   """State, best tree and progress of the checkpoint, if there is one, else those of the start.
 
   Sets the batches to its position, and leaves of metrics.jsonl only the lines up to it: the rest is
   written again.
   """
-  best, progress, step = None, Progress(), -1
+  best, progress, step = None, TrainingProgress(), -1
   restored = checkpoints.restore(state)
   if restored is not None:
-    state, best, progress = restored.state, restored.best, Progress.from_record(restored.record)
+    state, best = restored.state, restored.best
+    progress = TrainingProgress.from_record(restored.record)
     step = int(state.step)
     batches.set_state(checkpoints.data_position(restored.record))
   validated = any(entry["step"] == step for entry in progress.validation)
@@ -189,7 +190,7 @@ class _Loop:
   checkpoints: Checkpoints
   state: TrainState
   best: Tree | None
-  progress: Progress
+  progress: TrainingProgress
 
   def __post_init__(self) -> None:
     self._stop = StopRequest()

@@ -6,7 +6,6 @@ writes.
 """
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -14,9 +13,10 @@ from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import user_write_errors, write_bytes
+from frozen_jax.core.json_row import without_nan
 from frozen_jax.sharding.hosts import is_first_host
 
-FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -29,7 +29,7 @@ class MetricsWriter:
       UserError: the folder cannot be created, or `tensorboard` is set and tensorboardX is not
         installed.
     """
-    self.path = pathlib.Path(workdir) / FILE
+    self.path = pathlib.Path(workdir) / METRICS
     self._is_first_host = is_first_host()
     self._tensorboard: Any = None
     if not self._is_first_host:
@@ -48,12 +48,12 @@ class MetricsWriter:
     if not self._is_first_host:
       return
     line = {"stage": stage, "step": int(step), "split": split}
-    line |= {name: _plain(value) for name, value in metrics.items()}
+    line |= {name: _json_value(value) for name, value in metrics.items()}
     with user_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line, allow_nan=False) + "\n")
     if self._tensorboard is not None:
       for name, value in metrics.items():
-        if isinstance(value := _plain(value), int | float):
+        if isinstance(value := _json_value(value), int | float):
           self._tensorboard.add_scalar(f"{stage}/{split}/{name}", value, int(step))
 
   def truncate(self, stage: str, step: int, rewritten: Iterable[str] = ()) -> None:
@@ -87,7 +87,7 @@ class MetricsWriter:
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """All complete lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
-  path = pathlib.Path(workdir) / FILE
+  path = pathlib.Path(workdir) / METRICS
   if not path.exists():
     return []
   entries = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())
@@ -102,12 +102,8 @@ def _parse(line: str) -> dict[str, Any] | None:
   return entry if isinstance(entry, dict) else None
 
 
-def _plain(value: Any) -> Any:
-  if hasattr(value, "item"):
-    value = value.item()
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+def _json_value(value: Any) -> Any:
+  return without_nan(value.item() if hasattr(value, "item") else value)
 
 
 def _tensorboard(folder: pathlib.Path) -> Any:

@@ -39,7 +39,7 @@ class TrainingResult:
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainingProgress:
   """What a checkpoint's record holds of the loop, besides the arrays and the data position.
 
   complete: whether the stage has ended. timed_seconds, timed_tokens: of the steps that compiled
@@ -56,13 +56,13 @@ class Progress:
   validation: list[ValidationMetrics] = dataclasses.field(default_factory=list)
 
   @classmethod
-  def from_record(cls, record: Mapping[str, Any]) -> "Progress":
+  def from_record(cls, record: Mapping[str, Any]) -> "TrainingProgress":
     """The progress in a checkpoint's record."""
     return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
 
 
 def training_result(
-  state: TrainState, best: Tree | None, progress: Progress, checkpoint_bytes: int
+  state: TrainState, best: Tree | None, progress: TrainingProgress, checkpoint_bytes: int
 ) -> TrainingResult:
   """The result of a complete stage; `best`: the best tree, None without a validation."""
   metrics = dict(progress.best or {})

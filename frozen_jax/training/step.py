@@ -15,12 +15,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from frozen_jax.core.types import Learner, Tree
+from frozen_jax.core.types import Learner, Metrics, Tree
 from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.optimizer import Optimizer
 from frozen_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]  # scalars
 Step = Callable[[TrainState, Tree, Any], tuple[TrainState, Metrics]]
 
 

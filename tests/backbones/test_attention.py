@@ -29,7 +29,7 @@ def mask_of(is_causal):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4, 10, 10), (ROWS, 4, 1, 10)])
 def test_the_gradient_to_a_bias_of_the_scores(is_causal, shape, monkeypatch):
-  monkeypatch.setattr(attention, "BLOCK", 4)
+  monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
   (q, k, v), (weight, _, _), mask = inputs(0), inputs(1), mask_of(is_causal)
   bias = jnp.float32(np.random.default_rng(2).normal(size=shape))
 

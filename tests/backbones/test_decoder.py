@@ -309,7 +309,7 @@ def test_attention_in_blocks_equals_attention_in_one(monkeypatch, padding):
     )(x)
 
   value, gradient = run()
-  monkeypatch.setattr(attention, "BLOCK", 4)
+  monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
   assert attention._blocks(tokens.shape[1]) == [(0, 4), (4, 8), (8, 11)]
   value_blocks, gradient_blocks = run()
   np.testing.assert_allclose(value, value_blocks, rtol=1e-5)

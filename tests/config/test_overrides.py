@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from frozen_jax.config.overrides import kept_by_stages, nearest_key, override
 from frozen_jax.core.errors import UserError
 from frozen_jax.run.defaults import defaults
-from frozen_jax.run.settings import complete, resolve_run
+from frozen_jax.run.settings import resolve_run, with_defaults
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def config():
   values.stage_order = ("first", "second")
   values.stages.first = ConfigDict({"method": "prompt_tuning"})
   values.stages.second = ConfigDict({"method": "prompt_tuning", "train": {"steps": 7}})
-  return complete(values)
+  return with_defaults(values)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders import prepare
-from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_DATASETS
 from frozen_jax.data.sources import open_source
 
 pytestmark = pytest.mark.program
@@ -140,7 +140,7 @@ def test_other_tfds_data_sets_go_by_name_version_split_and_size(tmp_path, monkey
   assert open_source("tfds:digest_numbers/test").digest not in digests
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", BUILTIN_DATASETS)
 def test_the_table_of_built_in_data_sets_is_that_of_their_builders(cache, name):
   builder = prepare.prepared_builder(name)
-  assert builder.name == name and set(builder.info.splits) == set(BUILTIN[name].splits)
+  assert builder.name == name and set(builder.info.splits) == set(BUILTIN_DATASETS[name].splits)

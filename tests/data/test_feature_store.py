@@ -120,7 +120,7 @@ store.flush()
   (left,) = tmp_path.iterdir()
   assert len(FeatureStore(tmp_path, WIDTH, np.float32)) == 0
   assert left.exists()  # its writer may still be at work
-  long_ago = time.time() - 2 * feature_store._ABANDONED_SECONDS
+  long_ago = time.time() - 2 * feature_store.ABANDONED_SECONDS
   os.utime(left, (long_ago, long_ago))
   FeatureStore(tmp_path, WIDTH, np.float32)
   assert list(tmp_path.iterdir()) == []

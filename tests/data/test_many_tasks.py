@@ -8,7 +8,7 @@ import pytest
 from frozen_jax.data.builders.countries import countries, held_out_names, mentions
 from frozen_jax.data.builders.many_tasks import HELD_OUT, SPLITS, examples, tasks
 from frozen_jax.data.builders.task_generators import MONTHS, WEEKDAYS
-from frozen_jax.data.builders.words import KINDS, OPPOSITES, WORDS
+from frozen_jax.data.builders.words import OPPOSITES, WORDS, WORDS_BY_KIND
 from frozen_jax.data.mixture import check_held_out, stratified_sample
 from frozen_jax.data.sources import open_source
 
@@ -131,9 +131,9 @@ def test_what_is_said_is_true(by_split, split):
       later = (MONTHS.index(now) + numbers_of(example)[0]) % 12
       assert example["target"] == MONTHS[later]
     if example["dataset"] == "odd_one_out":
-      kinds = Counter(k for w in example["choices"] for k, ws in KINDS.items() if w in ws)
+      kinds = Counter(k for w in example["choices"] for k, ws in WORDS_BY_KIND.items() if w in ws)
       assert sorted(kinds.values()) == [1, 3]
-      assert example["target"] in KINDS[min(kinds, key=kinds.get)]
+      assert example["target"] in WORDS_BY_KIND[min(kinds, key=kinds.get)]
   assert checked > 100
 
 

@@ -12,7 +12,7 @@ from frozen_jax.config.config_file import load_config
 from frozen_jax.config.section import section_values, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.evaluation.scores import score_answers
-from frozen_jax.models.inputs import questions
+from frozen_jax.models.inputs import first_questions
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.pipelines.table import PIPELINES
@@ -61,7 +61,7 @@ class FirstRows:
     self.artifacts = Artifacts(workdir / "first_rows")
 
   def prepare(self, run, writer):
-    rows = questions(run.data, run.data.train, self._settings.count)
+    rows = first_questions(run.data, run.data.train, self._settings.count)
     make = lambda first: rows[first:]
     path = self.artifacts.rows("train.jsonl", {"section": self._settings}, make, 2, len(rows))
     stages = tuple(stage.with_data(train=str(path)) for stage in run.stages)
@@ -79,7 +79,7 @@ class FirstRows:
   def scores(self, scores, models):
     *others, last = scores
     settings, model = models[last]
-    examples = questions(settings.data, settings.data.test, settings.evaluate.max_examples)
+    examples = first_questions(settings.data, settings.data.test, settings.evaluate.max_examples)
     answers = [self._settings.answer] * len(examples)
     constant = score_answers(model.question_task, examples, answers)
     return {name: scores[name] for name in others} | {"constant": constant, last: scores[last]}
@@ -101,7 +101,8 @@ class FirstRows:
 def make_config(tiny, tmp_path, monkeypatch):
   """`make_config(**{"dotted.key": value})`: a smoke config with the third pipeline in the table."""
   monkeypatch.setitem(PIPELINES, "first_rows", FirstRows)
-  monkeypatch.setitem(run_settings._KINDS, "first_rows", FirstRowsSettings)  # read from the table
+  # What is read from the table.
+  monkeypatch.setitem(run_settings._ALL_SECTIONS, "first_rows", FirstRowsSettings)
   rows = [{"id": one, "question": f"Where is {one}", "answers": ["Lima"]} for one in COUNTRIES]
   files = {
     split: str(lines_file(tmp_path / f"{split}.jsonl", *rows))
@@ -155,6 +156,6 @@ def test_its_settings_are_checked_and_explained(make_config, tmp_path):
     run.train(config, tmp_path / "run")
   with pytest.raises(UserError, match="stop_after is 'never'; it is empty or one of select"):
     run.train(make_config(stop_after="never"), tmp_path / "run")
-  text = run_settings.help_text(run_settings.complete(make_config()))
+  text = run_settings.help_text(run_settings.with_defaults(make_config()))
   assert "first_rows: Training on the first questions alone." in text
   assert "--config.first_rows.count=6" in text

@@ -134,7 +134,7 @@ def test_no_network_and_no_cached_model(refused, tmp_path, monkeypatch):
 
 
 def test_an_altered_download(refused, tmp_path, monkeypatch):
-  model = fetch.BUILT_IN["smollm2-135m-instruct"]
+  model = fetch.BUILTIN_MODELS["smollm2-135m-instruct"]
   kept = tmp_path / "models" / "smollm2-135m-instruct" / model.member.rpartition("/")[2]
   kept.parent.mkdir(parents=True)
   kept.write_bytes(b"GGUF, but not the one that is pinned")

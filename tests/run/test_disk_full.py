@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_written_at_the_end(trained_stage, fill, tmp_path,
 
 
 def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch, tmp_path):
-  from frozen_jax.backbones.fetch import fetch
+  from frozen_jax.backbones.fetch import fetch_builtin
   from frozen_jax.data.builders.prepare import prepare
   from frozen_jax.retrieval.corpus import open_corpus
 
@@ -71,7 +71,7 @@ def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch, tmp_path
   uses = [
     lambda: prepare("world_facts"),
     lambda: open_corpus(passages),
-    lambda: fetch("smollm2-135m-instruct"),
+    lambda: fetch_builtin("smollm2-135m-instruct"),
   ]
   for use in uses:
     with pytest.raises(UserError, match="FROZEN_JAX_CACHE"):

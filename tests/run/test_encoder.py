@@ -23,7 +23,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def folder():
   try:
-    return fetch.fetch(NAME, progress=False)
+    return fetch.fetch_builtin(NAME, progress=False)
   except UserError as error:
     if not str(error).startswith("cannot download"):
       raise

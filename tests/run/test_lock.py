@@ -40,19 +40,19 @@ def test_a_second_run_is_refused_with_the_first_ones_host_and_process(tmp_path):
         pass
     other.send_signal(signal.SIGKILL)  # what it leaves behind holds nobody up
     other.communicate()
-    assert json.loads((tmp_path / lock.FILE).read_text())["process"] == other.pid
+    assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["process"] == other.pid
     with lock.locked(tmp_path):
-      assert json.loads((tmp_path / lock.FILE).read_text())["process"] == os.getpid()
-  assert (tmp_path / lock.FILE).read_text() == ""
+      assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["process"] == os.getpid()
+  assert (tmp_path / lock.LOCK_FILE).read_text() == ""
 
 
 @pytest.mark.parametrize(
   "left", ["", "{", '{"host": "gone", "process": 1, "since": "2020-01-01"}', '{"process": 1}']
 )
 def test_a_file_that_nobody_locks_holds_nobody_up(tmp_path, left):
-  (tmp_path / lock.FILE).write_text(left)
+  (tmp_path / lock.LOCK_FILE).write_text(left)
   with lock.locked(tmp_path):
-    assert json.loads((tmp_path / lock.FILE).read_text())["process"] == os.getpid()
+    assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["process"] == os.getpid()
 
 
 def test_it_ends_with_an_exception_too(tmp_path):
@@ -77,7 +77,7 @@ def test_the_program_refuses_a_live_workdir_and_leaves_it_alone(program, tmp_pat
     _, err = program.run("prompt_tuning.py:smoke", f"--workdir={tmp_path}", status=2)
   assert re.match(rf"error: {tmp_path} is in use by a run, process {os.getpid()} ", err)
   assert err.count("\n") == 1
-  assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
+  assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK_FILE]
 
 
 def test_evaluations_at_one_time_have_folders_of_their_own(tmp_path):

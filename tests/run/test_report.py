@@ -5,7 +5,14 @@ import json
 import pytest
 
 from frozen_jax.run.records import table_rows
-from frozen_jax.run.report import COLUMNS, closing_tip, explained, record_text, row_titles, table
+from frozen_jax.run.report import (
+  COLUMNS,
+  closing_tip,
+  explained,
+  metrics_table,
+  record_text,
+  row_titles,
+)
 
 RECORD = {
   "metrics": {"loss": 1.0},
@@ -17,7 +24,7 @@ RECORD = {
 
 def test_intervals_follow_the_exact_match_of_those_that_have_one():
   own = {"exact_match": 50.0, "exact_match_low": 41.04, "exact_match_high": 58.96, "loss": 1.25}
-  head, first, second = table({"reader": own, "plain": {"loss": 2.0}}).splitlines()
+  head, first, second = metrics_table({"reader": own, "plain": {"loss": 2.0}}).splitlines()
   assert head.split() == ["exact_match", "95%", "loss"]
   assert first.split() == ["reader", "50.000", "41.0-59.0", "1.250"]
   assert second.split() == ["plain", "-", "-", "2.000"]
@@ -25,7 +32,7 @@ def test_intervals_follow_the_exact_match_of_those_that_have_one():
 
 
 def test_figures_without_intervals_have_no_such_column():
-  assert "95%" not in table({"lm": {"loss": 2.0, "exact_match": 10.0}})
+  assert "95%" not in metrics_table({"lm": {"loss": 2.0, "exact_match": 10.0}})
 
 
 def test_the_rows_of_a_record_come_in_the_order_of_its_table():
@@ -86,7 +93,7 @@ def test_rows_that_were_skipped_cut_or_left_out_are_said():
 def test_a_table_fits_100_columns_and_loses_nothing(name, count):
   figures = {column: 12345.678 + index for index, column in enumerate(COLUMNS[:count])}
   figures |= {"exact_match_low": 10.0, "exact_match_high": 100.0} if count > 1 else {}
-  text = table({name: figures, "zero_shot": figures})
+  text = metrics_table({name: figures, "zero_shot": figures})
   assert max(map(len, text.splitlines())) <= 100
   words = text.split()
   for index, column in enumerate(COLUMNS[:count]):

@@ -195,7 +195,7 @@ class LaterPromptSettings(PromptSettings):
 def later_version(monkeypatch):
   for name, kind in (("train", LaterTrainSettings), ("prompt", LaterPromptSettings)):
     monkeypatch.setitem(SECTIONS, name, kind)
-    monkeypatch.setitem(settings._KINDS, name, kind)
+    monkeypatch.setitem(settings._ALL_SECTIONS, name, kind)
   monkeypatch.setattr(PromptTuning, "sections", {"prompt": LaterPromptSettings})
 
 

@@ -293,5 +293,5 @@ def test_help(capsys):
   assert exit.value.code == 0
   out = capsys.readouterr().out
   assert "examples:\n  python -m frozen_jax.tools.compare" in out
-  for word in ("standard error", "evaluations/NAME", *compare.FORMATS):
+  for word in ("standard error", "evaluations/NAME", *compare.OUTPUT_FORMATS):
     assert word in out

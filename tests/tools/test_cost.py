@@ -13,6 +13,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.config.config_file import load_config
 from frozen_jax.core import paths
+from frozen_jax.core.paths import num_parameters
 from frozen_jax.models.settings import ModelSettings
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.tools import cost, model_sizes
@@ -165,13 +166,13 @@ def test_the_lm_alone_takes_2n_and_a_prompt_step_4n():
   assert measured.step == pytest.approx(expected(72, cost.TARGETS, True), rel=0.04)
   assert measured.rule == 4 * measured.lm * 64
   assert measured.longer == pytest.approx(measured.with_method - measured.alone, rel=0.01)
-  assert measured.encoding == 0 and "encoder" not in "\n".join(cost.lines(measured))
+  assert measured.encoding == 0 and "encoder" not in "\n".join(cost.cost_lines(measured))
 
 
 def test_what_is_trained_is_what_the_method_makes():
   found = {name: first_stage(run) for name, run in CASES.items()}
-  trained = {name: cost._size(stage.trained(models)) for name, (stage, models) in found.items()}
-  whole = cost._size(decoder.param_shapes(DecoderConfig(**LM)))
+  trained = {name: num_parameters(stage.trained(models)) for name, (stage, models) in found.items()}
+  whole = num_parameters(decoder.param_shapes(DecoderConfig(**LM)))
   assert trained["prompt_tuning"] == 8 * 32 and trained["fine_tuning"] == whole
   assert trained["prefix_tuning"] == 8 * 2 * 2 * 8 * LM["layers"]
   assert trained["id_pt"] > 8 * 32 + 3 * 24
@@ -190,7 +191,7 @@ def test_the_parts_of_id_pt():
   (measured,) = cost.measure(CASES["id_pt"], TEXT)
   trained_parts = measured.with_method - measured.alone - measured.encoding - measured.longer
   assert 0 < trained_parts < measured.encoding
-  text = "\n".join(cost.lines(measured))
+  text = "\n".join(cost.cost_lines(measured))
   assert "(24 of the encoder's)" in text and "the encoder" in text and "8 positions more" in text
 
 
@@ -200,7 +201,7 @@ def test_a_prompt_for_each_data_set_is_counted(tmp_path):
   data = {"train": str(tmp_path / "rows.jsonl")}
   run = settings("prompt_tuning", prompt={"per_task": True, "length": 8}, data=data)
   stage, models = first_stage(run)
-  assert cost._size(stage.trained(models)) == 2 * 8 * 32
+  assert num_parameters(stage.trained(models)) == 2 * 8 * 32
   assert stage.read(models, TEXT) == pytest.approx(
     first_stage(CASES["prompt_tuning"])[0].read(models, TEXT), rel=0.01
   )
@@ -210,7 +211,7 @@ def test_kept_states_save_the_encoder():
   run = settings("id_pt", encoder=T5, generator=GENERATOR | {"p_prime_length": 0})
   (measured,) = cost.measure(run, TEXT)
   assert measured.step - measured.kept_step == pytest.approx(measured.encoding, rel=0.02)
-  assert "with kept states" in "\n".join(cost.lines(measured))
+  assert "with kept states" in "\n".join(cost.cost_lines(measured))
   stage, models = first_stage(CASES["id_pt"])
   assert stage.traits(models)[1] == "encoder_tokens"  # p' changes the states: nothing to keep
 

@@ -17,7 +17,15 @@ from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.rope_config import scaled
 from frozen_jax.backbones.families.shared import HF_IGNORED, stacked_mlp
-from frozen_jax.backbones.families.table import Family, Key, Part, Source, linear, norm, table
+from frozen_jax.backbones.families.table import (
+  Family,
+  Part,
+  TensorKey,
+  TensorSource,
+  embedding_keys,
+  linear_keys,
+  norm_keys,
+)
 
 
 def _read_common(reader: ConfigReader) -> None:
@@ -174,23 +182,23 @@ def _local(reader: ConfigReader, layers: int) -> tuple[bool, ...]:
   return tuple(kind == "sliding_attention" for kind in stated)
 
 
-def _bert_keys(prefix: str) -> tuple[Key, ...]:
+def _bert_keys(prefix: str) -> tuple[TensorKey, ...]:
   embeddings, layer = f"{prefix}embeddings", f"{prefix}encoder.layer.{{layer}}"
   return (
-    *table("embed/tokens", f"{embeddings}.word_embeddings"),
-    *table("embed/positions", f"{embeddings}.position_embeddings"),
-    *table("embed/types", f"{embeddings}.token_type_embeddings"),
-    *norm("embed_norm", f"{embeddings}.LayerNorm"),
-    *linear("embed_project", f"{prefix}embeddings_project"),
-    *linear("layers/attn/q", f"{layer}.attention.self.query"),
-    *linear("layers/attn/k", f"{layer}.attention.self.key"),
-    *linear("layers/attn/v", f"{layer}.attention.self.value"),
-    *linear("layers/attn/o", f"{layer}.attention.output.dense"),
-    *norm("layers/attn_norm", f"{layer}.attention.output.LayerNorm"),
-    *linear("layers/mlp/up", f"{layer}.intermediate.dense"),
-    *linear("layers/mlp/down", f"{layer}.output.dense"),
-    *norm("layers/mlp_norm", f"{layer}.output.LayerNorm"),
-    *linear("pooler", f"{prefix}pooler.dense"),
+    *embedding_keys("embed/tokens", f"{embeddings}.word_embeddings"),
+    *embedding_keys("embed/positions", f"{embeddings}.position_embeddings"),
+    *embedding_keys("embed/types", f"{embeddings}.token_type_embeddings"),
+    *norm_keys("embed_norm", f"{embeddings}.LayerNorm"),
+    *linear_keys("embed_project", f"{prefix}embeddings_project"),
+    *linear_keys("layers/attn/q", f"{layer}.attention.self.query"),
+    *linear_keys("layers/attn/k", f"{layer}.attention.self.key"),
+    *linear_keys("layers/attn/v", f"{layer}.attention.self.value"),
+    *linear_keys("layers/attn/o", f"{layer}.attention.output.dense"),
+    *norm_keys("layers/attn_norm", f"{layer}.attention.output.LayerNorm"),
+    *linear_keys("layers/mlp/up", f"{layer}.intermediate.dense"),
+    *linear_keys("layers/mlp/down", f"{layer}.output.dense"),
+    *norm_keys("layers/mlp_norm", f"{layer}.output.LayerNorm"),
+    *linear_keys("pooler", f"{prefix}pooler.dense"),
   )
 
 
@@ -209,23 +217,23 @@ def _bert_family(name: str, read_hf: Any, heads: str, tied_head: str) -> Family:
   )
 
 
-def _t5_keys() -> tuple[Key, ...]:
+def _t5_keys() -> tuple[TensorKey, ...]:
   attention, mlp = (f"encoder.block.{{layer}}.layer.{index}" for index in (0, 1))
   first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
   return (
-    *table("embed/tokens", "shared"),
-    *table("buckets/table", first),
+    *embedding_keys("embed/tokens", "shared"),
+    *embedding_keys("buckets/table", first),
     *(
       key
       for name in "qkvo"
-      for key in linear(f"layers/attn/{name}", f"{attention}.SelfAttention.{name}")
+      for key in linear_keys(f"layers/attn/{name}", f"{attention}.SelfAttention.{name}")
     ),
-    *norm("layers/attn_norm", f"{attention}.layer_norm"),
-    *norm("layers/mlp_norm", f"{mlp}.layer_norm"),
-    *linear("layers/mlp/gate", f"{mlp}.DenseReluDense.wi_0"),
-    *linear("layers/mlp/up", f"{mlp}.DenseReluDense.wi_1"),
-    *linear("layers/mlp/down", f"{mlp}.DenseReluDense.wo"),
-    *norm("final_norm", "encoder.final_layer_norm"),
+    *norm_keys("layers/attn_norm", f"{attention}.layer_norm"),
+    *norm_keys("layers/mlp_norm", f"{mlp}.layer_norm"),
+    *linear_keys("layers/mlp/gate", f"{mlp}.DenseReluDense.wi_0"),
+    *linear_keys("layers/mlp/up", f"{mlp}.DenseReluDense.wi_1"),
+    *linear_keys("layers/mlp/down", f"{mlp}.DenseReluDense.wo"),
+    *norm_keys("final_norm", "encoder.final_layer_norm"),
   )
 
 
@@ -249,22 +257,24 @@ def _stacked_qkv(config: EncoderConfig) -> tuple[int, tuple[int, ...]]:
   return 1, (config.heads * config.head_dim,) * 3
 
 
-def _modernbert_keys() -> tuple[Key, ...]:
+def _modernbert_keys() -> tuple[TensorKey, ...]:
   layer = "model.layers.{layer}"
-  keys: tuple[Key, ...] = (
-    *table("embed/tokens", "model.embeddings.tok_embeddings"),
-    *norm("embed_norm", "model.embeddings.norm"),
-    Key("later/attn_norm/scale", Source(f"{layer}.attn_norm.weight", first=1)),
-    Key("later/attn_norm/bias", Source(f"{layer}.attn_norm.bias", first=1)),
-    *linear("layers/attn/o", f"{layer}.attn.Wo"),
-    *norm("layers/mlp_norm", f"{layer}.mlp_norm"),
-    *linear("layers/mlp/down", f"{layer}.mlp.Wo"),
-    *norm("final_norm", "model.final_norm"),
+  keys: tuple[TensorKey, ...] = (
+    *embedding_keys("embed/tokens", "model.embeddings.tok_embeddings"),
+    *norm_keys("embed_norm", "model.embeddings.norm"),
+    TensorKey("later/attn_norm/scale", TensorSource(f"{layer}.attn_norm.weight", first=1)),
+    TensorKey("later/attn_norm/bias", TensorSource(f"{layer}.attn_norm.bias", first=1)),
+    *linear_keys("layers/attn/o", f"{layer}.attn.Wo"),
+    *norm_keys("layers/mlp_norm", f"{layer}.mlp_norm"),
+    *linear_keys("layers/mlp/down", f"{layer}.mlp.Wo"),
+    *norm_keys("final_norm", "model.final_norm"),
   )
   for index, name in enumerate("qkv"):
-    keys += linear(f"layers/attn/{name}", f"{layer}.attn.Wqkv", hf_part=Part(_stacked_qkv, index))
+    keys += linear_keys(
+      f"layers/attn/{name}", f"{layer}.attn.Wqkv", hf_part=Part(_stacked_qkv, index)
+    )
   for index, name in enumerate(("gate", "up")):
-    keys += linear(f"layers/mlp/{name}", f"{layer}.mlp.Wi", hf_part=Part(stacked_mlp, index))
+    keys += linear_keys(f"layers/mlp/{name}", f"{layer}.mlp.Wi", hf_part=Part(stacked_mlp, index))
   return keys
 
 

@@ -14,8 +14,14 @@ from frozen_jax.backbones.families import gguf_config
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.llama import sizes
 from frozen_jax.backbones.families.rope_config import read_rope, scaled
-from frozen_jax.backbones.families.shared import kinds
-from frozen_jax.backbones.families.table import Family, Key, linear, norm, table
+from frozen_jax.backbones.families.shared import GGUF_LAYER, HF_LAYER, kinds
+from frozen_jax.backbones.families.table import (
+  Family,
+  TensorKey,
+  embedding_keys,
+  linear_keys,
+  norm_keys,
+)
 
 
 def _fields(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
@@ -91,21 +97,22 @@ def gemma3(reader: ConfigReader) -> DecoderConfig:
   )
 
 
-_HF, _GGUF = "model.layers.{layer}", "blk.{layer}"
-
-
-def _products(kind: str, names: dict[str, tuple[str, str]]) -> tuple[Key, ...]:
+def _products(kind: str, names: dict[str, tuple[str, str]]) -> tuple[TensorKey, ...]:
   folder = {"attn": "self_attn", "mlp": "mlp"}[kind]
   return tuple(
     key
     for ours, (hf, gguf) in names.items()
-    for key in linear(f"layers/{kind}/{ours}", f"{_HF}.{folder}.{hf}", f"{_GGUF}.{gguf}")
+    for key in linear_keys(
+      f"layers/{kind}/{ours}", f"{HF_LAYER}.{folder}.{hf}", f"{GGUF_LAYER}.{gguf}"
+    )
   )
 
 
 _PRODUCTS = (
-  *table("embed/tokens", "model.embed_tokens", "token_embd"),
-  *norm("layers/attn_norm", f"{_HF}.input_layernorm", f"{_GGUF}.attn_norm", gguf_offset=-1.0),
+  *embedding_keys("embed/tokens", "model.embed_tokens", "token_embd"),
+  *norm_keys(
+    "layers/attn_norm", f"{HF_LAYER}.input_layernorm", f"{GGUF_LAYER}.attn_norm", gguf_offset=-1.0
+  ),
   *_products(
     "attn",
     {
@@ -114,29 +121,44 @@ _PRODUCTS = (
     },
   ),
   *_products("mlp", {n: (f"{n}_proj", f"ffn_{n}") for n in ("gate", "up", "down")}),
-  *norm("final_norm", "model.norm", "output_norm", gguf_offset=-1.0),
-  *linear("head", "lm_head", "output"),
+  *norm_keys("final_norm", "model.norm", "output_norm", gguf_offset=-1.0),
+  *linear_keys("head", "lm_head", "output"),
 )
 _FIRST = (
   *_PRODUCTS,
-  *norm("layers/mlp_norm", f"{_HF}.post_attention_layernorm", f"{_GGUF}.ffn_norm", -1.0),
+  *norm_keys(
+    "layers/mlp_norm", f"{HF_LAYER}.post_attention_layernorm", f"{GGUF_LAYER}.ffn_norm", -1.0
+  ),
 )
 _LATER = (
   *_PRODUCTS,
-  *norm("layers/attn/q_norm", f"{_HF}.self_attn.q_norm", f"{_GGUF}.attn_q_norm", -1.0),
-  *norm("layers/attn/k_norm", f"{_HF}.self_attn.k_norm", f"{_GGUF}.attn_k_norm", -1.0),
-  *norm(
+  *norm_keys(
+    "layers/attn/q_norm", f"{HF_LAYER}.self_attn.q_norm", f"{GGUF_LAYER}.attn_q_norm", -1.0
+  ),
+  *norm_keys(
+    "layers/attn/k_norm", f"{HF_LAYER}.self_attn.k_norm", f"{GGUF_LAYER}.attn_k_norm", -1.0
+  ),
+  *norm_keys(
     "layers/attn_after",
-    f"{_HF}.post_attention_layernorm",
-    f"{_GGUF}.post_attention_norm",
+    f"{HF_LAYER}.post_attention_layernorm",
+    f"{GGUF_LAYER}.post_attention_norm",
     -1.0,
   ),
-  *norm("layers/mlp_norm", f"{_HF}.pre_feedforward_layernorm", f"{_GGUF}.ffn_norm", -1.0),
-  *norm("layers/mlp_after", f"{_HF}.post_feedforward_layernorm", f"{_GGUF}.post_ffw_norm", -1.0),
+  *norm_keys(
+    "layers/mlp_norm", f"{HF_LAYER}.pre_feedforward_layernorm", f"{GGUF_LAYER}.ffn_norm", -1.0
+  ),
+  *norm_keys(
+    "layers/mlp_after",
+    f"{HF_LAYER}.post_feedforward_layernorm",
+    f"{GGUF_LAYER}.post_ffw_norm",
+    -1.0,
+  ),
 )
 
 
-def _family(name: str, gguf: str, keys: tuple[Key, ...], read_hf: Any, read_gguf: Any) -> Family:
+def _family(
+  name: str, gguf: str, keys: tuple[TensorKey, ...], read_hf: Any, read_gguf: Any
+) -> Family:
   derived = gguf_config.ROPE_TENSORS
   return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=derived)
 

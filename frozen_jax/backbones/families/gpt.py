@@ -12,8 +12,20 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.families import gguf_config
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.rope_config import read_rope
-from frozen_jax.backbones.families.shared import headwise_qkv, read_hf_common, stacked_qkv
-from frozen_jax.backbones.families.table import Family, Key, Part, linear, norm, table
+from frozen_jax.backbones.families.shared import (
+  GGUF_LAYER,
+  headwise_qkv,
+  read_hf_common,
+  stacked_qkv,
+)
+from frozen_jax.backbones.families.table import (
+  Family,
+  Part,
+  TensorKey,
+  embedding_keys,
+  linear_keys,
+  norm_keys,
+)
 
 
 def _fields(
@@ -144,12 +156,12 @@ def bloom(reader: ConfigReader) -> DecoderConfig:
   )
 
 
-def _fused(name: str, gguf: str | None, layout: Any, **options: Any) -> tuple[Key, ...]:
+def _fused(name: str, gguf: str | None, layout: Any, **options: Any) -> tuple[TensorKey, ...]:
   """The keys of a fused QKV tensor; llama.cpp's converter always writes it as `stacked_qkv`."""
   return tuple(
     key
     for index, letter in enumerate("qkv")
-    for key in linear(
+    for key in linear_keys(
       f"layers/attn/{letter}",
       name,
       gguf,
@@ -160,66 +172,67 @@ def _fused(name: str, gguf: str | None, layout: Any, **options: Any) -> tuple[Ke
   )
 
 
-_BLK = "blk.{layer}"
 _H = "transformer.h.{layer}"
 _GPT2 = (
-  *table("embed/tokens", "transformer.wte", "token_embd"),
-  *table("embed/positions", "transformer.wpe", "position_embd"),
-  *norm("layers/attn_norm", f"{_H}.ln_1", f"{_BLK}.attn_norm"),
-  *_fused(f"{_H}.attn.c_attn", f"{_BLK}.attn_qkv", stacked_qkv, stored_in_out=True),
-  *linear("layers/attn/o", f"{_H}.attn.c_proj", f"{_BLK}.attn_output", stored_in_out=True),
-  *norm("layers/mlp_norm", f"{_H}.ln_2", f"{_BLK}.ffn_norm"),
-  *linear("layers/mlp/up", f"{_H}.mlp.c_fc", f"{_BLK}.ffn_up", stored_in_out=True),
-  *linear("layers/mlp/down", f"{_H}.mlp.c_proj", f"{_BLK}.ffn_down", stored_in_out=True),
-  *norm("final_norm", "transformer.ln_f", "output_norm"),
-  *linear("head", "lm_head", "output"),
+  *embedding_keys("embed/tokens", "transformer.wte", "token_embd"),
+  *embedding_keys("embed/positions", "transformer.wpe", "position_embd"),
+  *norm_keys("layers/attn_norm", f"{_H}.ln_1", f"{GGUF_LAYER}.attn_norm"),
+  *_fused(f"{_H}.attn.c_attn", f"{GGUF_LAYER}.attn_qkv", stacked_qkv, stored_in_out=True),
+  *linear_keys(
+    "layers/attn/o", f"{_H}.attn.c_proj", f"{GGUF_LAYER}.attn_output", stored_in_out=True
+  ),
+  *norm_keys("layers/mlp_norm", f"{_H}.ln_2", f"{GGUF_LAYER}.ffn_norm"),
+  *linear_keys("layers/mlp/up", f"{_H}.mlp.c_fc", f"{GGUF_LAYER}.ffn_up", stored_in_out=True),
+  *linear_keys("layers/mlp/down", f"{_H}.mlp.c_proj", f"{GGUF_LAYER}.ffn_down", stored_in_out=True),
+  *norm_keys("final_norm", "transformer.ln_f", "output_norm"),
+  *linear_keys("head", "lm_head", "output"),
 )
 _N = "gpt_neox.layers.{layer}"
 _NEOX = (
-  *table("embed/tokens", "gpt_neox.embed_in", "token_embd"),
-  *norm("layers/attn_norm", f"{_N}.input_layernorm", f"{_BLK}.attn_norm"),
-  *_fused(f"{_N}.attention.query_key_value", f"{_BLK}.attn_qkv", headwise_qkv),
-  *linear("layers/attn/o", f"{_N}.attention.dense", f"{_BLK}.attn_output"),
-  *norm("layers/mlp_norm", f"{_N}.post_attention_layernorm", f"{_BLK}.ffn_norm"),
-  *linear("layers/mlp/up", f"{_N}.mlp.dense_h_to_4h", f"{_BLK}.ffn_up"),
-  *linear("layers/mlp/down", f"{_N}.mlp.dense_4h_to_h", f"{_BLK}.ffn_down"),
-  *norm("final_norm", "gpt_neox.final_layer_norm", "output_norm"),
-  *linear("head", "embed_out", "output"),
+  *embedding_keys("embed/tokens", "gpt_neox.embed_in", "token_embd"),
+  *norm_keys("layers/attn_norm", f"{_N}.input_layernorm", f"{GGUF_LAYER}.attn_norm"),
+  *_fused(f"{_N}.attention.query_key_value", f"{GGUF_LAYER}.attn_qkv", headwise_qkv),
+  *linear_keys("layers/attn/o", f"{_N}.attention.dense", f"{GGUF_LAYER}.attn_output"),
+  *norm_keys("layers/mlp_norm", f"{_N}.post_attention_layernorm", f"{GGUF_LAYER}.ffn_norm"),
+  *linear_keys("layers/mlp/up", f"{_N}.mlp.dense_h_to_4h", f"{GGUF_LAYER}.ffn_up"),
+  *linear_keys("layers/mlp/down", f"{_N}.mlp.dense_4h_to_h", f"{GGUF_LAYER}.ffn_down"),
+  *norm_keys("final_norm", "gpt_neox.final_layer_norm", "output_norm"),
+  *linear_keys("head", "embed_out", "output"),
 )
 _GPTJ = (
-  *table("embed/tokens", "transformer.wte"),
-  *norm("layers/attn_norm", f"{_H}.ln_1"),
-  *(key for n in "qkv" for key in linear(f"layers/attn/{n}", f"{_H}.attn.{n}_proj")),
-  *linear("layers/attn/o", f"{_H}.attn.out_proj"),
-  *linear("layers/mlp/up", f"{_H}.mlp.fc_in"),
-  *linear("layers/mlp/down", f"{_H}.mlp.fc_out"),
-  *norm("final_norm", "transformer.ln_f"),
-  *linear("head", "lm_head"),
+  *embedding_keys("embed/tokens", "transformer.wte"),
+  *norm_keys("layers/attn_norm", f"{_H}.ln_1"),
+  *(key for n in "qkv" for key in linear_keys(f"layers/attn/{n}", f"{_H}.attn.{n}_proj")),
+  *linear_keys("layers/attn/o", f"{_H}.attn.out_proj"),
+  *linear_keys("layers/mlp/up", f"{_H}.mlp.fc_in"),
+  *linear_keys("layers/mlp/down", f"{_H}.mlp.fc_out"),
+  *norm_keys("final_norm", "transformer.ln_f"),
+  *linear_keys("head", "lm_head"),
 )
 _O = "model.decoder.layers.{layer}"
 _OPT = (
-  *table("embed/tokens", "model.decoder.embed_tokens"),
-  *table("embed/positions", "model.decoder.embed_positions"),
-  *norm("layers/attn_norm", f"{_O}.self_attn_layer_norm"),
-  *(key for n in "qkv" for key in linear(f"layers/attn/{n}", f"{_O}.self_attn.{n}_proj")),
-  *linear("layers/attn/o", f"{_O}.self_attn.out_proj"),
-  *norm("layers/mlp_norm", f"{_O}.final_layer_norm"),
-  *linear("layers/mlp/up", f"{_O}.fc1"),
-  *linear("layers/mlp/down", f"{_O}.fc2"),
-  *norm("final_norm", "model.decoder.final_layer_norm"),
-  *linear("head", "lm_head"),
+  *embedding_keys("embed/tokens", "model.decoder.embed_tokens"),
+  *embedding_keys("embed/positions", "model.decoder.embed_positions"),
+  *norm_keys("layers/attn_norm", f"{_O}.self_attn_layer_norm"),
+  *(key for n in "qkv" for key in linear_keys(f"layers/attn/{n}", f"{_O}.self_attn.{n}_proj")),
+  *linear_keys("layers/attn/o", f"{_O}.self_attn.out_proj"),
+  *norm_keys("layers/mlp_norm", f"{_O}.final_layer_norm"),
+  *linear_keys("layers/mlp/up", f"{_O}.fc1"),
+  *linear_keys("layers/mlp/down", f"{_O}.fc2"),
+  *norm_keys("final_norm", "model.decoder.final_layer_norm"),
+  *linear_keys("head", "lm_head"),
 )
 _BLOOM = (
-  *table("embed/tokens", "transformer.word_embeddings", "token_embd"),
-  *norm("embed_norm", "transformer.word_embeddings_layernorm", "token_embd_norm"),
-  *norm("layers/attn_norm", f"{_H}.input_layernorm", f"{_BLK}.attn_norm"),
-  *_fused(f"{_H}.self_attention.query_key_value", f"{_BLK}.attn_qkv", headwise_qkv),
-  *linear("layers/attn/o", f"{_H}.self_attention.dense", f"{_BLK}.attn_output"),
-  *norm("layers/mlp_norm", f"{_H}.post_attention_layernorm", f"{_BLK}.ffn_norm"),
-  *linear("layers/mlp/up", f"{_H}.mlp.dense_h_to_4h", f"{_BLK}.ffn_up"),
-  *linear("layers/mlp/down", f"{_H}.mlp.dense_4h_to_h", f"{_BLK}.ffn_down"),
-  *norm("final_norm", "transformer.ln_f", "output_norm"),
-  *linear("head", "lm_head", "output"),
+  *embedding_keys("embed/tokens", "transformer.word_embeddings", "token_embd"),
+  *norm_keys("embed_norm", "transformer.word_embeddings_layernorm", "token_embd_norm"),
+  *norm_keys("layers/attn_norm", f"{_H}.input_layernorm", f"{GGUF_LAYER}.attn_norm"),
+  *_fused(f"{_H}.self_attention.query_key_value", f"{GGUF_LAYER}.attn_qkv", headwise_qkv),
+  *linear_keys("layers/attn/o", f"{_H}.self_attention.dense", f"{GGUF_LAYER}.attn_output"),
+  *norm_keys("layers/mlp_norm", f"{_H}.post_attention_layernorm", f"{GGUF_LAYER}.ffn_norm"),
+  *linear_keys("layers/mlp/up", f"{_H}.mlp.dense_h_to_4h", f"{GGUF_LAYER}.ffn_up"),
+  *linear_keys("layers/mlp/down", f"{_H}.mlp.dense_4h_to_h", f"{GGUF_LAYER}.ffn_down"),
+  *norm_keys("final_norm", "transformer.ln_f", "output_norm"),
+  *linear_keys("head", "lm_head", "output"),
 )
 
 # GPT-J and OPT have no GGUF name: llama.cpp's converter writes neither.

@@ -12,8 +12,23 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.families import gguf_config
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.rope_config import read_rope
-from frozen_jax.backbones.families.shared import kinds, read_hf_common, stacked_mlp, stacked_qkv
-from frozen_jax.backbones.families.table import Family, Key, Part, Source, linear, norm, table
+from frozen_jax.backbones.families.shared import (
+  GGUF_LAYER,
+  HF_LAYER,
+  kinds,
+  read_hf_common,
+  stacked_mlp,
+  stacked_qkv,
+)
+from frozen_jax.backbones.families.table import (
+  Family,
+  Part,
+  TensorKey,
+  TensorSource,
+  embedding_keys,
+  linear_keys,
+  norm_keys,
+)
 
 
 def sizes(reader: ConfigReader, context: int = 2048, tied: bool = False) -> dict[str, Any]:
@@ -152,46 +167,45 @@ def qwen3_moe(reader: ConfigReader) -> DecoderConfig:
   )
 
 
-def _mlp(name: str, hf: str, gguf: str) -> tuple[Key, ...]:
-  return linear(
+def _mlp(name: str, hf: str, gguf: str) -> tuple[TensorKey, ...]:
+  return linear_keys(
     f"layers/mlp/{name}", f"model.layers.{{layer}}.mlp.{hf}", f"blk.{{layer}}.ffn_{gguf}"
   )
 
 
-def _experts(block: str, names: dict[str, str]) -> tuple[Key, ...]:
+def _experts(block: str, names: dict[str, str]) -> tuple[TensorKey, ...]:
   """The keys of router and experts (`GGUFFile` splits a layer's tensor into one per expert)."""
   base = f"model.layers.{{layer}}.{block}"
-  router = linear("layers/mlp/router", f"{base}.gate", "blk.{layer}.ffn_gate_inp")
+  router = linear_keys("layers/mlp/router", f"{base}.gate", "blk.{layer}.ffn_gate_inp")
   return router + tuple(
-    Key(
+    TensorKey(
       f"layers/experts/{ours}/kernel",
-      Source(f"{base}.experts.{{expert}}.{theirs}.weight", transpose=True),
-      Source(f"blk.{{layer}}.ffn_{ours}.{{expert}}.weight", transpose=True),
+      TensorSource(f"{base}.experts.{{expert}}.{theirs}.weight", transpose=True),
+      TensorSource(f"blk.{{layer}}.ffn_{ours}.{{expert}}.weight", transpose=True),
     )
     for ours, theirs in names.items()
   )
 
 
-_HF, _GGUF = "model.layers.{layer}", "blk.{layer}"
 _FRAME = (
-  *table("embed/tokens", "model.embed_tokens", "token_embd"),
-  *norm("layers/attn_norm", f"{_HF}.input_layernorm", f"{_GGUF}.attn_norm"),
-  *norm("layers/mlp_norm", f"{_HF}.post_attention_layernorm", f"{_GGUF}.ffn_norm"),
-  *linear("layers/attn/o", f"{_HF}.self_attn.o_proj", f"{_GGUF}.attn_output"),
-  *norm("final_norm", "model.norm", "output_norm"),
-  *linear("head", "lm_head", "output"),
+  *embedding_keys("embed/tokens", "model.embed_tokens", "token_embd"),
+  *norm_keys("layers/attn_norm", f"{HF_LAYER}.input_layernorm", f"{GGUF_LAYER}.attn_norm"),
+  *norm_keys("layers/mlp_norm", f"{HF_LAYER}.post_attention_layernorm", f"{GGUF_LAYER}.ffn_norm"),
+  *linear_keys("layers/attn/o", f"{HF_LAYER}.self_attn.o_proj", f"{GGUF_LAYER}.attn_output"),
+  *norm_keys("final_norm", "model.norm", "output_norm"),
+  *linear_keys("head", "lm_head", "output"),
 )
 
 
-def _attention(permuted: bool) -> tuple[Key, ...]:
+def _attention(permuted: bool) -> tuple[TensorKey, ...]:
   heads = {"q": "heads", "k": "kv_heads", "v": None} if permuted else {}
-  keys: tuple[Key, ...] = ()
+  keys: tuple[TensorKey, ...] = ()
   for name in "qkv":
-    hf, gguf = f"{_HF}.self_attn.{name}_proj", f"{_GGUF}.attn_{name}"
-    keys += linear(f"layers/attn/{name}", hf, gguf, permuted=heads.get(name))
+    hf, gguf = f"{HF_LAYER}.self_attn.{name}_proj", f"{GGUF_LAYER}.attn_{name}"
+    keys += linear_keys(f"layers/attn/{name}", hf, gguf, permuted=heads.get(name))
   for name in "qk":
-    hf, gguf = f"{_HF}.self_attn.{name}_norm", f"{_GGUF}.attn_{name}_norm"
-    keys += norm(f"layers/attn/{name}_norm", hf, gguf)
+    hf, gguf = f"{HF_LAYER}.self_attn.{name}_norm", f"{GGUF_LAYER}.attn_{name}_norm"
+    keys += norm_keys(f"layers/attn/{name}_norm", hf, gguf)
   return keys
 
 
@@ -215,10 +229,10 @@ _PHI3 = (
     key
     for index, name in enumerate("qkv")
     for part in [Part(stacked_qkv, index)]
-    for key in linear(
+    for key in linear_keys(
       f"layers/attn/{name}",
-      f"{_HF}.self_attn.qkv_proj",
-      f"{_GGUF}.attn_qkv",
+      f"{HF_LAYER}.self_attn.qkv_proj",
+      f"{GGUF_LAYER}.attn_qkv",
       hf_part=part,
       gguf_part=part,
     )
@@ -227,10 +241,10 @@ _PHI3 = (
     key
     for index, name in enumerate(("gate", "up"))
     for part in [Part(stacked_mlp, index)]
-    for key in linear(
+    for key in linear_keys(
       f"layers/mlp/{name}",
-      f"{_HF}.mlp.gate_up_proj",
-      f"{_GGUF}.ffn_up",
+      f"{HF_LAYER}.mlp.gate_up_proj",
+      f"{GGUF_LAYER}.ffn_up",
       hf_part=part,
       gguf_part=part,
     )
@@ -238,7 +252,7 @@ _PHI3 = (
 )
 
 
-def _family(name: str, read_hf: Any, keys: tuple[Key, ...], gguf: str = "") -> Family:
+def _family(name: str, read_hf: Any, keys: tuple[TensorKey, ...], gguf: str = "") -> Family:
   read_gguf = getattr(gguf_config, name) if gguf else None
   derived = gguf_config.ROPE_TENSORS
   return Family(name, decoder, keys, read_hf, gguf, read_gguf, prefix="model.", derived=derived)

@@ -7,7 +7,7 @@ from frozen_jax.backbones.config import Rope
 from frozen_jax.backbones.families.config_reader import ConfigReader
 
 _ALIASES = {"su": "longrope", "": "default"}
-_KNOWN = (*rope.KINDS, *_ALIASES)
+_KNOWN = (*rope.ROPE_TYPES, *_ALIASES)
 
 
 def read_rope(
@@ -38,7 +38,7 @@ def scaled(reader: ConfigReader, theta: float, context: int, original: int | Non
   kind = reader.string("rope_type", "type", default="default", choices=_KNOWN)
   reader.ignore("finetuned")  # whether the weights were trained with the scaling
   kind = _ALIASES.get(kind, kind)
-  if kind not in rope.KINDS:
+  if kind not in rope.ROPE_TYPES:
     reader.ignore("*")  # only the unknown kind is reported, not its parameters
     return Rope(theta)
   if kind == "default":

@@ -1,9 +1,12 @@
-"""Shared by several families: keys that are ignored, layouts of fused tensors, sliding windows."""
+"""Shared by several families: keys that are ignored, names of layers, fused tensors, windows."""
 
 from typing import Any
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.families.config_reader import ConfigReader
+
+# What the names of a layer's tensors start with.
+HF_LAYER, GGUF_LAYER = "model.layers.{layer}", "blk.{layer}"
 
 # Keys of any config.json that do not affect the forward pass of a frozen model.
 HF_IGNORED = (

@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorSource:
   """A stored tensor, and how an array of the parameter tree is made from it.
 
   name: `{layer}` and `{expert}` make the array a stack of tensors. transpose: stored [out, in],
@@ -55,12 +55,12 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class TensorKey:
   """The source of an array of the tree in either format; None: the format does not have it."""
 
   path: str
-  hf: Source | None
-  gguf: Source | None = None
+  hf: TensorSource | None
+  gguf: TensorSource | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Family:
 
   hf_name: str
   network: Network
-  keys: tuple[Key, ...]
+  keys: tuple[TensorKey, ...]
   read_hf: ReadConfig
   gguf_name: str = ""
   read_gguf: ReadConfig | None = None
@@ -87,7 +87,7 @@ class Family:
   tied_heads: tuple[str, ...] = ()
 
 
-def linear(
+def linear_keys(
   path: str,
   hf: str | None,
   gguf: str | None = None,
@@ -96,33 +96,35 @@ def linear(
   gguf_part: Part | None = None,
   permuted: str | None = None,
   stored_in_out: bool = False,
-) -> tuple[Key, Key]:
+) -> tuple[TensorKey, TensorKey]:
   """The keys of a linear layer's kernel and bias; `hf` and `gguf` without `.weight` and `.bias`.
 
   stored_in_out: the HF format stores [in, out], as GPT-2's Conv1D does; GGUF never does.
   """
 
-  def sources(part: str, name: str) -> tuple[Source | None, Source | None]:
+  def sources(part: str, name: str) -> tuple[TensorSource | None, TensorSource | None]:
     kernel = part == "kernel"
     return (
-      Source(f"{hf}.{name}", kernel and not stored_in_out, hf_part) if hf else None,
-      Source(f"{gguf}.{name}", kernel, gguf_part, permuted) if gguf else None,
+      TensorSource(f"{hf}.{name}", kernel and not stored_in_out, hf_part) if hf else None,
+      TensorSource(f"{gguf}.{name}", kernel, gguf_part, permuted) if gguf else None,
     )
 
   kernel, bias = sources("kernel", "weight"), sources("bias", "bias")
-  return Key(f"{path}/kernel", *kernel), Key(f"{path}/bias", *bias)
+  return TensorKey(f"{path}/kernel", *kernel), TensorKey(f"{path}/bias", *bias)
 
 
-def norm(path: str, hf: str | None, gguf: str | None = None, gguf_offset: float = 0.0):
+def norm_keys(path: str, hf: str | None, gguf: str | None = None, gguf_offset: float = 0.0):
   """The keys of a norm's scale and bias; gguf_offset: added to the scale stored in GGUF."""
-  scale = Source(f"{gguf}.weight", offset=gguf_offset) if gguf else None
-  bias = Source(f"{gguf}.bias") if gguf else None
+  scale = TensorSource(f"{gguf}.weight", offset=gguf_offset) if gguf else None
+  bias = TensorSource(f"{gguf}.bias") if gguf else None
   return (
-    Key(f"{path}/scale", Source(f"{hf}.weight") if hf else None, scale),
-    Key(f"{path}/bias", Source(f"{hf}.bias") if hf else None, bias),
+    TensorKey(f"{path}/scale", TensorSource(f"{hf}.weight") if hf else None, scale),
+    TensorKey(f"{path}/bias", TensorSource(f"{hf}.bias") if hf else None, bias),
   )
 
 
-def table(path: str, hf: str, gguf: str | None = None) -> tuple[Key]:
+def embedding_keys(path: str, hf: str, gguf: str | None = None) -> tuple[TensorKey]:
   """The key of an embedding table, which is not transposed."""
-  return (Key(path, Source(f"{hf}.weight"), Source(f"{gguf}.weight") if gguf else None),)
+  return (
+    TensorKey(path, TensorSource(f"{hf}.weight"), TensorSource(f"{gguf}.weight") if gguf else None),
+  )

@@ -15,9 +15,9 @@ from typing import Any
 import countryinfo
 
 from frozen_jax.data.builders.names import currency_names, language_names
-from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_DATASETS
 
-SPLITS = BUILTIN["world_facts"].splits
+SPLITS = BUILTIN_DATASETS["world_facts"].splits
 
 
 def _codes(text: str) -> frozenset[str]:

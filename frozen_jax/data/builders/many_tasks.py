@@ -13,15 +13,15 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.builders.task_features import feature_values, task_features
 from frozen_jax.data.builders.task_generators import (
   DRAWN,
   OF_COUNTRIES,
-  Row,
   country_rows,
   drawn_rows,
 )
-from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_DATASETS
 from frozen_jax.data.examples import Example, rendered_example
 from frozen_jax.text.jinja_templates import load_templates
 
@@ -33,7 +33,7 @@ HELD_OUT = (
   "last_letter",
   "next_month",
 )
-SPLITS = BUILTIN["many_tasks"].splits
+SPLITS = BUILTIN_DATASETS["many_tasks"].splits
 _ROWS = {"train": 90, "validation": 12, "test": 24}  # of each random task, in this order
 _HELD_OUT_ROWS = 40
 _TEMPLATES_PER_ROW = 2  # in rotation; held-out tasks use all

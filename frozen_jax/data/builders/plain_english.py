@@ -21,9 +21,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.countries import held_out_facts, held_out_names, mentions
-from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_DATASETS
 
-SPLITS = BUILTIN["plain_english"].splits
+SPLITS = BUILTIN_DATASETS["plain_english"].splits
 
 _VALIDATION_PERCENT = 8
 _MIN_WORDS = 12

@@ -23,14 +23,14 @@ import tensorflow_datasets as tfds
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.builtin import BUILTIN
+from frozen_jax.data.builtin import BUILTIN_DATASETS
 from frozen_jax.text import jinja_templates
 
 _RENDERER = pathlib.Path(jinja_templates.__file__)
 
 
 def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
-  """The builder of a built-in data set (a key of BUILTIN), prepared.
+  """The builder of a built-in data set (a key of BUILTIN_DATASETS), prepared.
 
   Raises:
     UserError: the cache cannot be written.
@@ -63,8 +63,8 @@ def prepare(name: str) -> pathlib.Path:
 
 def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
   """The builder's class of a built-in data set."""
-  module = importlib.import_module(f"frozen_jax.data.builders.{BUILTIN[name].module}")
-  return getattr(module, BUILTIN[name].builder)
+  module = importlib.import_module(f"frozen_jax.data.builders.{BUILTIN_DATASETS[name].module}")
+  return getattr(module, BUILTIN_DATASETS[name].builder)
 
 
 @functools.cache

@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from frozen_jax.data.builders.countries import SPLITS, Country, countries, mentions
-
-Example = dict[str, object]
+from frozen_jax.data.examples import Example
 
 
 @dataclasses.dataclass(frozen=True)

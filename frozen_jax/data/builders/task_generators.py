@@ -9,10 +9,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.builders.countries import SPLITS, Country, countries, mentions
-from frozen_jax.data.builders.words import KINDS, OPPOSITES, WORDS, words_of
+from frozen_jax.data.builders.words import OPPOSITES, WORDS, WORDS_BY_KIND, words_of
 
-Row = dict[str, Any]
 Item = TypeVar("Item")
 
 MONTHS = words_of(
@@ -194,9 +194,9 @@ def _numbers(draw: Draw) -> tuple[Any, Row]:
 
 
 def _odd_one(draw: Draw) -> tuple[Any, Row]:
-  usual, other = draw.some(sorted(KINDS), 2)
-  odd = draw.one(KINDS[other])
-  words = draw.some([*draw.some(KINDS[usual], 3), odd], 4)
+  usual, other = draw.some(sorted(WORDS_BY_KIND), 2)
+  odd = draw.one(WORDS_BY_KIND[other])
+  words = draw.some([*draw.some(WORDS_BY_KIND[usual], 3), odd], 4)
   return frozenset(words), {"words": words, "odd": odd}
 
 

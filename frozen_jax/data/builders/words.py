@@ -10,7 +10,7 @@ def words_of(text: str) -> tuple[str, ...]:
   return tuple(text.split())
 
 
-KINDS = {
+WORDS_BY_KIND = {
   kind: words_of(words)
   for kind, words in {
     "animal": "horse tiger rabbit camel donkey wolf goat sheep otter zebra mouse lion",
@@ -48,4 +48,4 @@ OPPOSITES = tuple(
   """)
 )
 
-WORDS = tuple(word for words in KINDS.values() for word in words) + MORE
+WORDS = tuple(word for words in WORDS_BY_KIND.values() for word in words) + MORE

@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.countries import SPLITS
-from frozen_jax.data.builders.questions import Example, questions
+from frozen_jax.data.builders.questions import questions
+from frozen_jax.data.examples import Example
 
 
 class WorldFacts(tfds.core.GeneratorBasedBuilder):

@@ -5,7 +5,6 @@ questions accuracy is set against mean compute, next to a random gate and an ora
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.json_row import without_nan
 from frozen_jax.core.types import TwoPass
 from frozen_jax.data.examples import Example
 from frozen_jax.data.tasks import QuestionTask
@@ -26,9 +26,8 @@ from frozen_jax.pipelines.cascade.settings import CascadeSettings
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.sharding.hosts import is_first_host
 
-PLOT = "gate.png"  # within a workdir
+GATE_PLOT = "gate.png"  # within a workdir
 
-Report = dict[str, Any]
 AskFirstPass = Callable[[str, int], Sequence[Example]]
 
 
@@ -53,7 +52,7 @@ def fit_cascade(
   test: Sequence[Example],
   scores: Mapping[str, Scores],
   folder: pathlib.Path,
-) -> tuple[TunedModel, dict[str, Scores], Report]:
+) -> tuple[TunedModel, dict[str, Scores], dict[str, Any]]:
   """Fits the gate of a model and shows what it does; draws FOLDER/gate.png.
 
   Args:
@@ -79,11 +78,11 @@ def fit_cascade(
   chosen = gate.operating_point(fitted_gate.needs_second_pass(first.confidences), *by_pass)
   curves = gate.deferral_curves(first.confidences, *by_pass)
   if is_first_host():
-    draw_gate(folder / PLOT, curves, chosen, settings.compute_budget)
+    draw_gate(folder / GATE_PLOT, curves, chosen, settings.compute_budget)
   report = {
     **dataclasses.asdict(fitted_gate),
     "validation": fitted,
-    "test": _without_nan(chosen),
+    "test": without_nan(chosen),
     "area": {name: line.area for name, line in curves._asdict().items()},
     "curve": {name: [c.tolist() for c in line] for name, line in curves._asdict().items()},
   }
@@ -94,7 +93,7 @@ def fit_cascade(
   return gated, rows | {last: scores[last]}, report
 
 
-def lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Mapping[str, Any]) -> list[str]:
   """The report as text; none without one."""
   if not report:
     return []
@@ -111,8 +110,3 @@ def _exact_match(task: QuestionTask, rows: Sequence[Example], texts: Sequence[st
   """Exact match of each row in percent, float64 [N]."""
   pairs = zip(texts, rows, strict=True)
   return np.array([grade([text], [task.answers(row)])["exact_match"] for text, row in pairs])
-
-
-def _without_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
-  """For JSON, which has no NaN."""
-  return {name: None if math.isnan(value) else value for name, value in figures.items()}

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.examples import Example
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.evaluation.scores import Scores, score_model
-from frozen_jax.models.inputs import questions
+from frozen_jax.models.inputs import first_questions
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.pipelines.experiment import (
@@ -48,7 +49,7 @@ from frozen_jax.pipelines.propose_select.table import picked_scores
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.training.metrics import MetricsWriter
 
-FOLDER = "candidates"  # within a workdir
+CANDIDATES_FOLDER = "candidates"  # within a workdir
 _BLOCK = 1024  # rows
 
 
@@ -65,7 +66,7 @@ class ProposeSelect:
     self._settings: CandidateSettings = run.pipelines["candidates"]
     self._last = run.stages[-1]
     self._check()
-    self.artifacts = Artifacts(workdir / FOLDER)
+    self.artifacts = Artifacts(workdir / CANDIDATES_FOLDER)
     self._proposer: tuple[StageSettings, TunedModel] | None = None
 
   def prepare(self, run: RunSettings, writer: MetricsWriter) -> RunSettings:
@@ -124,10 +125,10 @@ class ProposeSelect:
     assert self._proposer is not None  # `stage` or `evaluated` comes first
     settings, model = self._proposer
     spec = getattr(settings.data, split)
-    asked = questions(settings.data, spec, max_questions)
+    asked = first_questions(settings.data, spec, max_questions)
     sampled = self._sampled(f"sampled_{split}.jsonl", settings, model, asked)
     self._render(split, [sampled], 0, settings.seed)
-    return list(_lines(sampled))
+    return list(JsonLines(sampled))
 
   def inputs(self, examples: Sequence[Example]) -> list[Example]:
     """Proposals are part of the model's inference (`pipelines.cascade.inference`)."""
@@ -146,10 +147,10 @@ class ProposeSelect:
   def _train_texts(self, proposer: StageSettings, train: TrainStage) -> None:
     """The texts for pass two on the training questions, all proposed out of fold."""
     settings, data = self._settings, proposer.data
-    examples = questions(data, data.train)
+    examples = first_questions(data, data.train)
     fold_of = folds_of(examples, settings.folds, proposer.seed)
     chosen = np.arange(len(examples)) < (settings.questions or len(examples))
-    held_out = questions(data, data.validation, proposer.train.validate_examples)
+    held_out = first_questions(data, data.validation, proposer.train.validate_examples)
     validation = self._written("questions_validation.jsonl", held_out)
     sampled = []
     for fold in range(settings.folds):
@@ -165,7 +166,7 @@ class ProposeSelect:
     self._render("train", sampled, settings.permutations, proposer.seed)
 
   def _written(self, name: str, rows: Sequence[Example]) -> pathlib.Path:
-    dependencies = {"rows": _digest(rows)}
+    dependencies = {"rows": _rows_digest(rows)}
     make = lambda first: rows[first:]
     return self.artifacts.rows(name, dependencies, make, _BLOCK, len(rows))
 
@@ -174,7 +175,7 @@ class ProposeSelect:
   ) -> pathlib.Path:
     how = subsection(self._settings, CandidateSampling)
     dependencies = {
-      "questions": _digest(examples),
+      "questions": _rows_digest(examples),
       "lm": self._lm.fingerprint,
       "tokenizer": tokenizer_hash(self._lm.tokenizer),
       "trained": checksum(model.trained),
@@ -187,7 +188,7 @@ class ProposeSelect:
       "seed": settings.seed,
     }
     make = lambda first: sampling.sample_answers(model, examples[first:], how, settings.seed)
-    return self.artifacts.rows(name, dependencies, make, sampling.BLOCK, len(examples))
+    return self.artifacts.rows(name, dependencies, make, sampling.SAMPLING_BLOCK, len(examples))
 
   def _render(
     self, split: str, paths: Sequence[pathlib.Path], permutations: int, seed: int
@@ -201,8 +202,8 @@ class ProposeSelect:
       "learn_from": settings.learn_from if learns else "",
     }
 
-    def make(first: int) -> Iterator[rendering.Row]:
-      rows: Iterator[sampling.Row] = itertools.chain.from_iterable(map(_lines, paths))
+    def make(first: int) -> Iterator[Row]:
+      rows: Iterator[Row] = itertools.chain.from_iterable(map(JsonLines, paths))
       if learns:
         rows = (row for row in rows if rendering.is_training_row(row, settings))
       texts = (text for row in rows for text in rendering.render(row, settings, permutations, seed))
@@ -234,10 +235,5 @@ class ProposeSelect:
       )
 
 
-def _digest(rows: Sequence[Any]) -> str:
+def _rows_digest(rows: Sequence[Any]) -> str:
   return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  rows = JsonLines(path)
-  return (rows[number] for number in range(len(rows)))

@@ -7,16 +7,14 @@ not learn positions; otherwise the most frequent stands first.
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.seeds import seed32
 from frozen_jax.evaluation.candidates import Candidate, merge_samples
 from frozen_jax.pipelines.propose_select.settings import CandidateRendering, CandidateSettings
 from frozen_jax.text.answers import exact_match
-
-Row = dict[str, Any]
 
 
 def is_training_row(row: Row, settings: CandidateSettings) -> bool:

@@ -2,16 +2,14 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.examples import Example
 from frozen_jax.decoding.requests import Sampling
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.propose_select.settings import CandidateSampling
 
-BLOCK = 64  # questions sampled together, and kept together after a kill
-
-Row = dict[str, Any]
+SAMPLING_BLOCK = 64  # questions sampled together, and kept together after a kill
 
 
 def sample_answers(
@@ -30,7 +28,7 @@ def sample_answers(
     settings.top_p,
   )
   task, examples = model.question_task, iter(examples)
-  while block := list(itertools.islice(examples, BLOCK)):
+  while block := list(itertools.islice(examples, SAMPLING_BLOCK)):
     completions = model.complete([task.prompt(example) for example in block], sampling)
     for example, samples in zip(block, completions, strict=True):
       yield {**example, "samples": [[one.text.strip(), one.total_log_prob] for one in samples]}

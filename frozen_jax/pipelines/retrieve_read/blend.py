@@ -7,17 +7,15 @@ right ones the highest likelihood.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.retrieval.corpus import Passage
 from frozen_jax.text.answers import contains, normalise
 
-Row = Mapping[str, Any]  # of `re_rank.py`
-
-RE_RANKER = "re_ranker"
+RE_RANKER_SCORE = "re_ranker"
 # Of the squared weights, each times the spread of its scores: where the questions leave them open
 # they stay small.
 _DECAY = 1e-3
@@ -30,9 +28,9 @@ def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
   Questions that have none among their passages, or nothing else, say nothing; where all do, the
   re-ranker's weight is 1 and the others' are 0.
   """
-  names, features, right = [RE_RANKER], [], []
+  names, features, right = [RE_RANKER_SCORE], [], []
   for row in rows:
-    names = [RE_RANKER, *row["rankings"]]
+    names = [RE_RANKER_SCORE, *row["rankings"]]
     marks = _right(row)
     if marks.any() and not marks.all():
       features.append(_features(row, names))
@@ -53,7 +51,7 @@ def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
   return dict(zip(names, (found.x / spread).tolist(), strict=True))
 
 
-def blended(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def blended(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[Row]:
   """The rows with their passages in the order of the weighted sums, which are their scores.
 
   Of equal sums the earlier passage comes first.

@@ -15,10 +15,10 @@ that the run's stages read: `{"id", "original_question", "input", "target", "ans
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.types import Prompt
 from frozen_jax.models.choice_scoring import ChoiceQuestion, choice_log_likelihoods
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -30,8 +30,6 @@ from frozen_jax.retrieval.settings import PackingSettings
 
 RANKING_BLOCK = 16  # questions, with as many passages as the LM ranks
 PACKING_BLOCK = 256
-
-Row = Mapping[str, Any]
 
 
 def make_packer(
@@ -69,9 +67,7 @@ def ranked(row: Row, ranking: str, corpus: Corpus) -> tuple[Sequence[Row], list[
   return passages, [float(-rank) for rank in range(len(ids))]
 
 
-def pack_rows(
-  rows: Iterable[Row], ranking: str, corpus: Corpus, packer: Packer
-) -> Iterator[dict[str, Any]]:
+def pack_rows(rows: Iterable[Row], ranking: str, corpus: Corpus, packer: Packer) -> Iterator[Row]:
   """A row for the stages of each row: its prompt with what fits into the budget.
 
   `passages` are in the order of the prompt, with their scores; `tokens` counts the prompt's.
@@ -99,7 +95,7 @@ def pack_rows(
 
 def rank_by_likelihood(
   rows: Iterable[Row], lm: FrozenLM, settings: ReaderSettings, batch_size: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
   """The rows with their first `lm_depth` passages by how likely each makes the question.
 
   The score is the log-likelihood in nats of the question after the passage. A passage that leaves
@@ -112,7 +108,7 @@ def rank_by_likelihood(
 
 def _rank_block(
   rows: Sequence[Row], lm: FrozenLM, settings: ReaderSettings, batch_size: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
   template, depth, tokenizer = settings.template, settings.lm_depth, lm.tokenizer
   questions = []
   for row in rows:

@@ -16,6 +16,7 @@ from typing import Any
 from frozen_jax.config.dependencies import key
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_json
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.examples import Example
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.mining import Group
@@ -35,10 +36,10 @@ from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
   digest_of,
   open_passages,
-  open_questions,
+  reader_questions,
 )
 from frozen_jax.pipelines.retrieve_read.settings import (
-  STEPS,
+  READER_STEPS,
   LmRankingSettings,
   ReaderSettings,
   ScoringSettings,
@@ -49,7 +50,7 @@ from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.training.loop import StageRun
 from frozen_jax.training.metrics import MetricsWriter
 
-FOLDER = "reader"  # within a workdir
+READER_FOLDER = "reader"  # within a workdir
 RE_RANKER, BLEND = "re_ranker", "blend_weights.json"
 SPLITS = ("train", "validation", "test")
 _LOG = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class RetrieveRead:
   """The pipeline of one workdir; see `pipelines.pipeline.Pipeline`."""
 
   settings = ReaderSettings
-  steps = STEPS
+  steps = READER_STEPS
   stage_fields = ("ranking", "budget")
 
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
@@ -72,7 +73,7 @@ class RetrieveRead:
     self._mesh = lm.mesh or make_mesh()
     self._reads = {stage.name: _reads(stage) for stage in run.stages}
     self._check()
-    self.artifacts = Artifacts(workdir / FOLDER)
+    self.artifacts = Artifacts(workdir / READER_FOLDER)
     self.corpus = open_passages(self._settings.corpus, self.artifacts)
     retrieval = subsection(self._settings, RetrievalSettings)
     self.retrieval = retrieve.Retrieval(retrieval, self.corpus, self.artifacts, self._mesh)
@@ -150,7 +151,7 @@ class RetrieveRead:
           f'{row["id"]} is no question; a reader takes lines of text, or {{"question"}} rows'
         )
       questions.append(Question(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
-    rows: Iterable[Mapping[str, Any]] = self.retrieval.rows(questions)
+    rows: Iterable[Row] = self.retrieval.rows(questions)
     if ranking in ("re_ranked", "blended"):
       needed = self.artifacts.path(BLEND if ranking == "blended" else RE_RANKER)
       if not needed.exists():
@@ -182,9 +183,10 @@ class RetrieveRead:
     """Whether the test questions' passages have been put into that ranking."""
     return f"{_source(ranking)}_test.jsonl" in self.artifacts.digests
 
-  def rows(self, ranking: str, split: str = "test") -> Iterator[Mapping[str, Any]]:
+  def rows(self, ranking: str, split: str = "test") -> Iterator[Row]:
     """The rows with the passages in that ranking: as retrieved, or re-ranked."""
-    return read_rows(self.artifacts.path(f"{_source(ranking)}_{split}.jsonl"))
+    rows: Iterator[Any] = read_rows(self.artifacts.path(f"{_source(ranking)}_{split}.jsonl"))
+    return rows
 
   def _rankings(self) -> set[str]:
     return {ranking for ranking, _ in self._reads.values()} | set(self._settings.rankings)
@@ -207,13 +209,13 @@ class RetrieveRead:
     validated = max(run.train.validate_examples, self._settings.re_ranker.validate_examples)
     counts = {"train": 0, "validation": validated, "test": run.evaluate.max_examples}
     for split, count in counts.items():
-      questions = open_questions(getattr(data, split), data.fields, self.corpus, count)
+      questions = reader_questions(getattr(data, split), data.fields, self.corpus, count)
       dependencies = {"questions": digest_of(questions), **self.retrieval.dependencies}
       make = functools.partial(self._retrieved, questions)
       name = f"retrieved_{split}.jsonl"
-      self.artifacts.rows(name, dependencies, make, retrieve.BLOCK, len(questions))
+      self.artifacts.rows(name, dependencies, make, retrieve.SEARCH_BLOCK, len(questions))
 
-  def _retrieved(self, questions: Sequence[Question], first: int) -> Iterator[Mapping[str, Any]]:
+  def _retrieved(self, questions: Sequence[Question], first: int) -> Iterator[Row]:
     return self.retrieval.rows(questions[first:])
 
   def _train_re_ranker(self, writer: MetricsWriter) -> None:
@@ -262,7 +264,7 @@ class RetrieveRead:
       dependencies["lm_ranking"] = subsection(self._settings, LmRankingSettings)
       dependencies["template"] = self._settings.template
 
-    def make(first: int) -> Iterator[Mapping[str, Any]]:
+    def make(first: int) -> Iterator[Row]:
       rows = itertools.islice(self.rows("fused", split), first, count)
       if ranking == "lm":
         return self._rank_by_likelihood(rows)
@@ -286,7 +288,7 @@ class RetrieveRead:
       blended = functools.partial(self._blended, split)
       self.artifacts.rows(f"blended_{split}.jsonl", dependencies, blended, pack.PACKING_BLOCK)
 
-  def _blended(self, split: str, first: int) -> Iterator[Mapping[str, Any]]:
+  def _blended(self, split: str, first: int) -> Iterator[Row]:
     rows = itertools.islice(self.rows("re_ranked", split), first, None)
     return blend.blended(rows, self._weights())
 
@@ -299,7 +301,7 @@ class RetrieveRead:
     folder, settings = self.artifacts.path(RE_RANKER), self._settings.re_ranker
     return re_rank.open_scorer(folder, settings, self._mesh)
 
-  def _rank_by_likelihood(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+  def _rank_by_likelihood(self, rows: Iterable[Row]) -> Iterator[Row]:
     size = self._run.evaluate.batch_size
     return pack.rank_by_likelihood(rows, self._lm, self._settings, size)
 
@@ -315,7 +317,7 @@ class RetrieveRead:
       "max_new_tokens": self._run.evaluate.max_new_tokens,
     }
 
-    def make(first: int) -> Iterator[Mapping[str, Any]]:
+    def make(first: int) -> Iterator[Row]:
       rows = itertools.islice(self.rows(ranking, split), first, count)
       return pack.pack_rows(rows, ranking, self.corpus, self._packer(ranking, budget))
 

@@ -11,7 +11,7 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.retrieval.corpus import Corpus, Passage, open_corpus, write_corpus
 
-BUILTIN = "world_facts"  # the corpus that belongs to the questions of that name
+BUILTIN_CORPUS = "world_facts"  # the corpus that belongs to the questions of that name
 
 
 class Question(NamedTuple):
@@ -32,7 +32,7 @@ def open_passages(name: str, artifacts: Artifacts) -> Corpus:
 
   Raises UserError as `retrieval.corpus.open_corpus`.
   """
-  if name != BUILTIN:
+  if name != BUILTIN_CORPUS:
     return open_corpus(name)
   passages = [Passage(*one) for one in world_passages.passages()]
   text = json.dumps(passages).encode()
@@ -42,7 +42,7 @@ def open_passages(name: str, artifacts: Artifacts) -> Corpus:
   return open_corpus(path)
 
 
-def open_questions(
+def reader_questions(
   spec: str, fields: Sequence[str], corpus: Corpus, max_questions: int = 0
 ) -> list[Question]:
   """The questions of a source of `data.sources.open_source`, the first `max_questions` (0: all).
@@ -59,7 +59,7 @@ def open_questions(
     if not isinstance(row.get("question"), str) or not row.get("answers"):
       raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; fix that row')
     ids = _ids(row.get("positive_ids"), where)
-    if spec.startswith(f"{BUILTIN}/"):
+    if spec.startswith(f"{BUILTIN_CORPUS}/"):
       ids = world_passages.positive_ids(row["id"])
     positives, of = _positions(ids, corpus, where), row.get("dataset", "")
     answers = tuple(row["answers"])

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import hub
 from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
@@ -41,8 +42,6 @@ from frozen_jax.text.answers import contains, normalise
 from frozen_jax.training.loop import StageRun, fit
 from frozen_jax.training.optimizer import learning_rates, make_optimizer
 from frozen_jax.training.result import TrainingResult
-
-Row = Mapping[str, Any]  # of `retrieve.py`
 
 STAGE = "re_ranker"
 _LOG = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def _groups(
 class _LabelledQuestion(NamedTuple):
   """A question: its row without passages, its data set, where its answers stand, what was found."""
 
-  row: Mapping[str, Any]
+  row: Row
   dataset: str
   positives: list[int]
   found: list[int]
@@ -216,7 +215,7 @@ def base_fingerprint(settings: ReRankerSettings) -> str:
   return digest(base) if base.is_dir() else settings.base
 
 
-def re_rank(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[dict[str, Any]]:
+def re_rank(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[Row]:
   """The rows with the first `depth` passages of each in the order of the re-ranker's scores.
 
   Of equal scores the earlier passage comes first.

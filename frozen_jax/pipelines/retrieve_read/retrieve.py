@@ -29,7 +29,7 @@ from frozen_jax.retrieval.words import VERSION
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.rules import row_groups
 
-BLOCK = 256  # questions searched together
+SEARCH_BLOCK = 256  # questions searched together
 _CACHED_PASSAGES = 2**16  # passages that are not parsed again
 _FORMAT = 4  # of a row: raised where it holds something else than before
 _LOG = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class Retrieval:
   def rows(self, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
     """A FiD row of each question; says at the end for how many a retriever found nothing."""
     without: collections.Counter[str] = collections.Counter()
-    for start in range(0, len(questions), BLOCK):
-      block = questions[start : start + BLOCK]
+    for start in range(0, len(questions), SEARCH_BLOCK):
+      block = questions[start : start + SEARCH_BLOCK]
       texts = [one.question for one in block]
       results = {
         name: self._open(name).search(texts, self.depth) for name in self._settings.retrievers

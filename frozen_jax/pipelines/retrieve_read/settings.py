@@ -14,7 +14,7 @@ from frozen_jax.training.settings import TrainSettings
 
 # Of passages; see pack.py.
 RANKINGS = ("none", "bm25_1", "bm25", "dense", "fused", "lm", "re_ranked", "blended", "gold")
-STEPS = ("retrieve", "re_ranker", "re_rank", "pack")
+READER_STEPS = ("retrieve", "re_ranker", "re_rank", "pack")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from frozen_jax.core.json_row import Row
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.evaluation.retrieval_recall import answer_recall, gold_recall
 from frozen_jax.evaluation.scores import Scores, score_test_answers
@@ -35,7 +36,7 @@ class Reader(Protocol):
 
   def has(self, ranking: str) -> bool: ...
 
-  def rows(self, ranking: str, split: str = "test") -> Iterator[Mapping[str, Any]]: ...
+  def rows(self, ranking: str, split: str = "test") -> Iterator[Row]: ...
 
 
 def with_packs(
@@ -51,11 +52,11 @@ def with_packs(
   settings, model = models[last]
   rows: dict[str, Scores] = {}
   seen: dict[str, Scores] = {}  # by the digest of the pack: no passages are the same at any budget
-  if own := _digest(pipeline, settings.data.test):
+  if own := _packed_digest(pipeline, settings.data.test):
     seen[own] = scores[last]
   for ranking, budget in pipeline.compared:
     data = dataclasses.replace(settings.data, test=str(pipeline.test_pack(ranking, budget)))
-    digest = _digest(pipeline, data.test)
+    digest = _packed_digest(pipeline, data.test)
     if digest not in seen:
       seen[digest] = score_test_answers(model, data, settings.evaluate, settings.prompt.length)
     rows[f"{ranking} {budget}"] = _with_what_is_read(pipeline, seen[digest], data.test)
@@ -120,17 +121,17 @@ def recall_lines(recalls: Mapping[str, Figures]) -> list[str]:
   return lines
 
 
-def _digest(pipeline: Reader, path: str) -> str:
+def _packed_digest(pipeline: Reader, path: str) -> str:
   """The digest of a packed file, "" for other data."""
   return pipeline.artifacts.digests.get(path.rpartition("/")[2], "")
 
 
 def _with_what_is_read(pipeline: Reader, scores: Scores, path: str) -> Scores:
   """The scores with what stands in the prompts of a packed file of test questions."""
-  if not _digest(pipeline, path):
+  if not _packed_digest(pipeline, path):
     return scores
   gold_hits, answer_hits, tokens, counts, with_gold = [], [], [], [], False
-  for row, retrieved in zip(_lines(path), pipeline.rows("fused"), strict=True):
+  for row, retrieved in zip(JsonLines(path), pipeline.rows("fused"), strict=True):
     ids = [one["id"] for one in row["passages"]]
     texts = [pipeline.corpus[pipeline.corpus.position(id)].joined() for id in ids]
     wanted = [normalise(answer) for answer in row["answers"]]
@@ -147,8 +148,3 @@ def _with_what_is_read(pipeline: Reader, scores: Scores, path: str) -> Scores:
   if with_gold:
     figures["gold_read"] = 100.0 * float(np.mean(gold_hits))
   return dataclasses.replace(scores, metrics=scores.metrics | figures)
-
-
-def _lines(path: str) -> Iterator[Mapping[str, Any]]:
-  rows = JsonLines(path)
-  return (rows[number] for number in range(len(rows)))

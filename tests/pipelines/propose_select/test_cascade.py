@@ -14,7 +14,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.run.records import table_rows
-from frozen_jax.run.settings import complete
+from frozen_jax.run.settings import with_defaults
 from tests.run.conftest import ROOT, SMALL_RECURSION
 
 
@@ -23,7 +23,7 @@ def neural_config(tiny, files):
   """`neural_config(**{"dotted.key": "value"})`: the neural recursive LM on the same questions."""
 
   def make(**changes):
-    config = complete(load_config(f"{ROOT}/configs/recursive.py:smoke"))
+    config = with_defaults(load_config(f"{ROOT}/configs/recursive.py:smoke"))
     given = {"model.name": str(tiny), **{key: str(path) for key, path in files.items()}}
     override(config, [*(one.removeprefix("--config.").split("=", 1) for one in SMALL_RECURSION)])
     override(config, [*given.items(), ("evaluate.max_new_tokens", "4"), *changes.items()])
@@ -36,7 +36,7 @@ def neural_config(tiny, files):
 def gated(request, make_config, neural_config, tmp_path_factory):
   """A finished run with a gate: its config, workdir and results."""
   folder = tmp_path_factory.mktemp(request.param) / "run"
-  config = complete(make_config()) if request.param == "textual" else neural_config()
+  config = with_defaults(make_config()) if request.param == "textual" else neural_config()
   override(config, [("cascade.compute_budget", "1.5")])
   return config, folder, run.train(config, folder)
 
@@ -96,7 +96,7 @@ def test_the_ends_of_the_budget(make_config, tmp_path, budget, passes):
 
 
 def test_a_finished_run_gets_its_gate_by_evaluate(make_config, lm, tmp_path):
-  config = complete(make_config())
+  config = with_defaults(make_config())
   ungated = run.train(config, tmp_path)
   before = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
   assert "gate" not in ungated and before["inference"]["gate"] is None

@@ -15,7 +15,7 @@ from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.models import generation
 from frozen_jax.pipelines.propose_select import sampling
 from frozen_jax.run.records import table_rows
-from frozen_jax.run.settings import complete
+from frozen_jax.run.settings import with_defaults
 from frozen_jax.text.answers import normalise
 from frozen_jax.tools import ask
 from tests.pipelines.artifact_digests import artifact_digests
@@ -209,7 +209,7 @@ def test_answers_by_beam_search(finished, make_config, files, lm, tmp_path):
   ],
 )
 def test_mistakes(make_config, tmp_path, changes, message):
-  config = complete(make_config())
+  config = with_defaults(make_config())
   override(config, changes.items())
   with pytest.raises(UserError, match=message.replace("{", r"\{").replace("}", r"\}")):
     run.train(config, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.pipelines.artifacts import Artifacts
-from frozen_jax.pipelines.retrieve_read.questions import open_questions
+from frozen_jax.pipelines.retrieve_read.questions import reader_questions
 from frozen_jax.pipelines.retrieve_read.retrieve import Retrieval
 from frozen_jax.pipelines.retrieve_read.table import recall, recall_lines
 from frozen_jax.retrieval.corpus import open_corpus
@@ -25,7 +25,7 @@ def corpus(tmp_path):
 def asked(tmp_path, corpus, **row):
   path = tmp_path / "questions.jsonl"
   path.write_text(json.dumps({"question": "which city?", "answers": ["a"]} | row))
-  return open_questions(str(path), (), corpus)[0]
+  return reader_questions(str(path), (), corpus)[0]
 
 
 @pytest.mark.parametrize(
