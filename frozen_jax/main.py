@@ -3,8 +3,9 @@
     frozen-jax --config=NAME[:variant] (or python -m frozen_jax, python -m frozen_jax.main)
       [--mode=train|evaluate|predict|export] [--workdir=DIR] [--config.key=value ...]
 
-The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM or Ctrl-C, after
-saving); 2 what the user gave is wrong, one `error:` line on standard error; 1 anything else.
+The only reader of flags. Exit status: 0 done (also when stopped by SIGTERM or Ctrl-C, which leaves
+all that is written whole); 2 what the user gave is wrong, one `error:` line on standard error; 1
+anything else.
 """
 
 from frozen_jax.core import interruption
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from frozen_jax.config import config_file, overrides
+from frozen_jax.core import files
 from frozen_jax.core.compilation_cache import keep_compiled
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.core.host_memory import keep_freed_memory
@@ -38,7 +40,9 @@ from frozen_jax.training.checkpoint_folders import saved_step
 MODES = ("train", "evaluate", "predict", "export")
 FLAGS = ("config", "mode", "workdir", "help", "version")
 VALUED = ("--config", "--mode", "--workdir")
+# What is said after "interrupted ...": of a training, and of the other modes.
 GOES_ON = "; the same command goes on from there"
+STARTS_ANEW = "; nothing is left half written, the same command starts anew"
 HELP = """\
 Small trained networks around a frozen language model.
 
@@ -259,21 +263,27 @@ def _stop_at_once(argv: Sequence[str]) -> Callable[[], None]:
   given = dict(argument.lstrip("-").partition("=")[::2] for argument in _joined(argv[1:]))
 
   def stop() -> None:
-    if given.get("mode", "train") != "train":
-      said, status = "stopped before it was done; run the same command again", 1
-    else:
-      folder = given.get("workdir") or default_workdir(given.get("config", ""))
-      said, status = str(Interrupted(saved_step(folder))) + GOES_ON, 0
+    folder = given.get("workdir") or default_workdir(given.get("config", ""))
+    trains = given.get("mode", "train") == "train"
+    files.remove_unfinished()
     with contextlib.suppress(OSError):
-      os.write(2, f"{said}\n".encode())
-    os._exit(status)
+      os.write(2, f"{_said(Interrupted(saved_step(folder) if trains else None))}\n".encode())
+    os._exit(0)
 
   return stop
 
 
+def _said(stop: Interrupted) -> str:
+  return f"{stop}{STARTS_ANEW if stop.step is None else GOES_ON}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """`parse` and `run`, with their outcome as an exit status."""
-  arguments = sys.argv if argv is None else argv
+  return _outcome(sys.argv if argv is None else argv)[0]
+
+
+def _outcome(arguments: Sequence[str]) -> tuple[int, bool]:
+  """The exit status, and whether the command was interrupted."""
 
   def act() -> None:
     command = parse(arguments)
@@ -281,14 +291,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       run(command)
 
   stop = _stop_at_once(arguments)
-  with interruption.handled_by(stop):  # until a run has its own way to stop
+  with interruption.handled_by(stop), interruption.ended_by(stop):  # or as the run itself stops
     if interruption.requested():
       stop()
     try:
-      return exit_status(act)
-    except Interrupted as stop:
-      logging.getLogger("frozen_jax").info("%s%s", stop, GOES_ON)
-      return 0
+      return exit_status(act), False
+    except Interrupted as interrupted:
+      files.remove_unfinished()
+      logging.getLogger("frozen_jax").info("%s", _said(interrupted))
+      return 0, True
 
 
 def program() -> int:
@@ -296,8 +307,11 @@ def program() -> int:
   keep_freed_memory()
   keep_compiled()
   own_streams()
-  status = main()
+  status, interrupted = _outcome(sys.argv)
   interruption.ignore()  # the interpreter's own end must not change the exit status
+  if interrupted:  # and would wait for threads, such as a download's
+    sys.stdout.flush()
+    os._exit(status)
   return status
 
 

@@ -7,10 +7,12 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from frozen_jax.backbones import sentence_config
 from frozen_jax.backbones.hf_folder import Headers
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar, on_terminal
 
 PREFIX = "hf:"
 _ALLOWED = [
@@ -24,6 +26,8 @@ _ALLOWED = [
 ]
 # All other subfolders, and files that have the same weights under other names.
 _IGNORED = ["[!12]*/*", "[12]_*/*.safetensors", "consolidated*.safetensors"]
+
+_TRANSFER = "Downloading bytes"  # a bar of the client beside that of the bytes on disk
 
 
 def parse_name(name: str) -> tuple[str, str | None]:
@@ -49,7 +53,7 @@ def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Pat
 
   Args:
     name: `hf:owner/name[@revision]`.
-    progress: whether downloads show progress bars.
+    progress: whether downloads show progress: bars on a terminal, else a line now and then.
     weights: whether the safetensors files are downloaded too.
 
   Raises:
@@ -57,14 +61,16 @@ def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Pat
       revision, or it needs an account.
   """
   import huggingface_hub
-  from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
   repository, revision = parse_name(name)
-  (enable_progress_bars if progress else disable_progress_bars)()
   ignored = _IGNORED if weights else [*_IGNORED, "*.safetensors"]
-  with _as_user_error(name):
+  with _as_user_error(name), _bars(progress):
     folder = huggingface_hub.snapshot_download(
-      repository, revision=revision, allow_patterns=_ALLOWED, ignore_patterns=ignored
+      repository,
+      revision=revision,
+      allow_patterns=_ALLOWED,
+      ignore_patterns=ignored,
+      tqdm_class=_lines(name, progress),
     )
   return pathlib.Path(folder)
 
@@ -77,12 +83,58 @@ def fetch_headers(name: str, revision: str) -> Headers:
   """
   import huggingface_hub
 
-  with _as_user_error(name):
+  with _as_user_error(name), _bars(True):
     metadata = huggingface_hub.get_safetensors_metadata(parse_name(name)[0], revision=revision)
   return {
     file: {tensor: (info.dtype, tuple(info.shape)) for tensor, info in header.tensors.items()}
     for file, header in sorted(metadata.files_metadata.items())
   }
+
+
+@contextlib.contextmanager
+def _bars(progress: bool) -> Iterator[None]:
+  """Lets the client draw its own bars on a terminal only, and only if there is to be progress."""
+  from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+  )
+
+  hidden = not (progress and on_terminal()) and not are_progress_bars_disabled()
+  if hidden:
+    disable_progress_bars()
+  try:
+    yield
+  finally:
+    if hidden:
+      enable_progress_bars()
+
+
+def _lines(name: str, progress: bool) -> type[ProgressBar] | None:
+  """What the client shows where there is no terminal: the bytes, in a line now and then.
+
+  None: its own bars, which are drawn on a terminal or hidden. HF_HUB_DISABLE_PROGRESS_BARS hides
+  the lines too.
+  """
+  from huggingface_hub import constants
+
+  if not progress or on_terminal() or constants.HF_HUB_DISABLE_PROGRESS_BARS:
+    return None
+
+  class Lines(ProgressBar):
+    """Of the client's bars that which counts the bytes on disk."""
+
+    def __init__(self, *args: Any, **options: Any):
+      others = options.get("unit") != "B" or options.get("desc") == _TRANSFER
+      options.pop("name", None)  # older clients group their bars by it
+      super().__init__(*args, **options | {"desc": f"fetch {name}", "disable": others})
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+      """The line keeps its own name."""
+
+    set_description_str = set_description
+
+  return Lines
 
 
 @contextlib.contextmanager

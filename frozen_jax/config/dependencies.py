@@ -61,6 +61,16 @@ def key(dependencies: Dependencies) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
 
+def changed_fields(value: Any) -> dict[str, Json]:
+  """The fields of a frozen dataclass that do not have their defaults: new fields leave it equal."""
+  plain = dataclasses.asdict(value)
+  return {
+    field.name: plain[field.name]
+    for field in dataclasses.fields(value)
+    if getattr(value, field.name) != field.default
+  }
+
+
 def _json_differences(now: Json, before: Json, name: str) -> list[str]:
   """The dotted names of the entries in which two JSON values differ."""
   if not (isinstance(now, dict) and isinstance(before, Mapping)):

@@ -15,6 +15,7 @@ from frozen_jax.config.section import KIND_NAMES
 from frozen_jax.core.errors import UserError
 
 # What a stage may have that the run as a whole has not.
+_DURATIONS = {"steps": "epochs", "epochs": "steps"}  # of a section with both, one counts
 STAGE_KEYS: Mapping[str, Any] = {"method": "", "init_from": (), "frozen_inputs": ()}
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -26,12 +27,44 @@ def override(config: ConfigDict, given: Iterable[tuple[str, str]]) -> None:
   every key of the run (`stages.NAME.train.batch_size`), also one that its entry does not have yet.
   Raises UserError for an unknown key, and for a value of another kind than the one that stands.
   """
-  lists: dict[str, tuple[Any, ...]] = {}
+  values: dict[str, Any] = {}
   for key, text in given:
     value = _converted(text, _standing(config, key), f"config.{key}")
     if isinstance(value, tuple):
-      value = lists[key] = lists.get(key, ()) + value
+      value = values.get(key, ()) + value
+    values[key] = value
     _put(config, key, value)
+  _replace_durations(config, values)
+
+
+def _replace_durations(config: ConfigDict, given: Mapping[str, Any]) -> None:
+  """Where steps or epochs are given, the other of the two becomes 0; UserError for both."""
+  for key, value in given.items():
+    other = _other_duration(key)
+    if not other or not _is_known(config, other):
+      continue
+    if not value and (other in given or key.endswith("epochs")):
+      continue
+    if given.get(other):
+      raise UserError(
+        f"config.{key} and config.{other} are both given, and each says how long to train; give"
+        " one of them"
+      )
+    _put(config, other, type(_standing(config, other))(0))
+
+
+def _other_duration(key: str) -> str:
+  """`....steps` -> `....epochs`, and the other way round; "" for another key."""
+  section, _, name = key.rpartition(".")
+  return f"{section}.{_DURATIONS[name]}" if name in _DURATIONS else ""
+
+
+def _is_known(config: ConfigDict, key: str) -> bool:
+  try:
+    _standing(config, key)
+  except UserError:
+    return False
+  return True
 
 
 def known_keys(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -151,9 +184,13 @@ def kept_by_stages(
   for stage in config.stage_order:
     own = known_keys(config.stages[stage]) if stage in config.stages else {}
     for key in given:
-      others = f"stages.{stage}.{key}" not in given and own.get(key) != known_keys(config).get(key)
-      if key in own and others:
-        kept.setdefault(stage, {})[key] = own[key]
+      alike = [one for one in (key, _other_duration(key)) if one]
+      if any(f"stages.{stage}.{one}" in given for one in alike):
+        continue
+      for one in alike:
+        other = own.get(one) != known_keys(config).get(one)
+        if one in own and other and (own[one] or len(alike) == 1):
+          kept.setdefault(stage, {})[one] = own[one]
   return kept
 
 

@@ -17,14 +17,16 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-  """The run was asked to stop (SIGTERM, Ctrl-C) and can be resumed from `step`; exit status 0.
+  """The run was asked to stop (SIGTERM, Ctrl-C); exit status 0.
+
+  step: from which a training can be resumed; None: of what is done anew.
 
   No `Exception`: whoever handles any failure of some work must not take it for one. As a
   KeyboardInterrupt it passes through event loops and thread pools too.
   """
 
-  def __init__(self, step: int):
-    super().__init__(f"interrupted at step {step}")
+  def __init__(self, step: int | None = None):
+    super().__init__("interrupted" if step is None else f"interrupted at step {step}")
     self.step = step
 
 

@@ -14,14 +14,23 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from frozen_jax.core import interruption
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
 
 ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
 _CHUNK_BYTES = 2**20
+
+_unfinished: set[pathlib.Path] = set()  # temporary files and folders of this process
+
+
+def remove_unfinished() -> None:
+  """Deletes what this process has begun to write and not finished: for one that ends at once."""
+  for temporary in list(_unfinished):
+    _remove(temporary)
 
 
 def gunzip(packed: pathlib.Path, to: pathlib.Path) -> None:
@@ -90,23 +99,15 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     UserError: writing failed (no space, no permission); `path` is then as before.
   """
-  temporary = None
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    yield temporary
-    with temporary.open("rb") as file:
-      os.fsync(file.fileno())
-    temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
-    temporary.replace(path)
+    with _temporary(path, _new_file) as temporary:
+      yield temporary
+      with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+      temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
+      temporary.replace(path)
   except OSError as error:
     raise _write_error(path, error) from error
-  finally:
-    if temporary is not None:
-      temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -118,21 +119,80 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     UserError: writing failed (no space, no permission).
   """
-  temporary = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+  with temporary_folder(path) as temporary:
     yield temporary
-    temporary.chmod(0o755)
     if not path.exists():
       with contextlib.suppress(FileExistsError):
         temporary.rename(path)
+
+
+@contextlib.contextmanager
+def filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary folder to fill, whose files at the end take their places in `path`, all of them.
+
+  Other files in `path` stay; JSON files, which describe others, come last. After an exception
+  `path` is as before. Raises UserError as `atomic_folder`.
+  """
+  with temporary_folder(path) as temporary:
+    yield temporary
+    with interruption.deferred():
+      if not path.exists():
+        temporary.rename(path)
+        return
+      files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+      for file in sorted(files, key=lambda one: (one.suffix == ".json", one)):
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / file).replace(path / file)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary folder alongside `path` to fill and to rename; deleted where it was not renamed.
+
+  Raises:
+    UserError: writing failed (no space, no permission).
+  """
+  try:
+    with _temporary(path, _new_folder) as temporary:
+      yield temporary
   except OSError as error:
     raise _write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def _temporary(
+  path: pathlib.Path, make: Callable[[pathlib.Path, str], str]
+) -> Iterator[pathlib.Path]:
+  """A new file or folder alongside `path`, which is deleted at the end if it is still there."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _remove_abandoned(path)
+  with interruption.deferred():
+    temporary = pathlib.Path(make(path.parent, f".{path.name}."))
+    _unfinished.add(temporary)
+  try:
+    yield temporary
   finally:
-    if temporary is not None and temporary.exists():
-      shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
+    _unfinished.discard(temporary)
+
+
+def _new_file(folder: pathlib.Path, prefix: str) -> str:
+  handle, name = tempfile.mkstemp(dir=folder, prefix=prefix)
+  os.close(handle)
+  return name
+
+
+def _new_folder(folder: pathlib.Path, prefix: str) -> str:
+  name = tempfile.mkdtemp(dir=folder, prefix=prefix)
+  os.chmod(name, 0o755)  # mkdtemp makes folders that only their owner may read
+  return name
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def folder_bytes(folder: pathlib.Path) -> int:

@@ -5,14 +5,21 @@ request is also noted here, and asked for where work begins (`requested`).
 """
 
 import contextlib
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 10.0  # seconds
+
+_STOP, _GO = b"1", b"0"
 
 _requested = False
+_deferred: list[int] | None = None  # what came while signals are deferred
+_told: int | None = None  # the pipe by which `ended_by` is told
 
 
 def requested() -> bool:
@@ -23,7 +30,36 @@ def requested() -> bool:
 def note(value: bool = True) -> None:
   """Notes that the run is to stop; False: that another one begins."""
   global _requested
+  if value != _requested and _told is not None:
+    os.write(_told, _STOP if value else _GO)
   _requested = value
+
+
+@contextlib.contextmanager
+def ended_by(end: Callable[[], None]) -> Iterator[None]:
+  """Calls `end`, in a thread, where a run has not stopped `GRACE` seconds after it was noted.
+
+  Code that is not ours may wait for its own threads first, as the hub's client does for downloads.
+  """
+  global _told
+  reader, writer = os.pipe()  # a signal handler must take no lock
+  watch = threading.Thread(target=_watch, args=(reader, end), daemon=True)
+  watch.start()
+  before, _told = _told, writer
+  try:
+    yield
+  finally:
+    note(False)
+    _told = before
+    os.close(writer)
+    watch.join()
+
+
+def _watch(reader: int, end: Callable[[], None]) -> None:
+  while told := os.read(reader, 1):
+    if told == _STOP and not select.select([reader], [], [], GRACE)[0]:
+      end()
+  os.close(reader)
 
 
 @contextlib.contextmanager
@@ -39,7 +75,10 @@ def handled_by(
     return
 
   def handle(number: int, frame: FrameType | None) -> None:
-    handler()
+    if _deferred is None:
+      handler()
+    else:
+      _deferred.append(number)
 
   previous = {number: signal.getsignal(number) for number in signals}
   try:
@@ -49,6 +88,26 @@ def handled_by(
   finally:
     for number, before in previous.items():
       signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Signals that come meanwhile are handled at the end: for what is short and to be whole.
+
+  That is, those that `handled_by` handles.
+  """
+  global _deferred
+  if _deferred is not None or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  came: list[int] = []
+  _deferred = came
+  try:
+    yield
+  finally:
+    _deferred = None
+    for first in came[:1]:
+      signal.raise_signal(first)
 
 
 def note_signals() -> None:

@@ -14,6 +14,11 @@ LINE_EVERY = 30.0  # seconds
 _LOG = logging.getLogger(__name__)
 
 
+def on_terminal() -> bool:
+  """Whether standard error is a terminal; elsewhere no bar of a library is to be drawn."""
+  return sys.stderr.isatty()
+
+
 class ProgressBar(tqdm):
   """A tqdm bar, which where standard error is no terminal logs a line each `LINE_EVERY` seconds."""
 

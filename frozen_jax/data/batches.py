@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import HostBatch, Prompt
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
@@ -65,6 +66,7 @@ class TrainingBatches:
     rows = batch_size // hosts
     self._host_rows = slice(host * rows, (host + 1) * rows)
     dataset_index = _mixed_datasets(source, task, mixture)
+    self._dataset_index, self._cap = dataset_index, mixture.cap
     self._replacements = _Replacements(len(self._items), dataset_index)
     self._too_long: set[int] = set()  # indices of examples that do not fit: tokenised once
     # Grain maps indices, not examples: a skipped example needs a replacement.
@@ -78,6 +80,24 @@ class TrainingBatches:
   def counts(self) -> _Counts:
     """How many rows were skipped, and truncated."""
     return self._seen.counts
+
+  def epoch_rows(self) -> int:
+    """The rows of one epoch: those that are not too long to be trained on.
+
+    A mixture's epoch draws as many rows as its data sets have together, each counted up to
+    `mixture.cap`; the rates say how they are shared. Encodes every row.
+    """
+    longest, fitting = self._task.lengths[-1], np.ones(len(self._items), bool)
+    with ProgressBar(total=len(fitting), desc="count rows", unit="row", delay=2) as bar:
+      for index in range(len(fitting)):
+        if len(self._items[index].tokens) > longest:
+          fitting[index] = False
+          self._too_long.add(index)
+        bar.update(1)
+    if self._dataset_index is None:
+      return int(fitting.sum())
+    _, sizes = np.unique(self._dataset_index[fitting], return_counts=True)
+    return int(np.minimum(sizes, self._cap or np.inf).sum())
 
   def __iter__(self) -> Iterator[HostBatch]:
     return self

@@ -59,14 +59,13 @@ def tokenizer_hash(tokenizer: Any) -> str:
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def store_folder(
-  fingerprint: str, tokenizer: Any, dtype: Any, root: pathlib.Path | None = None
-) -> pathlib.Path:
-  """The folder of an encoder's states: one for each encoder, tokenizer and dtype.
+def store_folder(encoder: str, dtype: Any, root: pathlib.Path | None = None) -> pathlib.Path:
+  """The folder of an encoder's states: one for each encoder and dtype.
 
-  root: None is the user's cache directory.
+  encoder: names weights, settings and tokenizer (`FrozenEncoder.texts_fingerprint`). root: None is
+  the user's cache directory.
   """
-  parts = [_FORMAT, fingerprint, tokenizer_hash(tokenizer), np.dtype(dtype).name]
+  parts = [_FORMAT, encoder, np.dtype(dtype).name]
   name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
   return (cache_dir() if root is None else root) / "encoder_states" / name
 
@@ -89,7 +88,7 @@ class FeatureStore:
     """Opens the states in a folder, which need not exist.
 
     Args:
-      folder: of this encoder, tokenizer and dtype (see `store_folder`).
+      folder: of this encoder and dtype (see `store_folder`).
       width: De.
       dtype: of the states: float32, or bfloat16 of ml_dtypes.
       memory_bytes: for the rows used last; besides, up to 64 MiB wait to be written.

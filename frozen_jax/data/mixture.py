@@ -16,6 +16,8 @@ from frozen_jax.core.seeds import seed32
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 
+_ENDLESS = 2**48  # rows of each data set
+
 
 def mixing_rates(sizes: np.ndarray, mixture: MixtureSettings) -> np.ndarray:
   """float64 [G], summing to 1: the share of each data set in the mixture, by its rows [G]."""
@@ -43,7 +45,8 @@ def shuffled_order(
     # A seed for each, else data sets of equal size would have the same order.
     part_seed = int(np.random.SeedSequence([seed32(seed), dataset]).generate_state(1)[0])
     members = np.flatnonzero(dataset_index == dataset)
-    parts.append(grain.MapDataset.source(members).seed(part_seed).shuffle().repeat())
+    epochs = _ENDLESS // len(members) + 1  # without a number a mixture is longer than Python counts
+    parts.append(grain.MapDataset.source(members).seed(part_seed).shuffle().repeat(epochs))
   return grain.MapDataset.mix(parts, mixing_rates(sizes, mixture).tolist())
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import on_terminal
 from frozen_jax.core.user_path import user_path
 
 
@@ -60,6 +61,8 @@ def open_tfds(spec: str) -> PreparedRows:
   if name.split("/")[0] == "task_rows":  # importing the module registers the builder
     import frozen_jax.data.builders.task_rows  # noqa: F401
 
+  if not on_terminal():
+    tfds.disable_progress_bar()
   folder = os.environ.get("TFDS_DATA_DIR")
   try:
     rows = tfds.data_source(
@@ -89,6 +92,8 @@ def open_hub(spec: str) -> PreparedRows:
     import datasets
   except ImportError as error:
     raise UserError(f"{spec} needs the package datasets; pip install datasets") from error
+  if not on_terminal():
+    datasets.disable_progress_bars()
   try:
     rows = datasets.load_dataset(str(user_path(name)), config or None, split=split)
   except Exception as error:  # it raises nearly anything: unknown name, no network, no split

@@ -15,7 +15,13 @@ from frozen_jax.core.types import Prompt
 from frozen_jax.data.examples import Example
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.settings import DEFAULT_LENGTHS, InputSettings, check_lengths
-from frozen_jax.text.templates import QuestionTemplate, answer_separator, make_template, prompt_ids
+from frozen_jax.text.templates import (
+  QuestionTemplate,
+  answer_separator,
+  end_of_turn,
+  make_template,
+  prompt_ids,
+)
 from frozen_jax.text.token_ids import check_ids
 
 _DOCUMENTS_PER_CALL = 64
@@ -39,6 +45,9 @@ class Encoded(NamedTuple):
 
 class QuestionTask:
   """A question (or input) to answer: the answer and the end token are the targets.
+
+  The end token is the tokenizer's eos, and in the chat form what the chat template puts after an
+  answer (`text.templates.end_of_turn`).
 
   Of several answers the first, the usual one, is always the target: answers that change from epoch
   to epoch teach rare spellings at the cost of the usual one. Prompt and answer are tokenised as at
@@ -71,6 +80,8 @@ class QuestionTask:
     self.tokenizer = _require_end_token(tokenizer)
     self.template = make_template(template) if isinstance(template, str) else template
     self.lengths = check_lengths(lengths)
+    of_turn = end_of_turn(tokenizer) if self.template.chat else None
+    self.end_id: int = tokenizer.eos_token_id if of_turn is None else of_turn
     self._encoder, self._vocab_size = encoder, vocab_size
     self._dataset_numbers = {name: number for number, name in enumerate(datasets, start=1)}
 
@@ -125,7 +136,7 @@ class QuestionTask:
       answer = self._answer_ids(prompt, separator + answers[0], ids)
     if not ids:
       raise UserError(f"example {example.get('id', '')!r} has an empty prompt; fill it in")
-    tokens = [*ids, *answer, self.tokenizer.eos_token_id]
+    tokens = [*ids, *answer, self.end_id]
     check_ids(tokens, self._vocab_size, f"example {example.get('id', '')!r}", self.tokenizer)
     return Encoded(tokens, len(ids), encoder_tokens, task, truncated)
 

@@ -23,7 +23,7 @@ def text_states(method: Method, lm: FrozenLM) -> TextStates | None:
     return None
   ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   dtype = np.dtype(jax.eval_shape(encoder.hidden, ids, ids).dtype)
-  folder = store_folder(encoder.fingerprint, encoder.tokenizer, dtype)
+  folder = store_folder(encoder.texts_fingerprint, dtype)
   store = FeatureStore(folder, encoder.config.width, dtype)
 
   def encode(tokens: np.ndarray, mask: np.ndarray) -> jax.Array:

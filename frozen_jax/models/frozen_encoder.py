@@ -1,6 +1,7 @@
 """The frozen encoder as a user holds it: `load_encoder` and what it gives."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from frozen_jax.backbones import encoder
 from frozen_jax.backbones import load_encoder as backbone
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.sentence_config import TextSettings
+from frozen_jax.config.dependencies import changed_fields
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
+from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.models.token_arrays import check_context, checked_ids
 from frozen_jax.retrieval.dense_index import Embed, embed_sorted
 from frozen_jax.retrieval.text_embedder import ShardBatch, text_embedder
@@ -91,13 +94,20 @@ class FrozenEncoder:
     stated = self.texts.max_length or getattr(self.tokenizer, "model_max_length", most)
     return min(stated, most)
 
-  @property
+  @functools.cached_property
   def texts_fingerprint(self) -> str:
-    """`fingerprint`, and what else a text's vector depends on, where the folder says any of it."""
-    if self.texts == TextSettings():
-      return self.fingerprint
-    values = json.dumps(dataclasses.asdict(self.texts), sort_keys=True)
-    return f"{self.fingerprint}-{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+    """Names all that a text's vector depends on, for what is stored of texts; hex digits.
+
+    Besides the weights: sizes, pooling and normalisation, the tokenizer, prompts and the other
+    `texts`. Not the dtype and devices in use, nor a prompt that the caller gives.
+    """
+    values = {
+      "config": changed_fields(self.config),
+      "tokenizer": tokenizer_hash(self.tokenizer),
+      "texts": changed_fields(self.texts),
+    }
+    text = json.dumps(values, sort_keys=True)
+    return f"{self.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
   def _prompt_tokens(self, prompt: str, max_length: int) -> int:
     """How many tokens the prompt is, without a special one at its end."""

@@ -9,12 +9,14 @@ from frozen_jax.core.device import per_backend
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Base, Method, Prompt, Tree
+from frozen_jax.data.settings import InputSettings
 from frozen_jax.decoding import beam
 from frozen_jax.decoding.engine import MAX_ROWS, Engine
 from frozen_jax.decoding.requests import Completion, Sampling
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.rules import replicated, row_groups
+from frozen_jax.text.templates import end_of_turn, make_template
 from frozen_jax.text.token_ids import check_ids
 
 PROGRESS_DELAY = 5  # seconds before a progress bar shows
@@ -35,6 +37,9 @@ class Model(Protocol):
 
   @property
   def frozen(self) -> Tree: ...
+
+  @property
+  def inputs(self) -> InputSettings: ...
 
 
 def complete(
@@ -150,11 +155,17 @@ def _progress(prompts: Sequence[Prompt]) -> ProgressBar:
 
 
 def end_ids(model: Model) -> tuple[int, ...]:
-  """The LM's end tokens; what was trained ends its answers with that of the tokenizer, too."""
-  ids = set(getattr(model.lm, "end_ids", ()))
-  own = None if model.lm.tokenizer is None else model.lm.tokenizer.eos_token_id
-  if own is not None and (model.trained or not ids):
-    ids.add(own)
+  """The LM's end tokens.
+
+  What was trained also ends its answers with the tokenizer's, and in the chat form with that of a
+  turn, since one of them is its last target.
+  """
+  ids, tokenizer = set(getattr(model.lm, "end_ids", ())), model.lm.tokenizer
+  own = set() if tokenizer is None else {tokenizer.eos_token_id}
+  if model.trained and tokenizer is not None and make_template(model.inputs.template).chat:
+    own.add(end_of_turn(tokenizer))
+  if model.trained or not ids:
+    ids |= own - {None}
   return tuple(sorted(ids))
 
 

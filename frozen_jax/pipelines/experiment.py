@@ -125,17 +125,21 @@ class RunSettings:
   @property
   def running(self) -> tuple[StageSettings, ...]:
     """The stages that train at least one step."""
-    return tuple(stage for stage in self.stages if stage.train.steps > 0)
+    return tuple(stage for stage in self.stages if stage.train.trains)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedStage:
-  """A stage that has been trained: its settings, its model, how it went and what was skipped."""
+  """A stage that has been trained: its settings, its model, how it went and what was skipped.
+
+  epoch_rows: the rows of an epoch, where the settings give epochs; else 0.
+  """
 
   settings: StageSettings
   model: TunedModel
   result: TrainingResult
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  epoch_rows: int = 0
 
 
 TrainStage = Callable[[StageSettings], TrainedStage]

@@ -5,10 +5,12 @@ import dataclasses
 import itertools
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
+from frozen_jax.core import interruption
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import user_write_errors, write_json
+from frozen_jax.core.files import temporary_folder, write_json
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.json_lines import ENDINGS, is_row_file
 from frozen_jax.models.frozen_lm import load_model
@@ -18,12 +20,13 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
+from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
 from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.checksum import checksum
-from frozen_jax.sharding.hosts import gather_bytes, is_first_host
+from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.mesh import log_mesh, make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
@@ -32,10 +35,14 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 
   Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
-  predictions.jsonl, by_task.json, report.png) and returns it; what the training wrote stays as it
-  is.
+  predictions.jsonl, by_task.json, report.png), as a whole, and returns it; what the training wrote
+  stays as it is. Raises Interrupted when SIGTERM or SIGINT came.
   """
-  folder = user_path(folder)
+  with stoppable():
+    return _evaluate(config, user_path(folder))
+
+
+def _evaluate(config: Any, folder: pathlib.Path) -> Record:
   run, model = open_run(config, folder)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
@@ -51,23 +58,25 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
     settings = pipeline.evaluated(settings, model)
   models[last] = settings, dataclasses.replace(model, inference=None)
   scores, scored = score_models(run, model.lm, models, pipelines)
-  target = _evaluation_folder(folder, run)
-  with user_write_errors(target):
-    target.mkdir(parents=True, exist_ok=True)
-  model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
+  titles = row_titles({name: one.method.name for name, (_, one) in models.items()})
+  place = _place(folder, run)
+  with _new_folder(place) as target:
+    model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
+    unchanged = checksum(model.lm.frozen({})) == before
+    record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
+    for pipeline in pipelines:
+      record |= {name: value for name, value in pipeline.report().items() if value}
+    if is_first_host():
+      write_json(target / workdir.CONFIG, run.values)
+    write_record(target, record, scores, [], titles)
+    check()
+    if is_first_host():
+      place = _put(target, place, anew=not run.values["evaluation"])
   if gate and is_first_host():  # nothing else of the adapter is to become the config's
     stored = load_adapter(folder, model.lm)
     dataclasses.replace(stored, inference=model.inference).save(folder / ADAPTER)
-  unchanged = checksum(model.lm.frozen({})) == before
-  record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
-  for pipeline in pipelines:
-    record |= {name: value for name, value in pipeline.report().items() if value}
-  if is_first_host():
-    write_json(target / workdir.CONFIG, run.values)
-  titles = row_titles({name: one.method.name for name, (_, one) in models.items()})
-  write_record(target, record, scores, [], titles)
   say(*record_text(record, titles), *pipeline_lines(pipelines, record))
-  say(f"The record is in {target}.")
+  say(f"The record is in {place}.")
   return record
 
 
@@ -115,16 +124,15 @@ def _with_own_inputs(stage: StageSettings, model: TunedModel) -> StageSettings:
   )
 
 
-def _evaluation_folder(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
-  """FOLDER/evaluations/NAME: the name that the config gives, else a free one for the test data."""
+def _place(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
+  """FOLDER/evaluations/NAME: the name that the config gives, else one for the test data."""
   parent, name = folder / workdir.EVALUATIONS, run.values["evaluation"]
   if name:
     return parent / name
   test = run.values["data"]["test"]
   base = re.sub(rf"({'|'.join(ENDINGS)})(\.gz)?$", "", pathlib.Path(test).name)
   base = base if is_row_file(test) else test
-  base = re.sub(r"[^\w.-]+", "_", base)[:80] or "test"
-  return _free_folder(parent, base)
+  return parent / (re.sub(r"[^\w.-]+", "_", base)[:80] or "test")
 
 
 def _check_name(name: str) -> None:
@@ -135,15 +143,32 @@ def _check_name(name: str) -> None:
     )
 
 
-def _free_folder(parent: pathlib.Path, base: str) -> pathlib.Path:
-  """A new folder PARENT/BASE, or BASE-2, ...: one that no other evaluation has, finished or not."""
-  name = base
-  if is_first_host():
-    with user_write_errors(parent):
-      parent.mkdir(parents=True, exist_ok=True)
-      for number in itertools.count(2):
-        with contextlib.suppress(FileExistsError):
-          (parent / name).mkdir()
-          break
-        name = f"{base}-{number}"
-  return parent / gather_bytes(name.encode())[0].decode()
+@contextlib.contextmanager
+def _new_folder(place: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder alongside `place` that the first host fills; deleted where it was not put there."""
+  if not is_first_host():
+    yield place
+    return
+  with temporary_folder(place) as target:
+    yield target
+
+
+def _put(target: pathlib.Path, place: pathlib.Path, anew: bool) -> pathlib.Path:
+  """Renames a complete folder to `place`, and returns where it is.
+
+  What is there is replaced, or with `anew` stays: the name is then PLACE-2, ...
+  """
+  free = place
+  with interruption.deferred():
+    if not anew and place.exists():
+      with temporary_folder(place) as old:
+        place.rename(old)
+        target.rename(place)
+      return place
+    for number in itertools.count(2):
+      with contextlib.suppress(FileExistsError):
+        free.mkdir()
+        break
+      free = place.with_name(f"{place.name}-{number}")
+    target.rename(free)
+  return free

@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.files import filled_folder
 from frozen_jax.core.user_path import user_path
 from frozen_jax.export import peft
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.run.evaluate import open_run
+from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.report import say
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import is_first_host
@@ -20,9 +22,13 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
   """Writes the adapter of a complete run to `export.folder` (default: WORKDIR/export).
 
   `export.format`: one of `FORMATS`. Raises UserError for another one, and for an adapter that the
-  format has no form for.
+  format has no form for, Interrupted when SIGTERM or SIGINT came: an export is written as a whole.
   """
-  folder = user_path(folder)
+  with stoppable():
+    return _export(config, user_path(folder))
+
+
+def _export(config: Any, folder: pathlib.Path) -> dict[str, str]:
   settings = resolve_run(config).values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
   if name not in FORMATS:
@@ -32,8 +38,10 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     tree, info = read_stored(folder)
     _CHECKS[name](info["method"], {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
   _, model = open_run(config, folder)
+  check()
   if is_first_host():
-    write(target, model)
+    with filled_folder(target) as new:
+      write(new, model)
   say(f"The adapter is in {target}, for {reader}.")
   return {"folder": str(target), "format": name}
 

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT between the steps of a run: all is saved there, so the run just ends."""
+"""SIGTERM and SIGINT outside the steps of a training: all is saved there, so the run just ends.
+
+What the other modes write is complete or not there, so they end at once, too, and are done anew.
+"""
 
 import contextlib
 import os
@@ -18,14 +21,15 @@ _MOMENT = 0.02  # seconds
 
 
 @contextlib.contextmanager
-def stoppable(workdir: pathlib.Path) -> Iterator[None]:
+def stoppable(workdir: pathlib.Path | None = None) -> Iterator[None]:
   """Turns the signals into `Interrupted`; within a stage the training loop handles them by itself.
 
-  Whatever else other code has made of that exception ends as `Interrupted` too. With several
-  processes JAX's preemption service owns SIGTERM, and SIGINT is passed on to it.
+  workdir: of a training; None: there is nothing to be resumed. Whatever else other code has made of
+  that exception ends as `Interrupted` too. In a training of several processes JAX's preemption
+  service owns SIGTERM, and SIGINT is passed on to it.
   """
   interruption.note(False)
-  if jax.process_count() > 1:
+  if workdir is not None and jax.process_count() > 1:
     pass_on = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with interruption.handled_by(pass_on, [signal.SIGINT]):
       yield
@@ -33,14 +37,14 @@ def stoppable(workdir: pathlib.Path) -> Iterator[None]:
 
   def stop() -> None:
     interruption.note()
-    raise Interrupted(saved_step(workdir))
+    raise _interrupted(workdir)
 
   try:
     with interruption.handled_by(stop), _raised_again():
       yield
   except Exception as error:
     if interruption.requested():
-      raise Interrupted(saved_step(workdir)) from error
+      raise _interrupted(workdir) from error
     raise
   finally:
     interruption.note(False)
@@ -67,7 +71,11 @@ def _raised_again() -> Iterator[None]:
     sys.unraisablehook = before
 
 
-def check(workdir: pathlib.Path) -> None:
+def check(workdir: pathlib.Path | None = None) -> None:
   """Raises `Interrupted` where a signal came and what it raised was lost."""
   if interruption.requested():
-    raise Interrupted(saved_step(workdir))
+    raise _interrupted(workdir)
+
+
+def _interrupted(workdir: pathlib.Path | None) -> Interrupted:
+  return Interrupted(None if workdir is None else saved_step(workdir))

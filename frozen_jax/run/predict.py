@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from frozen_jax.core import interruption
 from frozen_jax.core.files import write_lines
 from frozen_jax.core.json_row import Row
 from frozen_jax.core.user_path import user_path
@@ -19,6 +20,7 @@ from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
+from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.scoring import open_pipelines
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import is_first_host
@@ -28,19 +30,26 @@ def predict(config: Any, folder: str | pathlib.Path) -> list[Row]:
   """Answers the questions of `predict.input` (a file, or - for standard input).
 
   A question is a line of plain text, or a JSON object as in a data file. The answers are printed
-  as JSON lines and written to predictions.jsonl; returns them.
+  as JSON lines and written to predictions.jsonl; returns them. Raises Interrupted when SIGTERM or
+  SIGINT came: until all are answered nothing is printed or written, and no line in part.
   """
-  folder = user_path(folder)
+  with stoppable():
+    return _predict(config, user_path(folder))
+
+
+def _predict(config: Any, folder: pathlib.Path) -> list[Row]:
   run = resolve_run(config)
   read_stored(folder)  # what is wrong with either is said before the model is loaded
   where = run.values["predict"]["input"]
   given = open_questions(where, run.data.fields, run.data.templates)
   predictor = open_predictor(config, folder)
   rows = predictor([given[index] for index in range(len(given))], where)
+  check()
   if is_first_host():
     write_lines(folder / workdir.PREDICTIONS, rows)
     for row in rows:
-      print(json.dumps(row, ensure_ascii=False), flush=True)
+      with interruption.deferred():
+        print(json.dumps(row, ensure_ascii=False), flush=True)
   return rows
 
 

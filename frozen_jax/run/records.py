@@ -55,8 +55,8 @@ def make_record(
   """The record of the rows of a table, the last of which is the model's own.
 
   `metrics` are those of the last row, `baseline` those of the row that `config.baseline` names
-  (else of the first), `rows` those of all others; `table` names the rows in order. Sections that
-  would be empty are left out.
+  (else of the first), `rows` those of all others; `table` names the rows in order. Other
+  sections that would be empty are left out.
   """
   *_, last = scores
   figures = {name: own.metrics for name, own in scores.items()}
@@ -83,7 +83,8 @@ def make_record(
     "frozen_parameters": frozen_size(lm),
     "units": UNITS,
   }
-  return {name: value for name, value in record.items() if value not in ({}, "", None)}
+  empty: tuple[Any, ...] = ({}, "", None)
+  return {name: value for name, value in record.items() if name == "rows" or value not in empty}
 
 
 def training_record(trained: Mapping[str, TrainedStage]) -> Record:
@@ -96,6 +97,7 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
       name: {
         "method": stage.settings.method,
         "steps": stage.result.steps,
+        **_epochs(stage),
         "best_step": stage.result.best_step,
         "validation_loss": stage.result.best_metrics.get("loss"),
         "seconds": round(stage.result.seconds, 3),
@@ -107,6 +109,13 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
       for name, stage in trained.items()
     },
   }
+
+
+def _epochs(stage: TrainedStage) -> Record:
+  """The epochs that a stage was to take, if these were given, and the rows of one."""
+  if not stage.epoch_rows:
+    return {}
+  return {"epochs": stage.settings.train.epochs, "epoch_rows": stage.epoch_rows}
 
 
 def table_rows(record: Record) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
 
+_DURATIONS = (("train",), ("reader", "re_ranker"))  # sections with steps and epochs
 # Sections that are the run's, and of others what a stage can have of its own.
 _OF_THE_RUN = ("mesh", "cascade")
 _STAGE_FIELDS = {"model": ("remat",)}
@@ -60,11 +61,12 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
   for name in (*_ALL_SECTIONS, *_PLAIN_SECTIONS):
     if name in whole and not isinstance(whole[name], ConfigDict):
       raise UserError(f"config.{name} is {whole[name]!r}; it is a section, with keys of its own")
+  given = _with_one_duration(_plain_values(whole))
   for name, kind in {**SECTIONS, **_METHOD_SECTIONS}.items():
-    whole[name] = ConfigDict(_merge(section_values(kind()), _values(whole, name)))
+    whole[name] = ConfigDict(_merge(section_values(kind()), given.get(name, {})))
   for name, pipeline in PIPELINES.items():
     if name in whole:
-      whole[name] = ConfigDict(_merge(section_values(pipeline.settings()), _values(whole, name)))
+      whole[name] = ConfigDict(_merge(section_values(pipeline.settings()), given[name]))
   for key, (value, _) in RUN_KEYS.items():
     section, _, name = key.rpartition(".")
     if section and section not in whole:
@@ -143,6 +145,26 @@ def _check_keys(values: Mapping[str, Any]) -> None:
   _check_rates(values["train"], "train")
 
 
+def _with_one_duration(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Values that are to be laid over others, in which steps replace epochs and epochs steps."""
+  changed = dict(values)
+  for path in _DURATIONS:
+    node: Any = changed
+    for name in path:
+      node = node.get(name, {}) if isinstance(node, Mapping) else {}
+    names = set(node) if isinstance(node, Mapping) else set()
+    zero: dict[str, Any] = {}
+    if names >= {"steps"} and "epochs" not in names:
+      zero = {"epochs": 0.0}
+    elif names >= {"epochs"} and "steps" not in names and node["epochs"]:
+      zero = {"steps": 0}
+    if zero:
+      for name in reversed(path):
+        zero = {name: zero}
+      changed = _merge(changed, zero)
+  return changed
+
+
 def _check_rates(train: Mapping[str, Any], name: str) -> None:
   """UserError for the learning rate of a part that no method trains."""
   known = default_learning_rates()
@@ -160,7 +182,7 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
     )
   if not isinstance(values["stages"][name], Mapping):
     raise UserError(f"config.stages.{name} is no section; give it a method, and keys of its own")
-  entry = dict(values["stages"][name])
+  entry = _with_one_duration(values["stages"][name])
   method = entry.pop("method", None)
   if method not in METHODS:
     raise UserError(f"stage {name} has method {method!r}; there are: {', '.join(METHODS)}")

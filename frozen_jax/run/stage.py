@@ -1,6 +1,5 @@
 """One stage of a run: its model, its data, its training, and what it hands to later stages."""
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -9,6 +8,7 @@ from typing import Any
 
 import jax
 
+from frozen_jax.config.dependencies import changed_fields
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.seeds import seed32
@@ -57,63 +57,64 @@ def run_stage(
   start = _replaced(model.method.init(lm, init_key), given, stage.name)
   frozen_inputs = _frozen_inputs(stage, trained, initial)
   model = stage.tuned_model(lm, start, global_device_put(frozen_inputs, replicated(mesh)))
-  _LOG.info(
-    "stage %s: %s, %s trained parameters, %d steps",
-    stage.name,
-    stage.method,
-    f"{num_parameters(start):,}",
-    stage.train.steps,
-  )
   source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)
   rows = training_batches(
     source, task, stage.train.batch_size, stage.seed, host_shard(mesh), stage.data.mixture
+  )
+  epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
+  train = stage.train.for_rows(epoch_rows)
+  _LOG.info(
+    "stage %s: %s, %s trained parameters, %d steps%s",
+    stage.name,
+    stage.method,
+    f"{num_parameters(start):,}",
+    train.steps,
+    f" ({stage.train.epochs:g} epochs of {epoch_rows} rows)" if epoch_rows else "",
   )
   states = text_states(model.method, lm)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
   dependencies = {
     **stage.dependencies(),
+    "train": train,
     "lengths": list(task.lengths),  # those of the settings, as far as the context holds them
     "training_data": source.digest,
     "validation_data": validation_digest,
     "init_from": checksum({part: given[part] for part in start if part in given}),
     "frozen_inputs": checksum(frozen_inputs),
     **_read_by(lm),
+    **_answer_end(task),
   }
-  rates = learning_rates(stage.train, model.method.learning_rates, start)
+  rates = learning_rates(train, model.method.learning_rates, start)
   result = fit(
     model.method,
-    make_optimizer(stage.train, rates, model.method.no_decay),
+    make_optimizer(train, rates, model.method.no_decay),
     start,
     model.frozen,
     batches,
-    stage.train,
+    train,
     StageRun(stage.name, workdir, mesh, writer, dependencies, lm.fingerprints),
     key,
     validate=validate,
     validate_first=True,
   )
   counts = {**batches.counts, "left_out": source.num_without_target}
-  return TrainedStage(stage, model.with_trained(result.best), result, counts)
+  return TrainedStage(stage, model.with_trained(result.best), result, counts, epoch_rows)
 
 
 def _read_by(lm: FrozenLM) -> dict[str, Any]:
   """How the frozen models compute and which ids they are given; their weights have fingerprints."""
   models: dict[str, Any] = {"lm": lm} | ({} if lm.encoder is None else {"encoder": lm.encoder})
   return {
-    **{f"{name}_config": _changed_fields(one.config) for name, one in models.items()},
+    **{f"{name}_config": changed_fields(one.config) for name, one in models.items()},
     **{f"{name}_tokenizer": tokenizer_hash(one.tokenizer) for name, one in models.items()},
   }
 
 
-def _changed_fields(config: Any) -> dict[str, Any]:
-  """The fields of a dataclass that do not have their defaults, as JSON has them."""
-  plain = dataclasses.asdict(config)
-  return {
-    field.name: plain[field.name]
-    for field in dataclasses.fields(config)
-    if getattr(config, field.name) != field.default
-  }
+def _answer_end(task: Any) -> dict[str, Any]:
+  """The last target of an answer, where it is not the tokenizer's end token."""
+  end = getattr(task, "end_id", None)
+  return {} if end in (None, task.tokenizer.eos_token_id) else {"answer_end": end}
 
 
 def _validator(

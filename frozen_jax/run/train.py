@@ -1,6 +1,5 @@
 """Training: the stages of a config in a workdir, from config.json to the table."""
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -57,10 +56,12 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
   for stage in run.running:
     name = f"stage {stage.name}: train.batch_size"
     check_batch_size(stage.train.batch_size, mesh, stage.train.accumulate, name)
-  results = folder / workdir.RESULTS
-  with contextlib.nullcontext() if results.exists() else locked(folder):
-    workdir.claim(folder, run)
-    return _complete(run, mesh, folder) if results.exists() else _train(run, mesh, folder)
+  if (folder / workdir.RESULTS).exists() and workdir.claim(folder, run):
+    return _complete(run, mesh, folder)
+  with locked(folder):
+    if workdir.claim(folder, run):  # by another process, meanwhile
+      return _complete(run, mesh, folder)
+    return _train(run, mesh, folder)
 
 
 def _complete(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
@@ -98,6 +99,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
     models = {name: (one.settings, one.model) for name, one in trained.items()}
     scores, scored = score_models(run, lm, models, pipelines)
     model, scores, gate = add_cascade(run, scored, scores, pipelines, folder)
+    workdir.reopen(folder, run)
     if is_first_host():
       model.save(folder / ADAPTER)
     record = make_record(run, lm, model.method.name, scores, checksum(lm.frozen({})) == before)

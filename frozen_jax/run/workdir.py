@@ -15,6 +15,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_json
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.run import continuing
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.training.checkpoint_folders import CHECKPOINTS
@@ -25,36 +26,50 @@ PREDICTIONS, PLOT, BY_TASK = "predictions.jsonl", "report.png", "by_task.json"
 ADAPTERS, EVALUATIONS = "adapters", "evaluations"
 
 _SPLITS = ("train", "validation")
+DURATIONS = ("train.steps", "train.epochs")
 
 
-def claim(workdir: pathlib.Path, run: RunSettings) -> None:
+def claim(workdir: pathlib.Path, run: RunSettings) -> bool:
   """Writes config.json, or checks that the run which is there is this one.
 
   What its stages do not depend on may differ (`StageSettings.dependencies`), and so may the paths
-  of equal data and models. Raises UserError, naming the keys that differ, where the workdir holds a
-  run of another config.
+  of equal data and models, and the number of steps where what is trained so far does not depend on
+  it. Returns whether the run is complete. Raises UserError, naming the keys that differ, where the
+  workdir holds a run of another config.
   """
   path = workdir / CONFIG
   barrier("config.json looked at")
-  complete = (workdir / RESULTS).exists()
+  complete, goes_on = (workdir / RESULTS).exists(), False
   if path.exists() and _has_begun(workdir):
     stored = resolve_run(read_workdir_json(path))
     differing = _differing(run, stored, complete)
     if complete and not differing:
       differing = _other_data(run, stored, read_workdir_json(workdir / RESULTS).get("data", {}))
-    check_same(workdir, differing)
+    remedy = ""
+    if differing and set(differing) <= set(DURATIONS):
+      remedy = continuing.obstacle(workdir, run, stored, complete)
+      differing, goes_on = (differing, False) if remedy else ([], True)
+    check_same(workdir, differing, remedy)
   barrier("config.json compared")
   if is_first_host() and not complete:
     write_json(path, run.values)
   barrier("config.json written")
+  return complete and not goes_on
 
 
-def check_same(workdir: pathlib.Path, differing: Sequence[str]) -> None:
+def reopen(workdir: pathlib.Path, run: RunSettings) -> None:
+  """Makes way for the results of a run that was complete and was trained on, with its config."""
+  if is_first_host() and (workdir / RESULTS).exists():
+    (workdir / RESULTS).unlink()
+    write_json(workdir / CONFIG, run.values)
+
+
+def check_same(workdir: pathlib.Path, differing: Sequence[str], remedy: str = "") -> None:
   """UserError, naming keys in which the run of the workdir differs, if there are any."""
   if differing:
     raise UserError(
       f"{workdir} holds a run of another config (different: {', '.join(differing[:5])});"
-      f" {_remedy(workdir, differing)}"
+      f" {remedy or 'choose another --workdir, or remove that folder'}"
     )
 
 
@@ -74,16 +89,6 @@ def data_digests(run: RunSettings) -> dict[str, dict[str, str]]:
       with contextlib.suppress(UserError):
         digests[stage.name][split] = _data_digest(*_named(stage, split))
   return digests
-
-
-def _remedy(workdir: pathlib.Path, differing: Sequence[str]) -> str:
-  """How to go on where the config is another one."""
-  if list(differing) == ["train.steps"]:  # the learning rate falls over all steps of a stage
-    return (
-      "its learning rates were set for those steps: to train on, let it come to its end, then start"
-      f" a new run from it by --workdir=ANOTHER --config.init_from={workdir}"
-    )
-  return "choose another --workdir, or remove that folder"
 
 
 def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[str]:

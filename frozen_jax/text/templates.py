@@ -8,6 +8,8 @@ from frozen_jax.core.errors import UserError
 
 PLAIN = "Question: {question}\nAnswer:"
 
+_ASKED, _REPLIED = "Which mountain?", "Kilimanjaro"  # with which the template is tried
+
 
 @dataclasses.dataclass(frozen=True)
 class QuestionTemplate:
@@ -57,6 +59,32 @@ def prompt_ids(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
   message = [{"role": "user", "content": text}]
   text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
   return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+  """The token that the tokenizer's chat template puts after an answer, which ends its turn.
+
+  It is the first special token after the answer: `<|im_end|>`, `<end_of_turn>`, `<|eot_id|>`,
+  `<|end|>`, `</s>`. None where the template puts none there, or shows no answers.
+  """
+  if not getattr(tokenizer, "chat_template", None):
+    return None
+  turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _REPLIED}]
+  try:
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+  except Exception:  # a template raises what it likes; it is then used without an answer
+    return None
+  _, found, after = text.rpartition(_REPLIED)
+  if not found:
+    return None
+  special = _special_ids(tokenizer)
+  ids = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
+  return next((index for index in ids if index in special), None)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+  added = getattr(tokenizer, "added_tokens_decoder", {})
+  return {*tokenizer.all_special_ids, *(index for index, one in added.items() if one.special)}
 
 
 def answer_separator(prompt: str) -> str:

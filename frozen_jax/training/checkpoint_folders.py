@@ -27,6 +27,20 @@ def step_and_repeat(path: pathlib.Path) -> tuple[int, int]:
   return int(step), int(repeat or 0)
 
 
+def newest_checkpoint(workdir: str | os.PathLike[str], stage: str) -> pathlib.Path | None:
+  """The newest complete checkpoint of a stage, if there is one."""
+  found = complete_checkpoints(pathlib.Path(workdir) / CHECKPOINTS / stage)
+  return found[-1] if found else None
+
+
+def how_to_train_on(workdir: str | os.PathLike[str]) -> str:
+  """How a run goes on whose learning rates fall over all of its steps."""
+  return (
+    "its learning rates were set for those steps: to train on, let it come to its end, then start"
+    f" a new run from it by --workdir=ANOTHER --config.init_from={workdir}"
+  )
+
+
 def saved_step(workdir: str | os.PathLike[str]) -> int:
   """The step from which a run goes on: that of its newest checkpoint; 0 without one."""
   newest = (0.0, 0)

@@ -19,7 +19,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,20 +37,26 @@ from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.checkpoint_folders import (
   CHECKPOINTS,
   complete_checkpoints,
+  how_to_train_on,
   step_and_repeat,
 )
 from frozen_jax.training.state import TrainState
 
+STEPS = "train.steps"  # as a dependency of a stage
 HALF_WRITTEN = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
 WAIT_FOR_THREADS, SETTLE = 5.0, 0.5  # seconds, after a save that failed
 
 
 class Restored(NamedTuple):
-  """A checkpoint on the current mesh; `best` is None without a validation."""
+  """A checkpoint on the current mesh; `best` is None without a validation, `earlier` see `save`."""
 
   state: TrainState
   best: Tree | None
+  earlier: Tree | None
   record: dict[str, Any]
+
+
+MayDiffer = Callable[[list[str], Mapping[str, Any]], bool]
 
 
 class Checkpoints:
@@ -76,6 +82,7 @@ class Checkpoints:
       mesh: restored arrays are replicated on its devices.
     """
     self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
+    self._workdir = workdir
     self._dependencies = dependencies
     self._fingerprint = fingerprint
     self._mesh = mesh
@@ -93,7 +100,14 @@ class Checkpoints:
     found = complete_checkpoints(self.folder)
     return folder_bytes(found[-1]) if found else 0
 
-  def save(self, state: TrainState, best: Tree | None, record: dict[str, Any], data: Any) -> int:
+  def save(
+    self,
+    state: TrainState,
+    best: Tree | None,
+    record: dict[str, Any],
+    data: Any,
+    earlier: Tree | None = None,
+  ) -> int:
     """Writes the checkpoint of `state.step`, removes older ones, and returns its size in bytes.
 
     Args:
@@ -101,6 +115,7 @@ class Checkpoints:
       best: the trained tree that validated best so far.
       record: JSON.
       data: this host's data position: bytes, or anything that JSON holds.
+      earlier: the best tree before the last validation, where more steps would not have that.
 
     Raises:
       UserError: the disk refuses (full, read-only, no permission); older checkpoints stay.
@@ -113,10 +128,11 @@ class Checkpoints:
       "frozen_fingerprint": self._fingerprint,
       "data": [position.decode() for position in positions],
     }
-    trees = {"state": state} if best is None else {"state": state, "best": best}
+    trees = {"state": state, "best": best, "earlier": earlier}
+    trees = {name: tree for name, tree in trees.items() if tree is not None}
     older = complete_checkpoints(self.folder)
-    earlier = [repeat for saved, repeat in map(step_and_repeat, older) if saved == step]
-    path = self.folder / (f"{step:08d}-{max(earlier) + 1}" if earlier else f"{step:08d}")
+    repeats = [repeat for saved, repeat in map(step_and_repeat, older) if saved == step]
+    path = self.folder / (f"{step:08d}-{max(repeats) + 1}" if repeats else f"{step:08d}")
     barrier(f"{path} named")  # before any host writes: all have listed the same folder
     try:
       _write(path, trees, record)
@@ -132,11 +148,15 @@ class Checkpoints:
         _remove(checkpoint)
     return folder_bytes(path)
 
-  def restore(self, template: TrainState) -> Restored | None:
+  def restore(
+    self, template: TrainState, may_differ: MayDiffer = lambda names, record: False
+  ) -> Restored | None:
     """The newest checkpoint, or None when there is none.
 
     Args:
       template: a state of the same structure (arrays or shapes), such as that before step 1.
+      may_differ: whether a checkpoint of this record is taken although the named dependencies are
+        others than it was saved with.
 
     Raises:
       UserError: it belongs to another frozen model or another configuration, or is unreadable.
@@ -146,12 +166,13 @@ class Checkpoints:
       return None
     path = found[-1]
     record = read_record(path)
-    self._check(record, path)
+    self._check(record, path, may_differ)
     abstract = {"state": _abstract(template, self._mesh)}
-    if record.get("best") is not None:
-      abstract["best"] = abstract["state"].trainable
+    for name in ("best", "earlier"):
+      if record.get(name) is not None:
+        abstract[name] = abstract["state"].trainable
     trees = _load(path, abstract)
-    return Restored(trees["state"], trees.get("best"), record)
+    return Restored(trees["state"], trees.get("best"), trees.get("earlier"), record)
 
   def data_position(self, record: Mapping[str, Any]) -> Any:
     """This host's data position out of a record, as it was given to `save`.
@@ -169,7 +190,7 @@ class Checkpoints:
       f"data; resume it with {len(positions)} hosts"
     )
 
-  def _check(self, record: Mapping[str, Any], path: pathlib.Path) -> None:
+  def _check(self, record: Mapping[str, Any], path: pathlib.Path, may_differ: MayDiffer) -> None:
     if record["frozen_fingerprint"] != self._fingerprint:
       raise UserError(
         f"{path} was trained on another frozen model (fingerprint "
@@ -177,10 +198,12 @@ class Checkpoints:
         "--workdir or the model that it was trained on"
       )
     changed = config_dependencies.changed(self._dependencies, record["dependencies"])
-    if changed:
+    if changed and not may_differ(changed, record):
+      remedy = "give another --workdir, or the configuration that it was started with"
+      if changed == [STEPS]:
+        remedy = how_to_train_on(self._workdir)
       raise UserError(
-        f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); give"
-        " another --workdir, or the configuration that it was started with"
+        f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); {remedy}"
       )
 
   def _disk_message(self, step: int, error: Exception) -> str:
@@ -195,6 +218,12 @@ class Checkpoints:
       f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {intact}; "
       "free some space or fix the folder's permissions and run the same command again"
     )
+
+
+def recorded_steps(record: Mapping[str, Any]) -> int | None:
+  """The number of steps that the stage was to have when this record was saved."""
+  train = record["dependencies"].get("train", {})
+  return train.get("steps")
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:

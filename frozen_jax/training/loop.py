@@ -6,6 +6,7 @@ continues bit by bit.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -24,11 +25,16 @@ from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
 from frozen_jax.sharding.rules import check_batch_size
-from frozen_jax.training.checkpoints import Checkpoints
+from frozen_jax.training.checkpoints import STEPS, Checkpoints, recorded_steps
 from frozen_jax.training.interruption import Stopped, StopRequest
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
-from frozen_jax.training.result import TrainingProgress, TrainingResult, training_result
+from frozen_jax.training.result import (
+  TrainingProgress,
+  TrainingResult,
+  training_result,
+  without_end,
+)
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
@@ -96,6 +102,9 @@ def fit(
 ) -> TrainingResult:
   """Trains one stage, from its checkpoint if there is one; returns at once if it is complete.
 
+  A checkpoint of a stage of another number of steps is trained on where the rates so far do not
+  depend on that number: to the same bits as with so many steps at once.
+
   Every host calls it with the same arguments, but for `batches`: those are its own rows.
 
   Args:
@@ -119,7 +128,7 @@ def fit(
   _check_arguments(settings, best_by)
   checkpoints = run.open_checkpoints()
   state, best, progress = _resume(
-    run, checkpoints, batches, create_state(trained, optimizer, key, run.mesh)
+    run, checkpoints, batches, create_state(trained, optimizer, key, run.mesh), settings
   )
   if not progress.complete:
     step = make_train_step(learner, optimizer, settings.accumulate, run.mesh)
@@ -140,7 +149,11 @@ def _check_arguments(settings: TrainSettings, best_by: str) -> None:
 
 
 def _resume(
-  run: StageRun, checkpoints: Checkpoints, batches: Batches, state: TrainState
+  run: StageRun,
+  checkpoints: Checkpoints,
+  batches: Batches,
+  state: TrainState,
+  settings: TrainSettings,
 ) -> tuple[TrainState, Tree | None, TrainingProgress]:
   """State, best tree and progress of the checkpoint, if there is one, else those of the start.
 
@@ -148,15 +161,31 @@ def _resume(
   written again.
   """
   best, progress, step = None, TrainingProgress(), -1
-  restored = checkpoints.restore(state)
+  rewritten: set[str] = set()
+  restored = checkpoints.restore(state, functools.partial(_is_beginning_of, settings))
   if restored is not None:
     state, best = restored.state, restored.best
     progress = TrainingProgress.from_record(restored.record)
     step = int(state.step)
     batches.set_state(checkpoints.data_position(restored.record))
-  validated = any(entry["step"] == step for entry in progress.validation)
-  run.writer.truncate(run.stage, step, rewritten=() if validated else ("validation",))
+    if recorded_steps(restored.record) not in (None, settings.steps):
+      best = without_end(progress, best, restored.earlier, step, settings.validate_every)
+      rewritten |= {"train"} if step > 1 and step % settings.log_every else set()
+  if not any(entry["step"] == step for entry in progress.validation):
+    rewritten.add("validation")
+  run.writer.truncate(run.stage, step, rewritten)
   return state, best, progress
+
+
+def _is_beginning_of(
+  settings: TrainSettings, differing: list[str], record: Mapping[str, Any]
+) -> bool:
+  """Whether what is saved is what the first steps of a stage with these settings give."""
+  step, best = record["step"], record.get("best")
+  lost = (
+    "earlier" not in record and best and best["step"] == step and step % settings.validate_every
+  )
+  return differing == [STEPS] and step < settings.steps and settings.same_until(step) and not lost
 
 
 class _Validation(NamedTuple):
@@ -199,6 +228,9 @@ class _Loop:
     self._timing_since: float | None = None  # when the span of timed steps began
     self._last_save = time.monotonic()
     self._size_logged = False
+    self._earlier: Tree | None = (
+      None  # the best tree before the last validation, see `TrainingProgress`
+    )
     self._bar = ProgressBar(disable=True)
 
   def run_steps(self) -> None:
@@ -321,6 +353,8 @@ class _Loop:
     entry = {"step": step, **metrics}
     self.progress.validation.append(entry)
     if self.validation.is_better(entry, self.progress.best):
+      if step % self.settings.validate_every:  # only because it is the last
+        self.progress.earlier, self._earlier = self.progress.best, self.best
       self.progress.best, self.best = entry, copy_tree(tree, self.run.mesh)
 
   def _is_complete(self, step: int) -> bool:
@@ -340,7 +374,8 @@ class _Loop:
     self.progress.seconds += now - self._last_save
     self._last_save = now
     record = dataclasses.asdict(self.progress)
-    size = self.checkpoints.save(self.state, self.best, record, self.batches.get_state())
+    position = self.batches.get_state()
+    size = self.checkpoints.save(self.state, self.best, record, position, self._earlier)
     if not self._size_logged:
       _LOG.info("a checkpoint of stage %s takes %s", self.run.stage, _readable_size(size))
     self._size_logged = True

@@ -146,6 +146,8 @@ def _schedule(update: Int[Array, ""] | int, settings: TrainSettings) -> Float[Ar
   """
   update = jnp.asarray(update, jnp.float32)
   peak_at = max(settings.warmup_steps, 1)
+  if settings.final_fraction == 1:  # the number of steps is no part of the program
+    return jnp.where(update < peak_at, update / peak_at, 1.0)
   progress = jnp.clip((update - peak_at) / max(settings.steps - peak_at, 1), 0.0, 1.0)
   cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
   decayed = settings.final_fraction + (1.0 - settings.final_fraction) * cosine

@@ -43,7 +43,8 @@ class TrainingProgress:
   """What a checkpoint's record holds of the loop, besides the arrays and the data position.
 
   complete: whether the stage has ended. timed_seconds, timed_tokens: of the steps that compiled
-  nothing. best: the validation, with its step, of the best tree. Other fields as in
+  nothing. best: the validation, with its step, of the best tree; earlier: that before it, where
+  `best` is of a validation which is there only because its step is the last. Other fields as in
   `TrainingResult`.
   """
 
@@ -53,12 +54,35 @@ class TrainingProgress:
   timed_seconds: float = 0.0
   timed_tokens: int = 0
   best: ValidationMetrics | None = None
+  earlier: ValidationMetrics | None = None
   validation: list[ValidationMetrics] = dataclasses.field(default_factory=list)
 
   @classmethod
   def from_record(cls, record: Mapping[str, Any]) -> "TrainingProgress":
     """The progress in a checkpoint's record."""
-    return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: record[name] for name in names if name in record})
+
+
+def without_end(
+  progress: TrainingProgress,
+  best: Tree | None,
+  earlier: Tree | None,
+  step: int,
+  validate_every: int,
+) -> Tree | None:
+  """Takes back what was done at a step only because it was the last; the best tree without it.
+
+  progress: changed in place. best, earlier: the best tree, and that before the last validation.
+  """
+  progress.complete = False
+  validated = progress.validation[-1:]
+  if validated and validated[0]["step"] == step and step % validate_every:
+    progress.validation.pop()
+    if progress.best == validated[0]:
+      best, progress.best = earlier, progress.earlier
+  progress.earlier = None
+  return best
 
 
 def training_result(

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from fractions import Fraction
+from typing import ClassVar, Self
 
 from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
@@ -20,6 +21,7 @@ class TrainSettings:
   section: ClassVar[str] = "train"
 
   steps: int = setting(100, "updates of the trained tree; 0: the stage does not run")
+  epochs: float = setting(0.0, "passes over the training data, in place of steps; 0: steps count")
   batch_size: int = setting(32, "rows of an update")
   accumulate: int = setting(1, "microbatches of an update")
   log_every: int = setting(10, "steps between lines of metrics.jsonl", affects_result=False)
@@ -46,6 +48,13 @@ class TrainSettings:
         raise UserError(
           f"{self.section}.{name} is {getattr(self, name)}; it must be at least {minimum}"
         )
+    if not 0 <= self.epochs < math.inf:
+      raise UserError(f"{self.section}.epochs is {self.epochs}; it must be a number of 0 or more")
+    if self.steps and self.epochs:
+      raise UserError(
+        f"{self.section}.steps is {self.steps} and {self.section}.epochs {self.epochs:g}: each says"
+        " how long to train; set one of them to 0"
+      )
     if self.batch_size % self.accumulate:
       raise UserError(
         f"{self.section}.batch_size {self.batch_size} is not divisible by"
@@ -60,6 +69,25 @@ class TrainSettings:
         )
     if not 0 <= self.final_fraction <= 1:
       raise UserError(f"{self.section}.final_fraction {self.final_fraction} is not between 0 and 1")
+
+  @property
+  def trains(self) -> bool:
+    """Whether there is anything to train."""
+    return bool(self.steps or self.epochs)
+
+  def same_until(self, step: int) -> bool:
+    """Whether the first `step` updates have the same rates, whatever the number of steps."""
+    return self.final_fraction == 1 or step <= max(self.warmup_steps, 1)
+
+  def for_rows(self, rows: int) -> Self:
+    """The same with the steps that the epochs take, where there are epochs.
+
+    rows: of one epoch. The steps are the fewest that draw `epochs * rows` rows.
+    """
+    if not self.epochs:
+      return self
+    steps = math.ceil(Fraction(str(self.epochs)) * max(rows, 1) / self.batch_size)
+    return dataclasses.replace(self, steps=steps, epochs=0.0)
 
 
 def check_learning_rate(rate: float, name: str) -> None:

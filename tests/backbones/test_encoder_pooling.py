@@ -110,7 +110,7 @@ def test_an_encoder_of_the_hub_comes_with_its_pooling(folder, monkeypatch):
   path = folder(make("bert"))
   steps(path, flags(mean_tokens=True), normalise=True)
 
-  def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns):
+  def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns, tqdm_class):
     files = ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
     files += ["config_sentence_transformers.json", "sentence_bert_config.json", "vocab.txt"]
     others = ["onnx/config.json", "onnx/model.safetensors", "1_Dense/model.safetensors", "run.py"]

@@ -26,6 +26,18 @@ from frozen_jax.core.errors import exit_status
 sys.exit(exit_status(lambda: print(load_decoder(sys.argv[1], progress=False).fingerprint)))
 """
 
+WATCH = """
+import logging, os, sys
+from frozen_jax.backbones import hub
+from frozen_jax.core import progress
+logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
+logging.getLogger("httpx").setLevel(logging.WARNING)
+progress.LINE_EVERY = float(sys.argv[1])
+folder = hub.fetch("hf:owner/name", progress=sys.argv[2] == "shown")
+if len(sys.argv) > 3:
+  print(hub.fetch_headers("hf:owner/name", folder.name))
+"""
+
 
 class Hub(http.server.BaseHTTPRequestHandler):
   """What the client asks of the hub, for one model, `owner/name`, of the folder `files`."""
@@ -167,7 +179,7 @@ def test_a_model_of_the_hub(llama, folder, torch_logits, our_logits, monkeypatch
   model, asked = llama(), []
   path = folder(model)
 
-  def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns):
+  def snapshot_download(repository, *, revision, allow_patterns, ignore_patterns, tqdm_class):
     asked.append((repository, revision))
     kept = huggingface_hub.utils.filter_repo_objects(
       ["config.json", "model-1.safetensors", "model.bin", "run.py", "onnx/model.safetensors"],
@@ -183,3 +195,31 @@ def test_a_model_of_the_hub(llama, folder, torch_logits, our_logits, monkeypatch
   assert asked == [("owner/name", "v1.0"), ("owner/name", None)]
   assert loaded.name == "hf:owner/name@v1.0"
   np.testing.assert_allclose(our_logits(loaded, TOKENS), torch_logits(model, TOKENS), atol=2e-5)
+
+
+def logged(err):
+  """The lines of our log among what stands on standard error; nothing is drawn there."""
+  assert "\r" not in err and "%|" not in err and "it/s" not in err, err
+  return [line.removeprefix("LOG ") for line in err.splitlines() if line.startswith("LOG fetch")]
+
+
+@pytest.mark.parametrize("every, count", [(0, 1), (30, 0)])
+def test_without_a_terminal_a_download_gives_lines_now_and_then(hub, model, every, count):
+  status, _, err = hub("-c", WATCH, str(every), "shown")
+  lines = logged(err)
+  assert status == 0 and (len(lines) >= count if count else not lines), err
+  for line in lines:
+    assert re.match(r"fetch hf:owner/name: [\d.]+k?M?( of [\d.]+k?M?)?B", line), line
+
+
+@pytest.mark.parametrize(
+  "progress, headers, variables",
+  [
+    ("hidden", (), {}),
+    ("shown", (), {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}),
+    ("hidden", ("headers",), {}),
+  ],
+)
+def test_hidden_progress_says_nothing(hub, progress, headers, variables):
+  status, _, err = hub("-c", WATCH, "0", progress, *headers, **variables)
+  assert status == 0 and logged(err) == []

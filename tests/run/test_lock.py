@@ -12,7 +12,7 @@ import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.run import lock
-from frozen_jax.run.evaluate import _free_folder
+from frozen_jax.run.evaluate import _put
 from tests.processes import environment
 
 HOLD = """
@@ -81,5 +81,16 @@ def test_the_program_refuses_a_live_workdir_and_leaves_it_alone(program, tmp_pat
 
 
 def test_evaluations_at_one_time_have_folders_of_their_own(tmp_path):
-  folders = [_free_folder(tmp_path / "evaluations", "test") for _ in range(3)]
+  made = [tmp_path / str(number) for number in range(4)]
+  for folder in made:
+    folder.mkdir()
+    (folder / "results.json").write_text(folder.name)
+  place = tmp_path / "test"
+  folders = [_put(folder, place, anew=True) for folder in made[:3]]
   assert [folder.name for folder in folders] == ["test", "test-2", "test-3"]
+  assert _put(made[3], place, anew=False) == place, "that of a given name is replaced"
+  assert {path.name: path.joinpath("results.json").read_text() for path in tmp_path.iterdir()} == {
+    "test": "3",
+    "test-2": "1",
+    "test-3": "2",
+  }

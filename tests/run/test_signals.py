@@ -138,6 +138,14 @@ def test_the_step_is_that_of_the_newest_checkpoint(tmp_path):
   assert saved_step(tmp_path) == 5
 
 
+def starts(process):
+  """Waits until our code runs: the interpreter itself handles no SIGTERM."""
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  caught = lambda: int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+  while not caught() >> (signal.SIGTERM - 1) & 1:
+    time.sleep(0.005)
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_at_any_time_of_its_life(program, prompt_run, tmp_path, number):
@@ -145,11 +153,7 @@ def test_at_any_time_of_its_life(program, prompt_run, tmp_path, number):
   at, complete = 0.0, False
   while not complete and at < 30:
     process = program.train("prompt_tuning.py:smoke", tmp_path)
-    status = pathlib.Path(f"/proc/{process.pid}/status")
-    while (
-      not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1
-    ):
-      time.sleep(0.005)  # the interpreter itself starts
+    starts(process)
     try:
       process.wait(at)
     except Exception:

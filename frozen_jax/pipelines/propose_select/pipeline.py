@@ -224,7 +224,7 @@ class ProposeSelect:
       raise UserError(
         f"candidates.proposer is {name!r}; name a stage of config.stage_order before the last"
       )
-    if self._last.train.steps < 1:
+    if not self._last.train.trains:
       raise UserError(
         f"stage {self._last.name} has 0 steps, so nothing reads what is proposed; give it some"
       )

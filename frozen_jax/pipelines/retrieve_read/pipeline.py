@@ -233,7 +233,7 @@ class RetrieveRead:
 
     def make(folder: pathlib.Path) -> None:
       groups: tuple[list[Group], list[Group]] = ([], [])
-      if settings.steps:
+      if settings.trains:
         others = itertools.islice(self.rows("fused", "train"), self._settings.questions, None)
         held_out = itertools.islice(self.rows("fused", "validation"), settings.validate_examples)
         groups, left_out = re_rank.training_groups((others, held_out), self.corpus, settings)

@@ -166,7 +166,7 @@ def train_re_ranker(
     folder: what it is written to.
     run: where it is trained; of another base model its fingerprint is replaced.
 
-  Returns how it was trained; None where `steps` is 0 and the base is taken as it is.
+  Returns how it was trained; None where there are no steps and the base is taken as it is.
 
   Raises UserError as `training.loop.fit` and `export.cross_encoder`.
   """
@@ -174,7 +174,8 @@ def train_re_ranker(
   texts, method = _pair_encoder(base, settings), _build(base, settings)
   init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed32(seed)), 1))
   start, frozen, result = method.init(init_key), method.frozen(), None
-  if settings.steps:
+  if settings.trains:
+    settings = _in_steps(settings, len(groups[0]))
     batches = GroupBatches(
       groups[0],
       text_in(corpus),
@@ -206,6 +207,15 @@ def train_re_ranker(
   weights = method.weights(trained, frozen)
   write_cross_encoder(folder, base.encoder, weights, base.head, trained["head"], texts.lengths[-1])
   return result
+
+
+def _in_steps(settings: ReRankerSettings, groups: int) -> ReRankerSettings:
+  """The settings with the steps that their epochs take, which are said."""
+  resolved = settings.for_rows(groups)
+  if settings.epochs:
+    said = (resolved.steps, settings.epochs, groups)
+    _LOG.info("re-ranker: %d steps, %g epochs of %d questions", *said)
+  return resolved
 
 
 def base_fingerprint(settings: ReRankerSettings) -> str:

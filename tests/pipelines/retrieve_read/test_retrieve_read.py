@@ -1,19 +1,22 @@
 """A frozen reader from questions to its table: each step alone, killed, rerun, refused."""
 
+import importlib
 import io
 import json
 import logging
 import shutil
+import signal
 
 import pytest
 
 from frozen_jax import run
-from frozen_jax.core.errors import UserError
+from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.pipelines.retrieve_read import pack, re_rank
 from frozen_jax.pipelines.retrieve_read.pipeline import SPLITS
 from frozen_jax.run.records import table_rows
 from frozen_jax.tools import ask
 from tests.pipelines.artifact_digests import artifact_digests
+from tests.run.test_signals import made_an_error, passed_on
 
 RANKINGS = ("none", "bm25", "re_ranked", "blended", "gold")  # of the config
 
@@ -80,6 +83,36 @@ def test_a_killed_run_continues_where_it_was(
   caplog.clear()
   again = run.train(config, tmp_path)
   assert "retrieved_train.jsonl: unchanged" in caplog.text and "re_ranker: unchanged" in caplog.text
+  assert artifact_digests(tmp_path / "reader") == artifact_digests(finished / "reader")
+  assert figures(again) == figures(results)
+
+
+STOPS = [
+  ("retrieve", "build_bm25"),
+  ("retrieve", "build_dense"),
+  ("re_rank", "training_groups"),
+  ("re_rank", "read_cross_encoder"),
+  ("re_rank", "fit"),
+  ("re_rank", "write_cross_encoder"),
+  ("re_rank", "re_rank"),
+  ("pack", "pack_rows"),
+]
+
+
+def test_a_run_that_is_asked_to_stop_in_each_of_its_steps(
+  finished, results, make_config, tmp_path, monkeypatch
+):
+  """Time and again, by either signal; in the end it is as one that was never stopped."""
+  for number, (module, name) in enumerate(STOPS):
+    owner = importlib.import_module(f"frozen_jax.pipelines.retrieve_read.{module}")
+    how, sign = ((passed_on, signal.SIGTERM), (made_an_error, signal.SIGINT))[number % 2]
+    with monkeypatch.context() as patched:
+      patched.setattr(owner, name, how(getattr(owner, name), sign))
+      with pytest.raises(Interrupted, match=r"interrupted at step \d+"):
+        run.train(make_config(), tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    assert not list((tmp_path / "reader").glob(".*")), name
+  again = run.train(make_config(), tmp_path)
   assert artifact_digests(tmp_path / "reader") == artifact_digests(finished / "reader")
   assert figures(again) == figures(results)
 
