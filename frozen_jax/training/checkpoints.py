@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 
 from frozen_jax.config import dependencies as config_dependencies
 from frozen_jax.config.dependencies import Dependencies
-from frozen_jax.core.disk_errors import is_refused
+from frozen_jax.core.disk_errors import refusal
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import folder_bytes
 from frozen_jax.core.types import Tree
@@ -140,9 +140,9 @@ class Checkpoints:
       with contextlib.suppress(OSError):
         if is_first_host():
           _clear(self.folder)
-      if not is_refused(error):
+      if not (reason := refusal(error)):
         raise
-      raise UserError(self._disk_message(step, error)) from error
+      raise UserError(self._disk_message(step, reason)) from error
     if is_first_host():
       for checkpoint in older:
         _remove(checkpoint)
@@ -206,14 +206,13 @@ class Checkpoints:
         f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); {remedy}"
       )
 
-  def _disk_message(self, step: int, error: Exception) -> str:
+  def _disk_message(self, step: int, reason: str) -> str:
     latest = self.latest()
     intact = (
       "no checkpoint of this stage exists yet"
       if latest is None
       else f"the checkpoint of step {latest} is intact"
     )
-    reason = str(error).splitlines()[0][:200]
     return (
       f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {intact}; "
       "free some space or fix the folder's permissions and run the same command again"

@@ -24,7 +24,8 @@ def read(config):
 
 def test_every_family_is_known_by_real_files():
   assert {family.hf_name for family in families.FAMILIES} == set(FAMILIES)
-  assert len(KNOWN) >= 40
+  for kind in FAMILIES:
+    assert sum(config["model_type"] == kind for config in KNOWN.values()) >= 5, kind
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -89,7 +90,9 @@ def test_what_says_nothing_about_the_forward_pass_loads(kind):
     ("bert-base-uncased", {"position_embedding_type": "relative_key"}),
     ("bert-base-uncased", {"feed_forward_type": "geglu"}),
     ("roberta-base", {"is_decoder": True}),
+    ("EleutherAI/gpt-j-6b", {"eight_bit": True}),  # weights of another form
     ("t5-small", {"feed_forward_proj": "gated-mish"}),
+    ("google/mt5-small", {"dense_act_fn": "mish"}),
     ("answerdotai/ModernBERT-base", {"hidden_activation": "mish"}),
   ],
   ids=lambda value: value if isinstance(value, str) else next(iter(value)),
@@ -98,6 +101,30 @@ def test_what_changes_the_forward_pass_and_is_not_understood_is_named(name, chan
   with pytest.raises(UserError, match=next(iter(changes))) as error:
     read(KNOWN[name] | changes)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "proj, changes, activation, gated",
+  [
+    ("gated-gelu", {}, "gelu_new", True),
+    ("relu", {}, "relu", False),
+    ("gated-gelu", {"dense_act_fn": "gelu"}, "gelu", True),
+    (
+      "relu",
+      {"dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True},
+      "gelu_pytorch_tanh",
+      True,
+    ),
+    ("gated-silu", {"is_gated_act": False}, "silu", False),
+  ],
+)
+def test_of_t5_the_activation_by_its_own_keys_counts(proj, changes, activation, gated):
+  config = {**KNOWN["google/mt5-base"], "feed_forward_proj": proj}
+  config = {k: v for k, v in config.items() if k not in ("dense_act_fn", "is_gated_act")}
+  ours = read(config | changes)
+  assert (ours.activation, ours.gated) == (activation, gated)
+  theirs = transformers.MT5Config(**config | changes)
+  assert (theirs.dense_act_fn, theirs.is_gated_act) == (activation, gated)
 
 
 def defaults(kind):
@@ -111,6 +138,24 @@ def test_all_keys_of_transformers_with_their_defaults_load(kind):
   config = defaults(kind)
   width = next(config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config)
   assert read(config).width == width
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_key_that_a_file_leaves_out_has_the_default_of_transformers(kind):
+  """Or the file is refused; sizes that do not go together are refused too."""
+  usual = transformers.AutoConfig.for_model(kind).to_dict()
+  config = next(config for config in KNOWN.values() if config["model_type"] == kind)
+
+  def read_or_none(values):
+    try:
+      return read(values)
+    except UserError:
+      return None
+
+  follow_sizes = {"model_type", "layer_types", "word_embed_proj_dim"}
+  for key in config.keys() & usual.keys() - follow_sizes:
+    ours = read_or_none({name: value for name, value in config.items() if name != key})
+    assert ours in (None, read_or_none(config | {key: usual[key]})), key
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

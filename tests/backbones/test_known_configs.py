@@ -54,7 +54,8 @@ def shrunk(config):
   for key in ONE_EACH_LAYER:
     if key in config:
       small[key] = config[key][-LAYERS:]
-  if (config.get("pad_token_id") or 0) >= VOCABULARY:  # of a table's row
+  usual = transformers.AutoConfig.for_model(config["model_type"])
+  if (config.get("pad_token_id", usual.pad_token_id) or 0) >= VOCABULARY:  # of a table's row
     small["pad_token_id"] = 3
   scaling = config.get("rope_scaling") or {}
   if "long_factor" in scaling:

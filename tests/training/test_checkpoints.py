@@ -182,7 +182,10 @@ def test_half_written_saves_are_ignored_and_cleared(tmp_path):
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("error", [FULL, ValueError("RESOURCE_EXHAUSTED: No space left on device")])
+NATIVE = f"RESOURCE_EXHAUSTED: writing {'d/' * 200}: [OS error 28: No space left on device]"
+
+
+@pytest.mark.parametrize("error", [FULL, ValueError(NATIVE)], ids=["python", "native"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, error):
   checkpoints, good = opened(tmp_path), state_at(1, seed=4)
   checkpoints.save(good, None, {}, 1)
@@ -194,7 +197,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, erro
   with monkeypatch.context() as patch:
     patch.setattr(ocp, "save_checkpointables", fails)
     with pytest.raises(
-      UserError, match="step 2 could not .*No space.*; the checkpoint of step 1 is"
+      UserError,
+      match=r"step 2 could not .* \(No space left on device\); the checkpoint of step 1 is",
     ):
       checkpoints.save(state_at(2), None, {}, 2)
   assert folders(tmp_path) == ["00000001"]

@@ -90,12 +90,12 @@ def _t5(reader: ConfigReader, mlp: str) -> EncoderConfig:
   _read_common(reader)
   reader.ignore("num_decoder_layers", "scale_decoder_outputs", "is_encoder_decoder")
   kind = reader.string("feed_forward_proj", default=mlp)
-  gated = kind.startswith("gated-")
-  activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
-  if activation not in ACTIVATIONS:
+  named = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+  if named not in ACTIVATIONS and "dense_act_fn" not in reader:
     reader.reject("feed_forward_proj")
-    activation = "relu"
-  reader.expect(is_gated_act=gated, dense_act_fn=activation)
+    named = "relu"
+  activation = reader.string("dense_act_fn", default=named, choices=ACTIVATIONS)  # it counts
+  gated = reader.boolean("is_gated_act", default=kind.startswith("gated-"))
   return EncoderConfig(
     vocab_size=reader.integer("vocab_size"),
     width=reader.integer("d_model"),

@@ -24,9 +24,9 @@ from frozen_jax.backbones.families.table import (
 )
 
 
-def _fields(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
-  head_dim = reader.integer("head_dim", default=head_dim)
-  fields = sizes(reader, context=8192, tied=True)
+def _fields(reader: ConfigReader, context: int, kv_heads: int) -> dict[str, Any]:
+  head_dim = reader.integer("head_dim", default=256)
+  fields = sizes(reader, context, tied=True, kv_heads=kv_heads)
   reader.expect(attention_bias=False)
   activation = reader.string(
     "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", choices=decoder.ACTIVATIONS
@@ -41,16 +41,16 @@ def _fields(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
 
 
 def gemma(reader: ConfigReader) -> DecoderConfig:
-  fields = _fields(reader, head_dim=256)
+  fields = _fields(reader, context=8192, kv_heads=16)
   if fields["activation"] == "gelu":  # in old files; the weights were trained with the tanh form
     fields["activation"] = "gelu_pytorch_tanh"
   rope, fraction = read_rope(reader, fields["context"])
   return DecoderConfig(**fields, rope=rope, rotary_dim=int(fields["head_dim"] * fraction))
 
 
-def _later(reader: ConfigReader, period: int) -> dict[str, Any]:
+def _later(reader: ConfigReader, period: int, context: int) -> dict[str, Any]:
   """The fields that Gemma 2 and 3 share: every `period`-th layer has full attention."""
-  fields = _fields(reader, head_dim=256)
+  fields = _fields(reader, context, kv_heads=4)
   layers = fields["layers"]
   alternate = tuple("full" if (i + 1) % period == 0 else "sliding" for i in range(layers))
   window = reader.integer("sliding_window", default=4096)
@@ -64,7 +64,7 @@ def _later(reader: ConfigReader, period: int) -> dict[str, Any]:
 
 
 def gemma2(reader: ConfigReader) -> DecoderConfig:
-  fields = _later(reader, period=2)
+  fields = _later(reader, period=2, context=8192)
   rope, fraction = read_rope(reader, fields["context"])
   return DecoderConfig(
     **fields,
@@ -77,7 +77,7 @@ def gemma2(reader: ConfigReader) -> DecoderConfig:
 
 def gemma3(reader: ConfigReader) -> DecoderConfig:
   period = reader.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-  fields = _later(reader, period)
+  fields = _later(reader, period, context=131_072)
   near = reader.number("rope_local_base_freq", default=10_000.0)
   both = reader.nested("rope_parameters")
   if "full_attention" in both:

@@ -98,6 +98,7 @@ def gpt_neox(reader: ConfigReader) -> DecoderConfig:
 
 def gptj(reader: ConfigReader) -> DecoderConfig:
   width, heads = reader.integer("n_embd", default=4096), reader.integer("n_head", default=16)
+  turned = reader.integer("rotary_dim", default=64, nullable=True)
   reader.expect(rotary=True, scale_attn_weights=True)
   reader.ignore("n_ctx")
   return DecoderConfig(
@@ -106,7 +107,7 @@ def gptj(reader: ConfigReader) -> DecoderConfig:
     head_bias=True,
     layers=reader.integer("n_layer", default=28),
     context=reader.integer("n_positions", default=2048),
-    rotary_dim=reader.integer("rotary_dim", default=width // max(heads, 1)),
+    rotary_dim=width // max(heads, 1) if turned is None else turned,
     interleaved=True,
     parallel=True,
     shared_norm=True,

@@ -31,21 +31,32 @@ from frozen_jax.backbones.families.table import (
 )
 
 
-def sizes(reader: ConfigReader, context: int = 2048, tied: bool = False) -> dict[str, Any]:
-  """The fields that all of these families share."""
+def sizes(
+  reader: ConfigReader,
+  context: int = 2048,
+  tied: bool = False,
+  kv_heads: int | None = None,
+  norm_eps: float = 1e-6,
+) -> dict[str, Any]:
+  """The fields that all of these families share.
+
+  The arguments are what a file that leaves a key out means by that. kv_heads None: as many as there
+  are heads, which a null always means.
+  """
   read_hf_common(reader)
   heads, width = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+  kv_heads = reader.integer("num_key_value_heads", default=kv_heads, nullable=True)
   return {
     "vocab_size": reader.integer("vocab_size"),
     "width": width,
     "layers": reader.integer("num_hidden_layers"),
     "heads": heads,
-    "kv_heads": reader.integer("num_key_value_heads", default=heads),
+    "kv_heads": heads if kv_heads is None else kv_heads,
     "head_dim": reader.integer("head_dim", default=width // max(heads, 1)),
     "mlp_width": reader.integer("intermediate_size"),
     "context": reader.integer("max_position_embeddings", default=context),
     "tied": reader.boolean("tie_word_embeddings", default=tied),
-    "norm_eps": reader.number("rms_norm_eps", default=1e-6),
+    "norm_eps": reader.number("rms_norm_eps", default=norm_eps),
     "activation": reader.string("hidden_act", default="silu", choices=decoder.ACTIVATIONS),
   }
 
@@ -91,20 +102,20 @@ def llama(reader: ConfigReader) -> DecoderConfig:
 
 
 def mistral(reader: ConfigReader) -> DecoderConfig:
-  fields = sizes(reader, context=131_072)
+  fields = sizes(reader, context=131_072, kv_heads=8)
   return DecoderConfig(
     **fields, **rotary(reader, fields), **sliding(reader, fields["layers"], 4096)
   )
 
 
 def qwen2(reader: ConfigReader) -> DecoderConfig:
-  fields = sizes(reader, context=32_768)
+  fields = sizes(reader, context=32_768, kv_heads=32)
   window = switched_sliding(reader, fields["layers"])
   return DecoderConfig(**fields, **rotary(reader, fields), **window, qkv_bias=True)
 
 
-def _qwen3(reader: ConfigReader) -> dict[str, Any]:
-  fields = sizes(reader, context=32_768)
+def _qwen3(reader: ConfigReader, kv_heads: int) -> dict[str, Any]:
+  fields = sizes(reader, context=32_768, kv_heads=kv_heads)
   reader.expect(use_qk_norm=True)
   bias = reader.boolean("attention_bias", default=False)
   return {
@@ -118,11 +129,11 @@ def _qwen3(reader: ConfigReader) -> dict[str, Any]:
 
 
 def qwen3(reader: ConfigReader) -> DecoderConfig:
-  return DecoderConfig(**_qwen3(reader))
+  return DecoderConfig(**_qwen3(reader, kv_heads=32))
 
 
 def smollm3(reader: ConfigReader) -> DecoderConfig:
-  fields = sizes(reader, context=32_768, tied=True)
+  fields = sizes(reader, context=32_768, tied=True, kv_heads=4)
   layers = fields["layers"]
   every = reader.integer("no_rope_layer_interval", default=4)
   usual = tuple(int((layer + 1) % every != 0) for layer in range(layers))
@@ -141,12 +152,12 @@ def smollm3(reader: ConfigReader) -> DecoderConfig:
 
 
 def phi3(reader: ConfigReader) -> DecoderConfig:
-  fields = sizes(reader, context=4096)
+  fields = sizes(reader, context=4096, norm_eps=1e-5)
   return DecoderConfig(**fields, **rotary(reader, fields), **sliding(reader, fields["layers"]))
 
 
 def mixtral(reader: ConfigReader) -> DecoderConfig:
-  fields = sizes(reader, context=131_072)
+  fields = sizes(reader, context=131_072, kv_heads=8, norm_eps=1e-5)
   return DecoderConfig(
     **fields,
     **rotary(reader, fields, theta=1_000_000.0),
@@ -157,7 +168,7 @@ def mixtral(reader: ConfigReader) -> DecoderConfig:
 
 
 def qwen3_moe(reader: ConfigReader) -> DecoderConfig:
-  fields = _qwen3(reader)
+  fields = _qwen3(reader, kv_heads=4)
   reader.expect(decoder_sparse_step=1, mlp_only_layers=([],))  # every layer has experts
   return DecoderConfig(
     **fields | {"mlp_width": reader.integer("moe_intermediate_size", default=768)},
