@@ -1,21 +1,32 @@
 """What every test shares: eight simulated CPU devices, quick compiling, and the real model.
 
-The first lines run before anything imports jax. Tiny models spend their time in the compiler, so it
-is asked for little optimisation.
+The first lines run before anything imports jax or torch. Tiny models spend their time in the
+compiler, so it is asked for little optimisation, and for each program once in a session of tests.
 """
 
 import os
 import pathlib
+import shutil
 
 import pytest
 
-from tests.processes import xla_flags
+from tests.processes import share_compiled, xla_flags
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}".strip()
+FLAGS = xla_flags(devices=8)
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker of pytest-xdist has them
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+OWN_COMPILED = share_compiled()
+# The threads of torch spin while they wait for each other, on cores that other tests need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TIERS = {"unit", "program", "stress"}  # markers, see pyproject.toml
 PROGRAM_FOLDERS = {"benchmarks", "launch", "pipelines", "run"}  # of tests/
 PROGRAM_FIXTURES = {"smollm2", "smollm2_file"}  # the real model
+
+
+def pytest_unconfigure():
+  if OWN_COMPILED:
+    shutil.rmtree(OWN_COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

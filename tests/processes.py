@@ -1,11 +1,13 @@
-"""The environments of the processes that tests start, and the flags of XLA for all tests.
+"""The environments of the processes that tests start; the flags of XLA and the compiled programs
+of all tests.
 
-Imports no jax: `conftest.py` sets the flags before anything does.
+Imports no jax: `conftest.py` sets these variables before anything does.
 """
 
 import os
 import pathlib
 import socket
+import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -15,6 +17,28 @@ QUICK_COMPILE = (
   " --xla_cpu_use_fusion_emitters=false"
   " --xla_cpu_parallel_codegen_split_count=1"
 )
+
+
+# A process that reads an entry while another one writes it says so, and compiles.
+HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+
+
+def share_compiled():
+  """Has this process and all that it starts share what they compile -> the new folder, or None.
+
+  None where the variable is set: in a worker of pytest-xdist, or by the user.
+  """
+  if COMPILED in os.environ:
+    return None
+  folder = tempfile.mkdtemp(prefix="frozen_jax_compiled_")
+  os.environ |= {
+    COMPILED: folder,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), HALF_WRITTEN))),
+  }
+  return folder
 
 
 def xla_flags(devices):

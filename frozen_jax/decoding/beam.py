@@ -66,9 +66,9 @@ def search(
         engine.trainable,
         engine.frozen_trees,
         engine.shard_batch(arrays),
+        np.asarray(engine.end_ids, np.int32),
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
-        end_ids=engine.end_ids,
         out_sharding=engine.replicated,
       )
       for number, *row in zip(chunk, *jax.tree.map(np.asarray, beams), strict=False):
@@ -109,15 +109,15 @@ def _completions(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("method", "num_beams", "max_new_tokens", "end_ids", "out_sharding")
+  jax.jit, static_argnames=("method", "num_beams", "max_new_tokens", "out_sharding")
 )
 def _search(
-  method, trainable, frozen_trees, batch, *, num_beams, max_new_tokens, end_ids, out_sharding
+  method, trainable, frozen_trees, batch, end_ids, *, num_beams, max_new_tokens, out_sharding
 ) -> Beams:
   """The best continuations of each row of a batch of prompts; of an empty row, none."""
   frozen, decode_frozen = frozen_trees
   logits, state = method.prefill(trainable, frozen, batch, max_new_tokens, max_new_tokens)
-  rows, end_ids = len(logits), jnp.asarray(end_ids, jnp.int32)
+  rows = len(logits)
   # Before the first token all beams of a prompt are one.
   source = jnp.repeat(jnp.arange(rows), num_beams)
   state, logits = jax.tree.map(lambda a: jnp.take(a, source, axis=0), (state, logits))

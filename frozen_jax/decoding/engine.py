@@ -224,7 +224,7 @@ class _Batch:
       (source, rows, seeds, samples),
       self._options(size),
       np.int32(self.sampling.max_new_tokens),
-      end_ids=engine.end_ids,
+      np.asarray(engine.end_ids, np.int32),
       **self._static_options(),
       out_sharding=engine.replicated,
     )
@@ -248,8 +248,8 @@ class _Batch:
       self.rows,
       self._options(self.size),
       np.int32(min_live),
+      np.asarray(engine.end_ids, np.int32),
       steps=engine.steps,
-      end_ids=engine.end_ids,
       **self._static_options(),
       out_sharding=engine.replicated,
     )
@@ -307,11 +307,11 @@ def _empty(state, *, size):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("end_ids", "sampled", "truncated", "out_sharding"),
+  static_argnames=("sampled", "truncated", "out_sharding"),
   donate_argnums=(0, 1),
 )
 def _insert(
-  state, row_state, prefilled, where, options, limit, *, end_ids, sampled, truncated, out_sharding
+  state, row_state, prefilled, where, options, limit, end_ids, *, sampled, truncated, out_sharding
 ):
   """Rows of a prefill's state put into the batch, and their first tokens."""
   (logits, prefill_state), (source, rows, seeds, samples) = prefilled, where
@@ -322,7 +322,7 @@ def _insert(
   )
   insert = functools.partial(_insert_rows, source=source, rows=rows)
   state = jax.tree.map(insert, state, prefill_state)
-  ended = jnp.isin(tokens.tokens, jnp.asarray(end_ids, jnp.int32))
+  ended = jnp.isin(tokens.tokens, end_ids)
   new = RowState(tokens.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
   row_state = jax.tree.map(lambda a, values: a.at[rows].set(values, mode="drop"), row_state, new)
   return state, *_replicate((row_state, tokens), out_sharding)
@@ -345,7 +345,7 @@ def _replicate(tree, sharding):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("method", "steps", "end_ids", "sampled", "truncated", "out_sharding"),
+  static_argnames=("method", "steps", "sampled", "truncated", "out_sharding"),
   donate_argnums=(3, 4),
 )
 def _decode_steps(
@@ -356,9 +356,9 @@ def _decode_steps(
   rows,
   options,
   min_live,
+  end_ids,
   *,
   steps,
-  end_ids,
   sampled,
   truncated,
   out_sharding,
@@ -367,7 +367,6 @@ def _decode_steps(
 
   After the first token it ends when no more than `min_live` rows are unfinished.
   """
-  end_ids = jnp.asarray(end_ids, jnp.int32)
 
   def unfinished(carry):
     index, _, rows, _ = carry

@@ -89,14 +89,6 @@ def reference(config, folder):
   return model
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-  threads = torch.get_num_threads()
-  torch.set_num_threads(1)  # more only wait for each other on models of this size
-  yield
-  torch.set_num_threads(threads)
-
-
 @jax.jit(static_argnums=1)
 def logits(params, config, tokens):
   hidden = decoder.hidden(params, config, decoder.embed(params, config, tokens))

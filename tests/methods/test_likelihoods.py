@@ -82,7 +82,7 @@ def test_equal_each_choice_by_the_loss(name):
   expected_rows = one_by_one(method, trained)
   for left, size, spare, count, length in (
     (True, 3, 0, 3, 4),
-    (False, 3, 2, 3, 4),
+    (False, 3, 0, 3, 4),
     (True, 4, 9, 5, 7),  # an empty row, empty choices, padding everywhere
   ):
     result = log_likelihoods(method, trained, *arrays(left, size, spare, count, length))

@@ -25,6 +25,8 @@ from frozen_jax.modules.prompt_generator import GeneratorConfig
 from frozen_jax.text.padding import pad_sequences
 from tests.methods.tiny import CONFIG, ENCODER, ENCODER_PARAMS, PARAMS, RANDOM_START, SETTINGS, base
 
+pytestmark = pytest.mark.program
+
 PROMPT = 0.1 * jax.random.normal(jax.random.key(1), (5, CONFIG.width))
 ENCODER_TEXTS = [[3, 9, 40, 51], [7, 7, 2, 30, 8, 11], [50, 1]]
 TEXTS = [[5, 17, 3, 44, 9, 60, 2, 31, 8], [7, 1, 90, 12], [33, 21, 8, 8, 70, 15]]
@@ -100,6 +102,7 @@ def prefill(method, trained, tokens, mask, new):
   return method.prefill(trained, frozen(method), prompts, new, new)
 
 
+@functools.cache
 def trained_tree(method):
   return jax.jit(lambda key: method.init(base(), key))(jax.random.key(2))
 
@@ -125,7 +128,7 @@ def test_padding_changes_nothing(method):
   trained = trained_tree(method)
   tight, metrics = loss_of(method, trained, batch())
   assert metrics["targets"] == 6 and metrics["tokens"] == 19 and metrics["rows"] == 3
-  for other in (batch(left=True), batch(spare=5), batch(left=True, spare=4)):
+  for other in (batch(left=True), batch(spare=5), batch(left=True, spare=5)):
     np.testing.assert_allclose(loss_of(method, trained, other)[0], tight, rtol=2e-6)
 
 
@@ -139,32 +142,29 @@ def test_empty_rows_count_for_nothing(method):
 
 def test_decoding_token_by_token_equals_reading_at_once(method):
   trained = trained_tree(method)
-  tokens = jnp.asarray([TEXTS[0], TEXTS[0][::-1]])
-  ones = jnp.ones_like(tokens)
+  tokens = np.array([TEXTS[0], TEXTS[0][::-1], TEXTS[0][4:] + TEXTS[0][:4]], np.int32)
   step = jax.jit(method.decode)
-  logits, state = prefill(method, trained, tokens[:, :4], ones[:, :4], 5)
-  for index in range(4, tokens.shape[1]):
-    logits, state = step(trained, frozen(method), tokens[:, index], state)
-    masked = ones.at[:, index + 1 :].set(0)
-    whole, _ = prefill(method, trained, tokens, masked, 0)
+  logits, state = prefill(method, trained, tokens[:, :4], np.ones((3, 4), np.int32), 5)
+  for length in range(4, 10):
+    mask = np.zeros_like(tokens)
+    mask[:, :length] = 1
+    whole, _ = prefill(method, trained, tokens, mask, 0)
     np.testing.assert_allclose(logits, whole, atol=1e-4)
+    if length < 9:
+      logits, state = step(trained, frozen(method), tokens[:, length], state)
 
 
 def test_prefill_agrees_with_the_loss(method):
-  """The next-token distribution of `prefill` gives the likelihood that `loss` reports."""
-  trained = trained_tree(method)
-  tokens = jnp.asarray([TEXTS[0]])
-  logits, _ = prefill(method, trained, tokens[:, :-1], jnp.ones((1, 8), jnp.int32), 1)
-  one = {
-    "tokens": tokens,
-    "mask": jnp.ones_like(tokens),
-    "target_positions": jnp.asarray([[7]]),
-    "target_ids": tokens[:, -1:],
-    "target_mask": jnp.ones((1, 1), jnp.int32),
-    **other_inputs(1),
-  }
+  """The next-token distributions of `prefill` give the likelihood that `loss` reports."""
+  trained, one = trained_tree(method), batch()
+  lengths, rows = one["mask"].sum(axis=1), np.arange(len(TEXTS))
+  expected = 0.0
+  for target in range(2):
+    mask = np.arange(9) < (lengths - 2 + target)[:, None]  # the text before that target
+    logits, _ = prefill(method, trained, one["tokens"], mask.astype(np.int32), 0)
+    expected -= np.asarray(jax.nn.log_softmax(logits))[rows, one["target_ids"][:, target]].sum()
   loss, _ = loss_of(method, trained, one)
-  np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[0, TEXTS[0][-1]], rtol=1e-5)
+  np.testing.assert_allclose(loss, expected / 6, rtol=1e-5)
 
 
 def test_with_zero_output_the_recursion_starts_as_the_single_pass():

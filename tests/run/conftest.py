@@ -161,11 +161,10 @@ def lm(tiny):
 
 
 class Program:
-  """`python -m frozen_jax.main` on the tiny model, in processes that share what is compiled."""
+  """`python -m frozen_jax.main` on the tiny model."""
 
-  def __init__(self, model, encoder, tasks, compiled):
+  def __init__(self, model, encoder, tasks):
     self.model, self.encoder, self.tasks = model, encoder, tasks
-    self.compiled = compiled
 
   def command(self, config, *arguments, model=None):
     """The command line, without the interpreter."""
@@ -177,19 +176,12 @@ class Program:
     name = f"--config.model.name={model or self.model}"
     return ["-m", "frozen_jax.main", f"--config=configs/{config}", name, *sizes, *arguments]
 
-  def environment(self, devices=1, **variables):
-    shared = {
-      "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return environment(devices, **shared | variables)
-
   def start(self, *arguments, devices=1, cwd=ROOT, **more):
     """A process with these arguments of the interpreter."""
     return subprocess.Popen(
       [sys.executable, *map(str, arguments)],
       cwd=cwd,
-      env=self.environment(devices, **more),
+      env=environment(devices, **more),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -214,8 +206,8 @@ class Program:
 
 
 @pytest.fixture(scope="session")
-def program(tiny, encoder, tasks, tmp_path_factory):
-  return Program(tiny, encoder, tasks, tmp_path_factory.mktemp("compiled"))
+def program(tiny, encoder, tasks):
+  return Program(tiny, encoder, tasks)
 
 
 @pytest.fixture

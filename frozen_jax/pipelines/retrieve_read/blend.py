@@ -9,7 +9,6 @@ right ones the highest likelihood.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import minimize
 
 from frozen_jax.core.json_row import Row
 from frozen_jax.retrieval.corpus import Passage
@@ -28,6 +27,8 @@ def fit_weights(rows: Iterable[Row]) -> dict[str, float]:
   Questions that have none among their passages, or nothing else, say nothing; where all do, the
   re-ranker's weight is 1 and the others' are 0.
   """
+  from scipy.optimize import minimize  # slow to import
+
   names, features, right = [RE_RANKER_SCORE], [], []
   for row in rows:
     names = [RE_RANKER_SCORE, *row["rankings"]]
