@@ -40,6 +40,7 @@ from frozen_jax.training.checkpoint_folders import saved_step
 MODES = ("train", "evaluate", "predict", "export")
 FLAGS = ("config", "mode", "workdir", "help", "version")
 VALUED = ("--config", "--mode", "--workdir")
+_OF_ABSL = ("flagfile", "undefok")  # which absl takes by itself
 # What is said after "interrupted ...": of a training, and of the other modes.
 GOES_ON = "; the same command goes on from there"
 STARTS_ANEW = "; nothing is left half written, the same command starts anew"
@@ -96,19 +97,27 @@ def parse(argv: Sequence[str]) -> Command | None:
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   flags.DEFINE_string("config", "", "", flag_values=values)
-  flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
+  flags.DEFINE_string("mode", "train", "", flag_values=values)
   flags.DEFINE_string("workdir", "", "", flag_values=values)
   flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=values)
   flags.DEFINE_boolean("version", False, "", flag_values=values)
+  joined = _joined(argv)
+  for argument in joined[1:]:
+    if argument.lstrip("-").partition("=")[0] in _OF_ABSL:
+      _override(argument, "")
   try:
-    rest = values(_joined(argv), known_only=True)[1:]
+    rest = values(joined, known_only=True)[1:]
   except (flags.Error, ValueError) as error:
     raise UserError(f"{' '.join(str(error).split())}; --help says what there is") from None
+  if values.mode not in MODES:
+    near = difflib.get_close_matches(values.mode, MODES, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"flag --mode={values.mode}{meant}; it is one of {', '.join(MODES)}")
   if values.version:
     print(f"frozen_jax {__version__}")
     return None
   given = [_override(argument, values.config) for argument in rest]
-  if values.help and not values.config:
+  if values.help and not values.config and not given:
     print(f"{HELP}\n{_experiments_text()}")
     return None
   if not values.config:
@@ -122,7 +131,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     print(f"{HELP}\nThe keys of {values.config}:\n\n{settings.help_text(config)}")
     return None
   workdir = str(user_path(values.workdir or default_workdir(values.config)))
-  return Command(config, values.mode, workdir, tuple(_notes(config, given)))
+  return Command(config, values.mode, workdir, _notes(config, given))
 
 
 def _complete(config: str) -> ConfigDict:
@@ -143,8 +152,15 @@ def _experiments_text() -> str:
   )
 
 
-def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> list[str]:
-  """Says which stages keep values of their own for what was given for the run as a whole."""
+def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+  """Says which stages keep values of their own for what was given for the run as a whole, and what
+  nothing reads.
+
+  Raises UserError for settings that cannot be.
+  """
+  from frozen_jax.run import early, settings
+
+  settings.resolve_run(config)
   kept = overrides.kept_by_stages(config, given)
   notes = []
   for stage, own in kept.items():
@@ -154,7 +170,7 @@ def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> list[str]:
     )
     change = f"--config.stages.{stage}.{next(iter(own))}=..."
     notes.append(f"stage {stage} keeps its own {values}; {change} changes it")
-  return notes
+  return (*notes, *early.unread(config, given))
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.shared import read_hf_common
 from frozen_jax.backbones.families.table import Family, embedding_keys, linear_keys, norm_keys
 from frozen_jax.config.config_file import load_config
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, allowed, setting
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Method
@@ -191,10 +191,12 @@ def test_a_family(monkeypatch, tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneVectorSettings:
+class OneVectorSettings(Section):
   """One vector before the text."""
 
-  repeats: int = setting(3, "how often the vector is there")
+  section: ClassVar[str] = "one_vector"
+
+  repeats: int = setting(3, "how often the vector is there", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +212,7 @@ class OneVector(SinglePass):
 
   @classmethod
   def build(cls, base: Any, sections: Mapping[str, Any], *, remat=False, datasets=()):
-    settings = sections["one_vector"]
-    if settings.repeats < 1:
-      raise UserError(f"one_vector.repeats is {settings.repeats}; it must be at least 1")
-    return cls(base.config, settings.repeats, remat=remat)
+    return cls(base.config, sections["one_vector"].repeats, remat=remat)
 
   def init(self, base, key):
     vector = jax.random.normal(key, (1, self.decoder.width)) * base.embedding_rms
@@ -232,7 +231,7 @@ def one_vector_config(monkeypatch):
   (entry,) = eval(f"{{{line_of('A method')}}}", {"OneVector": OneVector}).items()
   monkeypatch.setitem(METHODS, *entry)
   # What is read from the table.
-  for sections in (run_settings._METHOD_SECTIONS, run_settings._ALL_SECTIONS):
+  for sections in (run_settings.METHOD_SECTIONS, run_settings._ALL_SECTIONS):
     monkeypatch.setitem(sections, "one_vector", OneVectorSettings)
   config = defaults.defaults()
   config.mesh.data = 1
@@ -269,9 +268,8 @@ def test_a_method_has_its_section_completed_explained_and_checked(one_vector_con
   (stage,) = run_settings.resolve_run(one_vector_config).stages
   assert stage.tuned_model(tiny.tiny_lm()).num_virtual_tokens == 5
   one_vector_config.one_vector.repeats = 0
-  (stage,) = run_settings.resolve_run(one_vector_config).stages
-  with pytest.raises(UserError, match="one_vector.repeats is 0"):
-    stage.tuned_model(tiny.tiny_lm())
+  with pytest.raises(UserError, match="config.one_vector.repeats is 0; it must be at least 1"):
+    run_settings.resolve_run(one_vector_config)
 
 
 # --- An export: the trained arrays as numpy keeps them
@@ -302,16 +300,18 @@ def workdir(tmp_path):
 def test_an_export(workdir, monkeypatch, capsys):
   folder, config, model = workdir
   config.export.format = "npz"
-  with pytest.raises(UserError, match="export.format is 'npz'; there are: adapter, peft$"):
+  with pytest.raises(UserError, match="export.format is 'npz'; it is one of adapter, peft$"):
     export(config, folder)
   (entry,) = eval(f"{{{line_of('An export')}}}", {"write_npz": write_npz}).items()
   monkeypatch.setitem(FORMATS, *entry)
+  field = setting("adapter", "of an export", choices=(*defaults.EXPORT_FORMATS, "npz"))
+  monkeypatch.setitem(defaults.RUN_KEYS, "export.format", field)  # as run/defaults.py has it
   assert export(config, folder) == {"folder": str(folder / "export"), "format": "npz"}
   assert f"The adapter is in {folder / 'export'}, for numpy.load." in capsys.readouterr().out
   with np.load(folder / "export" / "adapter.npz") as stored:
     np.testing.assert_array_equal(stored["prompt/vectors"], model.trained["prompt"]["vectors"])
   config.export.format = "zip"
-  with pytest.raises(UserError, match="there are: adapter, peft, npz$"):
+  with pytest.raises(UserError, match="one of adapter, peft, npz$"):
     export(config, folder)
 
 
@@ -322,6 +322,6 @@ def test_every_entry_has_its_row_in_the_docs():
   docs = lambda name: (ROOT / "docs" / name).read_text()
   assert all(f"`{name}/" in docs("data.md") for name in builtin.BUILTIN_DATASETS)
   assert all(f"| `{name}`" in docs("exports.md") for name in FORMATS)
-  assert all(name in defaults.RUN_KEYS["export.format"][1] for name in FORMATS)
+  assert allowed(defaults.RUN_KEYS["export.format"]).choices == tuple(FORMATS)
   pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
   assert METHODS.keys() - {"zero_shot"} <= pages

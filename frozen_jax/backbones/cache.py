@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int8
 
 from frozen_jax.backbones import stack
+from frozen_jax.core.dtypes import CACHE_KINDS
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import HostOrDevice
-
-CACHE_KINDS = ("", "int8")  # "": in the dtype of the weights
 
 
 class QuantizedKV(NamedTuple):

@@ -26,11 +26,10 @@ from frozen_jax.backbones import (
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
+from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import user_path
 from frozen_jax.text import tokenizer as tokenizers
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,15 +73,7 @@ def load_decoder(
   convert = conversion(dtype, quantize)
   path = resolve_model_path(str(name), progress)
   stored = open_model(path)
-  if stored.family.network is not decoder:
-    raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
-  if isinstance(stored, GGUFFile):
-    tokenizer = tokenizers.from_gguf(stored.value, stored.config.vocab_size, stored.location)
-  else:
-    tokenizer = tokenizers.from_folder(path, stored.config.vocab_size)
-  file = stored if isinstance(stored, GGUFFile) else path
-  ends = end_ids.read(file, stored.config.vocab_size, tokenizer)
-  leaves = plan_decoder(stored)
+  outline, leaves = _outline(str(name), path, stored), plan_decoder(stored)
   digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
   if quantize is None:
@@ -92,22 +83,47 @@ def load_decoder(
       leaves, stored, quantize, jnp.dtype(dtype), axes, mesh, progress
     )
   identity = fingerprint.combine_digests(digests)
-  return Decoder(str(name), stored.config, params, tokenizer, identity, ends)
+  return dataclasses.replace(outline, params=params, fingerprint=identity)
+
+
+def outline_decoder(name: str) -> Decoder:
+  """A decoder without its weights: `params` are their shapes, `fingerprint` is empty.
+
+  Reads config, tokenizer and the headers of the weights; of a model on the hub nothing else is
+  downloaded. Raises UserError as `load_decoder`.
+  """
+  path, stored = open_headers(name)
+  outline = _outline(name, path, stored)
+  plan_decoder(stored)
+  return outline
+
+
+def _outline(name: str, path: pathlib.Path, stored: GGUFFile | HFFolder) -> Decoder:
+  config = stored.config
+  if stored.family.network is not decoder:
+    raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
+  if isinstance(stored, GGUFFile):
+    tokenizer = tokenizers.from_gguf(stored.value, config.vocab_size, stored.location)
+  else:
+    tokenizer = tokenizers.from_folder(path, config.vocab_size)
+  file = stored if isinstance(stored, GGUFFile) else path
+  ends = end_ids.read(file, config.vocab_size, tokenizer)
+  return Decoder(name, config, decoder.param_shapes(config), tokenizer, "", ends)
 
 
 def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
   """The conversion of a tensor when it is loaded, by the path of its leaf.
 
   Raises:
-    UserError: no such dtype of weights (DTYPES) or quantisation.
+    UserError: no such dtype of weights (WEIGHT_DTYPES) or quantisation.
   """
   if quantize is not None:
     quantized.check_quantization(quantize)
   with contextlib.suppress(TypeError):
     resolved = jnp.dtype(dtype)
-    if resolved.name in DTYPES:
+    if resolved.name in WEIGHT_DTYPES:
       return functools.partial(quantized_reading.convert, resolved, quantize)
-  raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
+  raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(WEIGHT_DTYPES)}")
 
 
 def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:

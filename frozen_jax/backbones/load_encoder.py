@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from frozen_jax.backbones import assemble, encoder, fingerprint, sentence_config
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.hf_folder import HFFolder
-from frozen_jax.backbones.load import conversion, resolve_model_path
+from frozen_jax.backbones.load import conversion, open_headers, resolve_model_path
 from frozen_jax.backbones.sentence_config import TextSettings
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
@@ -63,6 +63,29 @@ def load_encoder(
   if not path.is_dir():
     raise UserError(f"{path} is no encoder's folder; encoders are only read from folders")
   stored = HFFolder(path)
+  outline, leaves = _outline(str(name), path, stored)
+  tensors = {tensor for leaf in leaves for tensor in leaf.names}
+  digests = fingerprint.tensor_digests(stored, progress, tensors)
+  params = assemble.load_params(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
+  identity = fingerprint.combine_digests(digests)
+  return dataclasses.replace(outline, params=params, fingerprint=identity)
+
+
+def outline_encoder(name: str) -> Encoder:
+  """An encoder without its weights: `params` are their shapes, `fingerprint` is empty.
+
+  Reads config, tokenizer and the headers of the weights; of a model on the hub nothing else is
+  downloaded. Raises UserError as `load_encoder`.
+  """
+  path, stored = open_headers(name)
+  if not isinstance(stored, HFFolder):
+    raise UserError(f"{path} is no encoder's folder; encoders are only read from folders")
+  return _outline(name, path, stored)[0]
+
+
+def _outline(
+  name: str, path: pathlib.Path, stored: HFFolder
+) -> tuple[Encoder, list[assemble.Leaf]]:
   if stored.family.network is not encoder:
     raise UserError(f"{name} is a decoder ({stored.family.hf_name}); load it with load_frozen")
   config, leaves = plan_encoder(path, stored)
@@ -70,11 +93,7 @@ def load_encoder(
   texts = sentence_config.text_settings(path)
   if texts.lower_case and tokenizer is not None:
     tokenizer = sentence_config.lower_cased(tokenizer)
-  tensors = {tensor for leaf in leaves for tensor in leaf.names}
-  digests = fingerprint.tensor_digests(stored, progress, tensors)
-  params = assemble.load_params(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
-  identity = fingerprint.combine_digests(digests)
-  return Encoder(str(name), config, params, tokenizer, identity, texts)
+  return Encoder(name, config, encoder.param_shapes(config), tokenizer, "", texts), leaves
 
 
 def plan_encoder(

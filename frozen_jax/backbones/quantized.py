@@ -19,9 +19,9 @@ import numpy as np
 import qwix
 from jaxtyping import Array, Float
 
+from frozen_jax.core.dtypes import QUANTIZATION_KINDS
 from frozen_jax.core.errors import UserError
 
-QUANTIZATION_KINDS = ("int8", "int4", "nf4")
 MAX_GROUP_SIZE = 32  # numbers that share a scale; the block of GGUF's Q4_0, Q4_1 and Q8_0
 _REFINEMENTS = 3  # rounds of least squares: a fourth makes no measurable difference
 

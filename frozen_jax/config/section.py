@@ -4,12 +4,17 @@ The owner of a section defines it next to the code that uses it, in a module tha
 where a config file must be able to name its defaults:
 
     @dataclasses.dataclass(frozen=True)
-    class TrainSettings:
+    class TrainSettings(Section):
       "How a stage is trained."
 
-      steps: int = setting(100, "updates of the trained tree")
-      log_every: int = setting(10, "steps between two lines of metrics.jsonl", affects_result=False)
+      section: ClassVar[str] = "train"
 
+      steps: int = setting(100, "updates of the trained tree", at_least=0)
+      log_every: int = setting(
+        10, "steps between two lines of metrics.jsonl", affects_result=False, at_least=1
+      )
+
+Values are checked when a section is made: before any model or data is opened, and by `--help` too.
 A field may be a section itself. `resolve` makes a section of the plain values of a config;
 `identity` gives what results depend on, for checkpoints and artifacts; `differences` compares that
 with what one of them recorded, so that a field which a later version adds, with its default, leaves
@@ -21,32 +26,52 @@ import difflib
 import json
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from frozen_jax.config.allowed import Allowed, check_allowed
 from frozen_jax.core.errors import UserError
 
-Section = Any  # an instance of a frozen dataclass whose fields are made by `setting`
 T = TypeVar("T")
 
 # What a value is called in messages, by its type.
 KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def setting(
-  default: Any, help: str, *, affects_result: bool = True, choices: tuple[str, ...] = ()
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A section of a config; its fields are made by `setting`.
+
+  section: where it stands in a config, for messages.
+
+  Raises UserError for a value that its field does not allow. A section whose fields depend on each
+  other checks that in its own `__post_init__`, after this one.
+  """
+
+  section: ClassVar[str] = ""
+
+  def __post_init__(self) -> None:
+    for field, value in _fields(self):
+      check_allowed(allowed(field), value, f"{self.section}.{field.name}")
+
+
+def setting(default: Any, help: str, *, affects_result: bool = True, **limits: Any) -> Any:
   """A field of a section.
 
   Args:
     default: its value where a config says nothing; a section, or an immutable plain value.
-    help: one line for `--help`, lower case, without a full stop.
+    help: one line for `--help`, lower case, without a full stop; `limits` are added to it.
     affects_result: whether what is trained or made depends on it. Logging and the like do not.
-    choices: all values that a text may have; (): any.
+    limits: what its values may be, the fields of `Allowed`. Numbers have bounds.
   """
-  metadata = {"help": help, "affects_result": affects_result, "choices": choices}
+  metadata = {"help": help, "affects_result": affects_result, "allowed": Allowed(**limits)}
   if isinstance(default, Mapping):  # mutable for dataclasses, and copied for each section
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
+
+
+def allowed(field: dataclasses.Field) -> Allowed:
+  """What a field of a section may hold."""
+  return field.metadata.get("allowed", Allowed())
 
 
 def section_values(section: Section) -> dict[str, Any]:
@@ -65,7 +90,8 @@ def resolve(kind: type[T], values: Mapping[str, Any], name: str) -> T:
     name: of the section, for messages.
 
   Raises:
-    UserError: a key that the section does not have, a value of another kind, or no section.
+    UserError: a key that the section does not have, a value of another kind or one that its field
+      does not allow, or no section.
   """
   if not isinstance(values, Mapping):
     raise UserError(f"config.{name} is {values!r}; it is a section, with keys of its own")
@@ -132,11 +158,16 @@ def help_lines(section: Section, prefix: str) -> list[str]:
     if dataclasses.is_dataclass(value):
       lines += help_lines(value, key)
     elif isinstance(value, Mapping):
-      text = field.metadata.get("help", "")
-      lines += [help_line(f"{key}.{name}", one, text) for name, one in value.items()]
+      lines += [help_line(f"{key}.{name}", one, help_of(field)) for name, one in value.items()]
     else:
-      lines.append(help_line(key, value, field.metadata.get("help", "")))
+      lines.append(help_line(key, value, help_of(field)))
   return lines
+
+
+def help_of(field: dataclasses.Field) -> str:
+  """What a field is, and in brackets what it may hold."""
+  limits = allowed(field).help()
+  return field.metadata.get("help", "") + (f" ({limits})" if limits else "")
 
 
 def help_line(key: str, value: Any, text: str) -> str:
@@ -171,18 +202,20 @@ def _value(kind: Any, value: Any, field: dataclasses.Field, name: str) -> Any:
   """A value of a config as the field has it."""
   if dataclasses.is_dataclass(kind):
     return value if dataclasses.is_dataclass(value) else resolve(kind, value, name)
-  origin = typing.get_origin(kind) or kind
+  converted = _converted(kind, value, name)
+  check_allowed(allowed(field), converted, name)
+  return converted
+
+
+def _converted(kind: Any, value: Any, name: str) -> Any:
+  """A plain value as one of that kind; UserError for another kind of value."""
+  origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
   if origin is tuple and isinstance(value, tuple | list):
-    return tuple(value)
-  if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-    if isinstance(value, Mapping):
-      return dict(value)
-  elif kind is float and type(value) in (int, float):
+    return tuple(_converted(arguments[0], one, f"{name} (each part)") for one in value)
+  if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+    return {key: _converted(arguments[1], one, f"{name}.{key}") for key, one in value.items()}
+  if kind is float and type(value) in (int, float):
     return float(value)
-  elif kind is Any or type(value) is kind:
-    choices = field.metadata.get("choices", ())
-    if choices and value not in choices:
-      listed = ", ".join(choice or "''" for choice in choices)
-      raise UserError(f"config.{name} is {value!r}; it is one of {listed}")
+  if kind is Any or type(value) is kind:
     return value
   raise UserError(f"config.{name} is {value!r}, but it takes {KIND_NAMES.get(kind, 'a list')}")

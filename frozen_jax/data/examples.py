@@ -20,6 +20,7 @@ key may be "answer" (of rows without choices, where it could be an index), and a
 SQuAD's {"text": [...]}. A label below 0 is hidden: the row has no target.
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -50,7 +51,10 @@ def map_fields(row: Mapping[str, Any], fields: Mapping[str, str], where: str) ->
     value: Any = plain
     for key in theirs.split("."):
       if not isinstance(value, Mapping) or key not in value:
-        raise UserError(f"{where}: no field {theirs!r}; there are: {', '.join(sorted(plain))}")
+        near = difflib.get_close_matches(theirs, list(plain), n=2, cutoff=0.6)
+        meant = f"did you mean {' or '.join(near)}?; " if near else ""
+        known = ", ".join(sorted(plain))
+        raise UserError(f"{where}: no field {theirs!r}; {meant}there are: {known}")
       value = value[key]
     plain[ours] = value
   return plain

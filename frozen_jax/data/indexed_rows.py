@@ -42,6 +42,7 @@ class IndexedRows:
   pairs              the (data set, template) pairs that occur
   pair_index         int32 [N], which of them each example is of
   num_without_target how many examples were left out since their target is empty
+  stored_names       the fields of its first row, as they are stored
   """
 
   def __init__(
@@ -71,6 +72,7 @@ class IndexedRows:
     if not len(rows):
       raise UserError(f"{spec} holds no examples; choose another split")
     stored = rows[0]
+    self.stored_names = tuple(sorted(stored))
     self._fields = fields_present(stored, fields)
     self._templates_used: dict[str, Sequence[JinjaTemplate]] = {}
     first = map_fields(stored, self._fields, rows.describe(0))

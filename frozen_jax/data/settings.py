@@ -1,11 +1,12 @@
 """The sections of a config about data. Imports no jax."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
+from typing import ClassVar
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
+from frozen_jax.text.templates import make_template
 
 SAMPLING = ("", "proportional", "temperature")
 DEFAULT_LENGTHS = (32, 64, 128, 256)
@@ -22,24 +23,28 @@ def check_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class InputSettings:
+class InputSettings(Section):
   """How a question becomes the input of a model."""
+
+  section: ClassVar[str] = "data"
 
   template: str = setting("plain", "plain, chat, or a text with {question} in it")
   lengths: tuple[int, ...] = setting(
-    DEFAULT_LENGTHS, "texts are padded to the first of these that holds them"
+    DEFAULT_LENGTHS, "texts are padded to the first of these that holds them", at_least=2
   )
   encoder_length: int = setting(
-    256, "tokens of a text that the text encoder reads; longer texts are truncated"
+    256, "tokens of a text that the text encoder reads; longer texts are truncated", at_least=2
   )
   datasets: tuple[str, ...] = setting((), "data sets that have prompts of their own, by number")
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     check_lengths(self.lengths)
+    make_template(self.template)
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureSettings:
+class MixtureSettings(Section):
   """How often each data set of a source is drawn from; UserError for values out of range.
 
   sampling     "": every row is equally likely; "proportional": a data set is drawn from by its
@@ -48,23 +53,13 @@ class MixtureSettings:
   cap          larger sizes count as this; 0: no cap (T0 has 500,000 rows for each data set)
   """
 
-  # Without `choices`: its message names the key of the config.
-  sampling: str = setting(
-    "", "of several data sets: '' all rows alike, proportional or temperature"
-  )
-  temperature: float = setting(2.0, "sizes of data sets count to the power of 1 / temperature")
-  cap: int = setting(0, "sizes above it count as it; 0: none")
+  section: ClassVar[str] = "data"
 
-  def __post_init__(self) -> None:
-    if self.sampling not in SAMPLING:
-      raise UserError(
-        f"data.sampling {self.sampling!r} is unknown; give '' (all rows alike), proportional or"
-        " temperature"
-      )
-    if not (math.isfinite(self.temperature) and self.temperature > 0):
-      raise UserError(f"data.temperature is {self.temperature}; give a number above 0, such as 2")
-    if self.cap < 0 or self.cap != int(self.cap):
-      raise UserError(f"data.cap is {self.cap}; give a number of rows, or 0 for none")
+  sampling: str = setting("", "of several data sets; '': all rows alike", choices=SAMPLING)
+  temperature: float = setting(
+    2.0, "sizes of data sets count to the power of 1 / temperature", above=0
+  )
+  cap: int = setting(0, "sizes above it count as it; 0: none", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +74,17 @@ class DataSettings(InputSettings, MixtureSettings):
     "world_facts/train",
     "tfds:NAME/SPLIT, hf:NAME/SPLIT, the path of a file of rows, or a built-in name",
     affects_result=False,
+    nonempty=True,
   )
-  validation: str = setting("world_facts/validation", "likewise", affects_result=False)
-  test: str = setting("world_facts/test", "likewise", affects_result=False)
+  validation: str = setting(
+    "world_facts/validation", "likewise", affects_result=False, nonempty=True
+  )
+  test: str = setting("world_facts/test", "likewise", affects_result=False, nonempty=True)
   fields: tuple[str, ...] = setting(
-    (), "a source's own field names: question=query, ...", affects_result=False
+    (),
+    "a source's own field names: question=query, ...",
+    affects_result=False,
+    pattern=("[^=]+=[^=]+", "ours=theirs, as question=query"),
   )
   templates: str = setting(
     "", "a file or folder of jinja templates, as promptsource writes them", affects_result=False
@@ -91,10 +92,6 @@ class DataSettings(InputSettings, MixtureSettings):
   held_out: tuple[str, ...] = setting(
     (), "data that is scored and never trained on", affects_result=False
   )
-
-  def __post_init__(self) -> None:
-    InputSettings.__post_init__(self)
-    MixtureSettings.__post_init__(self)
 
   @property
   def mixture(self) -> MixtureSettings:

@@ -81,6 +81,11 @@ class Source:
     raise TypeError("a Source holds open files; open it anew in the other process")
 
   @property
+  def stored_names(self) -> tuple[str, ...]:
+    """The fields of the first row of each file and split, as they are stored."""
+    return tuple(dict.fromkeys(name for part in self._parts for name in part.stored_names))
+
+  @property
   def dataset_names(self) -> frozenset[str]:
     """The data sets that its rows name, or the names of its files and splits if they name none."""
     return frozenset(self.datasets or (part.dataset for part in self._parts))

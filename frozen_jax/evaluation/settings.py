@@ -13,7 +13,7 @@ NORMALISATIONS = ("sum", "tokens", "bytes")
 class EvaluateSettings(GenerationSettings):
   """How a tuned model is scored: the `evaluate` section."""
 
-  max_examples: int = setting(500, "of data.test, and of each source of data.held_out")
+  max_examples: int = setting(500, "of data.test, and of each source of data.held_out", at_least=1)
   normalisation: str = setting(
     "sum", "of the log-likelihoods that rank choices", choices=NORMALISATIONS
   )
@@ -23,12 +23,6 @@ class EvaluateSettings(GenerationSettings):
   skills: tuple[str, ...] = setting(
     (), "stages whose answers are compared with those after the later stages"
   )
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    if self.max_examples < 1:
-      raise UserError(f"evaluate.max_examples is {self.max_examples}; it must be at least 1")
-    check_normalisation(self.normalisation)
 
 
 def check_normalisation(name: str) -> None:

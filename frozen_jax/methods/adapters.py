@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from frozen_jax.config.section import setting
-from frozen_jax.core.errors import UserError
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.types import Base, Tree
 from frozen_jax.methods.single_pass import PassParams, SinglePass
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterSettings:
+class AdapterSettings(Section):
   """Bottleneck adapters."""
 
-  bottleneck: int = setting(32, "inner width of each adapter")
+  section: ClassVar[str] = "adapters"
+
+  bottleneck: int = setting(32, "inner width of each adapter", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,7 @@ class Adapters(SinglePass):
   ) -> "Adapters":
     """See `core.types.Method.build`."""
     del datasets
-    bottleneck = sections["adapters"].bottleneck
-    if bottleneck < 1:
-      raise UserError(f"adapters.bottleneck is {bottleneck}; it must be at least 1")
-    return cls(base.config, bottleneck, remat=remat)
+    return cls(base.config, sections["adapters"].bottleneck, remat=remat)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """The up projections start at zero, so that training starts from the unmodified LM."""

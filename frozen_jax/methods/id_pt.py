@@ -23,32 +23,38 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Batch, Metrics, Prompts, Tree
-from frozen_jax.methods.prompt_tuning import checked_prompt, initial_prompt
+from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.nnx_params import module_params, with_params
 from frozen_jax.modules.prompt_generator import GeneratorConfig, PromptGenerator
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_heads
 
 _P_PRIME_KEY = 2**31 - 2  # far from the small numbers that NNX folds into the same key
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorSettings:
+class GeneratorSettings(Section):
   """ID-PT's prompt generator; its text encoder is `model.encoder`."""
 
+  section: ClassVar[str] = "generator"
+
   p_prime_length: int = setting(
-    8, "trained vectors before the encoder's text; 0: its states can be cached"
+    8, "trained vectors before the encoder's text; 0: its states can be cached", at_least=0
   )
   constant: bool = setting(
     True, "a constant prompt, to which the generator adds; False: the plain form"
   )
-  width: int = setting(256, "of the generator")
-  heads: int = setting(4, "attention heads of the generator")
-  layers: int = setting(1, "self-attention blocks after the cross-attention")
+  width: int = setting(256, "of the generator", at_least=1)
+  heads: int = setting(4, "attention heads of the generator", at_least=1)
+  layers: int = setting(1, "self-attention blocks after the cross-attention", at_least=0)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_heads(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +104,14 @@ class InputDependentPromptTuning(SinglePass):
         "ID-PT needs a text encoder; name one, such as --config.model.encoder=minilm-l6-v2"
       )
     generator, prompt = sections["generator"], sections["prompt"]
-    if generator.p_prime_length < 0:
-      raise UserError(
-        f"generator.p_prime_length is {generator.p_prime_length}; give 0 (none) or more"
-      )
     sizes = {"width": generator.width, "heads": generator.heads, "layers": generator.layers}
-    try:
-      config = GeneratorConfig(prompt.length, **sizes, zero_output=generator.constant)
-    except ValueError as error:
-      raise UserError(f"generator: {error}") from None
+    config = GeneratorConfig(prompt.length, **sizes, zero_output=generator.constant)
     return cls(
       base.config,
       base.encoder.config,
       config,
       base.embedding_rms,
-      checked_prompt(prompt),
+      prompt,
       generator.constant,
       generator.p_prime_length,
       remat=remat,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from frozen_jax.backbones import decoder as lm
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Tree
@@ -23,14 +23,17 @@ from frozen_jax.methods.single_pass import PassParams, SinglePass
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Section):
   """Low-rank updates."""
 
-  rank: int = setting(8, "rank of each update")
-  alpha: float = setting(16.0, "updates count alpha / rank times")
+  section: ClassVar[str] = "lora"
+
+  rank: int = setting(8, "rank of each update", at_least=1)
+  alpha: float = setting(16.0, "updates count alpha / rank times", above=0)
   targets: tuple[str, ...] = setting(
     ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
     "products that get an update",
+    nonempty=True,
   )
 
 
@@ -69,19 +72,16 @@ class Lora(SinglePass):
 
 
 def check_lora(lora: LoraSettings, shapes: Tree, network: str) -> None:
-  """UserError for a rank below 1 and for targets that a network of these shapes does not have.
+  """UserError for targets that a network of these shapes does not have.
 
   `network`: what the message calls it.
   """
   targets = _targets(paths.flatten(shapes))
   unknown = [target for target in lora.targets if target not in targets]
-  if unknown or not lora.targets:
+  if unknown:
     raise UserError(
-      f"lora.targets names {', '.join(unknown) or 'nothing'};"
-      f" this {network} has {', '.join(targets)}"
+      f"{lora.section}.targets names {', '.join(unknown)}; this {network} has {', '.join(targets)}"
     )
-  if lora.rank < 1:
-    raise UserError(f"lora.rank is {lora.rank}; it must be at least 1")
 
 
 def init_updates(lora: LoraSettings, shapes: Tree, key: PRNGKeyArray) -> Tree:

@@ -21,48 +21,53 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.config.section import setting
-from frozen_jax.core.errors import UserError
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.types import Base, Batch, Method, Metrics, Prompts, Tree
-from frozen_jax.methods.prompt_tuning import PromptTuning, checked_prompt, initial_prompt
+from frozen_jax.methods.prompt_tuning import PromptTuning, initial_prompt
 from frozen_jax.methods.scoring import Continuations, choice_log_likelihoods, longest_choice
 from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.connector import Connector, ConnectorCache, ConnectorConfig
 from frozen_jax.modules.nnx_params import module_params, with_params
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_heads
 
 _FIRST_PROMPTS = ("none", "frozen", "trained")
 _LAST_PROMPTS = ("none", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
-class ConnectorSettings:
+class ConnectorSettings(Section):
   """The network between two passes."""
 
-  width: int = setting(256, "of the Connector")
-  layers: int = setting(2, "of the Connector")
-  heads: int = setting(4, "attention heads of the Connector")
-  dropout: float = setting(0.1, "share that the Connector drops in training")
+  section: ClassVar[str] = "recursion.connector"
+
+  width: int = setting(256, "of the Connector", at_least=1)
+  layers: int = setting(2, "of the Connector", at_least=1)
+  heads: int = setting(4, "attention heads of the Connector", at_least=1)
+  dropout: float = setting(0.1, "share that the Connector drops in training", at_least=0, below=1)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_heads(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class RecursionSettings:
+class RecursionSettings(Section):
   """The recursive LM."""
 
-  passes: int = setting(2, "how often the LM runs")
+  section: ClassVar[str] = "recursion"
+
+  passes: int = setting(2, "how often the LM runs", at_least=2)
   input_skip: bool = setting(
     True, "add the text's embeddings to the Connector's output; False: the paper's plain form"
   )
   first_prompt: str = setting(
     "frozen",
-    "before the first pass: none, frozen (the tuned one) or trained",
+    "before the first pass; frozen: the tuned one",
     choices=_FIRST_PROMPTS,
   )
-  last_prompt: str = setting(
-    "trained", "before the later passes: none or trained", choices=_LAST_PROMPTS
-  )
+  last_prompt: str = setting("trained", "before the later passes", choices=_LAST_PROMPTS)
   connector: ConnectorSettings = setting(ConnectorSettings(), "the network between two passes")
 
 
@@ -124,19 +129,8 @@ class NeuralRecursion:
     """See `core.types.Method.build`."""
     del datasets
     recursion, prompt = sections["recursion"], sections["prompt"]
-    for name, choices in (("first_prompt", _FIRST_PROMPTS), ("last_prompt", _LAST_PROMPTS)):
-      value = getattr(recursion, name)
-      if value not in choices:
-        raise UserError(f"recursion.{name} is {value!r}; give one of {', '.join(choices)}")
-    if recursion.passes < 2:
-      raise UserError(f"recursion.passes is {recursion.passes}; a recursion has 2 or more")
-    if "trained" in (recursion.first_prompt, recursion.last_prompt):
-      checked_prompt(prompt)
     sizes = dataclasses.asdict(recursion.connector)
-    try:
-      connector = ConnectorConfig(**sizes, zero_output=recursion.input_skip)
-    except ValueError as error:
-      raise UserError(f"recursion.connector: {error}") from None
+    connector = ConnectorConfig(**sizes, zero_output=recursion.input_skip)
     return cls(
       base.config,
       connector,

@@ -23,20 +23,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Prompts, Tree
-from frozen_jax.methods.prompt_tuning import checked_prompt, initial_prompt
+from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.settings import PromptSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class PTuningSettings:
+class PTuningSettings(Section):
   """P-tuning; the length and the start of the prompt are those of `prompt`."""
 
-  width: int = setting(128, "of the two hidden layers of the MLP that produces the prompt")
+  section: ClassVar[str] = "p_tuning"
+
+  width: int = setting(
+    128, "of the two hidden layers of the MLP that produces the prompt", at_least=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +66,9 @@ class PTuning(SinglePass):
   ) -> "PTuning":
     """See `core.types.Method.build`."""
     del datasets
-    settings, width = checked_prompt(sections["prompt"]), sections["p_tuning"].width
+    settings, width = sections["prompt"], sections["p_tuning"].width
     if settings.per_task:
       raise UserError("p_tuning has one prompt for all data sets; set prompt.per_task=False")
-    if width < 1:
-      raise UserError(f"p_tuning.width is {width}; it must be at least 1")
     return cls(base.config, settings, width, remat=remat)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.core.types import Base, Tree
-from frozen_jax.methods.prompt_tuning import checked_prompt, initial_prompt
+from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import PassParams, SinglePass
 from frozen_jax.modules.settings import PromptSettings
 
@@ -43,7 +43,7 @@ class PrefixTuning(SinglePass):
   ) -> "PrefixTuning":
     """See `core.types.Method.build`."""
     del datasets
-    return cls(base.config, checked_prompt(sections["prompt"]), remat=remat)
+    return cls(base.config, sections["prompt"], remat=remat)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"prefix": {"k", "v"}}, the keys and values of a prompt's start."""

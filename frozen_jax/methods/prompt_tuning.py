@@ -50,7 +50,7 @@ class PromptTuning(SinglePass):
     datasets: Sequence[str] = (),
   ) -> "PromptTuning":
     """See `core.types.Method.build`."""
-    settings = checked_prompt(sections["prompt"])
+    settings = sections["prompt"]
     return cls(base.config, settings, len(datasets) if settings.per_task else 0, remat=remat)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
@@ -76,13 +76,6 @@ class PromptTuning(SinglePass):
     """See `core.types.Method.num_virtual_tokens`."""
     del frozen
     return trainable["prompt"]["vectors"].shape[-2]
-
-
-def checked_prompt(settings: PromptSettings) -> PromptSettings:
-  """The settings; UserError for a length below 1."""
-  if settings.length < 1:
-    raise UserError(f"prompt.length is {settings.length}; a prompt needs at least 1 vector")
-  return settings
 
 
 def initial_prompt(base: Base, settings: PromptSettings, key: PRNGKeyArray) -> Float[Array, "P D"]:

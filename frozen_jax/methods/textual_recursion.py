@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Tree
-from frozen_jax.methods.prompt_tuning import PromptTuning, checked_prompt
+from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings
 
 
@@ -34,7 +34,7 @@ class TextualRecursion(PromptTuning):
   ) -> "TextualRecursion":
     """See `core.types.Method.build`; the texts of pass two name no data set."""
     del datasets
-    settings = checked_prompt(sections["prompt"])
+    settings = sections["prompt"]
     if settings.per_task:
       raise UserError("textual_recursion has one prompt a pass; set prompt.per_task=False")
     return cls(base.config, settings, remat=remat)

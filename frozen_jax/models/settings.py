@@ -2,23 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
+from frozen_jax.core.dtypes import CACHE_KINDS, QUANTIZATION_KINDS, WEIGHT_DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Section):
   """The frozen LM, and a frozen text encoder."""
+
+  section: ClassVar[str] = "model"
 
   name: str = setting(
     "smollm2-135m-instruct",
     "built-in name, HF folder, .gguf file or hf:owner/name",
     affects_result=False,  # its fingerprint does
+    nonempty=True,
   )
-  dtype: str = setting("float32", "of the frozen weights: float32 or bfloat16")
-  quantize: str = setting("", "keep the matrices at fewer bits: int8, int4 or nf4")
-  cache: str = setting("", "int8: keep keys and values of texts that are continued at 8 bits")
+  dtype: str = setting("float32", "of the frozen weights", choices=WEIGHT_DTYPES)
+  quantize: str = setting("", "keep the matrices at fewer bits", choices=("", *QUANTIZATION_KINDS))
+  cache: str = setting(
+    "", "int8: keep keys and values of texts that are continued at 8 bits", choices=CACHE_KINDS
+  )
   encoder: str = setting(
     "",
     "a text encoder for methods that have one: built-in name, HF folder, hf:owner/name",

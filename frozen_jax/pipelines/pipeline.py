@@ -21,8 +21,17 @@ class Pipeline(Protocol):
   stage_fields: tuple[str, ...]  # of its settings: those that a stage can have of its own
   artifacts: Artifacts  # what it has made
 
+  @classmethod
+  def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
+    """Raises UserError for what cannot be, as far as config, data and small files tell.
+
+    lm: a `models.outline.ModelOutline`; this comes before any weight is read. training: whether the
+    run is to train, or what it trained is evaluated.
+    """
+    ...
+
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
-    """Opens what it works on. Raises UserError for settings that cannot be."""
+    """Opens what it works on. Raises UserError for what cannot be read."""
     ...
 
   def prepare(self, run: RunSettings, writer: MetricsWriter) -> RunSettings:

@@ -7,8 +7,10 @@ packed prompts on `PackingSettings` with its `ReaderTemplate`.
 import dataclasses
 import string
 from collections.abc import Sequence
+from typing import ClassVar
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
+from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError
 
 RETRIEVERS = ("bm25", "dense")
@@ -18,57 +20,53 @@ OVERFLOWS = ("error", "skip", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalSettings:
+class RetrievalSettings(Section):
   """Which retrievers search a corpus, and how their results are fused.
 
-  Raises UserError for an unknown retriever or fusion, for weights of a weighted sum that are not
-  one for each retriever, and for a depth below 1.
+  Raises UserError for weights of a weighted sum that are not one for each retriever, too.
   """
 
-  retrievers: tuple[str, ...] = setting(RETRIEVERS, "which retrievers search: bm25, dense")
+  section: ClassVar[str] = "reader"
+
+  retrievers: tuple[str, ...] = setting(
+    RETRIEVERS, "which retrievers search", choices=RETRIEVERS, nonempty=True
+  )
   fusion: str = setting("reciprocal_ranks", "how several retrievers are fused", choices=FUSIONS)
   weights: tuple[float, ...] = setting(
-    (1.0, 1.0), "of each retriever's scores, where fusion is weighted_sum"
+    (1.0, 1.0), "of each retriever's scores, where fusion is weighted_sum", at_least=0
   )
   encoder: str = setting(
-    "minilm-l6-v2", "of the dense retriever", affects_result=False
+    "minilm-l6-v2", "of the dense retriever", affects_result=False, nonempty=True
   )  # its fingerprint does
   question_encoder: str = setting(
     "", "of its questions; empty: the same", affects_result=False
   )  # as `encoder`
-  encoder_dtype: str = setting("bfloat16", "of its matrix products: float32 or bfloat16")
+  encoder_dtype: str = setting("bfloat16", "of its matrix products", choices=WEIGHT_DTYPES)
   separator: str = setting(" ", "between a passage's title and its text for the encoder")
   query_prompt: str = setting("", "put before each question for the encoder; empty: its own")
   passage_prompt: str = setting("", "put before each passage for the encoder; empty: its own")
-  encoder_length: int = setting(256, "tokens to which passages are truncated for the encoder")
-  depth: int = setting(100, "passages retrieved for a question, and re-ranked")
+  encoder_length: int = setting(
+    256, "tokens to which passages are truncated for the encoder", at_least=2
+  )
+  depth: int = setting(100, "passages retrieved for a question, and re-ranked", at_least=1)
 
   def __post_init__(self) -> None:
-    unknown = [name for name in self.retrievers if name not in RETRIEVERS]
-    if unknown or not self.retrievers:
-      raise UserError(
-        f"reader.retrievers names {', '.join(unknown) or 'nothing'}; there are: "
-        f"{', '.join(RETRIEVERS)}"
-      )
-    if self.fusion not in FUSIONS:
-      raise UserError(f"reader.fusion is {self.fusion!r}; there are: {', '.join(FUSIONS)}")
+    super().__post_init__()
     weights = self.weights
-    if self.fusion == "weighted_sum" and (
-      len(weights) != len(self.retrievers) or min(weights) < 0 or not any(weights)
-    ):
+    if self.fusion == "weighted_sum" and (len(weights) != len(self.retrievers) or not any(weights)):
       raise UserError(
-        f"reader.weights is {weights}; give one from 0 up to each of reader.retrievers, not all 0"
+        f"config.reader.weights is {weights}; give one to each of reader.retrievers, not all 0"
       )
-    if self.depth < 1:
-      raise UserError(f"reader.depth is {self.depth}; give at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class ReaderTemplate:
+class ReaderTemplate(Section):
   """How passages and a question become a prompt; texts for str.format.
 
   Raises UserError for a malformed template.
   """
+
+  section: ClassVar[str] = "reader.template"
 
   prompt: str = setting(
     "{passages}\n\nQuestion: {question}\nAnswer:", "the whole text, with {passages} and {question}"
@@ -78,6 +76,7 @@ class ReaderTemplate:
   separator: str = setting("\n\n", "between passages")
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     for name, allowed, required in (
       ("prompt", {"passages", "question"}, {"passages", "question"}),
       ("passage", {"title", "text"}, {"text"}),
@@ -108,31 +107,21 @@ class ReaderTemplate:
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingSettings:
+class PackingSettings(Section):
   """How a prompt is packed with passages, whatever its budget of tokens.
 
   overflow: what happens with a passage for which there is no room. "error": it is left out, but one
   that does not even fit alone raises UserError. "skip": that one is left out too, and counted.
   "truncate": the first one without room is truncated to what is left, and packing ends.
-
-  Raises UserError for values that are not allowed.
   """
+
+  section: ClassVar[str] = "reader"
 
   template: ReaderTemplate = setting(ReaderTemplate(), "texts of the prompt")
   passage_order: str = setting(
-    "best_first", "or best_last: nearest to the question", choices=PASSAGE_ORDERS
+    "best_first", "best_last: the best is nearest to the question", choices=PASSAGE_ORDERS
   )
   overflow: str = setting(
-    "skip", "of a passage longer than the budget: error, skip or truncate", choices=OVERFLOWS
+    "skip", "what becomes of a passage longer than the budget", choices=OVERFLOWS
   )
-  max_passages: int = setting(0, "passages of a prompt at most; 0: as many as fit")
-
-  def __post_init__(self) -> None:
-    if self.passage_order not in PASSAGE_ORDERS:
-      raise UserError(
-        f"the order of passages is {self.passage_order!r}; it is one of {', '.join(PASSAGE_ORDERS)}"
-      )
-    if self.overflow not in OVERFLOWS:
-      raise UserError(f"overflow is {self.overflow!r}; it is one of {', '.join(OVERFLOWS)}")
-    if self.max_passages < 0:
-      raise UserError(f"max_passages is {self.max_passages}; give 0 (as many as fit) or more")
+  max_passages: int = setting(0, "passages of a prompt at most; 0: as many as fit", at_least=0)

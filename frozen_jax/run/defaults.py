@@ -5,11 +5,12 @@ The sections are those of their owners, with their defaults. A section that a me
 config is resolved (`run.settings`).
 """
 
-from typing import Any
+import dataclasses
 
 from ml_collections import ConfigDict
 
 from frozen_jax.config.presets import as_config
+from frozen_jax.config.section import setting
 from frozen_jax.data.settings import DataSettings
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.models.settings import ModelSettings
@@ -28,18 +29,29 @@ SECTIONS: dict[str, type] = {
   "cascade": CascadeSettings,
 }
 
-# Keys of the run as a whole that are in no section, with their help.
-RUN_KEYS: dict[str, tuple[Any, str]] = {
-  "seed": (0, "of everything random"),
-  "init_from": ("", "a workdir or an exported adapter to start the trained parts from"),
-  "stage_order": ((), "the stages that run, in this order; each is an entry of `stages`"),
-  "baseline": ("zero_shot", "the row of the table that results.json calls the baseline"),
-  "stop_after": ("", "a step of a pipeline after which the run ends (reader: retrieve, ...)"),
-  "tensorboard": (False, "write the curves for TensorBoard too"),
-  "predict.input": ("-", "questions to answer: a file, or - for standard input"),
-  "export.folder": ("", "where an export is written; default WORKDIR/export"),
-  "export.format": ("adapter", "of an export: adapter or peft"),
-  "evaluation": ("", "name of an evaluation, WORKDIR/evaluations/NAME; default: from data.test"),
+EXPORT_FORMATS = ("adapter", "peft")  # what writes each: run.export.FORMATS
+_NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the first no '.' or '-'")
+
+# Keys of the run as a whole that are in no section, as fields of one.
+RUN_KEYS: dict[str, dataclasses.Field] = {
+  "seed": setting(0, "of everything random: any whole number"),
+  "init_from": setting("", "a workdir or an exported adapter to start the trained parts from"),
+  "stage_order": setting(
+    (), "the stages that run, in this order; each is an entry of `stages`", nonempty=True
+  ),
+  "baseline": setting("zero_shot", "the row of the table that results.json calls the baseline"),
+  "stop_after": setting(
+    "", "a step of a pipeline after which the run ends (reader: retrieve, ...)"
+  ),
+  "tensorboard": setting(False, "write the curves for TensorBoard too"),
+  "predict.input": setting(
+    "-", "questions to answer: a file, or - for standard input", nonempty=True
+  ),
+  "export.folder": setting("", "where an export is written; default WORKDIR/export"),
+  "export.format": setting("adapter", "of an export", choices=EXPORT_FORMATS),
+  "evaluation": setting(
+    "", "name of an evaluation, WORKDIR/evaluations/NAME; default: from data.test", pattern=_NAME
+  ),
 }
 
 
@@ -51,11 +63,11 @@ def defaults() -> ConfigDict:
   laid over it.
   """
   config = ConfigDict()
-  for key, (value, _) in RUN_KEYS.items():
+  for key, field in RUN_KEYS.items():
     section, _, name = key.rpartition(".")
     if section and section not in config:
       config[section] = ConfigDict()
-    (config[section] if section else config)[name] = value
+    (config[section] if section else config)[name] = field.default
   for name, kind in SECTIONS.items():
     config[name] = as_config(kind())
   config.stages = ConfigDict()

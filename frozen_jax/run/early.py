@@ -1,28 +1,44 @@
-"""What can be known to be wrong from the config and small files, before any weight is read.
+"""What can be known to be wrong, or in vain, from the config and small files, before any weight.
 
 Every host checks it, so the first one says it and none waits for the others.
 """
 
+import logging
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+from ml_collections import ConfigDict
+
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.sources import open_source
-from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.data.field_names import check_fields
+from frozen_jax.data.mixture import check_held_out
+from frozen_jax.data.settings import DataSettings
+from frozen_jax.data.sources import Source, open_source
+from frozen_jax.evaluation import retention
+from frozen_jax.evaluation.scores import check_test_questions
+from frozen_jax.methods import METHODS
+from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.models.inputs import open_task
+from frozen_jax.models.outline import ModelOutline, outline_model
+from frozen_jax.pipelines.cascade.fitting import check_cascade
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.load_adapter import read_stored
-from frozen_jax.text.templates import make_template
+from frozen_jax.pipelines.table import PIPELINES
+from frozen_jax.run.settings import METHOD_SECTIONS
+
+_LOG = logging.getLogger(__name__)
+_RESERVED = "prompt.length"  # positions that every method leaves free, so that all are compared
 
 
 def check_given(run: RunSettings) -> None:
-  """Opens the data, the templates and `init_from` of a run that is to train.
+  """Opens the data and `init_from` of a run that is to train, before any model.
 
-  A pipeline checks by itself what its stages read. Raises UserError for what is wrong.
+  Raises UserError for what is wrong.
   """
   if not run.running:
     raise UserError("every stage has 0 steps; give at least one stage of config.stage_order some")
   if run.init_from:
     read_stored(run.init_from)
-  for stage in run.running:
-    make_template(stage.data.template)
-  if run.pipelines:
-    return
   for number, stage in enumerate(run.running):
     before = [one.name for one in run.running[:number]]
     missing = [
@@ -30,16 +46,104 @@ def check_given(run: RunSettings) -> None:
     ]
     if missing and not run.init_from:
       raise missing_input(stage.name, missing)
-  opened = []
-  last = run.running[-1]
-  for stage in run.running:
+  check_data(run, run.running)
+
+
+def check_data(run: RunSettings, stages: tuple[StageSettings, ...], training: bool = True) -> None:
+  """Opens the data of stages, of which the last is scored on `data.test`.
+
+  training: whether that on which they train is opened too. Raises UserError for what cannot be
+  read; and, if all is opened, for a name of `data.fields` that no source has.
+  """
+  named: dict[tuple[str, ...], list[Source]] = {}
+  opened: dict[tuple[str, tuple[str, ...], str], Source] = {}
+  for stage in stages:
     data = stage.data
-    tests = (data.test,) if stage is last else ()
-    for spec in (data.train, data.validation, *data.held_out, *tests):
+    for spec in _specs(data, training, scored=stage is stages[-1]):
       wanted = (spec, data.fields, data.templates)
       if wanted not in opened:
-        open_source(spec, data.fields, templates=data.templates)
+        opened[wanted] = open_source(spec, data.fields, templates=data.templates)
+        named.setdefault(data.fields, []).append(opened[wanted])
+  if run.evaluate.general_text:
+    fields = run.stages[-1].data.fields
+    named.setdefault(fields, []).append(open_source(run.evaluate.general_text, fields))
+  for fields, sources in named.items() if training else ():
+    check_fields(fields, sources)
+
+
+def _specs(data: DataSettings, training: bool, scored: bool) -> Iterator[str]:
+  if training:
+    yield from (data.train, data.validation)
+  yield from data.held_out
+  if scored:
+    yield data.test
+
+
+def check_with_model(run: RunSettings, lm: ModelOutline) -> None:
+  """Checks a run that is to train against the sizes and the tokenizer of its model.
+
+  Raises UserError for a prompt, a question or a budget that the context does not hold, and for
+  settings that a method or a pipeline cannot have on this model.
+  """
+  for name in run.pipelines:
+    PIPELINES[name].check(run, lm)
+  check_stages(run, lm)
+  _warn_of_shared_data(run.running[-1], lm)
+
+
+def check_stages(run: RunSettings, lm: FrozenLM) -> None:
+  """Makes each stage's method and opens its data: what is wrong shows before anything trains.
+
+  The data are those of the config, or what pipelines have made of them.
+  """
+  opened = []
+  for stage in run.running:
+    method, length = stage.tuned_model(lm).method, stage.prompt.length
+    for spec in (stage.data.train, stage.data.validation):
+      wanted = (stage.data, spec, method.encoder_input)
+      if wanted not in opened:
         opened.append(wanted)
+        open_task(lm, stage.data, spec, length, method)
+    if stage.data.held_out:
+      trained_on = open_task(lm, stage.data, stage.data.train, length)[0]
+      others = [open_task(lm, stage.data, one, length)[0] for one in stage.data.held_out]
+      check_held_out(trained_on, others)
+  last = run.running[-1]
+  data = {stage.name: stage.data for stage in run.running}
+  retention.check_retention(lm, last.data, run.evaluate, data)
+  check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
+  check_cascade(run, lm)
+
+
+def check_evaluation(run: RunSettings, folder: pathlib.Path) -> None:
+  """Checks the evaluation of a finished run (or an exported adapter) before any weight is read.
+
+  Raises UserError for a folder without an adapter, for data that cannot be opened, and for a test
+  question that the context does not hold.
+  """
+  _, info = read_stored(folder)
+  check_data(run, run.stages[-1:], training=False)
+  lm, last = outline_model(run.model), run.stages[-1]
+  for name in run.pipelines:
+    PIPELINES[name].check(run, lm, training=False)
+  if not run.pipelines:
+    inputs = info.get("inputs")
+    stored = inputs if isinstance(inputs, Mapping) else {}
+    data = last.with_data(template=stored.get("template", last.data.template)).data
+    check_test_questions(lm, data, last.evaluate, last.prompt.length)
+
+
+def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:
+  """Says which data is scored, or picks the best step, and is trained on too."""
+  data = stage.data
+  opened = lambda spec: open_task(lm, data, spec, stage.prompt.length)[0]
+  train = opened(data.train)
+  for key, spec in (("validation", data.validation), ("test", data.test)):
+    if shared := opened(spec).shared_with(train):
+      _LOG.warning(
+        "data.%s: %s is trained on too, so its figures say nothing of other data",
+        *(key, ", ".join(shared)),
+      )
 
 
 def missing_input(stage: str, names: list[str]) -> UserError:
@@ -49,3 +153,34 @@ def missing_input(stage: str, names: list[str]) -> UserError:
     " it does not run and init_from has none; give one of them, or"
     f" --config.stages.{stage}.frozen_inputs='()'"
   )
+
+
+def unread(config: ConfigDict, given: Iterable[tuple[str, str]]) -> list[str]:
+  """One line for each section, stage or rate among the given keys that nothing reads.
+
+  Args:
+    config: as completed, with the given values in it; its stages have methods that there are.
+    given: (dotted key, text) in the order of the command line.
+  """
+  stages = {name: config.stages[name].method for name in config.stage_order}
+  methods = {name: METHODS[name] for name in stages.values()}
+  read = {section for method in methods.values() for section in method.sections}
+  rates = {part for method in methods.values() for part in method.learning_rates}
+  lines = [_line(key, stages, read, rates) for key, _ in given]
+  return list(dict.fromkeys(line for line in lines if line))
+
+
+def _line(key: str, stages: Mapping[str, str], read: set[str], rates: set[str]) -> str:
+  """What is said of one key, "" if something reads it."""
+  section, _, name = key.partition(".")
+  by = f"no stage of this run ({', '.join(f'{one}: {how}' for one, how in stages.items())})"
+  if section == "stages":
+    stage = name.partition(".")[0]
+    return "" if stage in stages else f"config.stages.{stage} is not read: it is not in stage_order"
+  if key.startswith("train.learning_rate."):
+    part = key.rpartition(".")[2]
+    return "" if part in rates else f"config.{key} is not read: {by} trains {part!r}"
+  of_method = section in METHOD_SECTIONS or section == "prompt"
+  if of_method and section not in read and key != _RESERVED:
+    return f"config.{section} is not read: {by} has a method that does"
+  return ""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from frozen_jax.core import interruption
-from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import temporary_folder, write_json
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.json_lines import ENDINGS, is_row_file
@@ -20,6 +19,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
+from frozen_jax.run.early import check_evaluation
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
 from frozen_jax.run.report import record_text, row_titles, say
@@ -43,6 +43,7 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
 
 
 def _evaluate(config: Any, folder: pathlib.Path) -> Record:
+  check_evaluation(resolve_run(config), folder)
   run, model = open_run(config, folder)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
@@ -87,7 +88,6 @@ def open_run(config: Any, folder: pathlib.Path) -> tuple[RunSettings, TunedModel
   devices are the config's.
   """
   run = resolve_run(config)
-  _check_name(run.values["evaluation"])
   read_stored(folder)  # says what is missing before the model is loaded
   mesh = make_mesh(**dataclasses.asdict(run.mesh))
   log_mesh(mesh)
@@ -133,14 +133,6 @@ def _place(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
   base = re.sub(rf"({'|'.join(ENDINGS)})(\.gz)?$", "", pathlib.Path(test).name)
   base = base if is_row_file(test) else test
   return parent / (re.sub(r"[^\w.-]+", "_", base)[:80] or "test")
-
-
-def _check_name(name: str) -> None:
-  if name and not re.fullmatch(r"\w[\w.-]*", name):
-    raise UserError(
-      f"evaluation is {name!r}; give a name of letters, digits, '.', '-' and '_', the first of"
-      " which is no '.' or '-'"
-    )
 
 
 @contextlib.contextmanager

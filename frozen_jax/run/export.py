@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import filled_folder
 from frozen_jax.core.user_path import user_path
 from frozen_jax.export import peft
@@ -21,8 +20,8 @@ from frozen_jax.text.templates import make_template
 def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
   """Writes the adapter of a complete run to `export.folder` (default: WORKDIR/export).
 
-  `export.format`: one of `FORMATS`. Raises UserError for another one, and for an adapter that the
-  format has no form for, Interrupted when SIGTERM or SIGINT came: an export is written as a whole.
+  Raises UserError for an adapter that the format has no form for, Interrupted when SIGTERM or
+  SIGINT came: an export is written as a whole.
   """
   with stoppable():
     return _export(config, user_path(folder))
@@ -31,8 +30,6 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
 def _export(config: Any, folder: pathlib.Path) -> dict[str, str]:
   settings = resolve_run(config).values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
-  if name not in FORMATS:
-    raise UserError(f"export.format is {name!r}; there are: {', '.join(FORMATS)}")
   write, reader = FORMATS[name]
   if name in _CHECKS:
     tree, info = read_stored(folder)

@@ -7,16 +7,19 @@ run and one for each stage.
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from frozen_jax.config.allowed import check_allowed
 from frozen_jax.config.overrides import STAGE_KEYS
 from frozen_jax.config.section import (
+  allowed,
   as_json,
   help_line,
   help_lines,
+  help_of,
   resolve,
   section_values,
   unknown_key,
@@ -26,6 +29,7 @@ from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
+from frozen_jax.training.settings import check_schedule
 
 _DURATIONS = (("train",), ("reader", "re_ranker"))  # sections with steps and epochs
 # Sections that are the run's, and of others what a stage can have of its own.
@@ -33,7 +37,7 @@ _OF_THE_RUN = ("mesh", "cascade")
 _STAGE_FIELDS = {"model": ("remat",)}
 
 # Sections by name: the run's, those of the methods, those of the pipelines.
-_METHOD_SECTIONS = {
+METHOD_SECTIONS = {
   name: kind
   for method in METHODS.values()
   for name, kind in method.sections.items()
@@ -41,7 +45,7 @@ _METHOD_SECTIONS = {
 }
 _ALL_SECTIONS: dict[str, Any] = {
   **SECTIONS,
-  **_METHOD_SECTIONS,
+  **METHOD_SECTIONS,
   **{name: pipeline.settings for name, pipeline in PIPELINES.items()},
 }
 _PLAIN_SECTIONS = ("predict", "export", "stages")
@@ -62,18 +66,18 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     if name in whole and not isinstance(whole[name], ConfigDict):
       raise UserError(f"config.{name} is {whole[name]!r}; it is a section, with keys of its own")
   given = _with_one_duration(_plain_values(whole))
-  for name, kind in {**SECTIONS, **_METHOD_SECTIONS}.items():
+  for name, kind in {**SECTIONS, **METHOD_SECTIONS}.items():
     whole[name] = ConfigDict(_merge(section_values(kind()), given.get(name, {})))
   for name, pipeline in PIPELINES.items():
     if name in whole:
       whole[name] = ConfigDict(_merge(section_values(pipeline.settings()), given[name]))
-  for key, (value, _) in RUN_KEYS.items():
+  for key, field in RUN_KEYS.items():
     section, _, name = key.rpartition(".")
     if section and section not in whole:
       whole[section] = ConfigDict()
     target = whole[section] if section else whole
     if name not in target:
-      target[name] = value
+      target[name] = field.default
   rates = default_learning_rates() | dict(_values(whole["train"], "learning_rate"))
   whole.train.learning_rate = ConfigDict(rates)
   if "stages" not in whole:
@@ -91,9 +95,8 @@ def resolve_run(config: Any) -> RunSettings:
     with_defaults(config if isinstance(config, ConfigDict) else ConfigDict(config))
   )
   _check_keys(values)
-  if not values["stage_order"]:
-    raise UserError("config.stage_order is empty; name at least one stage of config.stages")
-  stages = tuple(_stage(values, name) for name in values["stage_order"])
+  every = {name: _stage(values, name) for name in (*values["stage_order"], *values["stages"])}
+  stages = tuple(every[name] for name in values["stage_order"])
   steps = [step for name, one in PIPELINES.items() if name in values for step in one.steps]
   if values["stop_after"] and values["stop_after"] not in steps:
     listed = ", ".join(steps) or "nothing else: no pipeline runs before the stages"
@@ -110,11 +113,15 @@ def resolve_run(config: Any) -> RunSettings:
 
 
 def help_text(config: ConfigDict) -> str:
-  """A line for each key of a completed config that its stages read, with its value and help."""
+  """A line for each key of a completed config that its stages read, with its value and help.
+
+  Raises UserError as `resolve_run`.
+  """
+  resolve_run(config)
   values = _plain_values(config)
   values = _used(values, [entry.get("method") for entry in values["stages"].values()])
   used = _sections_in_use(values)
-  lines = [help_line(key, _at(values, key), text) for key, (_, text) in RUN_KEYS.items()]
+  lines = [help_line(key, _at(values, key), help_of(field)) for key, field in RUN_KEYS.items()]
   for name in used:
     kind = _ALL_SECTIONS[name]
     lines += ["", f"  {name}: {(kind.__doc__ or '').strip().splitlines()[0]}"]
@@ -138,10 +145,11 @@ def _check_keys(values: Mapping[str, Any]) -> None:
     for name in values[section]:
       if name not in names:
         raise UserError(unknown_key(f"{section}.{name}", names, section))
-  for key, (default, _) in RUN_KEYS.items():
-    value = _at(values, key)
+  for key, field in RUN_KEYS.items():
+    value, default = _at(values, key), field.default
     if type(value) is not type(_plain_values(default)):
       raise UserError(f"config.{key} is {value!r}, but it takes a value such as {default!r}")
+    check_allowed(allowed(field), value, key)
   _check_rates(values["train"], "train")
 
 
@@ -189,11 +197,16 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   links = {key: _links(entry.pop(key, ()), values) for key in ("init_from", "frozen_inputs")}
   _check_entry(values, name, method, entry)
   merged = _merge({key: values[key] for key in values if key != "stages"}, entry)
-  own: dict[str, Any] = {key: resolve(kind, merged[key], key) for key, kind in SECTIONS.items()}
+  where = lambda key: f"stages.{name}.{key}" if key in entry else key
+  own: dict[str, Any] = {
+    key: resolve(kind, merged[key], where(key)) for key, kind in SECTIONS.items()
+  }
   _check_rates(merged["train"], f"stages.{name}.train")
+  if own["train"].steps:
+    check_schedule(own["train"], where("train"))
   rates = {part: own["train"].learning_rate[part] for part in METHODS[method].learning_rates}
   sections = {
-    key: own[key] if key in own else resolve(kind, merged[key], key)
+    key: own[key] if key in own else resolve(kind, merged[key], where(key))
     for key, kind in METHODS[method].sections.items()
   }
   return StageSettings(
@@ -206,7 +219,7 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
     dataclasses.replace(own["train"], learning_rate=rates),
     own["evaluate"],
     sections,
-    _pipelines(merged),
+    _pipelines(merged, where),
     **links,
   )
 
@@ -226,7 +239,7 @@ def _check_entry(
     if key not in _ALL_SECTIONS and key != "seed":
       known = [*_ALL_SECTIONS, "seed", *STAGE_KEYS]
       raise UserError(unknown_key(f"stages.{name}.{key}", known, f"stages.{name}"))
-    if key in _METHOD_SECTIONS and key not in METHODS[method].sections:
+    if key in METHOD_SECTIONS and key not in METHODS[method].sections:
       given = _dotted(own, f"{key}.")[0][0] if isinstance(own, Mapping) and own else key
       reads = [one for one in METHODS if key in METHODS[one].sections]
       raise _of_another_stage(values, name, given, reads)
@@ -265,9 +278,10 @@ def _check_fields(path: str, key: str, own: Any) -> None:
       raise UserError(f"config.{path}.{field} cannot be: it is the same for all stages{listed}")
 
 
-def _pipelines(values: Mapping[str, Any]) -> dict[str, Any]:
+def _pipelines(values: Mapping[str, Any], where: Callable[[str], str] = str) -> dict[str, Any]:
+  """The sections of the pipelines that are asked for; where: a section's name for messages."""
   return {
-    name: resolve(pipeline.settings, values[name], name)
+    name: resolve(pipeline.settings, values[name], where(name))
     for name, pipeline in PIPELINES.items()
     if name in values
   }

@@ -11,18 +11,15 @@ from jax.sharding import Mesh
 
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
-from frozen_jax.data.mixture import check_held_out
 from frozen_jax.evaluation import retention
 from frozen_jax.evaluation.extensibility import compare_outputs
-from frozen_jax.evaluation.scores import check_test_questions
 from frozen_jax.models.frozen_lm import FrozenLM, load_model
-from frozen_jax.models.inputs import open_task
-from frozen_jax.pipelines.cascade.fitting import check_cascade
+from frozen_jax.models.outline import outline_model
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedStage
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
-from frozen_jax.run.early import check_given
+from frozen_jax.run.early import check_given, check_stages, check_with_model
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
@@ -79,8 +76,9 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
   check_given(run)
   log_mesh(mesh)
   begun = time.monotonic()
-  writer = MetricsWriter(folder, run.tensorboard)
   with stoppable(folder):
+    check_with_model(run, outline_model(run.model))
+    writer = MetricsWriter(folder, run.tensorboard)
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
@@ -92,7 +90,8 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
     if run.stop_after:
       writer.close()
       return _stopped(run, pipelines)
-    _check(run, lm)
+    if pipelines:
+      check_stages(run, lm)
     check(folder)
     general = retention.general_text_before(lm, run.stages[-1].data, run.evaluate)
     trained, skills = _train_stages(run, lm, pipelines, initial, folder, writer)
@@ -197,41 +196,6 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
     *(line for one in pipelines for line in one.lines(reports)),
   )
   return {"stop_after": run.stop_after, "files": files, **reports}
-
-
-def _check(run: RunSettings, lm: FrozenLM) -> None:
-  """Makes each stage's method and opens its data: what is wrong shows before anything trains."""
-  opened = []
-  for stage in run.running:
-    method, length = stage.tuned_model(lm).method, stage.prompt.length
-    for spec in (stage.data.train, stage.data.validation):
-      wanted = (stage.data, spec, method.encoder_input)
-      if wanted not in opened:
-        opened.append(wanted)
-        open_task(lm, stage.data, spec, length, method)
-    if stage.data.held_out:
-      trained_on = open_task(lm, stage.data, stage.data.train, length)[0]
-      others = [open_task(lm, stage.data, one, length)[0] for one in stage.data.held_out]
-      check_held_out(trained_on, others)
-  last = run.running[-1]
-  _warn_of_shared_data(last, lm)
-  data = {stage.name: stage.data for stage in run.running}
-  retention.check_retention(lm, last.data, run.evaluate, data)
-  check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
-  check_cascade(run, lm)
-
-
-def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:
-  """Says which data is scored, or picks the best step, and is trained on too."""
-  data = stage.data
-  opened = lambda spec: open_task(lm, data, spec, stage.prompt.length)[0]
-  train = opened(data.train)
-  for key, spec in (("validation", data.validation), ("test", data.test)):
-    if shared := opened(spec).shared_with(train):
-      _LOG.warning(
-        "data.%s: %s is trained on too, so its figures say nothing of other data",
-        *(key, ", ".join(shared)),
-      )
 
 
 def _initial(init_from: str, lm: FrozenLM) -> Tree:

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.hosts import is_first_host
+from frozen_jax.sharding.settings import check_open_axes
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -58,11 +59,7 @@ def _resolved(sizes: dict[str, int], rows: int) -> dict[str, int]:
   open_axes = [name for name, size in sizes.items() if size == 0]
   if not open_axes:
     return sizes
-  if len(open_axes) > 1:
-    raise UserError(
-      f"{' and '.join(f'mesh.{name}' for name in open_axes)} are 0; one axis alone can take all"
-      " devices that the others leave: give the others a size"
-    )
+  check_open_axes(sizes)
   (axis,) = open_axes
   others = math.prod(size for size in sizes.values() if size)  # devices of the other axes
   hosts, largest = jax.process_count(), max(jax.device_count() // others, 1)

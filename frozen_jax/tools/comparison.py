@@ -165,6 +165,9 @@ def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
   matches: dict[QuestionKey, float] = {}
   for number, _, line in numbered_lines(file):
     row = parse_row(line, f"{file}, line {number}")
+    texts = [row.get(name) for name in ("id", "input", "prediction")]
+    if all(isinstance(text, str) for text in texts) and not row.get("answers"):
+      return _replaced(run)
     try:
       question = row["id"], row["input"]
       score = grade([row["prediction"]], [row["answers"]])["exact_match"]
@@ -174,7 +177,17 @@ def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
     if question in matches:
       return f"{run.name} has the question with id {row['id']} twice"
     matches[question] = score
+  if matches and len(matches) != run.record["metrics"].get("examples", len(matches)):
+    return _replaced(run)
   return matches or f"{run.name} has no predictions"
+
+
+def _replaced(run: Run) -> str:
+  """What is said of predictions that are not those that the record was made of."""
+  return (
+    f"{PREDICTIONS} of {run.name} no longer holds what was scored, but the answers of a later"
+    " --mode=predict; score the run again with --mode=evaluate and compare that folder"
+  )
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

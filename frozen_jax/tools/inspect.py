@@ -9,6 +9,7 @@ have more devices than the machine.
 
 import argparse
 import dataclasses
+import difflib
 import math
 import signal
 import sys
@@ -22,6 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from frozen_jax.backbones import assemble, encoder, load, load_encoder
 from frozen_jax.backbones.stored_tensors import StoredTensors
+from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.sharding import rules
 from frozen_jax.sharding.mesh import AXES
@@ -57,6 +59,17 @@ class ParameterRow:
 class Parser(argparse.ArgumentParser):
   """Raises UserError, a message of one line, for invalid arguments."""
 
+  def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """As argparse; of an unknown flag the nearest one is named, whatever else is missing."""
+    known = list(self._option_string_actions)
+    for argument in sys.argv[1:] if args is None else args:
+      name = argument.partition("=")[0]
+      if name.startswith("--") and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        meant = f"did you mean {near[0]}?" if near else "--help says what there is"
+        raise UserError(f"unknown flag {name}; {meant}")
+    return super().parse_args(args, namespace)
+
   def error(self, message: str) -> NoReturn:
     raise UserError(f"{message}; --help says what there is")
 
@@ -88,7 +101,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--dtype",
     default="float32",
-    help=f"type of the weights in memory: {' or '.join(load.DTYPES)} (default: %(default)s)",
+    help=f"type of the weights in memory: {' or '.join(WEIGHT_DTYPES)} (default: %(default)s)",
   )
   parser.add_argument("--quantize", help="int8, int4 or nf4: quantisation of the weights")
   return parser.parse_args(argv)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Tree
-from frozen_jax.training.settings import TrainSettings, check_learning_rate
+from frozen_jax.training.settings import TrainSettings, check_learning_rate, check_schedule
 
 _NEVER_DECAYED = ("bias", "scale")  # last keys of paths
 
@@ -76,11 +76,7 @@ def make_optimizer(
   peaks = learning_rate.items() if isinstance(learning_rate, Mapping) else [("all", learning_rate)]
   for part, peak in peaks:
     check_learning_rate(peak, f"the rate of {part}")
-  if settings.warmup_steps > settings.steps:
-    raise UserError(
-      f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
-      f" {settings.section}.warmup_steps"
-    )
+  check_schedule(settings)
   clip_norm = settings.clip_norm
   transform = optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import ClassVar, Self
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Section):
   """How a stage is trained: AdamW, linear warm-up and cosine; what is logged and saved meanwhile.
 
   The last step always has a validation and a checkpoint; the first and the last have a line in
@@ -20,36 +20,37 @@ class TrainSettings:
 
   section: ClassVar[str] = "train"
 
-  steps: int = setting(100, "updates of the trained tree; 0: the stage does not run")
-  epochs: float = setting(0.0, "passes over the training data, in place of steps; 0: steps count")
-  batch_size: int = setting(32, "rows of an update")
-  accumulate: int = setting(1, "microbatches of an update")
-  log_every: int = setting(10, "steps between lines of metrics.jsonl", affects_result=False)
-  validate_every: int = setting(25, "steps between validations, which choose the best checkpoint")
-  validate_examples: int = setting(256, "rows of a validation")
-  checkpoint_every: int = setting(25, "steps between checkpoints", affects_result=False)
+  steps: int = setting(100, "updates of the trained tree; 0: the stage does not run", at_least=0)
+  epochs: float = setting(
+    0.0, "passes over the training data, in place of steps; 0: steps count", at_least=0
+  )
+  batch_size: int = setting(32, "rows of an update", at_least=1)
+  accumulate: int = setting(1, "microbatches of an update", at_least=1)
+  log_every: int = setting(
+    10, "steps between lines of metrics.jsonl", affects_result=False, at_least=1
+  )
+  validate_every: int = setting(
+    25, "steps between validations, which choose the best checkpoint", at_least=1
+  )
+  validate_examples: int = setting(256, "rows of a validation", at_least=1)
+  checkpoint_every: int = setting(25, "steps between checkpoints", affects_result=False, at_least=1)
   patience: int = setting(
-    0, "validations in a row without a better one after which training stops; 0: never"
+    0, "validations in a row without a better one after which training stops; 0: never", at_least=0
   )
   learning_rate: Mapping[str, float] = setting(
-    {}, "peak by part of the trained tree; a part without one has its method's default"
+    {}, "peak by part of the trained tree; a part without one has its method's default", at_least=0
   )
-  warmup_steps: int = setting(10, "updates of linear warm-up")
-  final_fraction: float = setting(0.1, "of the peak rate, reached by a cosine at the last update")
-  weight_decay: float = setting(0.01, "decoupled, times the rate; of matrices only")
-  clip_norm: float = setting(1.0, "gradients are scaled down to this global norm; 0: no limit")
+  warmup_steps: int = setting(10, "updates of linear warm-up", at_least=0)
+  final_fraction: float = setting(
+    0.1, "of the peak rate, reached by a cosine at the last update", at_least=0, at_most=1
+  )
+  weight_decay: float = setting(0.01, "decoupled, times the rate; of matrices only", at_least=0)
+  clip_norm: float = setting(
+    1.0, "gradients are scaled down to this global norm; 0: no limit", at_least=0
+  )
 
   def __post_init__(self) -> None:
-    least = dict.fromkeys(("steps", "patience", "warmup_steps"), 0)
-    least |= dict.fromkeys(("batch_size", "accumulate", "log_every", "validate_every"), 1)
-    least |= dict.fromkeys(("validate_examples", "checkpoint_every"), 1)
-    for name, minimum in least.items():
-      if getattr(self, name) < minimum:
-        raise UserError(
-          f"{self.section}.{name} is {getattr(self, name)}; it must be at least {minimum}"
-        )
-    if not 0 <= self.epochs < math.inf:
-      raise UserError(f"{self.section}.epochs is {self.epochs}; it must be a number of 0 or more")
+    super().__post_init__()
     if self.steps and self.epochs:
       raise UserError(
         f"{self.section}.steps is {self.steps} and {self.section}.epochs {self.epochs:g}: each says"
@@ -57,18 +58,18 @@ class TrainSettings:
       )
     if self.batch_size % self.accumulate:
       raise UserError(
-        f"{self.section}.batch_size {self.batch_size} is not divisible by"
+        f"config.{self.section}.batch_size {self.batch_size} is not divisible by"
         f" {self.section}.accumulate {self.accumulate}; choose a multiple"
       )
-    for part, rate in self.learning_rate.items():
-      check_learning_rate(rate, f"{self.section}.learning_rate.{part}")
-    for name in ("weight_decay", "clip_norm"):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise UserError(
-          f"{self.section}.{name} is {getattr(self, name)}; it must be a number of 0 or more"
-        )
-    if not 0 <= self.final_fraction <= 1:
-      raise UserError(f"{self.section}.final_fraction {self.final_fraction} is not between 0 and 1")
+
+
+def check_schedule(settings: TrainSettings, section: str = "") -> None:
+  """UserError for more steps of warm-up than there are steps; section: where they stand."""
+  if settings.warmup_steps > settings.steps:
+    raise UserError(
+      f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
+      f" {section or settings.section}.warmup_steps"
+    )
 
   @property
   def trains(self) -> bool:

@@ -60,14 +60,14 @@ def test_a_stage_takes_what_the_run_has(config):
   given = [
     ("stages.first.train.batch_size", "4"),
     ("stages.first.init_from", "prompt=second/prompt"),
-    ("stages.second.train.steps", "9"),
+    ("stages.second.train.steps", "19"),
     ("train.batch_size", "16"),
   ]
   override(config, given)
   first, second = resolve_run(config).stages
   assert (first.train.batch_size, second.train.batch_size) == (4, 16)
   assert first.init_from == {"prompt": "second/prompt"}
-  assert (first.train.steps, second.train.steps) == (100, 9)
+  assert (first.train.steps, second.train.steps) == (100, 19)
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_a_start_without_text_depends_on_the_key():
     ("adapters", {"adapters": {"bottleneck": 0}}, "adapters.bottleneck is 0"),
     ("lora", {"lora": {"rank": 0}}, "lora.rank is 0"),
     ("lora", {"lora": {"targets": ("attn/x",)}}, "lora.targets names attn/x; this model has attn"),
-    ("lora", {"lora": {"targets": ()}}, "lora.targets names nothing"),
+    ("lora", {"lora": {"targets": ()}}, "lora.targets is empty"),
     ("neural_recursion", {"recursion": {"passes": 1}}, "recursion.passes is 1"),
-    ("neural_recursion", {"recursion": {"connector": {"width": 9}}}, "recursion.connector: "),
+    ("neural_recursion", {"recursion": {"connector": {"width": 9}}}, "connector.width is 9"),
   ],
 )
 def test_settings_that_make_no_sense(name, values, message):

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 
 from frozen_jax.config.dependencies import changed
+from frozen_jax.config.section import allowed
 from frozen_jax.pipelines.artifacts import Artifacts
 
 
@@ -30,7 +31,7 @@ def _variants(section, special, path, affects):
       for inner, other in _variants(value, special, f"{name}.", affects):
         yield inner, dataclasses.replace(section, **{field.name: other})
     elif field.metadata["affects_result"] == affects:
-      choices = field.metadata["choices"]
+      choices = allowed(field).choices
       other = special.get(name, _another(value, choices, types[field.name]) if affects else value)
       assert other != value or not affects
       yield name, dataclasses.replace(section, **{field.name: other})

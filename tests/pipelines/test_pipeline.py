@@ -3,13 +3,14 @@
 import dataclasses
 import inspect
 import json
+from typing import ClassVar
 
 import pytest
 from ml_collections import ConfigDict
 
 from frozen_jax import run
 from frozen_jax.config.config_file import load_config
-from frozen_jax.config.section import section_values, setting
+from frozen_jax.config.section import Section, section_values, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.evaluation.scores import score_answers
 from frozen_jax.models.inputs import first_questions
@@ -25,7 +26,7 @@ from tests.run.task_files import lines_file
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_has_all_that_the_driver_calls(name):
   pipeline = PIPELINES[name]
-  methods = [name for name, _ in inspect.getmembers(Pipeline, inspect.isfunction)]
+  methods = [name for name, _ in inspect.getmembers(Pipeline, inspect.isroutine)]
   for method in ("__init__", *(method for method in methods if not method.startswith("_"))):
     of_protocol, found = (
       inspect.signature(getattr(kind, method)).parameters for kind in (Pipeline, pipeline)
@@ -40,10 +41,12 @@ def test_a_pipeline_has_all_that_the_driver_calls(name):
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstRowsSettings:
+class FirstRowsSettings(Section):
   """Training on the first questions alone."""
 
-  count: int = setting(4, "questions")
+  section: ClassVar[str] = "first_rows"
+
+  count: int = setting(4, "questions", at_least=1)
   answer: str = setting("Lima", "of a row of the table that gives it always", affects_result=False)
 
 
@@ -54,10 +57,13 @@ class FirstRows:
   steps = ("select",)
   stage_fields = ()
 
+  @classmethod
+  def check(cls, run, lm, training=True):
+    if run.pipelines["first_rows"].count > len(first_questions(run.data, run.data.train)):
+      raise UserError("first_rows.count is more than the questions that there are; lower it")
+
   def __init__(self, run, lm, workdir):
     self._settings = run.pipelines["first_rows"]
-    if self._settings.count < 1:
-      raise UserError(f"first_rows.count is {self._settings.count}; give at least 1")
     self.artifacts = Artifacts(workdir / "first_rows")
 
   def prepare(self, run, writer):
@@ -147,11 +153,13 @@ def test_a_new_pipeline_runs_in_every_mode(make_config, tmp_path, capsys):
 
 
 def test_its_settings_are_checked_and_explained(make_config, tmp_path):
-  with pytest.raises(UserError, match="first_rows.count is 0; give at least 1"):
+  with pytest.raises(UserError, match="config.first_rows.count is 0; it must be at least 1"):
     run.train(make_config(**{"first_rows.count": 0}), tmp_path / "run")
   config = make_config()
   with config.unlocked():
     config.first_rows.size = 3
+  with pytest.raises(UserError, match="first_rows.count is more than the questions"):
+    run.train(make_config(**{"first_rows.count": 99}), tmp_path / "run")
   with pytest.raises(UserError, match="unknown config key config.first_rows.size"):
     run.train(config, tmp_path / "run")
   with pytest.raises(UserError, match="stop_after is 'never'; it is empty or one of select"):

@@ -40,13 +40,25 @@ def test_weights_of_another_fusion_do_not_matter():
 @pytest.mark.parametrize(
   "kind, values, message",
   [
-    (RetrievalSettings, {"retrievers": ("bm25", "web")}, "reader.retrievers names web; there are"),
-    (RetrievalSettings, {"retrievers": ()}, "names nothing; there are: bm25, dense"),
-    (RetrievalSettings, {"fusion": "vote"}, "reader.fusion is 'vote'; there are: reciprocal_ranks"),
-    (RetrievalSettings, {"fusion": "weighted_sum", "weights": (1.0,)}, "one from 0 up to each"),
-    (RetrievalSettings, {"fusion": "weighted_sum", "weights": (1.0, -1.0)}, "one from 0 up"),
+    (
+      RetrievalSettings,
+      {"retrievers": ("bm25", "web")},
+      "retrievers holds 'web'; it is one of",
+    ),
+    (RetrievalSettings, {"retrievers": ()}, "reader.retrievers is empty; give some"),
+    (
+      RetrievalSettings,
+      {"fusion": "vote"},
+      "fusion is 'vote'; it is one of reciprocal_ranks",
+    ),
+    (RetrievalSettings, {"fusion": "weighted_sum", "weights": (1.0,)}, "give one to each"),
+    (
+      RetrievalSettings,
+      {"fusion": "weighted_sum", "weights": (1.0, -1.0)},
+      "weights holds -1.0",
+    ),
     (RetrievalSettings, {"fusion": "weighted_sum", "weights": (0.0, 0.0)}, "not all 0"),
-    (RetrievalSettings, {"depth": 0}, "reader.depth is 0; give at least 1"),
+    (RetrievalSettings, {"depth": 0}, "reader.depth is 0; it must be at least 1"),
     (PackingSettings, {"passage_order": "random"}, "one of best_first, best_last"),
     (PackingSettings, {"overflow": "drop"}, "one of error, skip, truncate"),
     (PackingSettings, {"max_passages": -1}, "max_passages is -1"),

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
-from frozen_jax.core.errors import UserError
+from frozen_jax.config.section import allowed
 
 QUESTIONS = [
   {"question": f"What is the capital of {country}?", "answers": [city]}
@@ -52,36 +52,20 @@ def fields_of(section, name):
       yield key, field, value
 
 
-def perturbed(section, key, field, value):
-  """The section with another value, one that it takes, for the field of that dotted key."""
-  for other in _other_values(field, value):
-    try:
-      return _replaced(section, key.split(".")[1:], other)
-    except UserError:
-      continue
-  raise AssertionError(f"{key} takes none of the values that were tried")
-
-
-def _replaced(section, names, value):
-  name, *inner = names
-  new = _replaced(getattr(section, name), inner, value) if inner else value
-  return dataclasses.replace(section, **{name: new})
-
-
-def _other_values(field, value):
+def values_to_try(field, value):
   """Values of the field's type that are not this one, the likeliest to be allowed first."""
-  if choices := field.metadata["choices"]:
+  if choices := allowed(field).choices:
     return [choice for choice in choices if choice != value]
   if isinstance(value, bool):
     return [not value]
   if isinstance(value, int):
     return [value + 1, 2 * value]
   if isinstance(value, float):
-    return [value + 0.125, value / 2]
+    return [value + 0.125, value / 2, value + 1.5]
   if isinstance(value, str):
-    return [f"{value} other", "proportional", "trained", "none"]
+    return [f"{value} other", "a {question}"]
   if isinstance(value, Mapping):
     return [{part: 2 * rate for part, rate in value.items()} or {"width": 8}]
   assert isinstance(value, tuple), field
   part = value[-1] if value else (typing.get_args(field.type) or (str,))[0]()
-  return [(*value, f"{part}x" if isinstance(part, str) else 2 * part)]
+  return [[*value, one] for one in ([f"{part}x", "a=b"] if isinstance(part, str) else [2 * part])]

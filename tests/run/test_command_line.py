@@ -71,9 +71,9 @@ def test_help_shows_no_section_that_the_experiment_does_not_read(call):
     ("--config.mesh.fsdp=0", "mesh.data and mesh.fsdp are 0"),
     ("--config.mesh.data=5", "stage .*: train.batch_size .* does not split into 5 device"),
     ("--config.model.name=nope", "there is no model 'nope'"),
-    ("--config.model.dtype=int3", "dtype 'int3' is not supported"),
-    ("--config.model.cache=int4", "cache 'int4' is not supported; choose int8 or leave it out"),
-    ("--config.model.quantize=int3", "quantize 'int3' is not supported; choose int8, int4, nf4"),
+    ("--config.model.dtype=int3", "model.dtype is 'int3'; it is one of float32, bfloat16"),
+    ("--config.model.cache=int4", "model.cache is 'int4'; did you mean int8"),
+    ("--config.model.quantize=int3", "model.quantize is 'int3'; did you mean int"),
     ("--mode=predict", "no such folder"),
     ("--mode", "Missing value for flag --mode"),
   ],
@@ -324,7 +324,7 @@ def test_a_recursion_has_no_form_in_peft(refused_run, recursive_run):
 
 def test_an_unknown_form_of_export(refused_run, prompt_run):
   said = refused_run(*of_run(prompt_run, "--mode=export", "--config.export.format=onnx"))
-  assert "export.format is 'onnx'; there are: adapter, peft" in said
+  assert "export.format is 'onnx'; it is one of adapter, peft" in said
 
 
 # --- the same in a process of its own

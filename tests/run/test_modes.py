@@ -148,7 +148,7 @@ def evaluate_here(call, program, prompt_run, tmp_path):
 def test_the_name_of_an_evaluation_stays_in_its_folder(call, prompt_run, name):
   arguments = (f"--workdir={prompt_run.workdir}", "--mode=evaluate", f"--config.evaluation={name}")
   status, _, err = call("--config=configs/prompt_tuning.py:smoke", *arguments)
-  assert status == 2 and "give a name of letters" in err[-1]
+  assert status == 2 and "write a name of letters" in err[-1]
 
 
 def test_evaluate_on_other_data(evaluate_here, prompt_run, tmp_path):

@@ -1,6 +1,8 @@
 """Settings: what a stage depends on, what it does not, and what a config leaves out."""
 
+import contextlib
 import dataclasses
+import functools
 import gzip
 import re
 import shutil
@@ -8,6 +10,7 @@ import shutil
 import pytest
 
 from frozen_jax.config.dependencies import changed, record
+from frozen_jax.config.dependencies import key as fingerprint
 from frozen_jax.config.section import setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods import METHODS
@@ -20,8 +23,8 @@ from frozen_jax.training.settings import TrainSettings
 from tests.run.settings_cases import (
   QUESTIONS,
   fields_of,
-  perturbed,
   prompt_tuning_config,
+  values_to_try,
   with_value,
 )
 from tests.run.task_files import lines_file
@@ -29,29 +32,64 @@ from tests.run.task_files import lines_file
 TRAINED = sorted(name for name, method in METHODS.items() if method.learning_rates)
 
 
-def stage_of(method):
+@functools.cache
+def default_stage(method):
+  return stage_of(method)
+
+
+def stage_of(method, key="", value=None):
+  """The only stage of a config, with a value for one dotted key."""
   config = {"stage_order": ["only"], "stages": {"only": {"method": method}}}
-  return resolve_run(config).stages[0]
+  return resolve_run(with_value(config, key, value) if key else config).stages[0]
 
 
 # --- what a stage depends on
 
 FIELDS = [
-  pytest.param(method, name, key, field, value, id=f"{method}-{key}")
+  pytest.param(method, key, field, value, id=f"{method}-{key}")
   for method in TRAINED
-  for name, section in stage_of(method).dependencies().items()
+  for name, section in default_stage(method).dependencies().items()
   if dataclasses.is_dataclass(section)
+  # What all methods share is taken once.
+  if name in METHODS[method].sections or method == "prompt_tuning"
   for key, field, value in fields_of(section, name)
+]
+OTHERS = [
+  pytest.param("prompt_tuning", key, field, value, id=key)
+  for name in ("mesh", "evaluate", "cascade")
+  for key, field, value in fields_of(SECTIONS[name](), name)
 ]
 
 
-@pytest.mark.parametrize("method, name, key, field, value", FIELDS)
-def test_a_field_is_a_dependency_if_it_affects_the_result(method, name, key, field, value):
-  before = stage_of(method).dependencies()
-  after = {**before, name: perturbed(before[name], key, field, value)}
-  assert after[name] != before[name]
-  affects_result = field.metadata["affects_result"]
-  assert changed(after, record(before)) == ([key] if affects_result else [])
+def after_another_value(method, key, field, value):
+  """The stage with another value for the key, one that the config can have; and that value."""
+  for other in values_to_try(field, value):
+    with contextlib.suppress(UserError):
+      return stage_of(method, key, other), other
+  raise AssertionError(f"{key} takes none of the values that were tried")
+
+
+@pytest.mark.parametrize("method, key, field, value", FIELDS)
+def test_the_fingerprint_changes_with_a_field_that_affects_the_result(method, key, field, value):
+  """Through the config: its value reaches the stage, and what a checkpoint records of it."""
+  before = default_stage(method).dependencies()
+  stage, _ = after_another_value(method, key, field, value)
+  after = stage.dependencies()
+  section = key.partition(".")[0]
+  assert after[section] != before[section], "the value arrives"
+  expected = [key] if field.metadata["affects_result"] else []
+  found = changed(after, record(before))
+  assert [one for one in found if one == key or not one.startswith(f"{key}.")] == expected
+  assert (fingerprint(after) != fingerprint(before)) == bool(expected)
+
+
+@pytest.mark.parametrize("method, key, field, value", OTHERS)
+def test_the_fingerprint_does_not_depend_on_how_a_run_is_spread_or_scored(
+  method, key, field, value
+):
+  before = default_stage(method).dependencies()
+  after = after_another_value(method, key, field, value)[0].dependencies()
+  assert changed(after, record(before)) == [] and fingerprint(after) == fingerprint(before)
 
 
 def test_the_method_and_the_seed_are_dependencies():
@@ -62,7 +100,7 @@ def test_the_method_and_the_seed_are_dependencies():
 
 def test_every_field_has_a_line_of_help():
   for method in TRAINED:
-    for name, section in stage_of(method).dependencies().items():
+    for name, section in default_stage(method).dependencies().items():
       if dataclasses.is_dataclass(section):
         for key, field, _ in fields_of(section, name):
           text = field.metadata["help"]
@@ -227,7 +265,8 @@ def test_what_a_config_leaves_out_has_its_default():
   assert run.train == TrainSettings(learning_rate=run.train.learning_rate)
   assert run.stages[0].sections == {"lora": METHODS["lora"].sections["lora"]()}
   assert run.stages[0].train.learning_rate == METHODS["lora"].learning_rates
-  for key, (value, _) in RUN_KEYS.items():
+  for key, field in RUN_KEYS.items():
+    value = field.default
     section, _, name = key.rpartition(".")
     if key != "stage_order":
       found = (run.values[section] if section else run.values)[name]
@@ -237,7 +276,7 @@ def test_what_a_config_leaves_out_has_its_default():
 def test_an_entry_of_a_stage_is_laid_over_the_run():
   config = {
     "stage_order": ["first", "second"],
-    "train": {"steps": 7, "batch_size": 2},
+    "train": {"steps": 7, "batch_size": 2, "warmup_steps": 1},
     "seed": 3,
     "stages": {
       "first": {"method": "prompt_tuning", "train": {"steps": 5}, "prompt": {"length": 2}},
@@ -263,7 +302,7 @@ def test_an_entry_of_a_stage_is_laid_over_the_run():
     ("export.fromat", "peft", r"unknown config key config.export.fromat; did you mean .*format\?"),
     ("train.learning_rate.promt", 0.1, "unknown config key config.train.learning_rate.promt"),
     ("stages.prompt.train.learning_rate.promt", 0.1, "unknown config key .*learning_rate.promt"),
-    ("stages.prompt.train", 3, "config.train is 3; it is a section"),
+    ("stages.prompt.train", 3, "config.stages.prompt.train is 3; it is a section"),
     ("stages.prompt", 3, "config.stages.prompt is no section"),
     ("export", "peft", "config.export is 'peft'; it is a section"),
     ("seed", "one", "config.seed is 'one', but it takes a value such as 0"),
@@ -289,8 +328,12 @@ def test_an_entry_of_a_stage_is_laid_over_the_run():
     ("stages.prompt.model.dtype", "float32", "stages.prompt.model.dtype cannot be"),
     ("stages.prompt.reader.depth", 9, "reader.depth cannot be: .* it can have ranking, budget"),
     ("stages.prompt.candidates.samples", 2, "candidates.samples cannot be: .* all stages$"),
-    ("train.weight_decay", float("nan"), "train.weight_decay is nan; it must be a number of 0"),
-    ("train.clip_norm", -1.0, "train.clip_norm is -1.0; it must be a number of 0 or more"),
+    (
+      "train.weight_decay",
+      float("nan"),
+      "train.weight_decay is nan; it must be a finite number, at least 0",
+    ),
+    ("train.clip_norm", -1.0, "train.clip_norm is -1.0; it must be at least 0"),
     ("stage_order", [], "config.stage_order is empty"),
     ("stage_order", ["other"], "config.stage_order names stage 'other'; config.stages has prompt"),
     ("stop_after", "pack", "stop_after is 'pack'; it is empty or one of nothing else"),

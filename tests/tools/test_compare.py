@@ -166,7 +166,7 @@ def test_the_difference_between_groups_of_seeds_is_of_their_means(as_json, tmp_p
 @pytest.mark.parametrize(
   "rows, reason",
   [
-    (predictions("1", ids="123"), "they answered other questions"),
+    (predictions("1", ids="123"), "and compare that folder"),  # the record is of four
     (predictions("1", question="The capital of {}?"), "they answered other questions"),
     (predictions("1") + predictions("2", ids="2"), "b has the question with id 2 twice"),
     ([], "b has no predictions"),
@@ -264,6 +264,27 @@ def test_damaged_predictions(error, tmp_path, line):
   with (runs[1] / "predictions.jsonl").open("a") as file:
     file.write(line)
   assert error(*runs).startswith(f"error: {runs[1] / 'predictions.jsonl'}, line 5")
+
+
+@pytest.mark.parametrize(
+  "rows",
+  [
+    [{"id": "1", "input": "Who?", "prediction": "Ada"}],  # questions without answers
+    [{"id": "1", "input": "Who?", "prediction": "Ada", "answers": []}],
+    predictions("12", ids="12"),  # with answers, but not those that were scored
+  ],
+)
+def test_predictions_that_a_later_predict_replaced(as_json, tmp_path, rows):
+  """The figures of the records are compared; differences by question cannot be."""
+  first = write_run(tmp_path / "a", record(0, method="a"), rows=predictions("1"))
+  second = write_run(tmp_path / "b", record(0, 70.0, method="b"), rows=rows)
+  found = as_json(first, second)
+  assert [group["title"] for group in found["groups"]] == ["a", "b"]
+  assert found["groups"][1]["tables"][0]["rows"]["finetune"]["exact_match"]["mean"] == 70.0
+  assert found["differences"] == []
+  (note,) = found["notes"]
+  assert "predictions.jsonl of b no longer holds what was scored" in note
+  assert "--mode=predict" in note and "--mode=evaluate" in note
 
 
 def test_a_run_given_twice(error, seeds):

@@ -24,10 +24,13 @@ from frozen_jax.training.settings import TrainSettings
     ({"checkpoint_every": 0}, "train.checkpoint_every is 0; it must be at least 1"),
     ({"patience": -1}, "train.patience is -1; it must be at least 0"),
     ({"accumulate": 5}, "train.batch_size 32 is not divisible by train.accumulate 5; choose a"),
-    ({"learning_rate": {"prompt": -1.0}}, "train.learning_rate.prompt is -1.0; a learning rate is"),
+    (
+      {"learning_rate": {"prompt": -1.0}},
+      "learning_rate.prompt is -1.0; it must be at least 0",
+    ),
     ({"learning_rate": {"lm": math.nan}}, "train.learning_rate.lm is nan"),
     ({"learning_rate": {"lm": "fast"}}, "train.learning_rate.lm is 'fast'"),
-    ({"final_fraction": 1.5}, "train.final_fraction 1.5 is not between 0 and 1"),
+    ({"final_fraction": 1.5}, "final_fraction is 1.5; it must be at least 0 and at most 1"),
   ],
 )
 def test_what_makes_no_sense(change, message):
@@ -40,7 +43,7 @@ def test_a_subclass_names_its_own_section():
   class Other(TrainSettings):
     section: ClassVar[str] = "reader.re_ranker"
 
-  with pytest.raises(UserError, match=r"^reader.re_ranker.steps is -1"):
+  with pytest.raises(UserError, match=r"^config.reader.re_ranker.steps is -1"):
     Other(steps=-1)
   assert Other(steps=3).warmup_steps == 10
 

@@ -1,27 +1,34 @@
 """The `cascade` section of a config. Imports no jax."""
 
 import dataclasses
+from typing import ClassVar
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 
 CONFIDENCES = ("probability", "margin", "agreement")
 
 
 @dataclasses.dataclass(frozen=True)
-class CascadeSettings:
+class CascadeSettings(Section):
   """Which questions take the second of two passes."""
 
+  section: ClassVar[str] = "cascade"
+
   compute_budget: float = setting(
-    0.0, "mean passes a question, 1 to 2: the least sure ones take both; 0: all do"
+    0.0,
+    "mean passes a question, 1 to 2: the least sure ones take both; 0: all do",
+    at_least=0,
+    at_most=2,
   )
   confidence: str = setting(
-    "margin", "of the first pass: margin, probability, or agreement of samples", choices=CONFIDENCES
+    "margin", "how sure the first pass is; agreement: of samples", choices=CONFIDENCES
   )
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     if self.compute_budget and not 1 <= self.compute_budget <= 2:
       raise UserError(
-        f"cascade.compute_budget is {self.compute_budget}; give passes a row from 1 (never a"
+        f"config.cascade.compute_budget is {self.compute_budget}; give passes a row from 1 (never a"
         " second) to 2 (always)"
       )

@@ -39,6 +39,7 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel, with_same_test_data
 from frozen_jax.pipelines.propose_select import rendering, sampling
+from frozen_jax.pipelines.propose_select.early import check_candidates
 from frozen_jax.pipelines.propose_select.folds import folds_of
 from frozen_jax.pipelines.propose_select.settings import (
   CandidateRendering,
@@ -60,12 +61,16 @@ class ProposeSelect:
   steps = ()
   stage_fields = ()
 
+  @classmethod
+  def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
+    """See `check_candidates`."""
+    check_candidates(run, lm, training)
+
   def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
-    """Raises UserError for candidates that cannot be."""
+    """Opens nothing: all that it reads are questions of pass one."""
     self._run, self._lm = run, lm
     self._settings: CandidateSettings = run.pipelines["candidates"]
     self._last = run.stages[-1]
-    self._check()
     self.artifacts = Artifacts(workdir / CANDIDATES_FOLDER)
     self._proposer: tuple[StageSettings, TunedModel] | None = None
 
@@ -84,10 +89,7 @@ class ProposeSelect:
     """The last stage reads what was proposed; the others their own data."""
     if settings.name != self._last.name:
       return settings
-    name = self._settings.proposer
-    if name not in trained:
-      raise UserError(f"stage {name} has 0 steps, so nobody proposes; give it some")
-    proposer = trained[name]
+    proposer = trained[self._settings.proposer]
     self._proposer = proposer.settings, proposer.model
     self._train_texts(proposer.settings, train)
     self.first_pass_questions("validation", proposer.settings.train.validate_examples)
@@ -214,24 +216,6 @@ class ProposeSelect:
       raise UserError(
         f"no {split} question has a right answer among the {settings.max_candidates} that are"
         " shown, so that pass two has nothing to learn from; set candidates.learn_from=all"
-      )
-
-  def _check(self) -> None:
-    """UserError for candidates that cannot be, whatever the data."""
-    name, stages = self._settings.proposer, self._run.stages
-    proposer = next((stage for stage in stages[:-1] if stage.name == name), None)
-    if proposer is None:
-      raise UserError(
-        f"candidates.proposer is {name!r}; name a stage of config.stage_order before the last"
-      )
-    if not self._last.train.trains:
-      raise UserError(
-        f"stage {self._last.name} has 0 steps, so nothing reads what is proposed; give it some"
-      )
-    if proposer.data.template != self._last.data.template:
-      raise UserError(
-        f"stages {name} and {self._last.name} have other data.template; give both the same, by"
-        " which a question is put to pass one"
       )
 
 

@@ -5,8 +5,9 @@ Imports no jax.
 
 import dataclasses
 import string
+from typing import ClassVar
 
-from frozen_jax.config.section import setting
+from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 
 _FIELDS = {
@@ -17,8 +18,10 @@ _FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateTemplate:
+class CandidateTemplate(Section):
   """The text that pass two reads. Raises UserError for fields that are malformed or missing."""
+
+  section: ClassVar[str] = "candidates.template"
 
   prompt: str = setting(
     "Question: {question}\nProposed answers: {candidates}\nAnswer:", "the whole text"
@@ -29,6 +32,7 @@ class CandidateTemplate:
   separator: str = setting(", ", "between candidates")
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     for name, allowed in _FIELDS.items():
       try:
         parts = string.Formatter().parse(getattr(self, name))
@@ -48,25 +52,26 @@ class CandidateTemplate:
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateSampling:
+class CandidateSampling(Section):
   """What the samples depend on."""
 
-  samples: int = setting(16, "answers sampled for each question")
-  temperature: float = setting(1.0, "of the sampling, above 0")
-  top_k: int = setting(0, "sample among the k likeliest tokens; 0: all")
-  top_p: float = setting(1.0, "then among the fewest likeliest with this share; 1: all")
+  section: ClassVar[str] = "candidates"
 
-  def __post_init__(self) -> None:
-    _at_least(self, "samples", 1)
-    if self.temperature == 0:
-      raise UserError("candidates.temperature is 0, so all samples would be one; give some, as 1.0")
+  samples: int = setting(16, "answers sampled for each question", at_least=1)
+  temperature: float = setting(1.0, "of the sampling; at 0 all samples would be one", above=0)
+  top_k: int = setting(0, "sample among the k likeliest tokens; 0: all", at_least=0)
+  top_p: float = setting(
+    1.0, "then among the fewest likeliest with this share; 1: all", above=0, at_most=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateRendering:
+class CandidateRendering(Section):
   """What the texts of pass two depend on, besides the samples."""
 
-  max_candidates: int = setting(3, "candidates shown at most")
+  section: ClassVar[str] = "candidates"
+
+  max_candidates: int = setting(3, "candidates shown at most", at_least=1)
   template: CandidateTemplate = setting(CandidateTemplate(), "the text that pass two reads")
 
 
@@ -74,21 +79,16 @@ class CandidateRendering:
 class CandidateSettings(CandidateSampling, CandidateRendering):
   """The whole section."""
 
-  proposer: str = setting("answer", "the stage whose prompt proposes the answers")
-  folds: int = setting(4, "training questions are answered by prompts tuned on the other folds")
-  questions: int = setting(0, "training questions that are sampled for pass two; 0: all")
-  learn_from: str = setting(
-    "all", "of these; or right: those that are shown a right candidate", choices=("all", "right")
+  proposer: str = setting("answer", "the stage whose prompt proposes the answers", nonempty=True)
+  folds: int = setting(
+    4, "training questions are answered by prompts tuned on the other folds", at_least=2
   )
-  permutations: int = setting(4, "times that each is shown, its candidates in another order")
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for name, least in (("max_candidates", 1), ("permutations", 1), ("questions", 0), ("folds", 2)):
-      _at_least(self, name, least)
-
-
-def _at_least(section: CandidateSampling, name: str, least: int) -> None:
-  value = getattr(section, name)
-  if value < least:
-    raise UserError(f"candidates.{name} is {value}; give at least {least}")
+  questions: int = setting(
+    0, "training questions that are sampled for pass two; 0: all", at_least=0
+  )
+  learn_from: str = setting(
+    "all", "of these: all, or those that are shown a right candidate", choices=("all", "right")
+  )
+  permutations: int = setting(
+    4, "times that each is shown, its candidates in another order", at_least=1
+  )

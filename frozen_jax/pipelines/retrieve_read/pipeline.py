@@ -32,6 +32,7 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, table
+from frozen_jax.pipelines.retrieve_read.early import check_reader, reads
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
   digest_of,
@@ -63,16 +64,18 @@ class RetrieveRead:
   steps = READER_STEPS
   stage_fields = ("ranking", "budget")
 
-  def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
-    """Opens the corpus.
+  @classmethod
+  def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
+    """See `check_reader`; an evaluation finds passages for all questions where they are not there
+    yet, as training does."""
+    check_reader(run, lm)
 
-    Raises UserError for rankings or budgets that cannot be, and whatever cannot be read.
-    """
+  def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
+    """Opens the corpus and the retrievers; UserError for whatever cannot be read."""
     self._run, self._lm = run, lm
     self._settings: ReaderSettings = run.pipelines["reader"]
     self._mesh = lm.mesh or make_mesh()
-    self._reads = {stage.name: _reads(stage) for stage in run.stages}
-    self._check()
+    self._reads = {stage.name: reads(stage) for stage in run.stages}
     self.artifacts = Artifacts(workdir / READER_FOLDER)
     self.corpus = open_passages(self._settings.corpus, self.artifacts)
     retrieval = subsection(self._settings, RetrievalSettings)
@@ -332,23 +335,6 @@ class RetrieveRead:
     """How many questions of a split the reader is given; None: all."""
     validated = self._run.train.validate_examples
     return {"train": self._settings.questions, "validation": validated, "test": None}[split]
-
-  def _check(self) -> None:
-    """UserError for budgets that cannot be."""
-    run = self._run
-    widest = max([*self._settings.budgets, *(budget for _, budget in self._reads.values())])
-    available = min(self._lm.config.context, run.data.lengths[-1] + run.prompt.length)
-    if widest > available:
-      raise UserError(
-        f"a budget of {widest} tokens is more than the {available} that the model's context and"
-        " data.lengths hold; lower reader.budgets and reader.budget, or raise data.lengths"
-      )
-
-
-def _reads(stage: StageSettings) -> tuple[str, int]:
-  """The ranking and the budget that a stage reads."""
-  reader = stage.pipelines["reader"]
-  return reader.ranking, reader.budget
 
 
 def _source(ranking: str) -> str:

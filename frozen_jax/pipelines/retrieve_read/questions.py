@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
@@ -56,8 +56,7 @@ def reader_questions(
   for number in range(min(len(source), max_questions or len(source))):
     row = source[number]
     where = f"{spec}, question {row.get('id', number + 1)}"
-    if not isinstance(row.get("question"), str) or not row.get("answers"):
-      raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; fix that row')
+    asked(row, where)
     ids = _ids(row.get("positive_ids"), where)
     if spec.startswith(f"{BUILTIN_CORPUS}/"):
       ids = world_passages.positive_ids(row["id"])
@@ -65,6 +64,13 @@ def reader_questions(
     answers = tuple(row["answers"])
     questions.append(Question(str(row["id"]), row["question"], answers, positives, of))
   return questions
+
+
+def asked(row: Mapping[str, Any], where: str) -> str:
+  """The question of a row; UserError naming `where` for a row that is none with answers."""
+  if not isinstance(row.get("question"), str) or not row.get("answers"):
+    raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; fix that row')
+  return row["question"]
 
 
 def digest_of(questions: Sequence[Question]) -> str:

@@ -203,7 +203,7 @@ def test_answers_by_beam_search(finished, make_config, files, lm, tmp_path):
     ({"candidates.template.candidate": "{name}"}, "candidates.template.candidate has name"),
     ({"candidates.template.prompt": "{question}"}, "template.prompt lacks {candidates}"),
     ({"candidates.template.separator": "{"}, "separator is malformed"),
-    ({"stages.answer.train.steps": "0"}, "stage answer has 0 steps"),
+    ({"stages.answer.train.steps": "0"}, "the stage that tunes it does not run"),
     ({"stages.select.train.steps": "0"}, "stage select has 0 steps"),
     ({"evaluate.num_beams": "0"}, "evaluate.num_beams is 0"),
   ],

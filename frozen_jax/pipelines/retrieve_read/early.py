@@ -1,0 +1,51 @@
+"""What can be known to be wrong with a reader before any weight is read."""
+
+from typing import Any
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.user_path import user_path
+from frozen_jax.data.sources import open_source
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.retrieve_read.pack import make_packer
+from frozen_jax.pipelines.retrieve_read.questions import BUILTIN_CORPUS, asked
+from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
+
+
+def check_reader(run: RunSettings, lm: Any) -> None:
+  """Checks budgets, questions and corpus of a run with a reader.
+
+  Args:
+    lm: the frozen LM, as far as its config and tokenizer go.
+
+  Raises:
+    UserError: a budget that the context does not hold, or that holds no text; a row that is no
+      question with answers; a question that leaves no budget room; no file of passages.
+  """
+  settings: ReaderSettings = run.pipelines["reader"]
+  if settings.corpus != BUILTIN_CORPUS and not user_path(settings.corpus).is_file():
+    raise UserError(f"reader.corpus: there is no file {settings.corpus}; check the path")
+  budgets = [*settings.budgets, *(reads(stage)[1] for stage in run.stages)]
+  available = min(lm.config.context, run.data.lengths[-1] + run.prompt.length)
+  if max(budgets) > available:
+    raise UserError(
+      f"a budget of {max(budgets)} tokens is more than the {available} that the model's context and"
+      " data.lengths hold; lower reader.budgets and reader.budget, or raise data.lengths"
+    )
+  length, max_new_tokens = run.prompt.length, run.evaluate.max_new_tokens
+  packer = make_packer(lm, settings, min(budgets), "none", length, max_new_tokens)
+  counts = {
+    "train": settings.questions,
+    "validation": run.train.validate_examples,
+    "test": run.evaluate.max_examples,
+  }
+  for split, count in counts.items():
+    spec = getattr(run.data, split)
+    source = open_source(spec, run.data.fields)
+    for number in range(min(len(source), count)):
+      packer.pack(asked(source[number], f"{spec}, question {number + 1}"), ())
+
+
+def reads(stage: StageSettings) -> tuple[str, int]:
+  """The ranking and the budget that a stage reads."""
+  reader = stage.pipelines["reader"]
+  return reader.ranking, reader.budget
