@@ -44,4 +44,6 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   if variant.endswith("smoke"):
     shrink(config)
+    config.evaluate.max_new_tokens = 4
+    config.stages.second.data.lengths = (32,)
   return config

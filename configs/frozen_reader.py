@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.reader.rankings = ("none", "bm25", "lm", "blended", "gold")
     config.data.lengths = (144,)
     config.train.batch_size = 4
-    config.evaluate.update({"max_examples": 4, "max_new_tokens": 8})
+    config.evaluate.max_new_tokens = 4
   elif variant == "nq":
     _natural_questions(config)
     # Measured: docs/results/re_ranker_natural_questions.md.
@@ -85,15 +85,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _shrink_reader(reader: ConfigDict) -> None:
   """The same work in about a minute."""
-  reader.update({"depth": 8, "questions": 16, "lm_depth": 2, "recall_at": (1, 5)})
+  reader.update({"depth": 8, "questions": 8, "lm_depth": 2, "recall_at": (1, 5)})
+  reader.update({"max_train_questions": 128, "encoder_length": 32})
   reader.re_ranker.update(
     {
-      "steps": 3,
+      "steps": 2,
       "batch_size": 2,
       "negatives": 3,
       "log_every": 1,
       "validate_every": 2,
-      "validate_examples": 4,
+      "validate_examples": 2,
       "checkpoint_every": 2,
       "warmup_steps": 1,
     }

@@ -22,7 +22,7 @@ more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prom
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.presets import many_tasks, shrink, t0
+from frozen_jax.config.presets import many_tasks, shrink_many_tasks, t0
 from frozen_jax.run.defaults import defaults
 
 
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages = ConfigDict({"shared": {"method": "prompt_tuning"}, "id_pt": {"method": "id_pt"}})
   config.model.encoder = "minilm-l6-v2"
   if variant == "smoke":
-    shrink(config)
+    shrink_many_tasks(config)
   elif variant == "t0":
     t0(config)
   elif variant == "t0_j1":

@@ -10,7 +10,7 @@ Variants: `:smoke` the same in about a minute; `:t0` T0/P3 rows from files (see 
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.presets import many_tasks, shrink, t0
+from frozen_jax.config.presets import many_tasks, shrink_many_tasks, t0
 from frozen_jax.run.defaults import defaults
 
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   if variant == "smoke":
-    shrink(config)
+    shrink_many_tasks(config)
   elif variant == "t0":
     t0(config)
   elif variant:

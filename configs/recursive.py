@@ -74,9 +74,10 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   if variant == "smoke":
     shrink(config)
-    config.stages.prompt.train.steps = 3
+    # As `baseline`, whose step is then compiled already.
+    config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
     config.stages.pretrain.data.lengths = (64,)
-    config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
+    config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 2})
   elif variant == "nq":
     natural_questions(config)
     config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import open_unpacked
 from frozen_jax.core.json_row import array_rows, is_array, parse_row
@@ -22,12 +23,16 @@ from frozen_jax.data.builtin import BUILTIN_SPECS
 from frozen_jax.data.examples import Example, parse_example
 from frozen_jax.data.indexed_rows import IndexedRows, Templates
 from frozen_jax.data.json_lines import JsonLines, is_row_file
-from frozen_jax.data.prepared import open_builtin, open_hub, open_tfds
+from frozen_jax.data.prepared import PreparedRows, open_builtin, open_hub, open_tfds
 from frozen_jax.data.rows import Rows, StoredRows
 from frozen_jax.text.jinja_templates import load_templates
 
 _LIBRARIES = ("tfds:", "hf:")
 _LOG = logging.getLogger(__name__)
+
+# Built-in splits that were indexed, by all that their examples depend on: a run opens each several
+# times, for each stage and each score, and reading all rows takes a second.
+_BUILTIN: dict[tuple[object, ...], IndexedRows] = {}
 
 
 class Source:
@@ -153,7 +158,7 @@ def open_source(
   mapping = _field_mapping(fields)
   names = _dataset_names(specs)
   parts = [
-    IndexedRows(_open_rows(one), one, name, fields=mapping, templates=templates, targets=targets)
+    _indexed_rows(one, name, mapping, templates, targets)
     for one, name in zip(specs, names, strict=True)
   ]
   source = Source(parts, spec)
@@ -163,6 +168,20 @@ def open_source(
       *(", ".join(sorted(templates)), spec, ", ".join(sorted(source.dataset_names))),
     )
   return source
+
+
+def _indexed_rows(
+  spec: str, dataset: str, fields: Mapping[str, str], templates: Templates, targets: bool
+) -> IndexedRows:
+  """The examples of one spec; those of a built-in split are indexed once in a process."""
+  rows = _open_rows(spec)
+  options = {"fields": fields, "templates": templates, "targets": targets}
+  if templates or spec not in BUILTIN_SPECS or not isinstance(rows, PreparedRows):
+    return IndexedRows(rows, spec, dataset, **options)
+  key = (str(cache_dir()), rows.digest, dataset, targets, *sorted(fields.items()))
+  if key not in _BUILTIN:
+    _BUILTIN[key] = IndexedRows(rows, spec, dataset, **options)
+  return _BUILTIN[key]
 
 
 def open_questions(

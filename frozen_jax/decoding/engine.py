@@ -201,9 +201,7 @@ class _Batch:
     total = len(self.queue) * self.sampling.num_samples + len(leaves[0]) * self.sampling.num_samples
     fitting = max(engine.cache_bytes // row_bytes, 1)
     self.size = min(engine.rows, power_of_two(total), 1 << (fitting.bit_length() - 1))
-    self.state = _empty(state, size=self.size)
-    zeros = np.zeros(self.size, np.int32)
-    self.rows = RowState(zeros, zeros, zeros, zeros.astype(np.uint32), zeros)
+    self.state, self.rows = _empty(state, size=self.size, out_sharding=engine.replicated)
     self.sequences = [None] * self.size
 
   def _insert(self, prefilled: "_Prefilled", free: list[int]) -> None:
@@ -300,9 +298,16 @@ def _prefill(method, trainable, frozen, batch, max_new_tokens, *, free_slots):
   return method.prefill(trainable, frozen, batch, max_new_tokens, free_slots)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _empty(state, *, size):
-  return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), state)
+@functools.partial(jax.jit, static_argnames=("size", "out_sharding"))
+def _empty(state, *, size, out_sharding):
+  """A state of `size` rows like those of this one, and the rows, all free.
+
+  Both are on the devices as `_insert` leaves them: it would else be compiled twice.
+  """
+  zeros = jnp.zeros(size, jnp.int32)
+  rows = RowState(zeros, zeros, zeros, zeros.astype(jnp.uint32), zeros)
+  empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), state)
+  return empty, _replicate(rows, out_sharding)
 
 
 @functools.partial(

@@ -103,6 +103,7 @@ class RunSettings:
   init_from: str
   baseline: str
   stop_after: str
+  disable_most_optimizations: bool
   tensorboard: bool
   model: ModelSettings
   mesh: MeshSettings

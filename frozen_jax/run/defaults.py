@@ -43,6 +43,10 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
   "stop_after": setting(
     "", "a step of a pipeline after which the run ends (reader: retrieve, ...)"
   ),
+  "disable_most_optimizations": setting(
+    False,
+    "compile in a third of the time, to slower code, as JAX's flag of that name: for short runs",
+  ),
   "tensorboard": setting(False, "write the curves for TensorBoard too"),
   "predict.input": setting(
     "-", "questions to answer: a file, or - for standard input", nonempty=True

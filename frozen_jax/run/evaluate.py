@@ -24,13 +24,14 @@ from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
 from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
-from frozen_jax.run.settings import resolve_run
+from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.mesh import log_mesh, make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
 
+@compiled_as_asked
 def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 

@@ -12,11 +12,12 @@ from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.report import say
-from frozen_jax.run.settings import resolve_run
+from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.text.templates import make_template
 
 
+@compiled_as_asked
 def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
   """Writes the adapter of a complete run to `export.folder` (default: WORKDIR/export).
 

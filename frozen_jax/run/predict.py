@@ -22,10 +22,11 @@ from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.scoring import open_pipelines
-from frozen_jax.run.settings import resolve_run
+from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.sharding.hosts import is_first_host
 
 
+@compiled_as_asked
 def predict(config: Any, folder: str | pathlib.Path) -> list[Row]:
   """Answers the questions of `predict.input` (a file, or - for standard input).
 

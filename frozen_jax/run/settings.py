@@ -7,8 +7,10 @@ run and one for each stage.
 
 import copy
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -24,6 +26,7 @@ from frozen_jax.config.section import (
   section_values,
   unknown_key,
 )
+from frozen_jax.core.compiler import most_optimizations_disabled
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
@@ -31,10 +34,22 @@ from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
 from frozen_jax.training.settings import check_schedule
 
+T = TypeVar("T")
+Verb = Callable[[Any, str | pathlib.Path], T]
+
 _DURATIONS = (("train",), ("reader", "re_ranker"))  # sections with steps and epochs
 # Sections that are the run's, and of others what a stage can have of its own.
 _OF_THE_RUN = ("mesh", "cascade")
 _STAGE_FIELDS = {"model": ("remat",)}
+# Keys of the run as a whole that `RunSettings` has.
+_RUN_FIELDS = (
+  "seed",
+  "init_from",
+  "baseline",
+  "stop_after",
+  "disable_most_optimizations",
+  "tensorboard",
+)
 
 # Sections by name: the run's, those of the methods, those of the pipelines.
 METHOD_SECTIONS = {
@@ -107,7 +122,7 @@ def resolve_run(config: Any) -> RunSettings:
     values=values,
     stages=stages,
     pipelines=_pipelines(values),
-    **{key: values[key] for key in ("seed", "init_from", "baseline", "stop_after", "tensorboard")},
+    **{key: values[key] for key in _RUN_FIELDS},
     **run,
   )
 
@@ -351,3 +366,14 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     nested = isinstance(value, Mapping)
     pairs += _dotted(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
   return pairs
+
+
+def compiled_as_asked(verb: Verb[T]) -> Verb[T]:
+  """The verb within `most_optimizations_disabled`, where its config's key of that name is set."""
+
+  @functools.wraps(verb)
+  def run(config: Any, folder: str | pathlib.Path) -> T:
+    with most_optimizations_disabled(resolve_run(config).disable_most_optimizations):
+      return verb(config, folder)
+
+  return run

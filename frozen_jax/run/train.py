@@ -31,7 +31,7 @@ from frozen_jax.run.records import (
 )
 from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
-from frozen_jax.run.settings import resolve_run
+from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.run.stage import run_stage
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import is_first_host
@@ -42,6 +42,7 @@ from frozen_jax.training.metrics import MetricsWriter, read_metrics
 _LOG = logging.getLogger(__name__)
 
 
+@compiled_as_asked
 def train(config: Any, folder: str | pathlib.Path) -> Record:
   """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
 

@@ -62,15 +62,6 @@ class TrainSettings(Section):
         f" {self.section}.accumulate {self.accumulate}; choose a multiple"
       )
 
-
-def check_schedule(settings: TrainSettings, section: str = "") -> None:
-  """UserError for more steps of warm-up than there are steps; section: where they stand."""
-  if settings.warmup_steps > settings.steps:
-    raise UserError(
-      f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
-      f" {section or settings.section}.warmup_steps"
-    )
-
   @property
   def trains(self) -> bool:
     """Whether there is anything to train."""
@@ -89,6 +80,15 @@ def check_schedule(settings: TrainSettings, section: str = "") -> None:
       return self
     steps = math.ceil(Fraction(str(self.epochs)) * max(rows, 1) / self.batch_size)
     return dataclasses.replace(self, steps=steps, epochs=0.0)
+
+
+def check_schedule(settings: TrainSettings, section: str = "") -> None:
+  """UserError for more steps of warm-up than there are steps; section: where they stand."""
+  if settings.warmup_steps > settings.steps:
+    raise UserError(
+      f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
+      f" {section or settings.section}.warmup_steps"
+    )
 
 
 def check_learning_rate(rate: float, name: str) -> None:

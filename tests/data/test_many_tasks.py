@@ -9,6 +9,7 @@ from frozen_jax.data.builders.countries import countries, held_out_names, mentio
 from frozen_jax.data.builders.many_tasks import HELD_OUT, SPLITS, examples, tasks
 from frozen_jax.data.builders.task_generators import MONTHS, WEEKDAYS
 from frozen_jax.data.builders.words import OPPOSITES, WORDS, WORDS_BY_KIND
+from frozen_jax.data.indexed_rows import IndexedRows
 from frozen_jax.data.mixture import check_held_out, stratified_sample
 from frozen_jax.data.sources import open_source
 
@@ -158,3 +159,15 @@ def test_held_out_tasks_may_be_evaluated(cache):
   check_held_out(train, [open_source("many_tasks/held_out")])
   counted = Counter(train[int(i)]["dataset"] for i in stratified_sample(train, 220))
   assert min(counted.values()) >= 8 and len(counted) == 22
+
+
+def test_a_split_is_read_once_in_a_process(monkeypatch):
+  """A run opens each for every stage and every score; other examples are read on their own."""
+  first = open_source("many_tasks/validation")
+  refuse = lambda self: pytest.fail("all rows were read again")
+  monkeypatch.setattr(IndexedRows, "_index_all_rows", refuse)
+  again = open_source("many_tasks/validation")
+  assert list(again) == list(first) and again.digest == first.digest
+  for changed in ({"targets": False}, {"fields": ("input=question",)}):
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+      open_source("many_tasks/validation", **changed)

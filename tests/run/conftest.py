@@ -44,12 +44,21 @@ SMALL = (
   "--config.model.dtype=float32",
   "--config.prompt.length=4",
   "--config.data.lengths=64",
+  "--config.evaluate.max_examples=8",
+  "--config.evaluate.batch_size=8",
+  "--config.evaluate.max_new_tokens=16",
 )
 SMALL_RECURSION = (
   *SMALL,
   "--config.recursion.connector.width=16",
   "--config.recursion.connector.heads=2",
   "--config.recursion.connector.layers=1",
+)
+# Of configs of many tasks: rows enough to learn from.
+SMALL_TASKS = (
+  "--config.train.steps=3",
+  "--config.train.batch_size=8",
+  "--config.train.validate_examples=8",
 )
 # Of configs with a text encoder.
 SMALL_GENERATOR = (
@@ -170,7 +179,7 @@ class Program:
     """The command line, without the interpreter."""
     sizes = SMALL_RECURSION if "recursive" in config or "connector" in config else SMALL
     if config.startswith(("id_pt", "multitask", "compare")):
-      sizes += tuple(f"--config.data.{split}={path}" for split, path in self.tasks.items())
+      sizes += (*SMALL_TASKS, *(f"--config.data.{key}={at}" for key, at in self.tasks.items()))
     if config.startswith(("id_pt", "compare")):
       sizes += (*SMALL_GENERATOR, f"--config.model.encoder={self.encoder}")
     name = f"--config.model.name={model or self.model}"

@@ -35,7 +35,12 @@ def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
   Raises:
     UserError: the cache cannot be written.
   """
-  return tfds.builder_from_directory(prepare(name))
+  return _builder(prepare(name))
+
+
+@functools.cache
+def _builder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+  return tfds.builder_from_directory(folder)
 
 
 def prepare(name: str) -> pathlib.Path:

@@ -210,7 +210,11 @@ class RetrieveRead:
   def _retrieve(self) -> None:
     run, data = self._run, self._run.data
     validated = max(run.train.validate_examples, self._settings.re_ranker.validate_examples)
-    counts = {"train": 0, "validation": validated, "test": run.evaluate.max_examples}
+    counts = {
+      "train": self._settings.max_train_questions,
+      "validation": validated,
+      "test": run.evaluate.max_examples,
+    }
     for split, count in counts.items():
       questions = reader_questions(getattr(data, split), data.fields, self.corpus, count)
       dependencies = {"questions": digest_of(questions), **self.retrieval.dependencies}

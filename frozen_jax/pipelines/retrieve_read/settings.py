@@ -110,6 +110,9 @@ class ReaderSettings(RetrievalSettings, PackingSettings, LmRankingSettings):
     "the first so many training questions tune the reader, the others the re-ranker",
     at_least=1,
   )
+  max_train_questions: int = setting(
+    0, "training questions in all, the first so many; 0: all", at_least=0
+  )
   budgets: tuple[int, ...] = setting(
     (256, 512), "tokens that the LM sees: prompt vectors, text and answer", at_least=1
   )

@@ -293,6 +293,17 @@ def test_questions_of_several_files_keep_their_data_sets(make_config, files, tmp
   assert [row["dataset"] for row in found] == ["train"] * 5 + ["more"] * 5
 
 
+def test_the_first_training_questions_alone_are_retrieved(make_config, tmp_path):
+  changes = {"stop_after": "retrieve", "reader.retrievers": ("bm25",)}
+  changes |= {"reader.rankings": ("bm25",), "reader.ranking": "bm25"}
+  found = []
+  for most in (0, 3):
+    folder = tmp_path / str(most)
+    run.train(make_config(**changes, **{"reader.max_train_questions": most}), folder)
+    found.append([row["id"] for row in rows(folder / "reader" / "retrieved_train.jsonl")])
+  assert len(found[0]) == 5 and found[1] == found[0][:3]
+
+
 def test_fusion_by_a_weighted_sum_of_scores(make_config, tmp_path):
   weighted = {"stop_after": "retrieve", "reader.fusion": "weighted_sum"}
   for weights, first in (((1.0, 0.0), "bm25"), ((0.0, 1.0), "dense")):
@@ -321,6 +332,7 @@ def test_other_methods_read(make_config, bi_encoder, tmp_path, method):
     ({"reader.retrievers": ("spider",)}, "reader.retrievers holds 'spider'; it is one of bm25"),
     ({"reader.retrievers": ("dense",)}, "ranking bm25 needs bm25 among config.reader.ret"),
     ({"reader.questions": 0}, "reader.questions is 0"),
+    ({"reader.max_train_questions": -1}, "reader.max_train_questions is -1"),
     ({"reader.fusion": "luck"}, "reader.fusion is 'luck'; it is one of reciprocal_ranks, weighted"),
     (
       {"reader.fusion": "weighted_sum", "reader.weights": (1.0,)},
