@@ -84,7 +84,7 @@ class TrainSettings(Section):
 
 def check_schedule(settings: TrainSettings, section: str = "") -> None:
   """UserError for more steps of warm-up than there are steps; section: where they stand."""
-  if settings.warmup_steps > settings.steps:
+  if not settings.epochs and settings.warmup_steps > settings.steps:
     raise UserError(
       f"{settings.warmup_steps} warm-up steps do not fit into {settings.steps} steps; lower"
       f" {section or settings.section}.warmup_steps"
