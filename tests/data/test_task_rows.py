@@ -164,7 +164,7 @@ def test_fields_count_where_rows_have_them(tmp_path):
       (row["question"], row["answers"]) == ("q", ["a"]) for row in open_source(spec, fields)
     )
   for fields, message in (
-    (("question=qeury", "answers=answer"), "no field 'qeury'; there are: answer, query"),
+    (("question=qeury", "answers=answer"), "no field 'qeury'; did you mean query[?]; there are"),
     (("question=qeury",), "no field 'qeury'"),
     (("answers=answer.text",), "no field 'answer.text'"),
   ):

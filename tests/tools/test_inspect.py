@@ -108,7 +108,7 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
     (["x", "--mesh=fsdp=2,fsdp=2"], "gives the size of an axis twice"),
     (["x", "--dtype=int8"], "choose float32 or bfloat16"),
     (["x", "--quantize=int1"], "quantize 'int1'"),
-    (["x", "--colour"], "unrecognized arguments: --colour; --help"),
+    (["x", "--colour"], "unknown flag --colour; --help"),
   ],
 )
 def test_an_error_is_one_line_and_status_2(arguments, output, capsys):

@@ -15,7 +15,7 @@ from frozen_jax.training.settings import TrainSettings
   "change, message",
   [
     ({"steps": -1}, "train.steps is -1; it must be at least 0"),
-    ({"steps": 0, "epochs": -0.5}, "train.epochs is -0.5; it must be a number of 0 or more"),
+    ({"steps": 0, "epochs": -0.5}, "train.epochs is -0.5; it must be at least 0"),
     ({"steps": 3, "epochs": 2.0}, "train.steps is 3 and train.epochs 2: each says"),
     ({"batch_size": 0}, "train.batch_size is 0; it must be at least 1"),
     ({"accumulate": 0}, "train.accumulate is 0; it must be at least 1"),

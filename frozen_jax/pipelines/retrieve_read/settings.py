@@ -80,7 +80,7 @@ class ReRankerSettings(TrainSettings, ScoringSettings):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.trains:
+    if self.steps:
       check_schedule(self)
     if self.trains and not self.negatives and not self.in_batch:
       raise UserError(
