@@ -73,14 +73,18 @@ def get_config(variant: str = "") -> ConfigDict:
     }
   )
   if variant == "smoke":
-    shrink(config)
-    # As `baseline`, whose step is then compiled already.
-    config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
-    config.stages.pretrain.data.lengths = (64,)
-    config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 2})
+    _smoke(config)
   elif variant == "nq":
     natural_questions(config)
     config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
   elif variant:
     raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
   return config
+
+
+def _smoke(config: ConfigDict) -> None:
+  shrink(config)
+  # As `baseline`, whose step is then compiled already.
+  config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
+  config.stages.pretrain.data.lengths = (64,)
+  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 2})

@@ -63,14 +63,7 @@ def run_stage(
   )
   epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
   train = stage.train.for_rows(epoch_rows)
-  _LOG.info(
-    "stage %s: %s, %s trained parameters, %d steps%s",
-    stage.name,
-    stage.method,
-    f"{num_parameters(start):,}",
-    train.steps,
-    f" ({stage.train.epochs:g} epochs of {epoch_rows} rows)" if epoch_rows else "",
-  )
+  _log_start(stage, num_parameters(start), train.steps, epoch_rows)
   states = text_states(model.method, lm)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
@@ -100,6 +93,14 @@ def run_stage(
   )
   counts = {**batches.counts, "left_out": source.num_without_target}
   return TrainedStage(stage, model.with_trained(result.best), result, counts, epoch_rows)
+
+
+def _log_start(stage: StageSettings, parameters: int, steps: int, epoch_rows: int) -> None:
+  _LOG.info(
+    "stage %s: %s, %s trained parameters, %d steps%s",
+    *(stage.name, stage.method, f"{parameters:,}", steps),
+    f" ({stage.train.epochs:g} epochs of {epoch_rows} rows)" if epoch_rows else "",
+  )
 
 
 def _read_by(lm: FrozenLM) -> dict[str, Any]:
