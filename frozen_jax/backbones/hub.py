@@ -6,6 +6,7 @@ Only safetensors, JSON and tokenizer files are fetched, into the hub's own cache
 import contextlib
 import pathlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,7 +128,15 @@ def _lines(name: str, progress: bool) -> type[ProgressBar] | None:
     def __init__(self, *args: Any, **options: Any):
       others = options.get("unit") != "B" or options.get("desc") == _TRANSFER
       options.pop("name", None)  # older clients group their bars by it
+      self._said_at = time.monotonic()
       super().__init__(*args, **options | {"desc": f"fetch {name}", "disable": others})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+      """The client asks for it at each file; a line now and then is enough."""
+      now = time.monotonic()
+      if now - self._said_at >= self.mininterval:
+        self._said_at = now
+        super().display(msg, pos)
 
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
       """The line keeps its own name."""
