@@ -20,7 +20,8 @@ from frozen_jax.tools.comparison import compare_runs
 
 QUESTION = {"question": "what?", "answers": ["a"], "ctxs": []}
 METADATA = dict.fromkeys(("method", "model", "frozen_fingerprint"), "x")
-CONFIG = "import ml_collections\ndef get_config(_=0): return ml_collections.ConfigDict({})\n"
+VALUES = {"stage_order": ["only"], "stages": {"only": {"method": "prompt_tuning"}}}
+CONFIG = f"import ml_collections\ndef get_config(_=0): return ml_collections.ConfigDict({VALUES})\n"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_what_is_read_from_home(home):
   assert open_corpus("~/c.jsonl")[0].id == "1" and (home / "cache" / "corpora").is_dir()
   assert [row["question"] for row in read_rows("~/a.jsonl")] == ["what?"]
   assert load_templates("~/t.yaml").keys() == {"d"}
-  assert dict(load_config("~/c.py:smoke")) == {}
+  assert load_config("~/c.py:smoke").to_dict() == VALUES
   with pytest.raises(UserError, match=f"no such config: {home}/none.py"):
     load_config("~/none.py")
   with pytest.raises(UserError, match=f"no such folder: {home}/run"):

@@ -79,12 +79,11 @@ def test_one_data_set_and_no_sampling_are_the_plain_order():
 @pytest.mark.parametrize(
   "values, message",
   [
-    ({"sampling": "even"}, "data.sampling 'even' is unknown"),
+    ({"sampling": "even"}, "data.sampling is 'even'; it is one of"),
     ({"temperature": 0.0}, "data.temperature is 0.0"),
     ({"temperature": float("nan")}, "data.temperature is nan"),
     ({"temperature": float("inf")}, "data.temperature is inf"),
     ({"cap": -1}, "data.cap is -1"),
-    ({"cap": 0.5}, "data.cap is 0.5"),
   ],
 )
 def test_values_out_of_range(values, message):

@@ -54,7 +54,7 @@ def test_fields_are_mapped(tmp_path):
   example = open_source(path, ("question=query", "answers=answer.text"))[0]
   assert (example["question"], example["answers"]) == ("what", ["red"])
   with pytest.raises(
-    UserError, match=r"line 1: no field 'answer\.texts'; there are: answer, query"
+    UserError, match=r"line 1: no field 'answer\.texts'; did you mean answer\?; there are: answer"
   ):
     open_source(path, {"question": "query", "answers": "answer.texts"})
   with pytest.raises(UserError, match="not of the form"):

@@ -159,7 +159,7 @@ def test_building():
   [
     ({}, base(encoder=None), "needs a text encoder"),
     ({"p_prime_length": -1}, base(), "p_prime_length is -1"),
-    ({"heads": 3}, base(), "not divisible by 3 heads"),
+    ({"heads": 3}, base(), "generator.heads=3 does not divide"),
   ],
 )
 def test_what_does_not_fit(generator, lm, message):
