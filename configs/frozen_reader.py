@@ -94,7 +94,7 @@ def _shrink_reader(reader: ConfigDict) -> None:
       "negatives": 3,
       "log_every": 1,
       "validate_every": 2,
-      "validate_examples": 2,
+      "validate_examples": 4,
       "checkpoint_every": 2,
       "warmup_steps": 1,
     }

@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "smoke":
     shrink(config)
     config.candidates.update({"samples": 4, "folds": 2, "questions": 8, "permutations": 2})
-    config.stages.select.data.lengths = (64,)
+    config.stages.select.data.lengths = (64, 256)
     config.stages.select.train.steps = 3
     config.evaluate.max_new_tokens = 4
   elif variant == "nq":

@@ -90,20 +90,20 @@ def shrink(config: ConfigDict) -> None:
       "batch_size": 8,
       "log_every": 1,
       "validate_every": 2,
-      "validate_examples": 2,
+      "validate_examples": 4,
       "checkpoint_every": 2,
       "warmup_steps": 1,
     }
   )
-  config.evaluate.update({"max_examples": 2, "batch_size": 2})
+  config.evaluate.update({"max_examples": 4, "batch_size": 4})
 
 
 def shrink_many_tasks(config: ConfigDict) -> None:
-  """`shrink` for the built-in mixture of tasks: one length, which leaves out a few rows.
+  """`shrink` for a mixture of tasks: two lengths, of which the built-in one needs the first.
 
   Two steps of two rows have the same number of targets, so each method's step is compiled once.
   """
   shrink(config)
-  config.data.lengths = (32,)
+  config.data.lengths = (64, 256)
   config.train.update({"steps": 2, "batch_size": 2})
   config.evaluate.max_new_tokens = 4

@@ -102,8 +102,12 @@ def prefill(method, trained, tokens, mask, new):
   return method.prefill(trained, frozen(method), prompts, new, new)
 
 
-@functools.cache
 def trained_tree(method):
+  return _trained_tree(method, getattr(method, "settings", None))
+
+
+@functools.cache
+def _trained_tree(method, settings):  # the settings of a start are not compared with a method
   return jax.jit(lambda key: method.init(base(), key))(jax.random.key(2))
 
 

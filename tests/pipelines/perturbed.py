@@ -9,6 +9,8 @@ from frozen_jax.config.dependencies import changed
 from frozen_jax.config.section import allowed
 from frozen_jax.pipelines.artifacts import Artifacts
 
+TOGETHER = {"epochs": {"steps": 0}}  # fields that change with another one, by its name
+
 
 def perturbed(section, special):
   """(dotted name, the section with another value there) of every field that affects a result.
@@ -34,7 +36,7 @@ def _variants(section, special, path, affects):
       choices = allowed(field).choices
       other = special.get(name, _another(value, choices, types[field.name]) if affects else value)
       assert other != value or not affects
-      yield name, dataclasses.replace(section, **{field.name: other})
+      yield name, dataclasses.replace(section, **{field.name: other}, **TOGETHER.get(name, {}))
 
 
 def _another(value, choices, kind):

@@ -137,7 +137,7 @@ def test_a_gated_model_answers_alike_everywhere(gated, files, lm, tmp_path):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"cascade.compute_budget": 2.5}, "compute_budget is 2.5; give passes"),
+    ({"cascade.compute_budget": 2.5}, "compute_budget is 2.5; it must be at least 0 and at most 2"),
     ({"cascade.compute_budget": 1.5, "cascade.confidence": "mood"}, "confidence is 'mood'"),
   ],
 )

@@ -84,6 +84,8 @@ def test_a_setting_that_affects_an_artifact_changes_its_dependencies(changes, re
     names, dependents = {f"{entry}.{name}"}, {artifacts}
     if of_re_ranker and name in ("dtype", "length"):  # of training and of scoring
       names, dependents = {f"re_ranker.{name}", f"scoring.{name}"}, {"re_ranker", "re_ranked"}
+    elif name == "epochs":  # in place of steps
+      names.add(f"{entry}.steps")
     elif name.startswith("template."):  # the LM ranks passages as the template puts them
       names, dependents = {f"packing.{name}", name}, {"packed", "lm_ranked"}
     elif name == "retrievers":
