@@ -85,7 +85,8 @@ def test_results(run, tiny, lm):
   assert found["metrics"]["perplexity"] == pytest.approx(np.exp(found["metrics"]["loss"]))
   assert found["metrics"]["tokens_per_second"] > 0
   assert {n: s["method"] for n, s in found["stages"].items()}[last] == found["method"]
-  assert "" not in found.values() and {} not in found.values() and None not in found.values()
+  empty = {key for key, value in found.items() if value in ("", None, {})}
+  assert empty <= {"rows"}  # of one stage there are none
 
 
 def test_a_row_of_the_table_is_kept_once(run):
@@ -185,9 +186,9 @@ def test_a_checkpoint_holds_no_frozen_leaf(run, lm):
     assert not frozen & {leaf.shape for leaf in leaves.values()}
     assert record["frozen_fingerprint"] == lm.fingerprint
     trained = sum(leaf.nbytes for leaf in leaves.values())
-    # The trained tree, the best one and Adam's two moments, with a little for the files; a prompt
-    # is so small here that the frozen tree would show at once.
-    assert size < 4 * trained + 60_000 < 4 * trained + frozen_bytes
+    # The trained tree, the best one, the best before the last step and Adam's two moments, with a
+    # little for the files; a prompt is so small here that the frozen tree would show at once.
+    assert size < 5 * trained + 70_000 < 5 * trained + frozen_bytes
 
 
 def test_the_best_tree_is_the_adapter(run):

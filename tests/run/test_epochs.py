@@ -37,13 +37,12 @@ def test_steps_are_the_default():
 def test_epochs_of_the_run_replace_its_steps_and_stages_keep_their_own():
   stages, notes = stages_of("--config.train.epochs=2")
   assert stages == {
-    "prompt": (3, 0.0),
+    "prompt": (0, 2.0),
     "baseline": (0, 2.0),
     "pretrain": (2, 0.0),
     "finetune": (0, 2.0),
   }
   assert [note.partition(";")[0] for note in notes] == [
-    "stage prompt keeps its own train.steps=3",
     "stage pretrain keeps its own train.steps=2",
   ]
 
@@ -79,9 +78,9 @@ def test_what_is_no_number_of_epochs(value):
   "values, expected",
   [
     ({"train": {"epochs": 3}}, (0, 3.0)),
-    ({"train": {"steps": 4}}, (4, 0.0)),
+    ({"train": {"steps": 40}}, (40, 0.0)),
     ({}, (100, 0.0)),
-    ({"train": {"epochs": 3}, "stages": {"a": {"train": {"steps": 5}}}}, (5, 0.0)),
+    ({"train": {"epochs": 3}, "stages": {"a": {"train": {"steps": 50}}}}, (50, 0.0)),
     ({"train": {"steps": 3}, "stages": {"a": {"train": {"epochs": 2}}}}, (0, 2.0)),
   ],
 )
