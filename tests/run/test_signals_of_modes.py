@@ -1,6 +1,7 @@
 """Evaluate, predict and export that are asked to stop: exit 0, and nothing is half written."""
 
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -225,20 +226,19 @@ def test_a_process_ends_well_while_it_starts(program, tmp_path, mode, number):
     *program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}", f"--mode={mode}")
   )
   starts(process)
-  process.send_signal(number)
+  process.send_signal(next(numbers))
   out, err = program.finish(process)
   assert out == "" and err.strip().startswith("interrupted; nothing is left"), err
   assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("number", interruption.SIGNALS)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_process_at_any_time_of_its_life(program, prompt_run, tmp_path, mode, number):
+def test_a_process_at_any_time_of_its_life(program, prompt_run, tmp_path, mode):
   from tests.run.test_signals import starts
 
   workdir = shutil.copytree(prompt_run.workdir, tmp_path / "run")
-  before, at = contents(workdir), 0.0
+  before, at, numbers = contents(workdir), 0.0, itertools.cycle(interruption.SIGNALS)
   while at < 60:
     process = program.start(
       *program.command("prompt_tuning.py:smoke", f"--workdir={workdir}", f"--mode={mode}")
@@ -246,10 +246,12 @@ def test_a_process_at_any_time_of_its_life(program, prompt_run, tmp_path, mode, 
     starts(process)
     if mode == "predict":
       process.stdin.write("What is the capital of Peru?\n")
+    process.stdin.close()
+    process.stdin = None
     try:
       process.wait(at)
     except Exception:
-      process.send_signal(number)
+      process.send_signal(next(numbers))
     out, err = program.finish(process)
     assert "Traceback" not in err and "error:" not in err, err
     if "interrupted" not in err:
