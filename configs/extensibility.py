@@ -44,6 +44,5 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   if variant.endswith("smoke"):
     shrink(config)
-    config.evaluate.max_new_tokens = 4
     config.stages.second.data.lengths = (64, 256)
   return config

@@ -67,7 +67,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.reader.rankings = ("none", "bm25", "lm", "blended", "gold")
     config.data.lengths = (144,)
     config.train.batch_size = 4
-    config.evaluate.max_new_tokens = 4
   elif variant == "nq":
     _natural_questions(config)
     # Measured: docs/results/re_ranker_natural_questions.md.

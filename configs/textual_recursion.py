@@ -66,7 +66,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.candidates.update({"samples": 4, "folds": 2, "questions": 8, "permutations": 2})
     config.stages.select.data.lengths = (64, 256)
     config.stages.select.train.steps = 3
-    config.evaluate.max_new_tokens = 4
   elif variant == "nq":
     natural_questions(config)
     config.train.update({"steps": 600, "validate_every": 50, "checkpoint_every": 100})

@@ -95,7 +95,7 @@ def shrink(config: ConfigDict) -> None:
       "warmup_steps": 1,
     }
   )
-  config.evaluate.update({"max_examples": 4, "batch_size": 4})
+  config.evaluate.update({"max_examples": 4, "batch_size": 4, "max_new_tokens": 4})
 
 
 def shrink_many_tasks(config: ConfigDict) -> None:
@@ -106,4 +106,3 @@ def shrink_many_tasks(config: ConfigDict) -> None:
   shrink(config)
   config.data.lengths = (64, 256)
   config.train.update({"steps": 2, "batch_size": 2})
-  config.evaluate.max_new_tokens = 4
