@@ -44,5 +44,5 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   if variant.endswith("smoke"):
     shrink(config)
-    config.stages.second.data.lengths = (64, 256)
+    config.stages.second.data.lengths = (32, 64)
   return config
