@@ -7,7 +7,7 @@ Stage `first` learns questions about countries, stage `second` the built-in mixt
 frozen weights each skill is a prompt of its own, and the answers of the first stay what they were,
 bit by bit. Fine-tuned, the second goes on from the weights of the first, and changes them.
 
-Variants: `:smoke` the same in about a minute; `:fine_tuning` and `:fine_tuning_smoke`.
+Variants: `:smoke` the same in a minute or two; `:fine_tuning` and `:fine_tuning_smoke`.
 """
 
 from ml_collections import ConfigDict

@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _shrink_reader(reader: ConfigDict) -> None:
-  """The same work in about a minute."""
+  """The same work in a minute or two."""
   reader.update({"depth": 8, "questions": 8, "lm_depth": 2, "recall_at": (1, 5)})
   reader.update({"max_train_questions": 128, "encoder_length": 32})
   reader.re_ranker.update(

@@ -6,7 +6,7 @@ A small network reads each text by way of a frozen text encoder and writes the p
 Stages: `shared` tunes one prompt for all tasks, the baseline; `id_pt` takes as many steps from the
 same start.
 
-Variants: `:smoke` the same in about a minute; `:t0` T0/P3 rows from files:
+Variants: `:smoke` the same in a minute or two; `:t0` T0/P3 rows from files:
 
     python -m frozen_jax.main --config=configs/id_pt.py:t0 \\
       --config.data.train=t0_train.jsonl.gz --config.data.validation=t0_validation.jsonl.gz \\

@@ -5,7 +5,7 @@
 Stages: `shared` tunes one prompt; `per_task` as many steps a prompt for each data set. Texts of a
 data set that is not trained on get the mean of those.
 
-Variants: `:smoke` the same in about a minute; `:t0` T0/P3 rows from files (see configs/id_pt.py).
+Variants: `:smoke` the same in a minute or two; `:t0` T0/P3 rows from files (see configs/id_pt.py).
 """
 
 from ml_collections import ConfigDict

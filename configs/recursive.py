@@ -10,7 +10,7 @@ Measured 2026-11-23 on two cores (Intel Xeon, AMX bfloat16), 300 test questions,
 seeds 0, 1, 2: unmodified 0.0% / 5.278; `baseline` 51.3% / 1.180, 53.7% / 1.120, 58.0% / 1.089;
 `finetune` 55.7% / 1.136, 55.0% / 1.051, 57.3% / 1.067. 9 minutes a run.
 
-Variants: `:smoke` the same in about a minute; `:nq` Natural Questions, closed book, from files:
+Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 
     python -m frozen_jax.main --config=configs/recursive.py:nq \\
       --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\

@@ -50,7 +50,7 @@ Small trained networks around a frozen language model.
   frozen-jax --config=NAME[:variant] [--mode=MODE] [--workdir=DIR] [--config.KEY=VALUE ...]
 
   --config    the experiment: a name of the list below, or a file of yours like those of configs/;
-              `:smoke` does the same work in about a minute
+              `:smoke` does the same work in a minute or two
   --mode      train     run the stages and score them on data.test; run again, it goes on where it
                         was stopped (the default)
               evaluate  score the trained adapter on data.test

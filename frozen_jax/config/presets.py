@@ -77,7 +77,7 @@ def world_facts_reader(config: ConfigDict) -> None:
 
 
 def shrink(config: ConfigDict) -> None:
-  """Makes a config its `:smoke` variant: the same work in about a minute on two cores.
+  """Makes a config its `:smoke` variant: the same work in a minute or two on two cores.
 
   Most of the minute is compiling, so shapes are few and XLA optimises little. float32, so that runs
   can be compared closely.
