@@ -226,7 +226,7 @@ def test_a_process_ends_well_while_it_starts(program, tmp_path, mode, number):
     *program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}", f"--mode={mode}")
   )
   starts(process)
-  process.send_signal(next(numbers))
+  process.send_signal(number)
   out, err = program.finish(process)
   assert out == "" and err.strip().startswith("interrupted; nothing is left"), err
   assert list(tmp_path.iterdir()) == []
