@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from frozen_jax.config import config_file, overrides
 from frozen_jax.core import files
-from frozen_jax.core.compilation_cache import keep_compiled
+from frozen_jax.core.compilation_cache import enable_compilation_cache
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.streams import own_streams
@@ -158,7 +158,7 @@ def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> tuple[str, .
 
   Raises UserError for settings that cannot be.
   """
-  from frozen_jax.run import early, settings
+  from frozen_jax.run import early_checks, settings
 
   settings.resolve_run(config)
   kept = overrides.kept_by_stages(config, given)
@@ -170,7 +170,7 @@ def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> tuple[str, .
     )
     change = f"--config.stages.{stage}.{next(iter(own))}=..."
     notes.append(f"stage {stage} keeps its own {values}; {change} changes it")
-  return (*notes, *early.unread(config, given))
+  return (*notes, *early_checks.unread(config, given))
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -321,7 +321,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, bool]:
 def program() -> int:
   """The whole process: `main` with settings of its own for memory, compiling and output."""
   keep_freed_memory()
-  keep_compiled()
+  enable_compilation_cache()
   own_streams()
   status, interrupted = _outcome(sys.argv)
   interruption.ignore()  # the interpreter's own end must not change the exit status

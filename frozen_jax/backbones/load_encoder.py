@@ -61,7 +61,7 @@ def load_encoder(
   convert = conversion(dtype)
   path = resolve_model_path(str(name), progress)
   if not path.is_dir():
-    raise UserError(f"{path} is no encoder's folder; encoders are only read from folders")
+    raise _no_folder(path)
   stored = HFFolder(path)
   outline, leaves = _outline(str(name), path, stored)
   tensors = {tensor for leaf in leaves for tensor in leaf.names}
@@ -79,8 +79,12 @@ def outline_encoder(name: str) -> Encoder:
   """
   path, stored = open_headers(name)
   if not isinstance(stored, HFFolder):
-    raise UserError(f"{path} is no encoder's folder; encoders are only read from folders")
+    raise _no_folder(path)
   return _outline(name, path, stored)[0]
+
+
+def _no_folder(path: pathlib.Path) -> UserError:
+  return UserError(f"{path} is no encoder's folder; encoders are only read from folders")
 
 
 def _outline(

@@ -12,7 +12,7 @@ _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _MAX_BYTES = 2 << 30  # what was not used for longest is dropped beyond it
 
 
-def keep_compiled(environment: MutableMapping[str, str] = os.environ) -> None:
+def enable_compilation_cache(environment: MutableMapping[str, str] = os.environ) -> None:
   """Has JAX keep what takes a second or more to compile in the user's cache folder.
 
   Before jax is imported. A JAX_COMPILATION_CACHE_DIR that is set stays; an empty one means none.

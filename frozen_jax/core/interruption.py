@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE = 10.0  # seconds
+GRACE_SECONDS = 10.0
 
 _STOP, _GO = b"1", b"0"
 
 _requested = False
 _deferred: list[int] | None = None  # what came while signals are deferred
-_told: int | None = None  # the pipe by which `ended_by` is told
+_grace_pipe: int | None = None  # to the thread of `ended_by`
 
 
 def requested() -> bool:
@@ -30,34 +30,34 @@ def requested() -> bool:
 def note(value: bool = True) -> None:
   """Notes that the run is to stop; False: that another one begins."""
   global _requested
-  if value != _requested and _told is not None:
-    os.write(_told, _STOP if value else _GO)
+  if value != _requested and _grace_pipe is not None:
+    os.write(_grace_pipe, _STOP if value else _GO)
   _requested = value
 
 
 @contextlib.contextmanager
 def ended_by(end: Callable[[], None]) -> Iterator[None]:
-  """Calls `end`, in a thread, where a run has not stopped `GRACE` seconds after it was noted.
+  """Calls `end`, in a thread, where a run has not stopped `GRACE_SECONDS` after it was noted.
 
   Code that is not ours may wait for its own threads first, as the hub's client does for downloads.
   """
-  global _told
+  global _grace_pipe
   reader, writer = os.pipe()  # a signal handler must take no lock
   watch = threading.Thread(target=_watch, args=(reader, end), daemon=True)
   watch.start()
-  before, _told = _told, writer
+  before, _grace_pipe = _grace_pipe, writer
   try:
     yield
   finally:
     note(False)
-    _told = before
+    _grace_pipe = before
     os.close(writer)
     watch.join()
 
 
 def _watch(reader: int, end: Callable[[], None]) -> None:
-  while told := os.read(reader, 1):
-    if told == _STOP and not select.select([reader], [], [], GRACE)[0]:
+  while message := os.read(reader, 1):
+    if message == _STOP and not select.select([reader], [], [], GRACE_SECONDS)[0]:
       end()
   os.close(reader)
 

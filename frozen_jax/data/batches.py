@@ -20,10 +20,10 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import HostBatch, Prompt
+from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
 from frozen_jax.data.rows import Rows
-from frozen_jax.data.seen import SeenRows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
@@ -74,12 +74,12 @@ class TrainingBatches:
     self._min_targets = self._usual_num_targets(indices, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
-    self._seen = SeenRows("skipped", "truncated")
+    self._distinct = DistinctRows("skipped", "truncated")
 
   @property
   def counts(self) -> _Counts:
     """How many rows were skipped, and truncated."""
-    return self._seen.counts
+    return self._distinct.counts
 
   def epoch_rows(self) -> int:
     """The rows of one epoch: those that are not too long to be trained on.
@@ -104,7 +104,7 @@ class TrainingBatches:
 
   def __next__(self) -> HostBatch:
     batch, rows = next(self._iterator)
-    self._seen.add(rows)
+    self._distinct.add(rows)
     return batch
 
   def get_state(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class TrainingBatches:
       "order": self._iterator.get_state(),
       "examples": len(self._items),
       "counts": self.counts,
-      "seen": self._seen.get_state(),
+      "seen": self._distinct.get_state(),
     }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class TrainingBatches:
         " was saved; give it the same data, or start in another workdir"
       )
     self._iterator.set_state(dict(state["order"]))
-    self._seen.set_state(state.get("seen", {}))
+    self._distinct.set_state(state.get("seen", {}))
 
   def _collate_batch(self, indices: Sequence[int]) -> tuple[HostBatch, dict[str, list[int]]]:
     """This host's rows, and the indices of those of all hosts that were skipped, and truncated."""

@@ -20,10 +20,10 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import HostBatch
 from frozen_jax.data.batches import PREFETCH
+from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.mining import Group, PassageKey
 from frozen_jax.data.mixture import shuffled_order
 from frozen_jax.data.pair_encoder import Pair, PairEncoder
-from frozen_jax.data.seen import SeenRows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
@@ -105,19 +105,19 @@ class GroupBatches:
     indices = shuffled_order(len(groups), None, MixtureSettings(), seed)
     batches = indices.batch(batch_size, batch_fn=list).map_with_index(self._draw_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
-    self._seen = SeenRows("truncated")
+    self._distinct = DistinctRows("truncated")
 
   @property
   def counts(self) -> dict[str, int]:
     """How many passages were truncated."""
-    return self._seen.counts
+    return self._distinct.counts
 
   def __iter__(self) -> Iterator[HostBatch]:
     return self
 
   def __next__(self) -> HostBatch:
     batch, truncated = next(self._iterator)
-    self._seen.add({"truncated": truncated})
+    self._distinct.add({"truncated": truncated})
     return batch
 
   def get_state(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class GroupBatches:
       "order": position,
       "groups": len(self._groups),
       "counts": self.counts,
-      "seen": self._seen.get_state(),
+      "seen": self._distinct.get_state(),
     }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ class GroupBatches:
         f" {state['groups']} when the run was saved; give the same, or start in another workdir"
       )
     self._iterator.set_state(dict(state["order"]))
-    self._seen.set_state(state.get("seen", {}))
+    self._distinct.set_state(state.get("seen", {}))
 
   def _draw_batch(self, number: int, indices: Sequence[int]) -> tuple[HostBatch, list[PassageKey]]:
     rng = np.random.default_rng((self._seed, number))

@@ -19,7 +19,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
-from frozen_jax.run.early import check_evaluation
+from frozen_jax.run.early_checks import check_evaluation
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
 from frozen_jax.run.report import record_text, row_titles, say

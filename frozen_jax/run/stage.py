@@ -22,7 +22,7 @@ from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.inputs import open_task
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.experiment import StageSettings, TrainedStage
-from frozen_jax.run.early import missing_input
+from frozen_jax.run.early_checks import missing_input
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import global_device_put, host_shard

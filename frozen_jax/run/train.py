@@ -19,7 +19,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedS
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
-from frozen_jax.run.early import check_given, check_stages, check_with_model
+from frozen_jax.run.early_checks import check_given, check_stages, check_with_model
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (

@@ -58,8 +58,8 @@ class Cost:
   lm, encoder, trained: numbers of parameters. num_virtual_tokens: positions before the text. FLOPs
   over one text: alone, with_method: one pass of the LM to the next token's logits, without and with
   the method. encoding: of that the encoder's pass. longer: what the LM spends on the positions
-  before the text. step: loss and gradient, one row; kept_step: with the encoder's states at hand,
-  where the method lets them be kept. rule: 4 FLOPs for each parameter of the LM and token of the
+  before the text. step: loss and gradient, one row; cached_step: with the encoder's states at hand,
+  where the method lets them be cached. rule: 4 FLOPs for each parameter of the LM and token of the
   text (docs/paper.md, 6).
   """
 
@@ -75,7 +75,7 @@ class Cost:
   encoding: float
   longer: float
   step: float
-  kept_step: float | None
+  cached_step: float | None
 
   @property
   def share(self) -> float:
@@ -185,14 +185,14 @@ class _Stage:
 
     return flops(run, self.trained(models), self.frozen(models), _prompts(models, text))
 
-  def step(self, models: Models, text: Text, kept: bool = False) -> float:
-    """FLOPs of the loss of one row and its gradient; kept: the encoder's states are given."""
+  def step(self, models: Models, text: Text, cached: bool = False) -> float:
+    """FLOPs of the loss of one row and its gradient; cached: the encoder's states are given."""
 
     def run(trained: Tree, frozen: Tree, batch: Tree) -> Tree:
       loss = self.method(models, frozen).loss
       return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, None)
 
-    batch = _prompts(models, text, kept)
+    batch = _prompts(models, text, cached)
     batch |= {name: _ints(TARGETS) for name in ("target_positions", "target_ids", "target_mask")}
     return flops(run, self.trained(models), self.frozen(models), batch)
 
@@ -227,7 +227,7 @@ def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
     encoding=_encoding(models.encoder, text),
     longer=counted(plain, wider) - alone,
     step=counted(stage.step, text),
-    kept_step=counted(stage.step, text, kept=True) if reads == "encoder_states" else None,
+    cached_step=counted(stage.step, text, cached=True) if reads == "encoder_states" else None,
   )
 
 
@@ -246,12 +246,12 @@ def _encoding(config: EncoderConfig | None, text: Text) -> float:
   return by_layers(count, config.layers)
 
 
-def _prompts(models: Models, text: Text, kept: bool = False) -> dict[str, Any]:
+def _prompts(models: Models, text: Text, cached: bool = False) -> dict[str, Any]:
   prompts = {"tokens": _ints(text.length), "mask": _ints(text.length)}
   prompts["task"] = jax.ShapeDtypeStruct((1,), jnp.int32)
   if models.encoder is not None:
     prompts |= {name: _ints(text.encoder_length) for name in ("encoder_tokens", "encoder_mask")}
-  if kept:
+  if cached:
     size = prompts.pop("encoder_tokens").shape
     prompts["encoder_states"] = jax.ShapeDtypeStruct((*size, models.encoder.width), jnp.float32)
   return prompts
@@ -274,7 +274,7 @@ def cost_lines(cost: Cost) -> list[str]:
     (f"{cost.num_virtual_tokens} positions more", cost.longer),
     ("its trained parts", more - cost.encoding - cost.longer),
   ]
-  steps = {"loss and gradient": cost.step, "with kept states": cost.kept_step}
+  steps = {"loss and gradient": cost.step, "with cached states": cost.cached_step}
   return [
     f"stage {cost.stage}: {cost.method}",
     f"  frozen    LM {cost.lm:,} parameters" + f", encoder {cost.encoder:,}" * bool(cost.encoder),

@@ -47,7 +47,7 @@ def planned(path, encoder=False):
   return stored
 
 
-def same_weights(stored, other):
+def assert_same_weights(stored, other):
   assert sorted(stored.shapes) == sorted(other.shapes)
   for name in stored.shapes:
     np.testing.assert_array_equal(stored.raw_bytes(name), other.raw_bytes(name), name)
@@ -69,7 +69,7 @@ def test_one_file_counts_before_an_index_and_its_shards(llama, folder, torch_log
   if how == "cut":
     shards[0].write_bytes(b"of an earlier save")
   assert (path / "model.safetensors.index.json").is_file()
-  same_weights(planned(path), planned(whole))
+  assert_same_weights(planned(path), planned(whole))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
   np.testing.assert_array_equal(torch_logits(theirs, TOKENS), torch_logits(new, TOKENS))
 
@@ -80,14 +80,14 @@ def test_an_index_counts_before_files_that_it_does_not_list(llama, folder):
   other = folder(llama(seed=2), "other")
   for name in ("consolidated.safetensors", "model.fp16.safetensors", "adapter_model.safetensors"):
     shutil.copy(other / "model.safetensors", path / name)
-  same_weights(planned(path), expected)
+  assert_same_weights(planned(path), expected)
 
 
 def test_a_folder_with_its_weights_under_another_name(llama, folder):
   path = folder(llama())
   expected = planned(path)
   (path / "model.safetensors").rename(path / "model.fp16.safetensors")
-  same_weights(planned(path), expected)
+  assert_same_weights(planned(path), expected)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "bloom", "opt", "qwen2", "gemma2", "gpt_neox-in-line"])
@@ -98,7 +98,7 @@ def test_a_tied_decoder_with_its_head_alone(case, folder):
   table = TABLES.get(case, "model.embed_tokens.weight")
   head = "embed_out.weight" if "neox" in case else "lm_head.weight"
   edit(path, lambda tensors: tensors.update({head: tensors.pop(table)}))
-  same_weights(planned(path), expected)
+  assert_same_weights(planned(path), expected)
 
 
 def test_logits_and_fingerprint_of_a_tied_model_with_its_head_alone(
@@ -142,7 +142,7 @@ def test_a_t5_with_its_table_under_its_decoder(folder):
   path = folder(make("t5"))
   expected = planned(path, encoder=True)
   edit(path, lambda t: t.update({"decoder.embed_tokens.weight": t.pop("shared.weight")}))
-  same_weights(planned(path, encoder=True), expected)
+  assert_same_weights(planned(path, encoder=True), expected)
 
 
 # Buffers that published checkpoints of a family hold, without the model's prefix.
@@ -175,7 +175,7 @@ def test_constants_beside_the_weights_are_left_out(kind, folder):
   prefix, names = BUFFERS[kind]
   names = [f"{start}{name}" for name in names for start in ("", prefix, f"0.auto_model.{prefix}")]
   edit(path, lambda tensors: tensors.update({name: np.arange(4) for name in names}))
-  same_weights(planned(path, encoder), expected)
+  assert_same_weights(planned(path, encoder), expected)
   edit(path, lambda tensors: tensors.update({"something.bias": np.zeros(4)}))
   with pytest.raises(UserError, match="1 not known: something.bias"):
     planned(path, encoder)

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from frozen_jax.core.compilation_cache import keep_compiled
+from frozen_jax.core.compilation_cache import enable_compilation_cache
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_it_is_kept_in_a_folder_of_this_kind_of_machine(cache):
   environment, again = {}, {}
-  keep_compiled(environment)
-  keep_compiled(again)
+  enable_compilation_cache(environment)
+  enable_compilation_cache(again)
   folder = pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"])
   assert folder.is_dir() and folder.parent == cache / "compiled" and again == environment
   assert int(environment["JAX_COMPILATION_CACHE_MAX_SIZE"]) > 1e9
@@ -25,12 +25,12 @@ def test_it_is_kept_in_a_folder_of_this_kind_of_machine(cache):
 @pytest.mark.parametrize("given", ["", "/elsewhere"])
 def test_the_users_own_choice_stays(cache, given):
   environment = {"JAX_COMPILATION_CACHE_DIR": given}
-  keep_compiled(environment)
+  enable_compilation_cache(environment)
   assert environment == {"JAX_COMPILATION_CACHE_DIR": given} and not cache.exists()
 
 
 def test_without_a_folder_nothing_is_kept(cache):
   cache.write_text("a file")
   environment = {}
-  keep_compiled(environment)
+  enable_compilation_cache(environment)
   assert environment == {}

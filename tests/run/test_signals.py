@@ -62,7 +62,7 @@ READERS = [
   ("orbax.checkpoint.v1", "checkpointables_metadata"),
   ("transformers.PreTrainedTokenizerFast", "from_pretrained"),
   ("safetensors", "safe_open"),
-  ("frozen_jax.run.early", "open_task"),
+  ("frozen_jax.run.early_checks", "open_task"),
   (TRAIN, "load_model"),
   (TRAIN, "score_models"),
   ("frozen_jax.run.records", "draw_report"),

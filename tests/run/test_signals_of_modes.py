@@ -152,7 +152,7 @@ def test_what_is_deferred_comes_at_the_end():
 
 def test_a_run_that_does_not_stop_is_ended(monkeypatch):
   """As it is where code that is not ours waits for its threads; not where it stops in time."""
-  monkeypatch.setattr(interruption, "GRACE", 0.05)
+  monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.05)
   ended = []
   with interruption.ended_by(lambda: ended.append(1)):
     interruption.note()
@@ -173,7 +173,7 @@ WAITS = """
 import os, signal, sys, time
 from frozen_jax import main
 from frozen_jax.core import interruption
-interruption.GRACE = 0.5
+interruption.GRACE_SECONDS = 0.5
 def act(*_):
   from frozen_jax.core.files import temporary_folder
   from frozen_jax.run.interrupt import stoppable

@@ -22,7 +22,7 @@ def write(folder, name, **values):
   (folder / name).write_text(json.dumps(values))
 
 
-def same(folder, size):
+def assert_same_ids(folder, size):
   """Our tokenizer, which gives the ids of AutoTokenizer."""
   ours = from_folder(folder, size)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -48,7 +48,7 @@ def test_tokenizer_config_counts_beside_tokenizer_json(tmp_path, settings, lower
   named = {"tokenizer_class": "BertTokenizer"} if config == "tokenizer_class" else {}
   write(tmp_path, "tokenizer_config.json", **settings, **named)
   write(tmp_path, "config.json", model_type="llama" if config == "neither" else "bert")
-  same(tmp_path, len(WORDS))
+  assert_same_ids(tmp_path, len(WORDS))
 
 
 def byte_level(folder):
@@ -68,7 +68,7 @@ def test_a_blank_before_the_text(tmp_path, kind, prefix):
   more = {"tokenizer_class": kind, "add_prefix_space": prefix, "add_bos_token": False}
   write(tmp_path, "tokenizer_config.json", **special, **more, pad_token="!", mask_token="!")
   write(tmp_path, "config.json", model_type="roberta" if "Ro" in kind else "gpt2")
-  same(tmp_path, len(ALPHABET))
+  assert_same_ids(tmp_path, len(ALPHABET))
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -77,7 +77,7 @@ def test_a_vocab_txt_alone(tmp_path, lowercase):
   write(tmp_path, "config.json", model_type="bert")
   if not lowercase:
     write(tmp_path, "tokenizer_config.json", do_lower_case=False)
-  ids = same(tmp_path, len(WORDS))("The capital")["input_ids"]
+  ids = assert_same_ids(tmp_path, len(WORDS))("The capital")["input_ids"]
   assert ids == [2, WORDS.index("the" if lowercase else "The"), WORDS.index("capital"), 3]
 
 
@@ -100,7 +100,7 @@ def test_a_sentencepiece_model_alone(tmp_path, name, kind, model, named):
   if named:
     kinds = {"t5": "T5Tokenizer", "llama": "LlamaTokenizer"}
     write(tmp_path, "tokenizer_config.json", tokenizer_class=kinds[kind])
-  ours = same(tmp_path, 30)
+  ours = assert_same_ids(tmp_path, 30)
   own = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue()).encode("the capital")
   assert ours("the capital", add_special_tokens=False)["input_ids"] == own
 

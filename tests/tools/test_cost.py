@@ -207,11 +207,11 @@ def test_a_prompt_for_each_data_set_is_counted(tmp_path):
   )
 
 
-def test_kept_states_save_the_encoder():
+def test_cached_states_save_the_encoder():
   run = settings("id_pt", encoder=T5, generator=GENERATOR | {"p_prime_length": 0})
   (measured,) = cost.measure(run, TEXT)
-  assert measured.step - measured.kept_step == pytest.approx(measured.encoding, rel=0.02)
-  assert "with kept states" in "\n".join(cost.cost_lines(measured))
+  assert measured.step - measured.cached_step == pytest.approx(measured.encoding, rel=0.02)
+  assert "with cached states" in "\n".join(cost.cost_lines(measured))
   stage, models = first_stage(CASES["id_pt"])
   assert stage.traits(models)[1] == "encoder_tokens"  # p' changes the states: nothing to keep
 

@@ -39,7 +39,7 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel, with_same_test_data
 from frozen_jax.pipelines.propose_select import rendering, sampling
-from frozen_jax.pipelines.propose_select.early import check_candidates
+from frozen_jax.pipelines.propose_select.early_checks import check_candidates
 from frozen_jax.pipelines.propose_select.folds import folds_of
 from frozen_jax.pipelines.propose_select.settings import (
   CandidateRendering,

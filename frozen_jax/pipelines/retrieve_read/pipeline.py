@@ -32,7 +32,7 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, table
-from frozen_jax.pipelines.retrieve_read.early import check_reader, reads
+from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
   digest_of,

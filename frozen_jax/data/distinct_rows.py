@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-class SeenRows:
+class DistinctRows:
   """Sets of rows under given names; the state is plain JSON values if the rows' names are."""
 
   def __init__(self, *names: str):
