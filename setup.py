@@ -44,7 +44,10 @@ INSTALL = [
   "transformers>=5.23",
 ]
 
+TPU = ["jax[tpu]>=0.10.2"]  # brings the libtpu that belongs to its version
+
 TEST = [
+  *TPU,
   "beartype>=0.22",  # checks the annotations of shapes in the tests
   "datasets>=5.0",  # the trainer of sentence-transformers asks for it (benchmarks)
   "faiss-cpu>=1.15",
@@ -80,7 +83,8 @@ setuptools.setup(
     "test": TEST,
     "dev": [*TEST, "pre-commit>=4.0"],
     "cuda": ["jax[cuda13]>=0.10.2"],
-    "tpu": ["jax[tpu]>=0.10.2"],
+    "tpu": TPU,
+    "plan": TPU,  # the compiler for TPUs, which frozen_jax.tools.pod_plan runs without one
     "tensorboard": ["tensorboardX>=2.6"],
   },
   classifiers=[

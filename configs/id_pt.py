@@ -18,10 +18,13 @@ Variants: `:smoke` the same in a minute or two; `:t0` T0/P3 rows from files:
 `python -m frozen_jax.tools.cost --config=configs/id_pt.py:t0_j1` says what it takes: 24.5 million
 trained parameters (0.33% of the LM's; the paper says about 0.3%), and for a text of 512 tokens 1.5%
 more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prompt's 20 positions.
+
+`:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md), with that encoder.
 """
 
 from ml_collections import ConfigDict
 
+from frozen_jax.config.large_models import LARGE_MODELS, large_model, t5_base
 from frozen_jax.config.presets import many_tasks, shrink_many_tasks, t0
 from frozen_jax.run.defaults import defaults
 
@@ -40,14 +43,20 @@ def get_config(variant: str = "") -> ConfigDict:
   elif variant == "t0_j1":
     t0(config)
     _paper(config)
+  elif variant in LARGE_MODELS:
+    large_model(config, variant)
+    t5_base(config)
   elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, t0, t0_j1")
+    raise ValueError(
+      f"no variant {variant!r}; there are: smoke, t0, t0_j1, {', '.join(LARGE_MODELS)}"
+    )
   return config
 
 
 def _paper(config: ConfigDict) -> None:
   """J1-Large's and T5-base's sizes; neither the LM's weights nor its tokenizer are public."""
-  config.model.update({"name": "j1-large", "dtype": "bfloat16", "encoder": "hf:google-t5/t5-base"})
+  t5_base(config)
+  config.model.update({"name": "j1-large", "dtype": "bfloat16"})
   config.model.sizes = ConfigDict(
     {
       "vocab_size": 256_000,
@@ -63,27 +72,6 @@ def _paper(config: ConfigDict) -> None:
       "gated": False,
       "activation": "gelu",
       "tied": True,
-    }
-  )
-  config.model.encoder_sizes = ConfigDict(
-    {
-      "vocab_size": 32_128,
-      "width": 768,
-      "layers": 12,
-      "heads": 12,
-      "head_dim": 64,
-      "mlp_width": 3072,
-      "context": 512,
-      "types": 0,
-      "embed_norm": False,
-      "norm": "rms",
-      "norm_bias": False,
-      "norm_first": True,
-      "positions": "buckets",
-      "scaled": False,
-      "attn_bias": False,
-      "mlp_bias": False,
-      "activation": "relu",
     }
   )
   config.generator = ConfigDict({"p_prime_length": 20, "width": 768, "heads": 12, "layers": 2})

@@ -15,10 +15,13 @@ Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed 
     python -m frozen_jax.main --config=configs/recursive.py:nq \\
       --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
       --config.data.test=nq_open_test.jsonl.gz
+
+`:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md).
 """
 
 from ml_collections import ConfigDict
 
+from frozen_jax.config.large_models import LARGE_MODELS, large_model
 from frozen_jax.config.presets import natural_questions, shrink
 from frozen_jax.run.defaults import defaults
 
@@ -77,8 +80,12 @@ def get_config(variant: str = "") -> ConfigDict:
   elif variant == "nq":
     natural_questions(config)
     config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
+  elif variant in LARGE_MODELS:
+    large_model(config, variant)
+    config.stages.pretrain.data.lengths = config.data.lengths
+    config.stages.pretrain.train.batch_size = config.train.batch_size
   elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, nq")
+    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, {', '.join(LARGE_MODELS)}")
   return config
 
 

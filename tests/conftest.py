@@ -15,6 +15,8 @@ from tests.processes import share_compiled, xla_flags
 FLAGS = xla_flags(devices=8)
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker of pytest-xdist has them
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# With the compiler for TPUs installed, JAX would look for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 OWN_COMPILED = share_compiled()
 # The threads of torch spin while they wait for each other, on cores that other tests need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,11 +19,12 @@ class AttentionInputs(NamedTuple):
   """Mask, bias and rotation for the attention of one kind of layer.
 
   cos_sin: cos and sin of the angles by which queries and keys are rotated (`attention.rotate`), or
-  None. mask: True where a query may attend to a key. bias: added to the scores, or None.
+  None. mask: True where a query may attend to a key; None: attention needs none, as it knows which
+  keys those are. bias: added to the scores, or None.
   """
 
   cos_sin: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]] | None
-  mask: Bool[Array, "#B T S"]
+  mask: Bool[Array, "#B T S"] | None
   bias: Float[Array, "#B H #T S"] | None
 
 
@@ -36,12 +37,13 @@ def per_kind(
   config: DecoderConfig,
   query_positions: Int[Array, "B T"],
   key_positions: Int[Array, "B S"],
-  mask: Bool[Array, "#B T S"],
+  mask: Bool[Array, "#B T S"] | None,
   final_length: Int[Array, "B"],
 ) -> tuple[AttentionInputs, ...]:
   """The attention inputs of each kind of layer, in the order of `kind_ids`.
 
-  mask: True where a query may attend to a key, before windows are applied. final_length: how many
+  mask: True where a query may attend to a key, before windows are applied; None: none is needed.
+  final_length: how many
   real tokens a row may have in the end.
   """
   bias = None
@@ -50,12 +52,12 @@ def per_kind(
     bias = slope * key_positions[:, None, None, :].astype(jnp.float32)
 
   kinds = _kinds(config)
-  if len(kinds) > 1:  # so that all of them have the same shape
+  if len(kinds) > 1 and mask is not None:  # so that all of them have the same shape
     mask = jnp.broadcast_to(mask, (len(query_positions), *mask.shape[1:]))
 
   def inputs(kind: str) -> AttentionInputs:
     kind_mask = mask
-    if kind == "sliding":
+    if kind == "sliding" and mask is not None:
       kind_mask = mask & attention.window_mask(query_positions, key_positions, config.window)
     if config.positions != "rotary":
       return AttentionInputs(None, kind_mask, bias)

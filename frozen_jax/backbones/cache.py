@@ -1,13 +1,15 @@
 """The key/value cache of a decoder, with which each further token costs a pass of one token.
 
-Keys and values are stored in the layout that the attention of a single token reads, each layer in
-arrays of its own: a step moves and slices nothing but the new token.
+Keys and values are stored in the layout that the attention of a single token reads. On a CPU each
+layer has arrays of its own: a step moves and slices nothing but the new token. Elsewhere the layers
+are one array, which a loop over them updates in place.
 
 With `DecoderConfig.cache` = "int8", each slot of a head is stored as 8-bit integers and one scale,
 which maps its largest number to 127. Attention multiplies with the integers, which bfloat16
 represents exactly, and applies the scales to scores and weights.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,39 +20,46 @@ from frozen_jax.backbones import stack
 from frozen_jax.core.dtypes import CACHE_KINDS
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import HostOrDevice
+from frozen_jax.sharding.activations import constrain, platform_of
 
 
 class QuantizedKV(NamedTuple):
   """Keys or values of a layer at 8 bits: numbers * scales.
 
   numbers  int8, in the shape of the keys or values
-  scales   float32 [B, K, S]
+  scales   float32 [B, K, S]; of all layers [B, L, K, S]
   """
 
-  numbers: Int8[Array, "B K _ _"]
-  scales: Float[Array, "B K S"]
+  numbers: Int8[Array, "B *L K _ _"]
+  scales: Float[Array, "B *L K S"]
 
 
 Slots = Float[Array, "B K _ _"] | QuantizedKV  # keys [B, K, C, S] or values [B, K, S, C]
+StackedSlots = Float[Array, "B L K _ _"] | QuantizedKV  # those of all layers
 
 
 class KVCache(NamedTuple):
   """S slots a row; every array has the rows of the batch on its first axis.
 
-  k             L of [B, K, C, S]  rotated keys; or `QuantizedKV`
-  v             L of [B, K, S, C]  values; or `QuantizedKV`
+  k             L of [B, K, C, S]  rotated keys; or `QuantizedKV`; or one of [B, L, K, C, S]
+  v             L of [B, K, S, C]  values; or `QuantizedKV`; or one of [B, L, K, S, C]
   mask          int32 [B, S]       1 where a slot holds a real token; padding has a slot, too
   position      int32 [B]          the position id of a row's next token
   final_length  int32 [B]          how many real tokens a row may have in the end
   used          int32 [B]          how many slots of a row are filled
   """
 
-  k: tuple[Slots, ...]
-  v: tuple[Slots, ...]
+  k: tuple[Slots, ...] | StackedSlots
+  v: tuple[Slots, ...] | StackedSlots
   mask: Int[Array, "B S"]
   position: Int[Array, "B"]
   final_length: Int[Array, "B"]
   used: Int[Array, "B"]
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether the layers are one array."""
+    return isinstance(self.k, QuantizedKV) or not isinstance(self.k, tuple)
 
 
 def from_prefill(
@@ -71,9 +80,16 @@ def from_prefill(
   mask = mask.astype(jnp.int32)
   lengths = mask.sum(axis=1)
   layers = range(len(k))
+  stacked = platform_of(k) != "cpu"
+  if not stacked:
+    k = tuple(_stored(stack.map_arrays(lambda a, i=i: keys(a[i]), k), kind, 2) for i in layers)
+    v = tuple(_stored(stack.map_arrays(lambda a, i=i: values(a[i]), v), kind, 3) for i in layers)
+  else:
+    of_all = functools.partial(jax.vmap, out_axes=1)
+    k, v = _stored(of_all(keys)(k), kind, 3), _stored(of_all(values)(v), kind, 4)
   return KVCache(
-    k=tuple(_stored(stack.map_arrays(lambda a, i=i: keys(a[i]), k), kind, 2) for i in layers),
-    v=tuple(_stored(stack.map_arrays(lambda a, i=i: values(a[i]), v), kind, 3) for i in layers),
+    k=_sharded(k, stacked),
+    v=_sharded(v, stacked),
     mask=jnp.pad(mask, ((0, 0), free)),
     position=lengths,
     final_length=lengths + max_new_tokens,
@@ -88,8 +104,9 @@ def advance(cache: KVCache) -> tuple[KVCache, Int[Array, "B"]]:
   the last one, which is overwritten.
   """
   slot = jnp.minimum(cache.used, cache.mask.shape[1] - 1)
+  is_slot = jnp.arange(cache.mask.shape[1]) == slot[:, None]
   advanced = cache._replace(
-    mask=cache.mask.at[jnp.arange(len(slot)), slot].set(1),
+    mask=jnp.where(is_slot, 1, cache.mask),
     position=cache.position + 1,
     used=cache.used + 1,
   )
@@ -113,9 +130,51 @@ def write_slot(
     is_slot = jnp.arange(slots.shape[axis]) == slot[:, None]
     is_slot = jnp.expand_dims(is_slot, [other for other in (1, 2, 3) if other != axis])
     return jnp.where(is_slot, jnp.expand_dims(new, axis), slots)
-  index: list[Any] = [slice(None)] * 4
-  index[0], index[axis] = jnp.arange(len(slot)), slot
-  return slots.at[tuple(index)].set(new)
+  write = lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(
+    slots, jnp.expand_dims(new, axis - 1), at, axis - 1
+  )
+  return jax.vmap(write)(slots, new, slot)
+
+
+def write_stacked_slot(
+  slots: StackedSlots | Int8[Array, "B L K _ _"],
+  new: Float[Array, "B 1 K C"] | Int8[Array, "B 1 K C"],
+  slot: Int[Array, "B"],
+  axis: int,
+  layer: Int[Array, ""],
+) -> StackedSlots | Int8[Array, "B L K _ _"]:
+  """`write_slot` of one layer of them all; axis: that of the slots within the layer."""
+  if isinstance(slots, QuantizedKV):
+    quantized = _quantize(new, 3)
+    numbers = write_stacked_slot(slots.numbers, quantized.numbers, slot, axis, layer)
+    write = lambda scales, new, at: jax.lax.dynamic_update_slice(
+      scales, new[None, :, None], (layer, 0, at)
+    )
+    return QuantizedKV(numbers, jax.vmap(write)(slots.scales, quantized.scales[:, 0], slot))
+  start = lambda at: tuple(at if i == axis else 0 for i in (1, 2, 3))
+  write = lambda slots, new, at: jax.lax.dynamic_update_slice(
+    slots, jnp.expand_dims(new, axis - 1)[None], (layer, *start(at))
+  )
+  return jax.vmap(write)(slots, new[:, 0].astype(slots.dtype), slot)
+
+
+def layer_slots(slots: StackedSlots, layer: Int[Array, ""]) -> Slots:
+  """The slots of one layer."""
+  of_layer = lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False)
+  return jax.tree.map(of_layer, slots)
+
+
+def by_layer(slots: tuple[Slots, ...] | StackedSlots) -> Any:
+  """The slots of all layers with the layers on the first axis of each array."""
+  if isinstance(slots, tuple) and not isinstance(slots, QuantizedKV):
+    return stack.map_arrays(lambda *arrays: jnp.stack(arrays), *slots)
+  return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), slots)
+
+
+def _sharded(slots: Any, stacked: bool) -> Any:
+  """The slots with their rows and heads split over the mesh."""
+  axes = ("batch", *(None,) * stacked, "kv", None, None)
+  return jax.tree.map(lambda a: constrain(a, *axes[: a.ndim]), slots)
 
 
 def numbers_and_scales(
@@ -136,7 +195,7 @@ def check_cache_kind(kind: Any) -> None:
     raise UserError(f"cache {kind!r} is not supported; choose int8 or leave it out")
 
 
-def _stored(slots: Float[Array, "B K _ _"], kind: str, axis: int) -> Slots:
+def _stored(slots: Float[Array, "B *L K _ _"], kind: str, axis: int) -> Slots | StackedSlots:
   """The slots as a cache of this kind stores them; axis: that of a head's numbers C."""
   return _quantize(slots, axis) if kind == "int8" else slots
 

@@ -18,19 +18,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, attention_inputs, peft_layers, stack
+from frozen_jax.backbones import attention, attention_inputs, peft_layers, splash_attention, stack
 from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_layer import SAVED_NAMES, Layer, apply_layer, norm
+from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
 from frozen_jax.backbones.decoder_params import PARAM_AXES as PARAM_AXES
-from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.decoder_params import random_params as random_params
+from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.linear import project, project_trained
 from frozen_jax.backbones.quantized import Quantized
 from frozen_jax.core.types import HostOrDevice
+from frozen_jax.sharding.activations import constrain, constrain_rows, gather_weights, platform_of
 
 Config = DecoderConfig
 
@@ -39,8 +41,7 @@ def embed(
   params: Params, config: DecoderConfig, tokens: Int[HostOrDevice, "*B T"], *, trained: bool = False
 ) -> Float[Array, "*B T D"]:
   """Token ids -> embeddings in the dtype of the table; `trained`: see `hidden`."""
-  table = params["embed"]["tokens"]
-  x = jnp.take(table, tokens, axis=0) if trained else stack.take(table, tokens)
+  x = look_up(params["embed"]["tokens"], tokens, trained)
   if config.embed_scale == 1.0:
     return x
   return (x.astype(jnp.float32) * config.embed_scale).astype(x.dtype)
@@ -116,26 +117,36 @@ def step(
 ) -> tuple[Float[Array, "B 1 D"], KVCache]:
   """One more token a row: its hidden state and the longer cache; `peft` as in `prefill`.
 
-  The caller ensures that a slot is free: otherwise the last slot is overwritten. The layers
-  (stacked, or `stack.unstack`) are written out one by one: a scan would copy each layer's weights
-  and cache at each token. Each layer writes the token's keys and values into its slots before it
-  reads them: if it read the old slots as well, XLA would copy them all.
+  The caller ensures that a slot is free: otherwise the last slot is overwritten. Each layer writes
+  the token's keys and values into its slots before it reads them: if it read the old slots as well,
+  XLA would copy them all.
   """
   positions = cache.position[:, None]
   longer, slot = kv_cache.advance(cache)
   mask = longer.mask[:, None] > 0
   key_positions = attention_inputs.position_ids(longer.mask)
   inputs = attention_inputs.per_kind(config, positions, key_positions, mask, cache.final_length)
-  stream, keys, values = _embed_inputs(params, config, x, positions), [], []
-  peft = peft_layers.without_prefix(peft)
+  stream, peft = _embed_inputs(params, config, x, positions), peft_layers.without_prefix(peft)
+  layers = _step_in_loop if cache.is_stacked else _step_layer_by_layer
+  stream, (k, v) = layers(params, config, stream, (cache.k, cache.v, slot), inputs, peft)
+  return _final_norm(params, config, stream), longer._replace(k=k, v=v)
+
+
+def _step_layer_by_layer(params, config, stream, cache, inputs, peft):
+  """The layers of `step` written out one by one; they are stacked, or apart (`stack.unstack`).
+
+  On a CPU a loop would copy each layer's weights and cache at each token.
+  """
+  old_keys, old_values, slot = cache
+  keys, values = [], []
   for index, kind_id in enumerate(attention_inputs.kind_ids(config)):
     weights = stack.layer(params["layers"], index)
     layer_peft = jax.tree.map(lambda a, index=index: a[index], peft)
 
     def attend(q, k, v, inputs, index=index):
       slots = (
-        kv_cache.write_slot(cache.k[index], k, slot, 3),
-        kv_cache.write_slot(cache.v[index], v, slot, 2),
+        kv_cache.write_slot(old_keys[index], k, slot, 3),
+        kv_cache.write_slot(old_values[index], v, slot, 2),
       )
       return attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap), slots
 
@@ -143,7 +154,32 @@ def step(
     stream, (k, v) = apply_layer(layer, config, stream, inputs[kind_id], attend)
     keys.append(k)
     values.append(v)
-  return _final_norm(params, config, stream), longer._replace(k=tuple(keys), v=tuple(values))
+  return stream, (tuple(keys), tuple(values))
+
+
+def _step_in_loop(params, config, stream, cache, inputs, peft):
+  """The layers of `step` as a loop, which updates the one array of keys and of values in place."""
+  keys, values, slot = cache
+
+  def body(carry, scanned):
+    (stream, keys, values), ((weights, kind_id, index), layer_peft) = carry, scanned
+
+    def attend(q, k, v, inputs):
+      new_keys = kv_cache.write_stacked_slot(keys, k, slot, 3, index)
+      new_values = kv_cache.write_stacked_slot(values, v, slot, 2, index)
+      slots = kv_cache.layer_slots(new_keys, index), kv_cache.layer_slots(new_values, index)
+      mixed = attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap)
+      return mixed, (new_keys, new_values)
+
+    layer = Layer(weights, layer_peft, project)
+    kind_inputs = attention_inputs.select(inputs, kind_id)
+    stream, kv = apply_layer(layer, config, stream, kind_inputs, attend)
+    return (stream, *kv), None
+
+  scanned = (params["layers"], _kind_ids(config), jnp.arange(config.layers))
+  carry = (stream, keys, values)
+  (stream, *kv), _ = stack.scan(body, carry, scanned, trained=peft or {})
+  return stream, tuple(kv)
 
 
 def hidden_after_cache(
@@ -180,11 +216,11 @@ def hidden_after_cache(
       )
       return mixed, None
 
-    layer = Layer(weights, layer_peft, project)
+    layer = Layer(gather_weights(weights, LAYER_AXES), layer_peft, project)
     return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
 
-  stacked = lambda layers: stack.map_arrays(lambda *arrays: jnp.stack(arrays), *layers)
-  scanned = (params["layers"], stacked(cache.k), stacked(cache.v), _kind_ids(config))
+  slots = kv_cache.by_layer(cache.k), kv_cache.by_layer(cache.v)
+  scanned = (params["layers"], *slots, _kind_ids(config))
   stream = _embed_inputs(params, config, x, position_ids)
   stream, _ = stack.scan(body, stream, scanned, trained=peft_layers.without_prefix(peft))
   return _final_norm(params, config, stream)
@@ -201,6 +237,7 @@ def logits(
   scores = (project_trained if trained else project)(states, *lm_head_kernel(params, config))
   if config.head_bias:
     scores = scores + params["head"]["bias"].astype(jnp.float32)
+  scores = constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
   return soft_capped(scores, config.logit_cap)
 
 
@@ -229,8 +266,10 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
   """Hidden states of a whole text, and the layers' keys and values if `options.return_kv`."""
   num_prefix = peft_layers.prefix_length(options.peft)
   positions, length = _text_positions(x, mask, num_prefix)
-  attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
-  key_positions = positions
+  key_positions, attention_mask = positions, None
+  use_splash = not num_prefix and _has_splash(params, config)
+  if not use_splash:
+    attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
   if num_prefix:
     key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
     prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
@@ -246,10 +285,14 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
     (weights, kind_id), peft = scanned
 
     def attend(q, k, v, inputs):
+      if use_splash:
+        real = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
+        return splash_attention.attend(q, k, v, real, config), (k, v) if options.return_kv else None
       k, v = peft_layers.prepend_prefix(k, v, peft)
       mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, not num_prefix, config.score_cap)
       return mixed, (k, v) if options.return_kv else None
 
+    weights = gather_weights(weights, LAYER_AXES)
     layer = Layer(weights, peft, project_trained if options.trained else project)
     return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
 
@@ -261,6 +304,11 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
   else:
     stream, kv = stack.scan(body, stream, scanned, options.save_names, trained=peft)
   return _final_norm(params, config, stream), kv
+
+
+def _has_splash(params: Params, config: DecoderConfig) -> bool:
+  on_tpu = platform_of(params["final_norm"]["scale"]) == "tpu"
+  return on_tpu and splash_attention.can_attend(config)
 
 
 def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:
@@ -292,7 +340,7 @@ def _embed_inputs(
   if config.positions == "learned":
     rows = positions + config.position_offset
     x = x + stack.take(params["embed"]["positions"], rows).astype(jnp.float32)
-  return x
+  return constrain_rows(x, like=params["final_norm"]["scale"])
 
 
 def _final_norm(
@@ -300,4 +348,4 @@ def _final_norm(
 ) -> Float[Array, "B T D"]:
   """The residual stream after the last layer -> hidden states in the dtype of the weights."""
   weights = params["final_norm"]
-  return norm(weights, config, stream).astype(weights["scale"].dtype)
+  return constrain_rows(norm(weights, config, stream).astype(weights["scale"].dtype))

@@ -18,6 +18,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.experts import mixture
 from frozen_jax.backbones.gated import gated
+from frozen_jax.sharding.activations import constrain, constrain_rows
 
 # The values that a layer saves for its backward pass (see `checkpoint_name` here, in attention and
 # in gated): all whose recomputation would need a product with a weight matrix.
@@ -54,15 +55,16 @@ def apply_layer(
   which other keys and values count, and returns the result [B, T, H, C] and what the pass keeps.
   """
   weights = layer.weights
+  x = _rows_split(x)
   attn_input = norm(weights["attn_norm"], config, x)
   attn_output, kv = _attention(layer, config, attn_input, inputs, attend)
   if config.parallel:
     mlp_input = attn_input if config.shared_norm else norm(weights["mlp_norm"], config, x)
-    return x + attn_output + _mlp(layer, config, mlp_input), kv
-  x = x + attn_output
+    return _rows_split(x + attn_output + _mlp(layer, config, mlp_input)), kv
+  x = _rows_split(x + attn_output)
   # Saved in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   x = checkpoint_name(x[:, None], "middle")[:, 0]
-  return x + _mlp(layer, config, norm(weights["mlp_norm"], config, x)), kv
+  return _rows_split(x + _mlp(layer, config, norm(weights["mlp_norm"], config, x))), kv
 
 
 def _attention(
@@ -84,7 +86,10 @@ def _attention(
   if config.query_scale is not None:  # attention divides by the root of C
     q = q * (config.query_scale * config.head_dim**0.5)
   q, k, v = (a.astype(dtype) for a in (q, k, v))
+  q = constrain(q, "batch", None, "heads", None)
+  k, v = (constrain(a, "batch", None, "kv", None) for a in (k, v))
   mixed, kv = attend(q, k, v, inputs)  # [B, T, H, C]
+  mixed = constrain(mixed, "batch", None, "heads", None)
   output = layer.linear("attn/o", mixed.reshape(*x.shape[:2], -1))
   output = peft_layers.apply_adapter(output, layer.peft, "attn")
   return (norm(weights["attn_after"], config, output) if config.norm_after else output), kv
@@ -102,9 +107,19 @@ def _mlp(layer: Layer, config: DecoderConfig, x: Float[Array, "B T D"]) -> Float
     else:
       saved = checkpoint_name(up.astype(dtype), "gated")
       inner = ACTIVATIONS[config.activation](saved.astype(jnp.float32)).astype(dtype)
+    if x.shape[1] > 1:
+      inner = constrain(inner, "batch", None, "mlp")
     output = layer.linear("mlp/down", inner)
   output = peft_layers.apply_adapter(output, layer.peft, "mlp")
   return norm(weights["mlp_after"], config, output) if config.norm_after else output
+
+
+def _rows_split(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """The residual stream, its rows split over the mesh, so that the weights are gathered.
+
+  Not for single tokens: to gather those moves less than to gather the weights, and XLA decides.
+  """
+  return constrain_rows(x) if x.shape[1] > 1 else x
 
 
 def norm(weights: Params, config: DecoderConfig, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:

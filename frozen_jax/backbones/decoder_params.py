@@ -48,6 +48,14 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+# The same for the parameters of one layer, by their paths within it.
+LAYER_AXES = {
+  path.removeprefix("layers/"): axes[1:]
+  for path, axes in PARAM_AXES.items()
+  if path.startswith("layers/")
+}
+
+
 def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
   """The parameter tree of a decoder of this config, of `jax.ShapeDtypeStruct`."""
   shapes = {"embed/tokens": (config.vocab_size, config.width)}

@@ -22,14 +22,17 @@ from frozen_jax.backbones import rope, stack
 from frozen_jax.backbones.attention_inputs import AttentionInputs
 from frozen_jax.backbones.config import Rope
 from frozen_jax.backbones.decoder_params import Params
+from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.encoder_layer import SAVED_NAMES, Product, apply_layer, linear, norm
+from frozen_jax.backbones.encoder_params import LAYER_AXES
 from frozen_jax.backbones.encoder_params import PARAM_AXES as PARAM_AXES
 from frozen_jax.backbones.encoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.encoder_params import random_params as random_params
 from frozen_jax.backbones.linear import project, project_trained
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import HostOrDevice
+from frozen_jax.sharding.activations import constrain_rows, gather_weights
 
 Config = EncoderConfig
 
@@ -43,8 +46,7 @@ def embed(
   table gets a gradient.
   """
   del config
-  table = params["embed"]["tokens"]
-  return jnp.take(table, tokens, axis=0) if trained else stack.take(table, tokens)
+  return look_up(params["embed"]["tokens"], tokens, trained)
 
 
 def hidden(
@@ -85,6 +87,7 @@ def hidden(
 
   def body(stream, scanned, output_positions=None):
     weights, flags = scanned
+    weights = gather_weights(weights, LAYER_AXES)
     inputs = global_inputs
     if local_inputs is not None:
       choose = lambda local, other: jnp.where(flags["local"], local, other)
@@ -102,7 +105,7 @@ def hidden(
     stream, _ = body(stream, map_arrays(lambda a: a[-1], scanned), jnp.asarray(output_positions))
   if config.norm_first:
     stream = norm(params["final_norm"], config, stream)
-  return stream.astype(params["layers"]["mlp_norm"]["scale"].dtype)
+  return constrain_rows(stream.astype(params["layers"]["mlp_norm"]["scale"].dtype))
 
 
 def pool(
@@ -183,7 +186,8 @@ def _embed_inputs(
     x = x + jnp.take(tables["types"], types, axis=0).astype(jnp.float32)
   if config.embed_norm:
     x = norm(params["embed_norm"], config, x)
-  return linear(x, params["embed_project"], product) if config.has_projection else x
+  x = linear(x, params["embed_project"], product) if config.has_projection else x
+  return constrain_rows(x, like=params["layers"]["mlp_norm"]["scale"])
 
 
 def _stacked_layers(params: Params, config: EncoderConfig) -> Params:

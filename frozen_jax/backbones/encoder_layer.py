@@ -13,6 +13,7 @@ from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.norms import layer_norm, rms_norm
+from frozen_jax.sharding.activations import constrain, constrain_rows
 
 Product = Callable[[Array, Array], Array]  # x [..., I] and a kernel [I, O] -> float32 [..., O]
 
@@ -36,20 +37,21 @@ def apply_layer(
   `output_positions` only the stream at these P positions is returned.
   """
   # Saved in another shape than the layer's input: XLA starts equal stacks as copies of one another.
-  save = lambda x, name: checkpoint_name(x[:, None], name)[:, 0]
+  save = lambda x, name: checkpoint_name(constrain_rows(x)[:, None], name)[:, 0]
   if config.norm_first:
     normed = norm(weights["attn_norm"], config, x)
     normed = normed if skip_norm is None else jnp.where(skip_norm, x, normed)
     x = _at_positions(x, output_positions)
     x = x + _attention(weights, config, normed, inputs, product, output_positions)
     x = save(x, "middle")
-    return x + _mlp(weights, config, norm(weights["mlp_norm"], config, x), product)
+    x = x + _mlp(weights, config, norm(weights["mlp_norm"], config, x), product)
+    return constrain_rows(x)
   residual = _at_positions(x, output_positions)
   x = residual + _attention(weights, config, x, inputs, product, output_positions)
   x = save(x, "middle")
   x = norm(weights["attn_norm"], config, x)
   x = save(x + _mlp(weights, config, x, product), "end")
-  return norm(weights["mlp_norm"], config, x)
+  return constrain_rows(norm(weights["mlp_norm"], config, x))
 
 
 def _attention(
@@ -72,8 +74,9 @@ def _attention(
     q, k = attention.rotate(q, query_inputs.cos_sin), attention.rotate(k, inputs.cos_sin)
   if not config.scaled:  # attention divides by the root of C
     q = q * config.head_dim**0.5
-  q, k, v = (a.astype(dtype) for a in (q, k, v))
+  q, k, v = (constrain(a.astype(dtype), "batch", None, "heads", None) for a in (q, k, v))
   mixed = attention.attend(q, k, v, query_inputs.mask, query_inputs.bias)  # [B, T, H, C]
+  mixed = constrain(mixed, "batch", None, "heads", None)
   return linear(mixed.reshape(*queries.shape[:2], -1), attn["o"], product)
 
 
@@ -112,7 +115,7 @@ def _mlp(
   else:
     saved = checkpoint_name(up.astype(dtype), "gated")
     inner = ACTIVATIONS[config.activation](saved.astype(jnp.float32)).astype(dtype)
-  return linear(inner, mlp["down"], product)
+  return linear(constrain(inner, "batch", None, "mlp"), mlp["down"], product)
 
 
 def linear(x: Float[Array, "*N I"], weights: Params, product: Product) -> Float[Array, "*N O"]:

@@ -42,6 +42,17 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+# The same for the parameters of one layer, by their paths within it.
+LAYER_AXES = {
+  r"(attn|mlp)_norm/(scale|bias)": ("embed",),
+  **{
+    path.removeprefix("layers/"): axes[1:]
+    for path, axes in PARAM_AXES.items()
+    if path.startswith("layers/")
+  },
+}
+
+
 def param_shapes(config: EncoderConfig, dtype: Any = jnp.float32) -> Params:
   """The parameter tree of an encoder of this config, of `jax.ShapeDtypeStruct`."""
   shapes = _embedding(config)

@@ -1,10 +1,13 @@
 """The log-likelihood of target tokens under a decoder: the LM head, applied only at the targets.
 
-The vocabulary is processed in blocks that fit into the processor's cache, with a running maximum
-and sum as in FlashAttention's softmax (Dao et al. 2022), so that the logits of all targets never
-exist at once. The derivative needs no second pass over the vocabulary: the log-likelihood of a
-target depends only on its own hidden state, and its gradient, head[target] - sum of softmax * head,
-is accumulated together with the softmax. The backward pass only scales it.
+On one CPU the vocabulary is processed in blocks that fit into the processor's cache, with a running
+maximum and sum as in FlashAttention's softmax (Dao et al. 2022), so that the logits of all targets
+never exist at once. Elsewhere they do, split over all devices: by the vocabulary, so that the few
+states at targets are moved and not the head; or by rows, where the head is the smaller one.
+
+The derivative needs no second pass over the vocabulary: the log-likelihood of a target depends only
+on its own hidden state, and its gradient, head[target] - sum of softmax * head, is accumulated
+together with the softmax. The backward pass only scales it.
 """
 
 import functools
@@ -17,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from frozen_jax.backbones import decoder, stack
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.linear import project
+from frozen_jax.sharding.activations import constrain, constrain_rows, mesh_of, platform_of
 
 LOGITS_PER_BLOCK = 2**20  # float32 numbers in one block: 4 MB
 MAX_UNSPLIT_BLOCKS = 4  # a vocabulary of at most so many blocks is not split
-LANES = 8  # a block takes equal parts of so many parts of the vocabulary: no shard has to move
 
 
 class _Sums(NamedTuple):
@@ -77,60 +80,69 @@ def _log_likelihood(sums: _Sums) -> Float[Array, "B M"]:
 
 
 def _sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
-  """The sums over the whole vocabulary, block by block."""
+  """The sums over the whole vocabulary, on one CPU block by block."""
   kernel, axis = decoder.lm_head_kernel(params, config)
   bias = params["head"]["bias"][None] if config.head_bias else None
-  lanes = LANES if config.vocab_size % LANES == 0 else 1
-  lane_width = config.vocab_size // lanes
-  width = min(lane_width, max(1, LOGITS_PER_BLOCK // (target_ids.size * lanes)))  # within a lane
+  if platform_of(params["final_norm"]["scale"]) != "cpu" or mesh_of(states) is not None:
+    return _sharded_sums(config, (kernel, axis, bias), states, target_ids, with_gradient)
+  width = min(config.vocab_size, max(1, LOGITS_PER_BLOCK // target_ids.size))
   if target_ids.size * config.vocab_size <= MAX_UNSPLIT_BLOCKS * LOGITS_PER_BLOCK:
-    width = lane_width
-  blocks, rest = divmod(lane_width, width)
+    width = config.vocab_size
+  blocks, rest = divmod(config.vocab_size, width)
 
   def block_sums(start, width, kernel):
-    block = _vocabulary_block(kernel, axis, lanes, start, width)
-    block_bias = None if bias is None else _vocabulary_block(bias, 0, lanes, start, width)[0]
-    offset = target_ids % lane_width - start
-    column = target_ids // lane_width * width + offset
-    in_block = (offset >= 0) & (offset < width)
+    block = _vocabulary_block(kernel, 1 - axis, start, width)
+    block_bias = None if bias is None else _vocabulary_block(bias, 1, start, width)[0]
+    column = target_ids - start
+    in_block = (column >= 0) & (column < width)
     target = (jnp.where(in_block, column, 0), in_block)
     return _block_sums(config, (block, axis, block_bias), states, target, with_gradient)
 
-  if width == lane_width:
-    return block_sums(0, lane_width, kernel)
+  if width == config.vocab_size:
+    return block_sums(0, width, kernel)
   sums = block_sums(0, rest or width, kernel)
   starts = jnp.arange(0 if rest else 1, blocks) * width + rest
 
   def body(sums, start):
-    # The barrier keeps XLA from copying the whole kernel into another layout before the loop.
-    start, kernel_in_loop = jax.lax.optimization_barrier((start, kernel))
+    start, kernel_in_loop = stack.keep_in_loop(start, kernel)
     return _joined(sums, block_sums(start, width, kernel_in_loop)), None
 
   return jax.lax.scan(body, sums, starts)[0]
 
 
-def _vocabulary_block(kernel, axis: int, lanes: int, start, width: int):
-  """Rows (or columns, axis 0) start : start + width of each of the kernel's equal lanes."""
+def _sharded_sums(config, head, states, target_ids, with_gradient: bool) -> _Sums:
+  """The sums over the vocabulary at once, each device with its part of the logits."""
+  kernel, axis, bias = head
+  by_vocabulary = target_ids.size < config.vocab_size
+  batch, vocab = ("data_batch", "fsdp_vocab") if by_vocabulary else ("batch", "vocab")
+  axes = (vocab, None) if axis == 1 else (None, vocab)
+  kernel = jax.tree.map(lambda a: constrain(a, *axes), kernel)
+  states = constrain(states, batch, None, None)
+  everywhere = jnp.ones(target_ids.shape, bool)
+  head = (kernel, axis, None if bias is None else bias[0])
+  shard = lambda logits: constrain(logits, batch, None, vocab)
+  sums = _block_sums(config, head, states, (target_ids, everywhere), with_gradient, shard)
+  return jax.tree.map(constrain_rows, sums)
 
-  def sliced(a):
-    if axis == 1:
-      lanewise = a.reshape(lanes, -1, a.shape[1])
-      block = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=1)
-      return block.reshape(-1, a.shape[1])
-    lanewise = a.reshape(a.shape[0], lanes, -1)
-    block = jax.lax.dynamic_slice_in_dim(lanewise, start, width, axis=2)
-    return block.reshape(a.shape[0], -1)
 
+def _vocabulary_block(kernel, axis: int, start, width: int):
+  """Rows (axis 0) or columns start : start + width of the kernel."""
+  sliced = lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=axis)
   return stack.map_arrays(sliced, kernel)  # codes, scales and offsets have as many rows (columns)
 
 
-def _block_sums(config, block, states, target, with_gradient: bool) -> _Sums:
-  """The sums over one block: its kernel, axis and bias, and where in it the targets are."""
+def _block_sums(
+  config, block, states, target, with_gradient: bool, shard=lambda logits: logits
+) -> _Sums:
+  """The sums over one block: its kernel, axis and bias, and where in it the targets are.
+
+  shard: constrains how the logits are split.
+  """
   (kernel, axis, bias), (column, in_block) = block, target
   logits = project(states, kernel, axis)
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
-  logits = decoder.soft_capped(logits, config.logit_cap)
+  logits = shard(decoder.soft_capped(logits, config.logit_cap))
   top = logits.max(axis=-1)
   weights = jnp.exp(logits - top[..., None])
   target_logit = jnp.take_along_axis(logits, column[..., None], axis=-1)[..., 0]

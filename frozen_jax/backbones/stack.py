@@ -1,8 +1,9 @@
-"""Running a model's stacked layers as one scan, with 16-bit floats carried as integers.
+"""Running a model's stacked layers as one scan; on CPUs with 16-bit floats carried as integers.
 
 XLA's CPU backend cannot slice or update bfloat16 arrays: it widens the whole stack to float32
 first, which for the weights costs a copy of the model in every pass. 16-bit integers of the same
-bits are sliced directly. On other backends the round trip costs nothing.
+bits are sliced directly. And it moves what does not change out of a loop, as a copy that stays,
+unless a barrier keeps it in. Programs for other platforms have neither integers nor barriers.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones.quantized import Quantized, dequantize
 from frozen_jax.core.types import HostOrDevice, Tree
+from frozen_jax.sharding.activations import platform_of
 
 
 def scan(
@@ -38,7 +40,7 @@ def scan(
 
   def step(carry, scanned):
     index, trained_slices = scanned
-    index, layers = jax.lax.optimization_barrier((index, stacked))
+    index, layers = keep_in_loop(index, stacked)
     slices = jax.tree.map(
       lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(layers)
     )
@@ -85,9 +87,16 @@ def take(
 
   Of a quantised table only the rows that are taken are dequantised.
   """
-  # Without the barrier XLA would compute the packed table once, as a copy that stays.
-  rows, table = jax.lax.optimization_barrier((rows, table))
+  rows, table = keep_in_loop(rows, table)
   return dequantize(map_arrays(lambda a: jnp.take(a, rows, axis=axis), table))
+
+
+def keep_in_loop(index: Any, arrays: Tree) -> tuple[Any, Tree]:
+  """Both as they are; on a CPU XLA must not compute what is made of the arrays before the loop."""
+  leaves = jax.tree.leaves(arrays)
+  if not leaves or platform_of(leaves[0]) != "cpu":
+    return index, arrays
+  return jax.lax.optimization_barrier((index, arrays))
 
 
 def map_arrays(change: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
@@ -131,10 +140,14 @@ def layer(layers: list[Tree] | Tree, index: int) -> Tree:
 
 
 def pack(tree: Tree) -> Tree:
-  """Every 2-byte float array as uint16 of the same bits; others unchanged. Not differentiable."""
+  """On a CPU, every 2-byte float array as uint16 of the same bits. Not differentiable there.
+
+  Other arrays, and those of programs for other platforms, are unchanged.
+  """
   is_2_byte_float = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize == 2
   bits = lambda a: jax.lax.bitcast_convert_type(a, jnp.uint16)
-  return jax.tree.map(lambda a: bits(a) if is_2_byte_float(a) else a, tree)
+  packed = lambda a: is_2_byte_float(a) and platform_of(a) == "cpu"
+  return jax.tree.map(lambda a: bits(a) if packed(a) else a, tree)
 
 
 def unpack(tree: Tree, dtypes: Tree) -> Tree:

@@ -9,12 +9,15 @@ _DEFAULT_MEMORY = 2**33  # bytes, of a device that does not report its memory
 
 
 def per_backend(sizes: Mapping[str, int]) -> int:
-  """The size for the backend in use, of `{"cpu": ..., "gpu": ...}`; other backends use "gpu"."""
+  """The size for the backend in use, of `{"cpu": ..., "gpu": ..., "tpu": ...}`.
+
+  A backend that is not among them uses "gpu".
+  """
   return sizes.get(jax.default_backend(), sizes["gpu"])
 
 
 @functools.cache
 def memory_bytes() -> int:
-  """The memory of all devices together; 8 GiB where they do not report it (CPUs)."""
+  """The memory of one device; 8 GiB where it does not report it (CPUs)."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit", _DEFAULT_MEMORY) * (jax.device_count() if stats else 1)
+  return stats.get("bytes_limit", _DEFAULT_MEMORY)

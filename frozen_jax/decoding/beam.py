@@ -86,7 +86,7 @@ def _max_rows(
   )
   _, state = jax.eval_shape(prefill, left_padded_arrays([prompt], width, 1))
   beam_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  beams = min(engine.rows, engine.cache_bytes // beam_bytes)
+  beams = min(engine.rows, engine.cache_bytes * engine.row_groups // beam_bytes)
   return 1 << (max(beams // num_beams, 1).bit_length() - 1)
 
 

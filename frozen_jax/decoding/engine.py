@@ -13,18 +13,18 @@ It is independent of the model: `prefill` and `decode` are a method's predict fu
 
 import collections
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float
 
 from frozen_jax.core.device import memory_bytes, per_backend
 from frozen_jax.core.types import AutoregressiveModel, Prompt, Tree
-from frozen_jax.decoding import sampling
+from frozen_jax.decoding import engine_programs, sampling
+from frozen_jax.decoding.engine_programs import RowState
 from frozen_jax.decoding.prompts import (
   MAX_LENGTH_RATIO,
   group_buckets,
@@ -33,35 +33,22 @@ from frozen_jax.decoding.prompts import (
 )
 from frozen_jax.decoding.requests import Completion, Sampling, seed_of
 from frozen_jax.decoding.sequence import SequenceState
-from frozen_jax.sharding.batch import with_sharding_constraint
+from frozen_jax.sharding.batch import rows_sharding
 from frozen_jax.text.padding import batch_bucket, power_of_two
 
-MAX_ROWS = {"cpu": 128, "gpu": 1024}
+MAX_ROWS = {"cpu": 128, "gpu": 1024, "tpu": 256}  # of one row group
 DECODE_STEPS = 16  # the most tokens a row between two checks for finished rows
 _MIN_LIVE_SHARE = 0.75  # with samples waiting, steps end once no more than this share is unfinished
-_CACHE_SHARE = 4  # one part in this many of the devices' memory is for keys and values
-_PREFILL_TOKENS = {"cpu": 2**11, "gpu": 2**13}  # of prompts in one prefill
+_CACHE_SHARE = 4  # one part in this many of a device's memory is for keys and values
+_PREFILL_TOKENS = {
+  "cpu": 2**11,
+  "gpu": 2**13,
+  "tpu": 2**13,
+}  # of a row group's prompts in a prefill
 _PREFILL_SHARE = 4  # and prompts: one in this many of the rows, as each brings a cache
 _SLOTS = 32  # a cache's length is a multiple of it
 
 ProgressCallback = Callable[[int], Any]
-
-
-class RowState(NamedTuple):
-  """The state of each row of the batch; R is their number.
-
-  token     int32 [R]   the newest, not yet read by the model
-  count     int32 [R]   how many have been generated
-  limit     int32 [R]   how many may be; a row whose count has reached it is free
-  seed      uint32 [R]  of the row's prompt
-  sample    int32 [R]   which of the prompt's samples it is
-  """
-
-  token: Int[Array | np.ndarray, "R"]
-  count: Int[Array | np.ndarray, "R"]
-  limit: Int[Array | np.ndarray, "R"]
-  seed: UInt[Array | np.ndarray, "R"]
-  sample: Int[Array | np.ndarray, "R"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +59,10 @@ class Engine:
   replicated     the sharding of arrays that every host reads; None without a mesh
   end_ids        the end tokens
   decode         ids -> text; None without a tokenizer, then there are no stop texts
+  row_groups     into how many parts the mesh splits the rows
   rows           the most sequences in a batch
   steps          the most tokens a row between two checks for finished rows
-  cache_bytes    the most for their keys and values, on all devices together
+  cache_bytes    the most for their keys and values on one device
   decode_frozen  the frozen tree in the form for single steps; None: the same one
   """
 
@@ -85,6 +73,7 @@ class Engine:
   replicated: jax.sharding.Sharding | None = None
   end_ids: tuple[int, ...] = ()
   decode: Callable[[Sequence[int]], str] | None = None
+  row_groups: int = 1
   rows: int = dataclasses.field(default_factory=lambda: per_backend(MAX_ROWS))
   steps: int = DECODE_STEPS
   cache_bytes: int = dataclasses.field(default_factory=lambda: memory_bytes() // _CACHE_SHARE)
@@ -138,6 +127,7 @@ class _Batch:
     self.num_virtual_tokens = num_virtual_tokens
     self.prefilled: collections.deque[_Prefilled] = collections.deque()
     self.state: Tree = None
+    self.shardings: tuple[jax.sharding.Sharding | None, ...] = ()  # of its arrays
     self.size = 0
     self.rows: RowState
     self.sequences: list[SequenceState | None] = []
@@ -170,13 +160,15 @@ class _Batch:
     of that size too: so there is one size for each width, except for few prompts in all.
     """
     engine, width = self.engine, self.queue[0][0]
-    max_prompts = min(per_backend(_PREFILL_TOKENS) // width, engine.rows // _PREFILL_SHARE)
-    max_prompts = power_of_two(max(max_prompts, 1) // 2 + 1)
+    max_tokens = per_backend(_PREFILL_TOKENS) * engine.row_groups
+    max_prompts = min(max_tokens // width, engine.rows // _PREFILL_SHARE)
+    max_prompts = max(power_of_two(max(max_prompts, 1) // 2 + 1), engine.row_groups)
     numbers = [n for w, n in self.queue[:max_prompts] if MAX_LENGTH_RATIO * w >= width]
     self.queue = self.queue[len(numbers) :]
     prompts = [self.prompts[number] for number in numbers]
     size = max_prompts if self.state is not None else batch_bucket(len(prompts), max_prompts)
-    logits, state = _prefill(
+    size = -(-size // engine.row_groups) * engine.row_groups
+    logits, state = engine_programs.prefill(
       engine.method,
       engine.trainable,
       engine.frozen,
@@ -197,11 +189,17 @@ class _Batch:
   def _allocate(self, state: Tree) -> None:
     """An empty batch of rows for states like this one."""
     engine, leaves = self.engine, jax.tree.leaves(state)
-    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in leaves)
+    shards = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in leaves]
+    row_bytes = sum(math.prod(shape[1:]) * itemsize for shape, itemsize in shards)
     total = len(self.queue) * self.sampling.num_samples + len(leaves[0]) * self.sampling.num_samples
     fitting = max(engine.cache_bytes // row_bytes, 1)
-    self.size = min(engine.rows, power_of_two(total), 1 << (fitting.bit_length() - 1))
-    self.state, self.rows = _empty(state, size=self.size, out_sharding=engine.replicated)
+    fitting = (1 << (fitting.bit_length() - 1)) * engine.row_groups
+    wanted = -(-power_of_two(total) // engine.row_groups) * engine.row_groups
+    self.size = min(engine.rows, wanted, fitting)
+    self.shardings = tuple(rows_sharding(leaf.sharding, self.size) for leaf in leaves)
+    self.state, self.rows = engine_programs.empty(
+      state, size=self.size, shardings=self.shardings, out_sharding=engine.replicated
+    )
     self.sequences = [None] * self.size
 
   def _insert(self, prefilled: "_Prefilled", free: list[int]) -> None:
@@ -215,7 +213,7 @@ class _Batch:
     source, seeds, samples = np.zeros(size, np.int32), np.zeros(size, np.uint32), rows * 0
     for index, (row, _, seed, sample) in enumerate(inserted):
       source[index], seeds[index], samples[index] = row, seed, sample
-    self.state, self.rows, tokens = _insert(
+    self.state, self.rows, tokens = engine_programs.insert(
       self.state,
       self.rows,
       (prefilled.logits, prefilled.state),
@@ -223,6 +221,7 @@ class _Batch:
       self._options(size),
       np.int32(self.sampling.max_new_tokens),
       np.asarray(engine.end_ids, np.int32),
+      shardings=self.shardings,
       **self._static_options(),
       out_sharding=engine.replicated,
     )
@@ -238,7 +237,7 @@ class _Batch:
     """Some more tokens for every row, fewer where many rows end and samples wait for them."""
     engine, (_, frozen) = self.engine, self.engine.frozen_trees
     min_live = int(_MIN_LIVE_SHARE * self.size) if self.queue or self.prefilled else 0
-    self.state, self.rows, tokens = _decode_steps(
+    self.state, self.rows, tokens = engine_programs.decode_steps(
       engine.method,
       engine.trainable,
       frozen,
@@ -248,6 +247,7 @@ class _Batch:
       np.int32(min_live),
       np.asarray(engine.end_ids, np.int32),
       steps=engine.steps,
+      shardings=self.shardings,
       **self._static_options(),
       out_sharding=engine.replicated,
     )
@@ -291,108 +291,3 @@ class _Prefilled(NamedTuple):
   logits: Float[Array, "b V"]
   state: Tree
   samples: collections.deque[tuple[int, int, int, int]]
-
-
-@functools.partial(jax.jit, static_argnames=("method", "free_slots"))
-def _prefill(method, trainable, frozen, batch, max_new_tokens, *, free_slots):
-  return method.prefill(trainable, frozen, batch, max_new_tokens, free_slots)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "out_sharding"))
-def _empty(state, *, size, out_sharding):
-  """A state of `size` rows like those of this one, and the rows, all free.
-
-  Both are on the devices as `_insert` leaves them: it would else be compiled twice.
-  """
-  zeros = jnp.zeros(size, jnp.int32)
-  rows = RowState(zeros, zeros, zeros, zeros.astype(jnp.uint32), zeros)
-  empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), state)
-  return empty, _replicate(rows, out_sharding)
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=("sampled", "truncated", "out_sharding"),
-  donate_argnums=(0, 1),
-)
-def _insert(
-  state, row_state, prefilled, where, options, limit, end_ids, *, sampled, truncated, out_sharding
-):
-  """Rows of a prefill's state put into the batch, and their first tokens."""
-  (logits, prefill_state), (source, rows, seeds, samples) = prefilled, where
-  zeros = jnp.zeros_like(source)
-  uniforms = sampling.uniforms(seeds, samples, zeros)
-  tokens = sampling.sample(
-    jnp.take(logits, source, axis=0), uniforms, options, sampled=sampled, truncated=truncated
-  )
-  insert = functools.partial(_insert_rows, source=source, rows=rows)
-  state = jax.tree.map(insert, state, prefill_state)
-  ended = jnp.isin(tokens.tokens, end_ids)
-  new = RowState(tokens.tokens, zeros + 1, jnp.where(ended, 1, limit), seeds, samples)
-  row_state = jax.tree.map(lambda a, values: a.at[rows].set(values, mode="drop"), row_state, new)
-  return state, *_replicate((row_state, tokens), out_sharding)
-
-
-def _insert_rows(state, prefill_state, source, rows):
-  """An array of the state in which `rows` are those of `source` of a prefill's.
-
-  Selected row by row: a scatter takes ten times as long on a CPU, and more in bfloat16.
-  """
-  index = jnp.full(len(state), -1).at[rows].set(source, mode="drop")
-  is_new = (index >= 0).reshape(-1, *(1,) * (state.ndim - 1))
-  return jnp.where(is_new, jnp.take(prefill_state, index, axis=0), state)
-
-
-def _replicate(tree, sharding):
-  """The tree with a sharding that every host can read."""
-  return jax.tree.map(lambda a: with_sharding_constraint(a, sharding), tree)
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=("method", "steps", "sampled", "truncated", "out_sharding"),
-  donate_argnums=(3, 4),
-)
-def _decode_steps(
-  method,
-  trainable,
-  frozen,
-  state,
-  rows,
-  options,
-  min_live,
-  end_ids,
-  *,
-  steps,
-  sampled,
-  truncated,
-  out_sharding,
-):
-  """Up to `steps` more tokens of each row: `sampling.SampledTokens` of [R, steps]; -1: no token.
-
-  After the first token it ends when no more than `min_live` rows are unfinished.
-  """
-
-  def unfinished(carry):
-    index, _, rows, _ = carry
-    live = (rows.count < rows.limit).sum()
-    return (index < steps) & (live > jnp.where(index > 0, min_live, 0))
-
-  def step(carry):
-    index, state, rows, output = carry
-    logits, state = method.decode(trainable, frozen, rows.token, state)
-    uniforms = sampling.uniforms(rows.seed, rows.sample, rows.count)
-    new = sampling.sample(logits, uniforms, options, sampled=sampled, truncated=truncated)
-    live = rows.count < rows.limit
-    new = new._replace(tokens=jnp.where(live, new.tokens, -1))
-    output = jax.tree.map(lambda a, values: a.at[:, index].set(values), output, new)
-    count = rows.count + live
-    limit = jnp.where(live & jnp.isin(new.tokens, end_ids), count, rows.limit)
-    token = jnp.where(live, new.tokens, rows.token)
-    return index + 1, state, rows._replace(token=token, count=count, limit=limit), output
-
-  size = len(rows.token)
-  zeros = jnp.zeros((size, steps), jnp.float32)
-  output = sampling.SampledTokens(jnp.full((size, steps), -1, jnp.int32), zeros, zeros)
-  _, state, rows, output = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, rows, output))
-  return state, *_replicate((rows, output), out_sharding)

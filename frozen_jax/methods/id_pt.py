@@ -32,6 +32,7 @@ from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.nnx_params import module_params, with_params
 from frozen_jax.modules.prompt_generator import GeneratorConfig, PromptGenerator
 from frozen_jax.modules.settings import PromptSettings, check_heads
+from frozen_jax.sharding.activations import constrain_rows
 
 _P_PRIME_KEY = 2**31 - 2  # far from the small numbers that NNX folds into the same key
 
@@ -141,6 +142,7 @@ class InputDependentPromptTuning(SinglePass):
     """p(x) of each row, float32."""
     states, mask = self._encoder_states(trainable, frozen, prompts)
     generated = with_params(self._new_generator, trainable["generator"])(states, mask)
+    generated = constrain_rows(generated)
     constant = soft_prompt.prompt_vectors(trainable, "prompt")
     return generated if constant is None else generated + constant
 

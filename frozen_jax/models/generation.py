@@ -124,6 +124,7 @@ def _engine(
 ) -> Engine:
   """The engine for these prompts, which fit the context and the table (else UserError)."""
   lm, frozen = model.lm, model.frozen
+  groups = 1 if lm.mesh is None else row_groups(lm.mesh)
   num_virtual_tokens = model.method.num_virtual_tokens(model.trained, frozen)
   for number, prompt in enumerate(prompts, start=1):
     length = len(prompt.tokens)
@@ -138,7 +139,8 @@ def _engine(
     end_ids(model),
     None if lm.tokenizer is None else functools.partial(_decode, lm.tokenizer),
     decode_frozen=_with_separate_layers(frozen),
-    rows=max(rows or per_backend(MAX_ROWS), 1 if lm.mesh is None else row_groups(lm.mesh)),
+    row_groups=groups,
+    rows=-(-rows // groups) * groups if rows else per_backend(MAX_ROWS) * groups,
   )
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from frozen_jax.sharding.rules import batch_sharding, replicated, row_groups
+from frozen_jax.sharding.rules import MESH_AXES_OF, batch_sharding, replicated, row_groups
 
 ShardBatch = Callable[[Mapping[str, Any]], Mapping[str, jax.Array]]  # `shard_batch` on a mesh
 
@@ -15,6 +15,19 @@ ShardBatch = Callable[[Mapping[str, Any]], Mapping[str, jax.Array]]  # `shard_ba
 def with_sharding_constraint(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
   """`jax.lax.with_sharding_constraint`, where None leaves the sharding to XLA."""
   return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def rows_sharding(like: jax.sharding.Sharding, rows: int) -> NamedSharding | None:
+  """The sharding of an array with this many rows that is otherwise split as `like`.
+
+  The rows are its first axis; they are split over the mesh where it divides them. None: of an array
+  on one device.
+  """
+  if not isinstance(like, NamedSharding) or like.mesh.size == 1:
+    return None
+  mesh = like.mesh
+  axes = MESH_AXES_OF["batch"] if rows % row_groups(mesh) == 0 else None
+  return NamedSharding(mesh, PartitionSpec(axes, *like.spec[1:]))
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:

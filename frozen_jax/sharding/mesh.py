@@ -6,8 +6,10 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from frozen_jax.core.errors import UserError
@@ -37,10 +39,30 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, rows: int = 0) -> M
         f"mesh.{name} is {size!r}; give a whole number of devices, or 0 for all that are left"
       )
   sizes = _resolved(sizes, rows)
-  devices = _choose_devices(math.prod(sizes.values()), sizes)
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-  )
+  return arrange(_choose_devices(math.prod(sizes.values()), sizes), sizes)
+
+
+def arrange(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> Mesh:
+  """The mesh of these devices, so that neighbours along an axis are near each other.
+
+  sizes: of each of `AXES`; their product is the number of devices. An axis of the mesh may be part
+  of an axis of the machine, or run along several.
+
+  Raises:
+    UserError: the devices' wiring does not have axes of these sizes.
+  """
+  shape = tuple(sizes[axis] for axis in AXES)
+  try:
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  except (NotImplementedError, ValueError, AssertionError) as error:
+    description = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise UserError(
+      f"{len(devices)} devices of kind {devices[0].device_kind} cannot be arranged as {description}"
+      f" ({reason}); give each axis a size whose factors are those of the machine's axes, or all of"
+      " the devices to mesh.fsdp"
+    ) from error
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def log_mesh(mesh: Mesh) -> None:

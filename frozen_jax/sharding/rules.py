@@ -1,8 +1,9 @@
-"""Logical axis rules: from the logical axes of a parameter to the axes of the mesh.
+"""Logical axis rules: from the logical axes of a parameter or an activation to those of the mesh.
 
 A model lists the logical axes of each parameter path (`{regex: ("layers", "embed", "heads")}`);
 `MESH_AXES_OF` maps logical axes to mesh axes. Each path must match exactly one pattern, so that a
-new parameter is never left unsharded by oversight.
+new parameter is never left unsharded by oversight. Activations are constrained by the same table
+(`sharding.activations`); of them the length and the features are not split.
 """
 
 import re
@@ -25,6 +26,8 @@ MESH_AXES_OF: dict[str, MeshAxes] = {
   "mlp": "tensor",
   "vocab": "tensor",
   "layers": None,
+  "data_batch": "data",  # rows, where `fsdp` splits another axis of the array
+  "fsdp_vocab": ("fsdp", "tensor"),
   "experts": None,
 }
 

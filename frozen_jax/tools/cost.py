@@ -13,6 +13,7 @@ some tens of FLOPs for each trained parameter.
 
 import argparse
 import dataclasses
+import functools
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,19 +22,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from frozen_jax.backbones import decoder, encoder
+from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.config.config_file import load_config
-from frozen_jax.config.overrides import override
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.types import Tree
-from frozen_jax.methods import METHODS
-from frozen_jax.models.inputs import datasets_of
-from frozen_jax.pipelines.experiment import RunSettings, StageSettings
-from frozen_jax.run.settings import resolve_run, with_defaults
+from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.tools.abstract_stage import AbstractStage
+from frozen_jax.tools.arguments import Parser, add_config, parse_with_config, positive
 from frozen_jax.tools.flop_count import by_layers, flops
-from frozen_jax.tools.inspect import Parser
 from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
 
 LENGTH = 512
@@ -93,111 +90,16 @@ class Cost:
     return 4.0 * self.lm * self.text.length
 
 
-class _Model:
-  """What a method's builder sees of a frozen model, while it is traced."""
-
-  embedding_rms = 1.0  # a constant of the program, whatever its value
-  tokenizer = None
-
-  def __init__(self, network: Any, config: Any, params: Tree, encoder: "_Model | None" = None):
-    self._network, self.config, self.params, self.encoder = network, config, params, encoder
-
-  def embed(self, token_ids: jax.Array) -> jax.Array:
-    return self._network.embed(self.params, self.config, token_ids)
-
-
 def measure(run: RunSettings, text: Text) -> list[Cost]:
   """The cost of each stage of a run, over one text.
 
   Raises UserError for models that cannot be read and sizes that do not fit together.
   """
   models = find_models(run.model)
-  return [_measured(_Stage.of(run, stage.name), models, text) for stage in run.stages]
+  return [_measured(AbstractStage.of(run, stage.name), models, text) for stage in run.stages]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-  """One stage of a run: its programs, for models of any depth."""
-
-  run: RunSettings
-  settings: StageSettings
-
-  @classmethod
-  def of(cls, run: RunSettings, name: str) -> "_Stage":
-    stage = run.stage(name)
-    # A prompt's text decides where it starts, and needs a tokenizer.
-    prompt = dataclasses.replace(stage.prompt, text="")
-    sections = {k: prompt if k == "prompt" else one for k, one in stage.sections.items()}
-    if prompt.per_task:
-      stage = stage.with_data(datasets=datasets_of(stage.data))
-    return cls(run, dataclasses.replace(stage, prompt=prompt, sections=sections))
-
-  def without_method(self) -> "_Stage":
-    """The frozen LM without a method."""
-    bare = dataclasses.replace(self.settings, method="zero_shot", sections={}, frozen_inputs={})
-    return _Stage(self.run, bare)
-
-  def base(self, models: Models, frozen: Tree) -> "_Model":
-    """The frozen models as the method's builder sees them."""
-    network = None
-    if models.encoder is not None:
-      network = _Model(encoder, models.encoder, frozen["encoder"])
-    return _Model(decoder, models.lm, frozen["lm"], network)
-
-  def method(self, models: Models, frozen: Tree) -> Any:
-    stage, base = self.settings, self.base(models, frozen)
-    return METHODS[stage.method].build(
-      base, stage.sections, remat=stage.model.remat, datasets=stage.data.datasets
-    )
-
-  def trained(self, models: Models) -> Tree:
-    """The shapes of what is trained."""
-
-    def start(frozen: Tree) -> Tree:
-      return self.method(models, frozen).init(self.base(models, frozen), jax.random.key(0))
-
-    return jax.eval_shape(start, models.shapes())
-
-  def frozen(self, models: Models) -> Tree:
-    """The shapes of all that the method takes as `frozen`."""
-    frozen_inputs = {}
-    for key, link in self.settings.frozen_inputs.items():
-      name, _, part = link.partition("/")
-      frozen_inputs[key] = _Stage.of(self.run, name).trained(models)[part]
-    return models.shapes() | {"frozen_inputs": frozen_inputs}
-
-  def traits(self, models: Models) -> tuple[int, str]:
-    """Positions of the context that it takes before the text, and what it reads of an encoder."""
-    traits = []
-
-    def trace(trained: Tree, frozen: Tree) -> None:
-      method = self.method(models, frozen)
-      traits.append((int(method.num_virtual_tokens(trained, frozen)), method.encoder_input))
-
-    jax.eval_shape(trace, self.trained(models), self.frozen(models))
-    return traits[0]
-
-  def read(self, models: Models, text: Text) -> float:
-    """FLOPs from a text to the logits of the next token."""
-
-    def run(trained: Tree, frozen: Tree, prompts: Tree) -> jax.Array:
-      return self.method(models, frozen).prefill(trained, frozen, prompts, 0, 0)[0]
-
-    return flops(run, self.trained(models), self.frozen(models), _prompts(models, text))
-
-  def step(self, models: Models, text: Text, cached: bool = False) -> float:
-    """FLOPs of the loss of one row and its gradient; cached: the encoder's states are given."""
-
-    def run(trained: Tree, frozen: Tree, batch: Tree) -> Tree:
-      loss = self.method(models, frozen).loss
-      return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, None)
-
-    batch = _prompts(models, text, cached)
-    batch |= {name: _ints(TARGETS) for name in ("target_positions", "target_ids", "target_mask")}
-    return flops(run, self.trained(models), self.frozen(models), batch)
-
-
-def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
+def _measured(stage: AbstractStage, models: Models, text: Text) -> Cost:
   num_virtual_tokens, reads = stage.traits(models)
   if not reads:
     models = Models(models.lm, None)
@@ -211,7 +113,8 @@ def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
   def counted(program: Callable[..., float], text: Text, **how: bool) -> float:
     return by_layers(lambda *layers: program(models.of_depth(*layers), text, **how), *depths)
 
-  plain = stage.without_method().read
+  plain = functools.partial(_read, stage.without_method())
+  step = functools.partial(_step, stage)
   alone = counted(plain, text)
   wider = dataclasses.replace(text, length=text.length + num_virtual_tokens)
   return Cost(
@@ -223,11 +126,11 @@ def _measured(stage: _Stage, models: Models, text: Text) -> Cost:
     encoder=num_parameters(models.shapes().get("encoder", {})),
     trained=num_parameters(stage.trained(models)),
     alone=alone,
-    with_method=counted(stage.read, text),
+    with_method=counted(functools.partial(_read, stage), text),
     encoding=_encoding(models.encoder, text),
     longer=counted(plain, wider) - alone,
-    step=counted(stage.step, text),
-    cached_step=counted(stage.step, text, cached=True) if reads == "encoder_states" else None,
+    step=counted(step, text),
+    cached_step=counted(step, text, cached=True) if reads == "encoder_states" else None,
   )
 
 
@@ -244,6 +147,27 @@ def _encoding(config: EncoderConfig | None, text: Text) -> float:
     return flops(run, encoder_shapes(shallow), *[_ints(text.encoder_length)] * 2)
 
   return by_layers(count, config.layers)
+
+
+def _read(stage: AbstractStage, models: Models, text: Text) -> float:
+  """FLOPs from a text to the logits of the next token."""
+
+  def run(trained: Tree, frozen: Tree, prompts: Tree) -> jax.Array:
+    return stage.method(models, frozen).prefill(trained, frozen, prompts, 0, 0)[0]
+
+  return flops(run, stage.trained(models), stage.frozen(models), _prompts(models, text))
+
+
+def _step(stage: AbstractStage, models: Models, text: Text, cached: bool = False) -> float:
+  """FLOPs of the loss of one row and its gradient; cached: the encoder's states are given."""
+
+  def run(trained: Tree, frozen: Tree, batch: Tree) -> Tree:
+    loss = stage.method(models, frozen).loss
+    return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, None)
+
+  batch = _prompts(models, text, cached)
+  batch |= {name: _ints(TARGETS) for name in ("target_positions", "target_ids", "target_mask")}
+  return flops(run, stage.trained(models), stage.frozen(models), batch)
 
 
 def _prompts(models: Models, text: Text, cached: bool = False) -> dict[str, Any]:
@@ -306,37 +230,18 @@ def parse(argv: Sequence[str]) -> tuple[RunSettings, Text]:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add_config(parser)
   parser.add_argument(
-    "--config",
-    required=True,
-    metavar="FILE[:variant]",
-    help="the experiment; --config.KEY=VALUE gives a key of it another value",
-  )
-  parser.add_argument(
-    "--length", type=_count, default=LENGTH, help="tokens of the text (default: %(default)s)"
+    "--length", type=positive, default=LENGTH, help="tokens of the text (default: %(default)s)"
   )
   parser.add_argument(
     "--encoder_length",
-    type=_count,
+    type=positive,
     help="tokens of it that the encoder reads (default: as many, up to data.encoder_length)",
   )
-  keys = [argument for argument in argv if argument.startswith("--config.")]
-  given = parser.parse_args([argument for argument in argv if argument not in keys])
-  config = load_config(given.config)
-  assignments = [key.removeprefix("--config.").partition("=") for key in keys]
-  if bare := [name for name, equals, _ in assignments if not equals]:
-    raise UserError(f"--config.{bare[0]} has no value; write --config.{bare[0]}=VALUE")
-  config = with_defaults(config)
-  override(config, [(name, value) for name, _, value in assignments])
-  run = resolve_run(config)
+  given, run = parse_with_config(parser, argv)
   encoder_length = given.encoder_length or min(given.length, run.data.encoder_length)
   return run, Text(given.length, encoder_length)
-
-
-def _count(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is no length; give a whole number of 1 or more")
-  return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

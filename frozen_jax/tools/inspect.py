@@ -9,13 +9,12 @@ have more devices than the machine.
 
 import argparse
 import dataclasses
-import difflib
 import math
 import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.sharding import rules
 from frozen_jax.sharding.mesh import AXES
+from frozen_jax.tools.arguments import Parser, parse_mesh
 
 EXAMPLES = """\
 examples:
@@ -54,24 +54,6 @@ class ParameterRow:
   bytes: int
   shard_bytes: int
   indivisible: bool
-
-
-class Parser(argparse.ArgumentParser):
-  """Raises UserError, a message of one line, for invalid arguments."""
-
-  def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-    """As argparse; of an unknown flag the nearest one is named, whatever else is missing."""
-    known = list(self._option_string_actions)
-    for argument in sys.argv[1:] if args is None else args:
-      name = argument.partition("=")[0]
-      if name.startswith("--") and name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        meant = f"did you mean {near[0]}?" if near else "--help says what there is"
-        raise UserError(f"unknown flag {name}; {meant}")
-    return super().parse_args(args, namespace)
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; --help says what there is")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -108,15 +90,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _mesh(text: str) -> AbstractMesh:
-  """`data=1,fsdp=2,tensor=4` -> a mesh of that shape, without devices."""
-  sizes = dict.fromkeys(AXES, 1)
-  parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-  for axis, _, size in parts:
-    if axis not in AXES or not size.isdecimal() or int(size) < 1:
-      raise UserError(f"--mesh={text} is no mesh; write for example --mesh=data=1,fsdp=2,tensor=4")
-    sizes[axis] = int(size)
-  if len({axis for axis, _, _ in parts}) < len(parts):
-    raise UserError(f"--mesh={text} gives the size of an axis twice; give each axis once")
+  """The mesh of `--mesh`, without devices."""
+  sizes = dict.fromkeys(AXES, 1) | parse_mesh(text)
+  if not all(sizes.values()):
+    raise UserError(f"--mesh={text} is no mesh of known size; give each axis 1 or more")
   return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,5 +1,6 @@
 """The training state: the number of updates, the trained tree, the optimizer's state, the key."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,13 +35,16 @@ def create_state(
 ) -> TrainState:
   """The state before the first update: a float32 copy of `trainable`, which stays valid."""
 
-  def create(trainable: Tree, key: jax.Array) -> TrainState:
-    trainable = jax.tree.map(_float32_copy, trainable)
-    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), jnp.copy(key))
-
   sharding = replicated(mesh)
   trainable, key = global_device_put((trainable, key), sharding)
+  create = functools.partial(initial_state, optimizer)
   return jax.jit(create, out_shardings=sharding)(trainable, key)
+
+
+def initial_state(optimizer: Optimizer, trainable: Tree, key: Key[Array, ""]) -> TrainState:
+  """`create_state` as a function that JAX may trace: the placement is left to it."""
+  trainable = jax.tree.map(_float32_copy, trainable)
+  return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), jnp.copy(key))
 
 
 def copy_tree(tree: Tree, mesh: Mesh) -> Tree:

@@ -117,3 +117,34 @@ def test_logits_are_close_to_those_of_the_uncompressed_cache(dtype):
   for actual, expected in zip(quantized, plain, strict=True):
     difference = np.abs(actual - expected).max() / np.abs(expected).max()
     assert 0 < difference < 0.03
+
+
+@pytest.mark.parametrize("kind", ["", "int8"])
+@pytest.mark.parametrize("changes", [{}, {"kinds": ("sliding", "full", "sliding"), "window": 3}])
+def test_layers_in_one_array_compute_the_same(monkeypatch, kind, changes):
+  """As on TPUs and GPUs, where the layers of a step are a loop."""
+  config = dataclasses.replace(CONFIG, cache=kind, **changes)
+  params = decoder.random_params(config, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, config.vocab_size)
+  mask = jnp.ones((3, 6), jnp.int32).at[1, :2].set(0)
+  position_ids = jnp.broadcast_to(jnp.arange(3), (3, 3))
+  attention_mask = jnp.broadcast_to(jnp.tri(3) > 0, (3, 3, 3))
+
+  def outputs():
+    x = decoder.embed(params, config, tokens)
+    _, state = decoder.prefill(params, config, x[:, :6], mask, 3, free_slots=3)
+    found = [
+      decoder.hidden_after_cache(params, config, x[:, 6:], state, position_ids, attention_mask)
+    ]
+    for index in range(6, 9):
+      hidden, state = decoder.step(params, config, x[:, index : index + 1], state)
+      found.append(hidden)
+    return found, state.is_stacked
+
+  apart, stacked = outputs()
+  assert not stacked
+  monkeypatch.setattr(cache, "platform_of", lambda array: "tpu")
+  together, stacked = outputs()
+  assert stacked
+  for one, other in zip(apart, together, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.types import Prompt
-from frozen_jax.decoding import engine
+from frozen_jax.decoding import engine_programs as programs
 from frozen_jax.decoding import sampling as sampling_module
 from frozen_jax.decoding.engine import Engine
 from frozen_jax.decoding.prompts import group_buckets
@@ -285,7 +285,9 @@ def test_nothing_is_compiled_after_the_first_prompts():
   method, sampling = SINGLE, Sampling(6, temperature=1.0)
   texts = [Prompt(np.random.default_rng(n).integers(1, 60, 1 + n % 30).tolist()) for n in range(64)]
   build_engine().run(texts, sampling)
-  sizes = lambda: [f._cache_size() for f in (engine._prefill, engine._insert, engine._decode_steps)]
+  sizes = lambda: [
+    f._cache_size() for f in (programs.prefill, programs.insert, programs.decode_steps)
+  ]
   before = sizes()
   assert len(build_engine(method).run(texts[::-1] * 2, sampling)) == 128
   assert sizes() == before
@@ -293,9 +295,9 @@ def test_nothing_is_compiled_after_the_first_prompts():
 
 def test_the_insertion_into_rows_is_compiled_once_for_a_number_of_samples():
   """The first rows are where those are that an insertion leaves."""
-  engine._insert.clear_cache()
+  programs.insert.clear_cache()
   completions = build_engine(rows=1).run([PROMPTS[0], PROMPTS[6], PROMPTS[1]], Sampling(5))
-  assert len(completions) == 3 and engine._insert._cache_size() == 1
+  assert len(completions) == 3 and programs.insert._cache_size() == 1
 
 
 def test_nothing_to_continue():

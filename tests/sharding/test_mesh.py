@@ -3,6 +3,7 @@ import pytest
 from jax.sharding import AxisType
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.sharding import mesh
 from frozen_jax.sharding.mesh import log_mesh, make_mesh
 
 
@@ -66,10 +67,10 @@ def test_two_hosts_give_the_same_number_of_devices_each(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "devices", lambda: [Device(id) for id in range(8)])
   taken = []
-  monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, devices, **__: taken.append(devices))
+  monkeypatch.setattr(mesh, "arrange", lambda devices, sizes: taken.append(devices))
   for rows in (8, 12, 2):
     make_mesh(data=0, rows=rows)
-  assert [[device.id for device in mesh] for mesh in taken] == [
+  assert [[device.id for device in grid] for grid in taken] == [
     [0, 1, 2, 3, 4, 5, 6, 7],
     [0, 1, 2, 4, 5, 6],
     [0, 4],

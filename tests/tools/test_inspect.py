@@ -104,7 +104,7 @@ def test_a_gguf_file_in_a_process_of_its_own(smollm2_file):
     (["nowhere"], "there is no model 'nowhere'"),
     ([], "arguments are required: NAME"),
     (["x", "--mesh=rows=2"], "--mesh=rows=2 is no mesh"),
-    (["x", "--mesh=fsdp=0"], "--mesh=fsdp=0 is no mesh"),
+    (["x", "--mesh=fsdp=0"], "--mesh=fsdp=0 is no mesh of known size"),
     (["x", "--mesh=fsdp=2,fsdp=2"], "gives the size of an axis twice"),
     (["x", "--dtype=int8"], "choose float32 or bfloat16"),
     (["x", "--quantize=int1"], "quantize 'int1'"),

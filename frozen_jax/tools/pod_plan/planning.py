@@ -1,0 +1,194 @@
+"""From a config, a topology and a mesh to the plan of its programs; and the search for a mesh."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.progress import ProgressBar
+from frozen_jax.core.types import Tree
+from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.tools.abstract_stage import AbstractStage
+from frozen_jax.tools.flop_count import by_layers, flops
+from frozen_jax.tools.model_sizes import Models, find_models
+from frozen_jax.tools.pod_plan.chips import chip_of
+from frozen_jax.tools.pod_plan.plan import ProgramPlan, plan_program
+from frozen_jax.tools.pod_plan.programs import Programs, Sizes, whole_rows
+from frozen_jax.tools.pod_plan.topology import topology_mesh
+
+MAX_TENSOR = 16  # of the meshes that a sweep tries
+ROWS_PER_GROUP = (1, 2, 4)  # and of the batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What to plan: a stage of a config's run on a topology, with the sizes of a batch.
+
+  mesh: the size of each axis, 0 for what the others leave. rows: raised to a multiple of the groups
+  that the mesh splits them into. targets: of a row.
+  """
+
+  config: str
+  run: RunSettings
+  stage: str
+  topology: str
+  mesh: Mapping[str, int]
+  rows: int
+  targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The plan of a stage's programs on a mesh."""
+
+  request: Request
+  mesh: Mapping[str, int]
+  sizes: Sizes
+  programs: tuple[ProgramPlan, ...]
+
+  @property
+  def fits(self) -> bool:
+    """Whether each program fits into the memory of a chip."""
+    return all(program.fits for program in self.programs)
+
+  @property
+  def chips(self) -> int:
+    product = 1
+    for size in self.mesh.values():
+      product *= size
+    return product
+
+  def record(self) -> dict[str, Any]:
+    """The plan as JSON values."""
+    return {
+      "config": self.request.config,
+      "stage": self.request.stage,
+      "topology": self.request.topology,
+      "chips": self.chips,
+      "mesh": dict(self.mesh),
+      **dataclasses.asdict(self.sizes),
+      "programs": [program.record() for program in self.programs],
+    }
+
+
+def plan_run(request: Request, only: str = "") -> Plan:
+  """The plan of a request; `only`: of the program of this name.
+
+  Raises:
+    UserError: an unknown topology, a mesh that it cannot have, a model that cannot be planned.
+  """
+  chip, mesh = chip_of(request.topology), topology_mesh(request.topology, request.mesh)
+  stage = AbstractStage.of(request.run, request.stage)
+  if stage.settings.model.quantize:
+    raise UserError("quantised weights cannot be planned yet; leave model.quantize empty")
+  models = find_models(request.run.model)
+  if not stage.traits(models)[1]:
+    models = Models(models.lm, None)
+  sizes = Sizes(
+    rows=whole_rows(request.rows, mesh),
+    length=stage.settings.data.lengths[-1],
+    targets=request.targets,
+    max_new_tokens=request.run.evaluate.max_new_tokens,
+  )
+  counted = {
+    name: count / mesh.size for name, count in model_flops(stage, models, sizes, only).items()
+  }
+  programs = Programs(stage, models, mesh, sizes)
+  wanted = {name: one for name, one in programs.all().items() if only in ("", name)}
+  plans = []
+  with ProgressBar(total=len(wanted), desc="compile", unit="program", delay=2) as bar:
+    for name, compile_program in wanted.items():
+      plans.append(plan_program(name, compile_program, chip, counted[name]))
+      bar.update(1)
+  return Plan(request, dict(mesh.shape), sizes, tuple(plans))
+
+
+def model_flops(
+  stage: AbstractStage, models: Models, sizes: Sizes, only: str = ""
+) -> dict[str, float]:
+  """FLOPs of each program for the whole batch, with nothing computed twice, by its name."""
+  row = lambda *shape: jax.ShapeDtypeStruct((1, *shape), jnp.int32)
+  settings = dataclasses.replace(
+    stage.settings, model=dataclasses.replace(stage.settings.model, remat=False)
+  )
+  stage = dataclasses.replace(stage, settings=settings)
+  prompts = {"tokens": row(sizes.length), "mask": row(sizes.length), "task": row()}
+  reads = stage.traits(models)[1]
+  if reads:
+    length = min(settings.data.encoder_length, sizes.length)
+    prompts |= {"encoder_tokens": row(length), "encoder_mask": row(length)}
+  if reads == "encoder_states":
+    states = (1, length, models.encoder.width)
+    prompts |= {"encoder_states": jax.ShapeDtypeStruct(states, jnp.float32)}
+    del prompts["encoder_tokens"]
+  targets = ("target_positions", "target_ids", "target_mask")
+  batch = prompts | {name: row(sizes.targets) for name in targets}
+
+  def gradient(method: Any, trained: Tree, frozen: Tree) -> Tree:
+    return jax.value_and_grad(method.loss, has_aux=True)(trained, frozen, batch_of(batch), None)
+
+  def reading(method: Any, trained: Tree, frozen: Tree) -> Tree:
+    return method.prefill(trained, frozen, batch_of(prompts), 0, 0)[0]
+
+  def step(method: Any, trained: Tree, frozen: Tree) -> Tree:
+    slots = sizes.max_new_tokens
+    state = method.prefill(trained, frozen, batch_of(prompts), slots, slots)[1]
+    return method.decode(trained, frozen, jnp.zeros(1, jnp.int32), state)[0]
+
+  def batch_of(shapes: Tree) -> Tree:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+  depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
+
+  def counted(program: Any) -> float:
+    def of(*layers: int) -> float:
+      shallow = models.of_depth(*layers)
+      run = lambda trained, frozen: program(stage.method(shallow, frozen), trained, frozen)
+      return flops(run, stage.trained(shallow), stage.frozen(shallow))
+
+    return sizes.rows * by_layers(of, *depths)
+
+  found = {}
+  if only in ("", "train_step"):
+    found["train_step"] = counted(gradient)
+  if only in ("", "prefill", "decode_step"):
+    found["prefill"] = counted(reading)
+    found["decode_step"] = counted(step) - found["prefill"]
+  return found
+
+
+def sweep(request: Request) -> list[Plan]:
+  """The plans of the training step on the topology's meshes and batch sizes, the best one first.
+
+  What fits stands first, by its MFU. Meshes that the topology cannot have are left out.
+
+  Raises:
+    UserError: none of them can be planned.
+  """
+  plans, refused = [], None
+  candidates = list(_candidates(request))
+  with ProgressBar(total=len(candidates), desc="sweep", unit="mesh", delay=2) as bar:
+    for candidate in candidates:
+      try:
+        plans.append(plan_run(candidate, only="train_step"))
+      except UserError as error:
+        refused = error
+      bar.update(1)
+  if not plans and refused:
+    raise refused
+  return sorted(plans, key=lambda plan: (not plan.fits, -plan.programs[0].mfu))
+
+
+def _candidates(request: Request) -> Iterator[Request]:
+  chips = topology_mesh(request.topology, {"data": 1, "fsdp": 0, "tensor": 1}).size
+  for tensor in (2**n for n in range(MAX_TENSOR.bit_length())):
+    if chips % tensor:
+      continue
+    groups = chips // tensor
+    for data in (n for n in (1, 2, 4) if groups % n == 0):
+      mesh = {"data": data, "fsdp": groups // data, "tensor": tensor}
+      for rows in ROWS_PER_GROUP:
+        yield dataclasses.replace(request, mesh=mesh, rows=rows * groups)
