@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, attention_inputs, peft_layers, splash_attention, stack
+from frozen_jax.backbones import (
+  attention,
+  attention_inputs,
+  lm_head,
+  peft_layers,
+  splash_attention,
+  stack,
+)
 from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
@@ -30,7 +37,6 @@ from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.decoder_params import random_params as random_params
 from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.linear import project, project_trained
-from frozen_jax.backbones.quantized import Quantized
 from frozen_jax.core.types import HostOrDevice
 from frozen_jax.sharding.activations import constrain, constrain_rows, gather_weights, platform_of
 
@@ -234,23 +240,13 @@ def logits(
   trained: bool = False,
 ) -> Float[Array, "*N V"]:
   """Hidden states (after the final norm) -> float32 logits."""
-  scores = (project_trained if trained else project)(states, *lm_head_kernel(params, config))
+  _, axis = lm_head.kernel_and_axis(params, config)
+  states, kernel, split = lm_head.split_head(params, config, states)
+  scores = (project_trained if trained else project)(states, kernel, axis)
   if config.head_bias:
     scores = scores + params["head"]["bias"].astype(jnp.float32)
-  scores = constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
-  return soft_capped(scores, config.logit_cap)
-
-
-def soft_capped(scores: Float[Array, "*N"], cap: float | None) -> Float[Array, "*N"]:
-  """Scores kept between -cap and cap by tanh (Gemma 2); unchanged if there is no cap."""
-  return scores if cap is None else cap * jnp.tanh(scores / cap)
-
-
-def lm_head_kernel(
-  params: Params, config: DecoderConfig
-) -> tuple[Float[Array, "V D"] | Float[Array, "D V"] | Quantized, int]:
-  """The kernel of the LM head, and the axis over which it is summed (see `project`)."""
-  return (params["embed"]["tokens"], 1) if config.tied else (params["head"]["kernel"], 0)
+  scores = split(lm_head.soft_capped(scores, config.logit_cap))
+  return constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
 
 
 class _PassOptions(NamedTuple):

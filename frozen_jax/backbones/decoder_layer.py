@@ -55,16 +55,16 @@ def apply_layer(
   which other keys and values count, and returns the result [B, T, H, C] and what the pass keeps.
   """
   weights = layer.weights
-  x = _rows_split(x)
+  x = _split_stream(x)
   attn_input = norm(weights["attn_norm"], config, x)
   attn_output, kv = _attention(layer, config, attn_input, inputs, attend)
   if config.parallel:
     mlp_input = attn_input if config.shared_norm else norm(weights["mlp_norm"], config, x)
-    return _rows_split(x + attn_output + _mlp(layer, config, mlp_input)), kv
-  x = _rows_split(x + attn_output)
+    return _split_stream(x + attn_output + _mlp(layer, config, mlp_input)), kv
+  x = _split_stream(x + attn_output)
   # Saved in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   x = checkpoint_name(x[:, None], "middle")[:, 0]
-  return _rows_split(x + _mlp(layer, config, norm(weights["mlp_norm"], config, x))), kv
+  return _split_stream(x + _mlp(layer, config, norm(weights["mlp_norm"], config, x))), kv
 
 
 def _attention(
@@ -90,6 +90,8 @@ def _attention(
   k, v = (constrain(a, "batch", None, "kv", None) for a in (k, v))
   mixed, kv = attend(q, k, v, inputs)  # [B, T, H, C]
   mixed = constrain(mixed, "batch", None, "heads", None)
+  if x.shape[1] == 1:
+    mixed = constrain(mixed, "data_batch", None, "heads", None)
   output = layer.linear("attn/o", mixed.reshape(*x.shape[:2], -1))
   output = peft_layers.apply_adapter(output, layer.peft, "attn")
   return (norm(weights["attn_after"], config, output) if config.norm_after else output), kv
@@ -107,19 +109,19 @@ def _mlp(layer: Layer, config: DecoderConfig, x: Float[Array, "B T D"]) -> Float
     else:
       saved = checkpoint_name(up.astype(dtype), "gated")
       inner = ACTIVATIONS[config.activation](saved.astype(jnp.float32)).astype(dtype)
-    if x.shape[1] > 1:
-      inner = constrain(inner, "batch", None, "mlp")
+    inner = constrain(inner, "batch" if x.shape[1] > 1 else "data_batch", None, "mlp")
     output = layer.linear("mlp/down", inner)
   output = peft_layers.apply_adapter(output, layer.peft, "mlp")
   return norm(weights["mlp_after"], config, output) if config.norm_after else output
 
 
-def _rows_split(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-  """The residual stream, its rows split over the mesh, so that the weights are gathered.
+def _split_stream(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """The residual stream as the mesh splits it.
 
-  Not for single tokens: to gather those moves less than to gather the weights, and XLA decides.
+  By rows, so that the weights are gathered; of single tokens `fsdp` splits the features, as it does
+  those of the weights, which stay where they are: to move the tokens is less.
   """
-  return constrain_rows(x) if x.shape[1] > 1 else x
+  return constrain_rows(x) if x.shape[1] > 1 else constrain(x, "data_batch", None, "embed")
 
 
 def norm(weights: Params, config: DecoderConfig, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import decoder, stack
+from frozen_jax.backbones import decoder, lm_head, stack
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.linear import project
-from frozen_jax.sharding.activations import constrain, constrain_rows, mesh_of, platform_of
+from frozen_jax.sharding.activations import constrain_rows, mesh_of, platform_of
 
 LOGITS_PER_BLOCK = 2**20  # float32 numbers in one block: 4 MB
 MAX_UNSPLIT_BLOCKS = 4  # a vocabulary of at most so many blocks is not split
@@ -57,7 +57,7 @@ def target_log_likelihood(
 
 def _forward(params, config, states, target_ids):
   sums = _sums(params, config, states, target_ids, with_gradient=True)
-  kernel, axis = decoder.lm_head_kernel(params, config)
+  kernel, axis = lm_head.kernel_and_axis(params, config)
   target_row = stack.take(kernel, target_ids, axis=1 - axis)  # [B, M, D], or [D, B, M] untied
   target_row = target_row if axis == 1 else jnp.moveaxis(target_row, 0, -1)
   target_row = target_row.astype(jnp.float32)
@@ -81,10 +81,10 @@ def _log_likelihood(sums: _Sums) -> Float[Array, "B M"]:
 
 def _sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
   """The sums over the whole vocabulary, on one CPU block by block."""
-  kernel, axis = decoder.lm_head_kernel(params, config)
-  bias = params["head"]["bias"][None] if config.head_bias else None
   if platform_of(params["final_norm"]["scale"]) != "cpu" or mesh_of(states) is not None:
-    return _sharded_sums(config, (kernel, axis, bias), states, target_ids, with_gradient)
+    return _sharded_sums(params, config, states, target_ids, with_gradient)
+  kernel, axis = lm_head.kernel_and_axis(params, config)
+  bias = params["head"]["bias"][None] if config.head_bias else None
   width = min(config.vocab_size, max(1, LOGITS_PER_BLOCK // target_ids.size))
   if target_ids.size * config.vocab_size <= MAX_UNSPLIT_BLOCKS * LOGITS_PER_BLOCK:
     width = config.vocab_size
@@ -110,18 +110,13 @@ def _sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
   return jax.lax.scan(body, sums, starts)[0]
 
 
-def _sharded_sums(config, head, states, target_ids, with_gradient: bool) -> _Sums:
+def _sharded_sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
   """The sums over the vocabulary at once, each device with its part of the logits."""
-  kernel, axis, bias = head
-  by_vocabulary = target_ids.size < config.vocab_size
-  batch, vocab = ("data_batch", "fsdp_vocab") if by_vocabulary else ("batch", "vocab")
-  axes = (vocab, None) if axis == 1 else (None, vocab)
-  kernel = jax.tree.map(lambda a: constrain(a, *axes), kernel)
-  states = constrain(states, batch, None, None)
+  _, axis = lm_head.kernel_and_axis(params, config)
+  states, kernel, split = lm_head.split_head(params, config, states)
   everywhere = jnp.ones(target_ids.shape, bool)
-  head = (kernel, axis, None if bias is None else bias[0])
-  shard = lambda logits: constrain(logits, batch, None, vocab)
-  sums = _block_sums(config, head, states, (target_ids, everywhere), with_gradient, shard)
+  head = (kernel, axis, params["head"]["bias"] if config.head_bias else None)
+  sums = _block_sums(config, head, states, (target_ids, everywhere), with_gradient, split)
   return jax.tree.map(constrain_rows, sums)
 
 
@@ -132,17 +127,17 @@ def _vocabulary_block(kernel, axis: int, start, width: int):
 
 
 def _block_sums(
-  config, block, states, target, with_gradient: bool, shard=lambda logits: logits
+  config, block, states, target, with_gradient: bool, split=lambda logits: logits
 ) -> _Sums:
   """The sums over one block: its kernel, axis and bias, and where in it the targets are.
 
-  shard: constrains how the logits are split.
+  split: constrains the logits.
   """
   (kernel, axis, bias), (column, in_block) = block, target
   logits = project(states, kernel, axis)
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
-  logits = shard(decoder.soft_capped(logits, config.logit_cap))
+  logits = split(lm_head.soft_capped(logits, config.logit_cap))
   top = logits.max(axis=-1)
   weights = jnp.exp(logits - top[..., None])
   target_logit = jnp.take_along_axis(logits, column[..., None], axis=-1)[..., 0]
@@ -156,7 +151,7 @@ def _block_sums(
 def _times_soft_cap_slope(
   x: Float[Array, "B M _"], logits: Float[Array, "B M _"], config: DecoderConfig
 ) -> Float[Array, "B M _"]:
-  """x times the derivative of `decoder.soft_capped` where its result is `logits`."""
+  """x times the derivative of `lm_head.soft_capped` where its result is `logits`."""
   return x if config.logit_cap is None else x * (1 - jnp.square(logits / config.logit_cap))
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -195,25 +196,30 @@ def _operation_bytes(operation, known, operations) -> float:
   total = _written(operation, body, passed)
   for number, one in enumerate(inputs):
     if not any(_same(a, b) for a in one.outputs for b in passed):
-      total += min(in_memory(one.outputs), _read(number, body))
+      total += min(in_memory(one.outputs), _read(number, body, operations))
   return total
 
 
-def _read(number: int, body: dict[str, Operation]) -> float:
+def _read(number: int, body: dict[str, Operation], operations: dict[str, Any]) -> float:
   """Bytes of a fusion's operand that it reads: where it slices it, only those of the slices."""
-  parameter = next(
-    (op for op in body.values() if op.opcode == "parameter" and op.arguments == str(number)), None
-  )
-  if parameter is None:
-    return math.inf
-  users = [op for op in body.values() if parameter.name in op.operands]
+  same = lambda one: one.opcode == "parameter" and one.arguments == str(number)
+  parameter = next(filter(same, body.values()), None)
+  return math.inf if parameter is None else _read_by_users(parameter.name, body, operations)
+
+
+def _read_by_users(name: str, body: dict[str, Operation], operations: dict[str, Any]) -> float:
   total = 0.0
-  for user in users:
-    if user.opcode in _SLICES and user.operands[0] == parameter.name:
+  for user in (one for one in body.values() if name in one.operands):
+    first = user.operands[0] == name
+    if first and user.opcode in _SLICES:
       total += user.nbytes
-    elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
-      continue
-    else:
+    elif user.opcode in ("bitcast", "reshape"):
+      total += _read_by_users(user.name, body, operations)
+    elif user.opcode == "fusion":
+      inner = operations[user.called["calls"]]
+      places = [i for i, one in enumerate(user.operands) if one == name]
+      total += sum(_read(i, inner, operations) for i in places)
+    elif not (first and user.opcode == "dynamic-update-slice"):
       return math.inf
   return total
 

@@ -14,6 +14,7 @@ from frozen_jax.tools.pod_plan.chips import chip_of
 
 # libtpu would ask the network and the environment of a TPU machine what it is.
 _NO_MACHINE = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor does it hold a TPU that no other process may use
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5p-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
