@@ -21,12 +21,14 @@ AXES = ("data", "fsdp", "tensor")
 _LOG = logging.getLogger(__name__)
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, rows: int = 0) -> Mesh:
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, rows: int = 0, slices: int = 0
+) -> Mesh:
   """A mesh of data x fsdp x tensor devices, with axes of the type Auto (XLA partitions).
 
   A size of 0 takes all devices of all hosts that the other axes leave: as many as split `rows`, the
   rows of a batch, evenly. A mesh smaller than the machine takes the same number of devices from
-  every host.
+  every host. `slices`: see `arrange`.
 
   Raises:
     UserError: a size below 0, two of 0, more devices asked for than there are, or a size that the
@@ -39,21 +41,34 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, rows: int = 0) -> M
         f"mesh.{name} is {size!r}; give a whole number of devices, or 0 for all that are left"
       )
   sizes = _resolved(sizes, rows)
-  return arrange(_choose_devices(math.prod(sizes.values()), sizes), sizes)
+  return arrange(_choose_devices(math.prod(sizes.values()), sizes), sizes, slices)
 
 
-def arrange(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> Mesh:
+def arrange(devices: Sequence[jax.Device], sizes: Mapping[str, int], slices: int = 0) -> Mesh:
   """The mesh of these devices, so that neighbours along an axis are near each other.
 
   sizes: of each of `AXES`; their product is the number of devices. An axis of the mesh may be part
-  of an axis of the machine, or run along several.
+  of an axis of the machine, or run along several. slices: of TPUs, which a slower network connects;
+  `data` is split over them first. 0: as many as the devices are of.
 
   Raises:
-    UserError: the devices' wiring does not have axes of these sizes.
+    UserError: the devices' wiring does not have axes of these sizes, or is of other slices.
   """
   shape = tuple(sizes[axis] for axis in AXES)
+  slices = _num_slices(devices, slices)
+  if sizes["data"] % slices:
+    raise UserError(
+      f"mesh.data={sizes['data']} cannot be split over {slices} slices; make it a multiple of"
+      f" {slices}, since fsdp and tensor stay within a slice"
+    )
   try:
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if slices > 1:
+      within = (shape[0] // slices, *shape[1:])
+      grid = mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
+      )
+    else:
+      grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   except (NotImplementedError, ValueError, AssertionError) as error:
     description = " x ".join(f"{name}={size}" for name, size in sizes.items())
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -63,6 +78,16 @@ def arrange(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> Mesh:
       " the devices to mesh.fsdp"
     ) from error
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _num_slices(devices: Sequence[jax.Device], wanted: int) -> int:
+  """Of how many slices the devices are; UserError where that is not what is wanted (0: any)."""
+  found = len({getattr(device, "slice_index", 0) for device in devices})
+  if wanted not in (0, found):
+    raise UserError(
+      f"mesh.slices is {wanted} and the devices are of {found}; leave it at 0 to take what there is"
+    )
+  return found
 
 
 def log_mesh(mesh: Mesh) -> None:

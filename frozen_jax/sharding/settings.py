@@ -23,10 +23,16 @@ class MeshSettings(Section):
     1, "devices that split rows and store the weights split", affects_result=False, at_least=0
   )
   tensor: int = setting(1, "devices that split each product", affects_result=False, at_least=0)
+  slices: int = setting(
+    0,
+    "TPU slices that a slower network connects; `data` is split over them. 0: as many as there are",
+    affects_result=False,
+    at_least=0,
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    check_open_axes(dataclasses.asdict(self))
+    check_open_axes({axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")})
 
 
 def check_open_axes(sizes: dict[str, int]) -> None:

@@ -67,7 +67,7 @@ def test_two_hosts_give_the_same_number_of_devices_each(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "devices", lambda: [Device(id) for id in range(8)])
   taken = []
-  monkeypatch.setattr(mesh, "arrange", lambda devices, sizes: taken.append(devices))
+  monkeypatch.setattr(mesh, "arrange", lambda devices, *_: taken.append(devices))
   for rows in (8, 12, 2):
     make_mesh(data=0, rows=rows)
   assert [[device.id for device in grid] for grid in taken] == [
@@ -88,3 +88,44 @@ def test_one_line_says_what_is_used(caplog):
   assert second.startswith(
     "using 4 of 8 devices (cpu): data=4 x fsdp=1 x tensor=1; the batches split no"
   )
+
+
+class Chip:
+  """A TPU of a slice of 2 x 2, as JAX describes it."""
+
+  platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+  def __init__(self, id):
+    self.id, self.slice_index, self.process_index = id, id // 4, id // 4
+    self.coords = (id % 2, id // 2 % 2, 0)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "fsdp": 2}, {"data": 8}])
+def test_data_is_split_over_slices_and_the_other_axes_stay_within_one(sizes, monkeypatch):
+  monkeypatch.setattr(mesh, "Mesh", lambda grid, *_, **__: grid)
+  grid = mesh.arrange([Chip(id) for id in range(8)], {"fsdp": 1, "tensor": 1} | sizes)
+  slices = [[{chip.slice_index for chip in rows.flat}] for rows in grid]
+  assert all(len(found) == 1 for ((found),) in slices)
+  assert [next(iter(found)) for (found,) in slices] == sorted(next(iter(f)) for (f,) in slices)
+
+
+@pytest.mark.parametrize(
+  "sizes, slices, message",
+  [
+    ({"data": 1, "fsdp": 8}, 0, "mesh.data=1 cannot be split over 2 slices"),
+    ({"data": 2, "fsdp": 4}, 4, "mesh.slices is 4 and the devices are of 2"),
+  ],
+)
+def test_slices_that_do_not_fit_are_refused(sizes, slices, message):
+  with pytest.raises(UserError, match=message):
+    mesh.arrange([Chip(id) for id in range(8)], {"tensor": 1} | sizes, slices)
+
+
+def test_a_shape_that_the_wiring_cannot_have_is_refused():
+  def refuse(*_, **__):
+    raise NotImplementedError("Failed to find assignment for logical_axis_index 1")
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh.mesh_utils, "create_device_mesh", refuse)
+    with pytest.raises(UserError, match="cannot be arranged as data=1 x fsdp=3.*logical_axis"):
+      mesh.arrange([Chip(id) for id in range(3)], {"data": 1, "fsdp": 3, "tensor": 1})
