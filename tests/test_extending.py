@@ -211,7 +211,7 @@ class OneVector(SinglePass):
   no_decay: ClassVar[tuple[str, ...]] = ("one_vector/.*",)
 
   @classmethod
-  def build(cls, base: Any, sections: Mapping[str, Any], *, remat=False, datasets=()):
+  def build(cls, base: Any, sections: Mapping[str, Any], *, remat="none", datasets=()):
     return cls(base.config, sections["one_vector"].repeats, remat=remat)
 
   def init(self, base, key):

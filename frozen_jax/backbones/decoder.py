@@ -77,17 +77,16 @@ def hidden(
   *,
   peft: Params | None = None,
   trained: bool = False,
-  remat: bool = False,
+  remat: str = "none",
 ) -> Float[Array, "B T D"]:
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
 
   `mask` is 1 for real positions (None: all are real); left and right padding give the same results
-  at real positions, and padded ones give finite numbers without meaning. The backward pass saves of
-  each layer what would take a product with a weight matrix to recompute; with `remat` it saves only
-  the layer's input and recomputes the layer. `peft`: trained parameters within the layers. With
+  at real positions, and padded ones give finite numbers without meaning. `remat`: what each layer
+  keeps for the backward pass, see `core.remat`. `peft`: trained parameters within the layers. With
   `trained` the weights get a gradient, too.
   """
-  options = _PassOptions(peft, trained, () if remat else SAVED_NAMES, return_kv=False)
+  options = _PassOptions(peft, trained, stack.saved_values(remat, SAVED_NAMES), return_kv=False)
   return _full_pass(params, config, x, mask, 0, options)[0]
 
 
@@ -106,7 +105,7 @@ def prefill(
   `free_slots`: how many free slots the cache has; None: `max_new_tokens`, then the same for all
   rows. A prefix in `peft` takes the first slots of the cache.
   """
-  options = _PassOptions(peft, trained=False, save_names=None, return_kv=True)
+  options = _PassOptions(peft, trained=False, saved=None, return_kv=True)
   states, (k, v) = _full_pass(params, config, x, mask, max_new_tokens, options)
   mask = peft_layers.prepend_prefix_mask(mask, peft)
   free_slots = max_new_tokens if free_slots is None else free_slots
@@ -254,7 +253,7 @@ class _PassOptions(NamedTuple):
 
   peft: Params | None
   trained: bool
-  save_names: tuple[str, ...] | None
+  saved: stack.SavedValues | None
   return_kv: bool
 
 
@@ -296,9 +295,9 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
   scanned, peft = (params["layers"], _kind_ids(config)), options.peft or {}
   if options.trained:
     without_peft = lambda stream, scanned: body(stream, (scanned, {}))
-    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.save_names)
+    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.saved)
   else:
-    stream, kv = stack.scan(body, stream, scanned, options.save_names, trained=peft)
+    stream, kv = stack.scan(body, stream, scanned, options.saved, trained=peft)
   return _final_norm(params, config, stream), kv
 
 

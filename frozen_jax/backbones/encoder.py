@@ -58,7 +58,7 @@ def hidden(
   output_positions: Int[HostOrDevice, "B P"] | None = None,
   *,
   trained: bool = False,
-  remat: bool = False,
+  remat: str = "none",
 ) -> Float[Array, "B T D"] | Float[Array, "B P D"]:
   """Word embeddings -> the states of the last layer (normed if there is a final norm).
 
@@ -70,8 +70,8 @@ def hidden(
   `output_positions` only the states at these P positions are returned, and the last layer computes
   no others.
 
-  Gradients flow to `x`, and with `trained` to all parameters. The backward pass saves of each layer
-  what would take a product with a weight matrix to recompute; with `remat` only its input.
+  Gradients flow to `x`, and with `trained` to all parameters. `remat`: what each layer keeps for
+  the backward pass, see `core.remat`; "none" of a trained encoder keeps everything.
 
   Raises:
     UserError: the text is longer than a learned table of positions.
@@ -98,8 +98,9 @@ def hidden(
 
   scanned = (_stacked_layers(params, config), _layer_flags(config))
   count = config.layers - (output_positions is not None)
-  save_names = () if remat else (None if trained else SAVED_NAMES)
-  stream, _ = scan(body, stream, scanned, save_names=save_names, count=count)
+  keep_all = trained and remat == "none"
+  saved = None if keep_all else stack.saved_values(remat, SAVED_NAMES)
+  stream, _ = scan(body, stream, scanned, saved=saved, count=count)
   if output_positions is not None:
     map_arrays = jax.tree.map if trained else stack.map_arrays  # the latter has no derivative
     stream, _ = body(stream, map_arrays(lambda a: a[-1], scanned), jnp.asarray(output_positions))

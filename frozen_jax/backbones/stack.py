@@ -6,8 +6,8 @@ bits are sliced directly. And it moves what does not change out of a loop, as a 
 unless a barrier keeps it in. Programs for other platforms have neither integers nor barriers.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,35 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones.quantized import Quantized, dequantize
+from frozen_jax.core.remat import REMAT_POLICIES
 from frozen_jax.core.types import HostOrDevice, Tree
 from frozen_jax.sharding.activations import platform_of
+
+
+class SavedValues(NamedTuple):
+  """The names of the values that a layer saves, and whether they wait in the host's memory."""
+
+  names: tuple[str, ...]
+  on_host: bool = False
+
+
+def saved_values(remat: str, names: tuple[str, ...]) -> SavedValues:
+  """What a policy of `core.remat` saves of a layer that names these values.
+
+  Raises:
+    ValueError: an unknown policy.
+  """
+  if remat not in REMAT_POLICIES:
+    raise ValueError(f"remat is {remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
+  kept = {"full": (), "attention": tuple(name for name in names if name == "attention")}
+  return SavedValues(kept.get(remat, names), on_host=remat == "offload")
 
 
 def scan(
   body: Callable[[Any, Tree], tuple[Any, Tree]],
   carry: Any,
   stacked: Tree,
-  save_names: Sequence[str] | None = None,
+  saved: SavedValues | None = None,
   trained: Tree = None,
   count: int | None = None,
 ) -> tuple[Any, Tree]:
@@ -34,7 +54,7 @@ def scan(
 
   No gradient flows to `stacked`: it is frozen, or a cache. If there is a `trained` tree (float32,
   [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the backward
-  pass each step saves its carry and the values named in `save_names` (see `checkpoint_name`) and
+  pass each step saves its carry and the values that `saved` names (see `checkpoint_name`) and
   recomputes the rest; None saves everything.
   """
 
@@ -51,7 +71,7 @@ def scan(
 
   dtypes, output_dtypes = jax.tree.map(lambda a: a.dtype, stacked), []
   count = jax.tree.leaves(stacked)[0].shape[0] if count is None else count
-  step = _saving_only(step, save_names)
+  step = _saving_only(step, saved)
   carry, outputs = jax.lax.scan(step, carry, (jnp.arange(count), trained))
   return carry, unpack(outputs, output_dtypes[-1])
 
@@ -60,7 +80,7 @@ def scan_trained(
   body: Callable[[Any, Tree], tuple[Any, Tree]],
   carry: Any,
   stacked: Tree,
-  save_names: Sequence[str] | None = None,
+  saved: SavedValues | None = None,
   count: int | None = None,
 ) -> tuple[Any, Tree]:
   """`scan` over layers that are trained themselves: gradients flow to all of `stacked`.
@@ -69,14 +89,22 @@ def scan_trained(
   again, would cost a third of a training step.
   """
   stacked = jax.tree.map(lambda a: a[:count], stacked)
-  return jax.lax.scan(_saving_only(body, save_names), carry, stacked, unroll=save_names is None)
+  return jax.lax.scan(_saving_only(body, saved), carry, stacked, unroll=saved is None)
 
 
-def _saving_only(step: Callable, save_names: Sequence[str] | None) -> Callable:
+def _saving_only(step: Callable, saved: SavedValues | None) -> Callable:
   """The step of a scan, which saves only named values for the backward pass; None: everything."""
-  if save_names is None:
+  if saved is None:
     return step
-  policy = jax.checkpoint_policies.save_only_these_names(*save_names)
+  policies = jax.checkpoint_policies
+  policy = policies.save_only_these_names(*saved.names)
+  if saved.on_host:
+    policy = policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=list(saved.names),
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
   return jax.checkpoint(step, prevent_cse=False, policy=policy)
 
 

@@ -50,7 +50,7 @@ def large_model(config: ConfigDict, name: str) -> None:
   One row a device of a pod of 128, prompts of 100 positions, the layers rematerialised.
   """
   model, sizes = _MODELS[name]
-  config.model.update({"name": model, "dtype": "bfloat16", "remat": True})
+  config.model.update({"name": model, "dtype": "bfloat16", "remat": "full"})
   config.model.sizes = ConfigDict(sizes)
   config.prompt.length = 100
   config.data.lengths = (min(2048, sizes["context"] - 128),)

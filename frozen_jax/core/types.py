@@ -175,7 +175,7 @@ class Method(AutoregressiveModel, Protocol):
     base: "Base",
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> Self:
     """The method for this frozen LM.
@@ -183,7 +183,7 @@ class Method(AutoregressiveModel, Protocol):
     Args:
       base: the frozen LM; its sizes count, and no number of it is kept.
       sections: an instance of each class of `cls.sections`, by the section's name.
-      remat: recompute each layer in the backward pass: less memory, more time.
+      remat: what a layer keeps for the backward pass, one of `core.remat.REMAT_POLICIES`.
       datasets: the data sets that get a prompt each where `prompt.per_task`.
 
     Raises:

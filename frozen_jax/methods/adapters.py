@@ -43,7 +43,7 @@ class Adapters(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "Adapters":
     """See `core.types.Method.build`."""

@@ -33,7 +33,7 @@ class FineTuning(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "FineTuning":
     """See `core.types.Method.build`."""

@@ -95,7 +95,7 @@ class InputDependentPromptTuning(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "InputDependentPromptTuning":
     """See `core.types.Method.build`."""

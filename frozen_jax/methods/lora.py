@@ -53,7 +53,7 @@ class Lora(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "Lora":
     """See `core.types.Method.build`."""

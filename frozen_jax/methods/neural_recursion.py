@@ -91,7 +91,7 @@ class NeuralRecursion:
   first_prompt   before the first pass: "none", "frozen" (it comes with the frozen tree as
                  `frozen_inputs/first_prompt`) or "trained"
   last_prompt    before the later passes: "none" or "trained"
-  remat          recompute each layer in the backward pass
+  remat          what a layer keeps for the backward pass, see `core.remat`
   """
 
   decoder: DecoderConfig
@@ -102,7 +102,7 @@ class NeuralRecursion:
   input_skip: bool = True
   first_prompt: str = "frozen"
   last_prompt: str = "trained"
-  remat: bool = False
+  remat: str = "none"
 
   name: ClassVar[str] = "neural_recursion"
   sections: ClassVar[Mapping[str, type]] = {
@@ -123,7 +123,7 @@ class NeuralRecursion:
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "NeuralRecursion":
     """See `core.types.Method.build`."""

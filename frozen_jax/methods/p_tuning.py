@@ -61,7 +61,7 @@ class PTuning(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "PTuning":
     """See `core.types.Method.build`."""

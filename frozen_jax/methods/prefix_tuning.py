@@ -38,7 +38,7 @@ class PrefixTuning(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "PrefixTuning":
     """See `core.types.Method.build`."""

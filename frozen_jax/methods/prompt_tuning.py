@@ -46,7 +46,7 @@ class PromptTuning(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "PromptTuning":
     """See `core.types.Method.build`."""

@@ -44,7 +44,7 @@ class ReRanker:
   train         what is trained alongside the head: "encoder", "lora" or "head" (nothing)
   lora          for "lora"
   dtype         in which the encoder's matrices multiply; trained parameters are float32 always
-  remat         recompute each layer in the backward pass
+  remat         what a layer keeps for the backward pass, see `core.remat`
   initial       the encoder's weights, from which "encoder" starts
   initial_head  the head's known parameters, in the layout of `score_head`; the others are random
 
@@ -56,7 +56,7 @@ class ReRanker:
   train: str = "encoder"
   lora: LoraSettings = LORA
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
   initial: Tree = dataclasses.field(default=None, compare=False)
   initial_head: Tree = dataclasses.field(default=None, compare=False)
 
@@ -73,7 +73,7 @@ class ReRanker:
     train: str = "encoder",
     lora: LoraSettings = LORA,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: str = "none",
   ) -> "ReRanker":
     """A re-ranker over an encoder of `load_encoder`.
 

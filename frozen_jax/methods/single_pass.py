@@ -36,10 +36,10 @@ class PassParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SinglePass(abc.ABC):
-  """One pass; `remat` recomputes each layer in the backward pass. See `core.types.Method`."""
+  """One pass; `remat`: what a layer keeps, see `core.remat`. See `core.types.Method`."""
 
   decoder: DecoderConfig
-  remat: bool = dataclasses.field(default=False, kw_only=True)
+  remat: str = dataclasses.field(default="none", kw_only=True)
 
   no_decay: ClassVar[tuple[str, ...]] = ()
 

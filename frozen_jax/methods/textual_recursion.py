@@ -29,7 +29,7 @@ class TextualRecursion(PromptTuning):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "TextualRecursion":
     """See `core.types.Method.build`; the texts of pass two name no data set."""

@@ -24,7 +24,7 @@ class ZeroShot(SinglePass):
     base: Base,
     sections: Mapping[str, Any],
     *,
-    remat: bool = False,
+    remat: str = "none",
     datasets: Sequence[str] = (),
   ) -> "ZeroShot":
     """See `core.types.Method.build`."""

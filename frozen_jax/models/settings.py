@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from frozen_jax.config.section import Section, setting
 from frozen_jax.core.dtypes import CACHE_KINDS, QUANTIZATION_KINDS, WEIGHT_DTYPES
+from frozen_jax.core.remat import REMAT_POLICIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,12 @@ class ModelSettings(Section):
     "a text encoder for methods that have one: built-in name, HF folder, hf:owner/name",
     affects_result=False,  # as `name`
   )
-  remat: bool = setting(
-    False, "recompute each layer in the backward pass: less memory, more time", affects_result=False
+  remat: str = setting(
+    "none",
+    "what is recomputed in the backward pass: nothing that takes a product with a weight matrix,"
+    " all but attention, or the full layer; offload: nothing, but it waits in the host's memory",
+    affects_result=False,
+    choices=REMAT_POLICIES,
   )
   sizes: Mapping[str, Any] = setting(
     {},

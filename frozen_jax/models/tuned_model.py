@@ -58,7 +58,7 @@ class TunedModel:
   inputs         how a question becomes the input of the model
   generation     how many tokens, beams and rows
   sections       the config sections that the method was built from, by name
-  remat          whether each layer is recomputed in the backward pass
+  remat          what a layer keeps for the backward pass, see `core.remat`
   inference      how questions are answered; None: by one greedy (or beam) completion
   """
 
@@ -69,7 +69,7 @@ class TunedModel:
   inputs: InputSettings = InputSettings()
   generation: GenerationSettings = GenerationSettings()
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  remat: bool = False
+  remat: str = "none"
   inference: Inference | None = None
 
   @property

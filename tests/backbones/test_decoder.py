@@ -205,7 +205,8 @@ def test_empty_rows_and_padded_queries_yield_numbers():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rematerialisation_changes_nothing(dtype):
+@pytest.mark.parametrize("policy", ["attention", "full", "offload"])
+def test_rematerialisation_changes_nothing(policy, dtype):
   params = decoder.random_params(TINY, jax.random.key(0), dtype)
   tokens, mask = inputs(TINY, padding="right")
   x = decoder.embed(params, TINY, tokens)
@@ -217,7 +218,7 @@ def test_rematerialisation_changes_nothing(dtype):
 
     return jax.jit(jax.value_and_grad(total))(x)
 
-  (loss, gradient), (loss_remat, gradient_remat) = run(False), run(True)
+  (loss, gradient), (loss_remat, gradient_remat) = run("none"), run(policy)
   np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
   scale = np.abs(np.asarray(gradient, np.float32)).max()
   tolerance = 1e-5 if dtype == "float32" else 1e-2

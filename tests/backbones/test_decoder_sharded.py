@@ -36,7 +36,7 @@ def shard(params, mesh):
 
 
 def objective(x, params, mask, targets):
-  states = decoder.hidden(params, CONFIG, x, mask, remat=True)
+  states = decoder.hidden(params, CONFIG, x, mask, remat="full")
   log_likelihood, _ = loss.target_log_likelihood(params, CONFIG, states, targets)
   return -(log_likelihood * mask).sum() / mask.sum()
 

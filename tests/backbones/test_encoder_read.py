@@ -27,7 +27,9 @@ KINDS = {
 POSITIONS = np.array([[0, 5, 5, 11], [22, 1, 0, 3], [7, 6, 5, 4]], np.int32)
 
 
-@pytest.mark.parametrize("trained, remat", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+  "trained, remat", [(False, "none"), (True, "none"), (True, "full"), (False, "attention")]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_at_output_positions_and_their_gradients(kind, trained, remat):
   config = EncoderConfig(**{**SIZES, "layers": 3} | KINDS[kind])

@@ -155,7 +155,7 @@ def test_a_quantised_decoder_equals_the_dequantised_one(kind, tied, dtype):
     return [decoder.logits(params, config, s) for s in (states, last, after)], x
 
   def objective(x, params):
-    states = decoder.hidden(params, config, x, mask, remat=True)
+    states = decoder.hidden(params, config, x, mask, remat="full")
     return loss.target_log_likelihood(params, config, states, tokens)[0].sum()
 
   quantised, plain = both(config, kind, dtype)
@@ -220,7 +220,7 @@ def test_eight_devices_equal_one(kind):
   tokens = jax.random.randint(jax.random.key(1), (4, 10), 0, CONFIG.vocab_size)
 
   def objective(x, params, tokens):
-    states = decoder.hidden(params, CONFIG, x, jnp.ones_like(tokens), remat=True)
+    states = decoder.hidden(params, CONFIG, x, jnp.ones_like(tokens), remat="full")
     return loss.target_log_likelihood(params, CONFIG, states, tokens)[0].sum()
 
   run = jax.jit(jax.value_and_grad(objective))

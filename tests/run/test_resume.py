@@ -113,7 +113,7 @@ def test_with_other_test_data(resume, begun):
     {"evaluation": "mine"},
     {"predict.input": "mine.txt"},
     {"export.format": "peft"},
-    {"model.remat": True},
+    {"model.remat": "full"},
   ],
   ids=lambda changes: next(iter(changes)),
 )

@@ -150,7 +150,7 @@ def other_values(tiny, encoder, files, folder):
   return {
     "model.name": str(shutil.copytree(tiny, folder / "model")),
     "model.encoder": str(encoder),
-    "model.remat": True,
+    "model.remat": "full",
     "model.sizes": {"width": 8},
     "model.encoder_sizes": {"width": 8},
     "data.train": str(copied),

@@ -134,7 +134,7 @@ def config(tmp_path):
       "  config.stage_order = ('tune',)\n"
       f"  config.stages.tune = ConfigDict({{'method': '{method}'}})\n"
       f"  config.model.sizes = ConfigDict({TINY | sizes})\n"
-      "  config.model.update({'dtype': 'bfloat16', 'remat': True})\n"
+      "  config.model.update({'dtype': 'bfloat16', 'remat': 'full'})\n"
       "  config.data.lengths = (256,)\n"
       "  config.mesh.update({'data': 1, 'fsdp': 0})\n"
       "  return config\n"

@@ -112,7 +112,7 @@ def model_flops(
   """FLOPs of each program for the whole batch, with nothing computed twice, by its name."""
   row = lambda *shape: jax.ShapeDtypeStruct((1, *shape), jnp.int32)
   settings = dataclasses.replace(
-    stage.settings, model=dataclasses.replace(stage.settings.model, remat=False)
+    stage.settings, model=dataclasses.replace(stage.settings.model, remat="none")
   )
   stage = dataclasses.replace(stage, settings=settings)
   prompts = {"tokens": row(sizes.length), "mask": row(sizes.length), "task": row()}
