@@ -1,0 +1,50 @@
+"""Two processes with four devices each train to the losses of one process with eight."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.processes import cluster, environment
+from tests.training.sharded_program import STEPS
+
+pytestmark = pytest.mark.program
+
+METHODS = ("prompt_tuning", "id_pt", "neural_recursion", "lora")
+MESH = "data=2,fsdp=2,tensor=2"
+
+
+def run(mesh, devices, clusters):
+  """The losses that the first process prints, by method."""
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-m", "tests.training.sharded_program", mesh, *METHODS],
+      env=environment(devices=devices, **variables),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for variables in clusters
+  ]
+  answers = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), answers
+  lines = [line.split() for line in answers[0][0].splitlines()]
+  return {name: [float(line[1]) for line in lines if line[0] == name] for name in METHODS}
+
+
+@pytest.fixture(scope="module")
+def losses():
+  return {
+    "one device": run("data=1", 1, [{}]),
+    "one process": run(MESH, 8, [{}]),
+    "two processes": run(MESH, 4, cluster()),
+  }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_those_of_one_process_and_of_one_device(losses, method):
+  one_device, one, two = (found[method] for found in losses.values())
+  assert len(one_device) == len(one) == len(two) == STEPS == len(set(one))
+  np.testing.assert_allclose(two, one, rtol=1e-6)
+  np.testing.assert_allclose(one_device, one, rtol=2e-5)
