@@ -160,6 +160,10 @@ def test_a_small_topology_is_planned(config, tmp_path, capsys):
     assert program["binds"] in program["seconds"] and 0 < program["mfu"] < 1
     assert program["flops_per_chip"] > 0.9 * program["model_flops_per_chip"] > 0
     assert program["largest_buffers"][0]["nbytes"] > 0
+  cache = (
+    8 * 3 * 2 * 2 * 128 * (256 + 16 + 16) * 2 / 4
+  )  # rows, layers, k and v, heads, ... bfloat16
+  assert plan["cache_bytes_per_chip"] == pytest.approx(cache, rel=0.15)
   text = capsys.readouterr().out
   assert "4 x TPU v5e (v5e:2x2): data=1, fsdp=4, tensor=1" in text
   assert "(6 do not split over the mesh)" in text and "frozen_jax/" in text

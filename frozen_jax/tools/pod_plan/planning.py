@@ -61,6 +61,12 @@ class Plan:
       product *= size
     return product
 
+  @property
+  def cache_bytes(self) -> float:
+    """Bytes a chip of what decoding keeps of the rows: what its step is given and a prefill not."""
+    given = {one.name: one.bytes_per_chip.get("arguments", 0.0) for one in self.programs}
+    return max(given.get("decode_step", 0.0) - given.get("prefill", 0.0), 0.0)
+
   def record(self) -> dict[str, Any]:
     """The plan as JSON values."""
     return {
@@ -70,6 +76,7 @@ class Plan:
       "chips": self.chips,
       "mesh": dict(self.mesh),
       **dataclasses.asdict(self.sizes),
+      "cache_bytes_per_chip": self.cache_bytes,
       "programs": [program.record() for program in self.programs],
     }
 

@@ -20,7 +20,11 @@ def report_lines(plan: Plan) -> list[str]:
   if sizes.rows != plan.request.rows:
     lines[-1] += f" ({plan.request.rows} do not split over the mesh)"
   for program in plan.programs:
-    lines += ["", *_program_lines(program)]
+    first, *others = _program_lines(program)
+    lines += ["", first]
+    if program.name == "decode_step":
+      lines.append(f"  keys and values of the rows: {_giga(plan.cache_bytes)} GB a chip")
+    lines += others
   return [*lines, "", "seconds: the least that a chip needs for each, by its peak; nothing was run"]
 
 
