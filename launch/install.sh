@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs the clone that this file is in, with an extra of setup.py, into .venv beside it. Brings
+# its own Python: that of TPU VMs is too old. Run again, it changes what has changed.
+#
+#   launch/install.sh tpu|cuda
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export PATH="$HOME/.local/bin:$PATH"
+if ! command -v uv >/dev/null; then
+  curl --location --silent --show-error --fail https://astral.sh/uv/install.sh | sh
+fi
+uv venv --quiet --python 3.12 --allow-existing .venv
+uv pip install --quiet --python .venv/bin/python -e ".[$1]"

@@ -1,0 +1,118 @@
+"""Fills in jobset.yaml for a machine of ../presets.txt, and gives it to kubectl.
+
+    PRESET=v5e-256 IMAGE=REGISTRY/frozen_jax:tpu CLAIM=runs QUEUE=team python launch/k8s/jobset.py \
+      --config=configs/recursive.py:llama3_8b --workdir=/runs/recursive [--dry-run]
+
+`--dry-run`, anywhere, prints the JobSet and runs nothing. The other arguments are those of
+frozen_jax.main, after the preset's mesh, and overrule it. Variables:
+
+  PRESET  a name of presets.txt
+  IMAGE   made from ../Containerfile
+  CLAIM   a volume that all pods can write to
+  QUEUE   a local queue of Kueue; without it there is no label
+  NAME    of the JobSet (default: frozen-jax)
+  HOSTS   of GPUs, if more than one: the mesh's axis `data` is over them. Across hosts GKE needs
+          Google's plugin for NCCL in the pod besides
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import yaml
+
+HERE = pathlib.Path(__file__).parent
+AXES = ("data", "fsdp", "tensor")
+
+
+class InvalidInput(Exception):
+  """What was given is wrong; the message says how to mend it."""
+
+
+def presets():
+  """name -> {column: text} of presets.txt, whose last comment names the columns."""
+  lines = (HERE.parent / "presets.txt").read_text(encoding="utf-8").splitlines()
+  columns = [line for line in lines if line.startswith("#")][-1].lstrip("# ").split()
+  rows = (line.split() for line in lines if line and not line.startswith("#"))
+  return {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+
+
+def jobset(arguments, settings):
+  """The JobSet that runs frozen_jax.main with `arguments`; `settings` as variables give them."""
+  missing = [name for name in ("PRESET", "IMAGE", "CLAIM") if not settings.get(name)]
+  if missing:
+    raise InvalidInput(f"set {', '.join(missing)}; the head of {__file__} shows how")
+  table = presets()
+  if settings["PRESET"] not in table:
+    raise InvalidInput(f"PRESET={settings['PRESET']} is none of {', '.join(table)}")
+  preset = table[settings["PRESET"]]
+  hosts = settings.get("HOSTS") or preset["hosts"]
+  is_tpu = preset["topology"] != "-"
+  if not hosts.isdecimal() or not int(hosts) or (is_tpu and hosts != preset["hosts"]):
+    raise InvalidInput(f"HOSTS={hosts} does not fit; {preset['name']} has {preset['hosts']}")
+
+  filled = yaml.safe_load((HERE / "jobset.yaml").read_text(encoding="utf-8"))
+  _name(filled, settings.get("NAME") or "frozen-jax", settings.get("QUEUE"))
+  job = filled["spec"]["replicatedJobs"][0]["template"]["spec"]
+  job["parallelism"] = job["completions"] = int(hosts)
+  pod = job["template"]["spec"]
+  _accelerator(filled, pod, preset)
+  main = pod["containers"][0]
+  main["image"] = settings["IMAGE"]
+  pod["volumes"][0]["persistentVolumeClaim"]["claimName"] = settings["CLAIM"]
+  _variable(main, "NUM_PROCESSES")["value"] = hosts
+  sizes = dict(zip(AXES, map(int, preset["mesh"].split(",")), strict=True))
+  sizes["data"] *= int(hosts) // int(preset["hosts"])
+  main["args"] = [*(f"--config.mesh.{axis}={size}" for axis, size in sizes.items()), *arguments]
+  return filled
+
+
+def _name(filled, name, queue):
+  metadata = filled["metadata"]
+  address = _variable(
+    filled["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0],
+    "COORDINATOR_ADDRESS",
+  )
+  address["value"] = address["value"].replace(metadata["name"], name)
+  metadata["name"] = name
+  if queue:
+    metadata["labels"]["kueue.x-k8s.io/queue-name"] = queue
+  else:
+    del metadata["labels"]
+
+
+def _accelerator(filled, pod, preset):
+  chips = int(preset["chips_per_host"])
+  if preset["topology"] != "-":
+    pod["nodeSelector"] = {
+      "cloud.google.com/gke-tpu-accelerator": preset["gke_accelerator"],
+      "cloud.google.com/gke-tpu-topology": preset["topology"],
+    }
+    pod["containers"][0]["resources"] = {"limits": {"google.com/tpu": chips}}
+  else:
+    pod["nodeSelector"] = {"cloud.google.com/gke-accelerator": preset["gke_accelerator"]}
+    pod["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": chips}}
+    del filled["metadata"]["annotations"]
+
+
+def _variable(container, name):
+  return next(entry for entry in container["env"] if entry["name"] == name)
+
+
+def main(argv):
+  """The exit status: kubectl's, or 2 after a line that says what is wrong."""
+  arguments = [argument for argument in argv if argument != "--dry-run"]
+  try:
+    text = yaml.safe_dump(jobset(arguments, os.environ), sort_keys=False, width=1000)
+  except InvalidInput as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  if len(arguments) < len(argv):
+    print(text, end="")
+    return 0
+  return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

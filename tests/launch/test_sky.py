@@ -1,0 +1,52 @@
+"""sky.yaml: SkyPilot's own check, and what its script runs on every node."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from frozen_jax.sharding.hosts import initialize_arguments
+from tests.launch.presets import LAUNCH, PRESETS, mesh
+
+TASK = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+PYTHON = f"""#!{sys.executable}
+import json, os, sys
+names = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+print(json.dumps([sys.argv[1:], {{name: os.environ[name] for name in names}}]))
+"""
+
+
+def test_skypilot_takes_it():
+  sky = pytest.importorskip(
+    "sky", reason="SkyPilot is not installed; .ci/run installs it in the end for this test"
+  )
+  task = sky.Task.from_yaml(str(LAUNCH / "sky.yaml"))
+  assert task.run == TASK["run"] and task.num_nodes == 1
+  (resources,) = task.resources
+  assert list(resources.accelerators) == [f"tpu-{PRESETS['v5e-16']['accelerator_type']}"]
+
+
+@pytest.mark.parametrize("preset", [TASK["envs"]["PRESET"], "h100-8"])
+def test_every_node_runs_main_and_knows_the_others(tmp_path, preset):
+  python = tmp_path / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text(PYTHON)
+  python.chmod(0o755)
+  (tmp_path / "launch").symlink_to(LAUNCH)
+  nodes = {
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n10.0.0.3",
+    "SKYPILOT_NUM_NODES": "3",
+    "SKYPILOT_NODE_RANK": "2",
+  }
+  env = {**os.environ, **TASK["envs"], **nodes, "PRESET": preset, "ARGS": "--config=a --workdir=b"}
+  said = subprocess.check_output(["bash", "-c", TASK["run"]], cwd=tmp_path, env=env, text=True)
+  arguments, variables = json.loads(said)
+  axes = zip(("data", "fsdp", "tensor"), mesh(PRESETS[preset]), strict=True)
+  flags = [f"--config.mesh.{axis}={size}" for axis, size in axes]
+  assert arguments == ["-m", "frozen_jax.main", *flags, "--config=a", "--workdir=b"]
+  started = initialize_arguments(variables)
+  assert started["coordinator_address"] == "10.0.0.1:12321"
+  assert (started["num_processes"], started["process_id"]) == (3, 2)

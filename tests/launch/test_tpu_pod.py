@@ -1,0 +1,344 @@
+"""tpu_pod.sh with a preset: what it asks of gcloud and does on the hosts, over a slice's life.
+
+The stand-in for gcloud keeps a folder for each of two hosts and runs there what is to run there.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launch.presets import ARGUMENTS, LAUNCH
+
+MESH = [f"--config.mesh.{axis}" for axis in ("data=1", "fsdp=16", "tensor=1")]
+POD = {"PRESET": "v5e-16", "TPU_NAME": "pod", "ZONE": "zone", "POLL_SECONDS": "0"}
+
+pytestmark = pytest.mark.skipif(shutil.which("flock") is None, reason="the hosts run Linux")
+
+# Each line of `states` is what one look at the queued resource finds; the last line stays.
+GCLOUD = f"""#!{sys.executable}
+import json, os, pathlib, shutil, subprocess, sys
+cloud = pathlib.Path(os.environ["CLOUD"])
+argv = sys.argv[1:]
+with (cloud / "calls").open("a") as calls:
+  print(json.dumps(argv), file=calls)
+hosts = [cloud / "host0", cloud / "host1"]
+flag = lambda name: next(a.partition("=")[2] for a in argv if a.startswith(f"--{{name}}="))
+if argv[2] == "queued-resources":
+  if argv[3] == "describe":
+    state, *later = (cloud / "states").read_text().split()
+    if later:
+      (cloud / "states").write_text(" ".join(later))
+    if state == "ABSENT":
+      sys.exit("ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: no such resource")
+    if state == "BROKEN":
+      sys.exit("ERROR: no network")
+    print(state)
+  elif argv[3] == "create":
+    for host in hosts:
+      host.mkdir(exist_ok=True)
+  elif argv[3] == "delete":
+    for host in hosts:
+      shutil.rmtree(host, ignore_errors=True)
+  sys.exit()
+lost = cloud / "lost"
+if lost.exists():
+  left = int(lost.read_text()) - 1
+  lost.write_text(str(left)) if left else lost.unlink()
+  sys.exit(255)
+failed = 0
+for host in hosts if flag("worker") == "all" else hosts[:1]:
+  if argv[3] == "scp":
+    shutil.copy(argv[4], host / argv[5].partition(":")[2])
+  else:
+    here = {{**os.environ, "HOME": str(host), "HOST": host.name}}
+    done = subprocess.run(["bash", "-c", flag("command")], cwd=host, env=here)
+    failed = done.returncode or failed
+sys.exit(failed)
+"""
+# Each line of `runs` is how one run ends on every host; the last line stays.
+PYTHON = f"""#!{sys.executable}
+import json, os, pathlib, sys
+cloud, host = pathlib.Path(os.environ["CLOUD"]), os.environ["HOST"]
+done = cloud / f"{{host}}.runs"
+count = len(done.read_text().splitlines()) if done.exists() else 0
+distributed = os.environ.get("FROZEN_JAX_DISTRIBUTED")
+with done.open("a") as file:
+  print(json.dumps([sys.argv[1:], distributed, os.getcwd()]), file=file)
+print(f"{{host}} runs", flush=True)
+ends = (cloud / "runs").read_text().split()
+end = ends[min(count, len(ends) - 1)]
+if end == "down":  # with the shell that waits for it
+  os.kill(os.getppid(), 9)
+  end = "1"
+sys.exit(int(end))
+"""
+
+
+class Cloud:
+  """A clone, programs to stand in, and two hosts."""
+
+  def __init__(self, folder):
+    self.folder, self.bin, self.clone = folder, folder / "bin", folder / "clone"
+    self.bin.mkdir()
+    shutil.copytree(LAUNCH, self.clone / "launch")
+    git = ["git", "-C", str(self.clone), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):
+      subprocess.run([*git, *command], check=True)
+    uv = f"#!/bin/sh\necho uv $HOST $PWD \"$@\" >>'{folder}/uv'\n"
+    for name, text in (("gcloud", GCLOUD), ("stand-in", PYTHON), ("uv", uv)):
+      (self.bin / name).write_text(text)
+      (self.bin / name).chmod(0o755)
+    self.has(states="ABSENT ACTIVE", runs="0")
+
+  def has(self, hosts=False, **files):
+    for name, text in files.items():
+      (self.folder / name).write_text(text)
+    for name in ("host0", "host1") if hosts else ():
+      (self.folder / name).mkdir()
+
+  def run(self, *arguments, **env):
+    env = {
+      **os.environ,
+      **POD,
+      "CLOUD": str(self.folder),
+      "PATH": f"{self.bin}:{os.environ['PATH']}",
+      "PYTHON": "stand-in",
+      **env,
+    }
+    command = ["bash", str(self.clone / "launch" / "tpu_pod.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+  def calls(self):
+    """What gcloud was called with, from the noun on; looks at the state left out."""
+    return [line[2:] for line in _lines(self.folder / "calls") if line[3] != "describe"]
+
+  def steps(self):
+    """The calls by a word each."""
+    return [_step(call) for call in self.calls()]
+
+  def runs(self, host):
+    return _lines(self.folder / f"{host}.runs")
+
+
+def _lines(file):
+  return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _step(call):
+  if call[0] == "queued-resources" or call[1] == "scp":
+    return call[1]
+  words = ("install.sh", *(f"detached.sh {verb}" for verb in ("start", "status", "follow", "stop")))
+  return next(word.split()[-1] for word in words if word in call[-1])
+
+
+WHOLE = ["status", "scp", "install.sh", "start", "follow", "status"]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  return Cloud(tmp_path)
+
+
+def test_it_asks_for_the_slice_waits_copies_installs_runs_and_follows(cloud):
+  cloud.has(states="ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+  done = cloud.run(*ARGUMENTS, CREATE_FLAGS="--spot --network=net")
+  assert done.returncode == 0, done.stderr
+  assert cloud.steps() == ["create", *WHOLE]
+  assert "PROVISIONING" in done.stderr
+  create = cloud.calls()[0]
+  assert create[2:] == [
+    "pod",
+    "--zone=zone",
+    "--node-id=pod",
+    "--accelerator-type=v5litepod-16",
+    "--runtime-version=v2-alpha-tpuv5-lite",
+    "--spot",
+    "--network=net",
+  ]
+  for host in ("host0", "host1"):
+    (run,) = cloud.runs(host)
+    folder = str(cloud.folder / host / "frozen_jax")
+    assert run == [["-m", "frozen_jax.main", *MESH, *ARGUMENTS], "auto", folder]
+    assert f"uv {host} {folder} pip install" in (cloud.folder / "uv").read_text()
+  assert "host0 runs" in done.stdout and "host1 runs" not in done.stdout
+
+
+def test_every_call_says_where(cloud):
+  cloud.run(*ARGUMENTS, "--delete")
+  for call in cloud.calls():
+    assert "--zone=zone" in call
+  workers = {_step(c): c[-2] for c in cloud.calls() if c[1] == "ssh"}
+  assert workers["install.sh"] == workers["start"] == "--worker=all"
+  assert workers["status"] == workers["follow"] == "--worker=0"
+
+
+def test_a_slice_that_is_there_is_used_again(cloud):
+  cloud.has(states="ACTIVE", hosts=True)
+  for attempt in (1, 2):  # the second time there is a run that has ended
+    assert cloud.run(*ARGUMENTS).returncode == 0
+    assert cloud.steps() == WHOLE * attempt
+    assert len(cloud.runs("host1")) == attempt
+
+
+def test_changes_that_are_not_committed_are_copied_and_the_clone_is_left_alone(cloud):
+  cloud.has(states="ACTIVE", hosts=True)
+  file = pathlib.Path("launch", "presets.txt")
+  with (cloud.clone / file).open("a") as presets:
+    presets.write("# new\n")
+  status = ["git", "-C", str(cloud.clone), "status", "--porcelain"]
+  before = subprocess.check_output(status)
+  assert cloud.run(*ARGUMENTS).returncode == 0
+  assert (cloud.folder / "host1" / "frozen_jax" / file).read_text().endswith("# new\n")
+  assert subprocess.check_output(status) == before != b""
+
+
+@pytest.mark.parametrize("end", [1, 2, 137])
+def test_the_exit_status_is_that_of_the_run(cloud, end):
+  cloud.has(runs=str(end))
+  assert cloud.run(*ARGUMENTS).returncode == end
+  assert len(cloud.runs("host0")) == 1
+
+
+@pytest.mark.parametrize(  # 0: it has saved upon SIGTERM; 1: it was cut off
+  "end, looks, steps",
+  [
+    (0, "ACTIVE ACTIVE SUSPENDED SUSPENDED ABSENT ACTIVE", ["delete", "create"]),
+    (1, "ACTIVE ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE", ["delete", "create"]),
+    (0, "ACTIVE ACTIVE FAILED FAILED DELETING ABSENT ACTIVE", ["delete", "create"]),
+    (1, "ACTIVE ACTIVE ABSENT ABSENT ACTIVE", ["create"]),
+  ],
+)
+def test_after_preemption_another_slice_is_asked_for_and_the_run_goes_on(cloud, end, looks, steps):
+  cloud.has(states=looks, hosts=True, runs=f"{end} 0")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert cloud.steps() == [*WHOLE, *steps, *WHOLE]
+  assert [len(cloud.runs(host)) for host in ("host0", "host1")] == [2, 2]
+  assert "was taken away" in done.stderr
+
+
+def test_preemption_that_shows_before_the_hosts_are_asked(cloud):
+  cloud.has(states="ACTIVE SUSPENDED ABSENT ACTIVE", hosts=True, runs="1 0")
+  assert cloud.run(*ARGUMENTS).returncode == 0
+  assert cloud.steps() == [*WHOLE[:-1], "delete", "create", *WHOLE]
+
+
+def test_a_run_that_goes_on_is_followed_and_not_started_again(cloud):
+  cloud.has(states="ACTIVE", hosts=True)
+  host = cloud.folder / "host0" / "frozen_jax"
+  shutil.copytree(cloud.clone / "launch", host / "launch")
+  detached = ["bash", "launch/detached.sh", "start"]
+  subprocess.run([*detached, "bash", "-c", "echo before; sleep 2"], cwd=host, check=True)
+  done = cloud.run(*ARGUMENTS)
+  assert (done.returncode, done.stdout) == (0, "before\n"), done.stderr
+  assert cloud.steps() == ["status", "follow", "status"]
+  assert not cloud.runs("host0")
+
+
+def test_a_run_outlives_what_started_it_and_is_started_once(tmp_path):
+  script = LAUNCH / "detached.sh"
+  host = lambda *verb: subprocess.run(
+    ["bash", script, *verb], cwd=tmp_path, capture_output=True, text=True, timeout=60
+  )
+  assert host("status").stdout == "none\n"
+  started = time.monotonic()
+  host("start", "bash", "-c", "sleep 3; exit 7")
+  assert time.monotonic() - started < 2.5, "it waited for the command"
+  assert "already" in host("start", "touch", "twice").stderr
+  assert host("status").stdout == "running\n"
+  host("follow")
+  assert host("status").stdout == "ended 7\n"
+  assert not (tmp_path / "twice").exists()
+
+
+def test_stop_sends_sigterm_to_the_run_on_every_host(cloud):
+  hosts = [cloud.folder / name / "frozen_jax" for name in ("host0", "host1")]
+  saves = "trap 'echo saved; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
+  for host in hosts:
+    shutil.copytree(cloud.clone / "launch", host / "launch")
+    subprocess.run(
+      ["bash", "launch/detached.sh", "start", "bash", "-c", saves], cwd=host, check=True
+    )
+  until = time.monotonic() + 30
+  while any((host / ".run" / "log").read_text() != "ready\n" for host in hosts):
+    assert time.monotonic() < until
+    time.sleep(0.05)
+  for _ in range(2):  # the second time there is none
+    assert cloud.run("--stop", *ARGUMENTS).returncode == 0
+    for host in hosts:
+      subprocess.run(["bash", "launch/detached.sh", "follow"], cwd=host, stdout=subprocess.DEVNULL)
+      assert (host / ".run" / "log").read_text() == "ready\nsaved\n"
+      assert (host / ".run" / "status").read_text() == "0\n"
+  assert cloud.steps() == ["stop", "stop"]
+
+
+def test_lost_connections_are_tried_again(cloud):
+  cloud.has(states="ACTIVE", hosts=True, lost="3")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert cloud.steps() == ["status"] * 3 + WHOLE
+
+
+def test_hosts_that_never_answer_are_given_up(cloud):
+  cloud.has(states="ACTIVE", hosts=True, lost="1000")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: pod did not answer")
+
+
+def test_a_host_that_restarts_during_the_run_gets_the_run_again(cloud):
+  cloud.has(states="ACTIVE", hosts=True, runs="down 0")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert cloud.steps() == WHOLE + WHOLE[1:] and len(cloud.runs("host1")) == 2
+
+
+def test_looks_that_fail_are_repeated(cloud):
+  cloud.has(states="BROKEN ABSENT BROKEN ACTIVE")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert "no network" in done.stderr and cloud.steps() == ["create", *WHOLE]
+
+
+def test_a_request_that_fails_is_an_error_and_not_repeated(cloud):
+  cloud.has(states="ABSENT FAILED")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: the request for pod failed")
+  assert cloud.steps() == ["create"]
+
+
+def test_delete_alone_deletes_and_after_a_run_in_the_end(cloud):
+  cloud.has(states="ACTIVE", hosts=True, runs="1")
+  assert cloud.run(*ARGUMENTS[:1], "--delete", *ARGUMENTS[1:]).returncode == 1
+  assert cloud.steps() == [*WHOLE, "delete"]
+  (cloud.folder / "calls").unlink()
+  assert cloud.run("--delete").returncode == 0
+  flags = ["pod", "--zone=zone", "--force", "--quiet"]
+  assert cloud.calls() == [["queued-resources", "delete", *flags]]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_dry_run_prints_every_step_and_does_none(cloud, at):
+  done = cloud.run(*ARGUMENTS[:at], "--dry-run", *ARGUMENTS[at:], "--delete")
+  assert (done.returncode, done.stderr) == (0, "")
+  shown = [shlex.split(line) for line in done.stdout.splitlines()]
+  steps = [_step(line[3:]) for line in shown if line[0] == "gcloud"]
+  assert steps == ["create", "scp", "install.sh", "start", "follow", "delete"]
+  start = next(line for line in shown if "detached.sh start" in line[-1])
+  assert shlex.split(start[-1])[-4 - len(MESH) :] == ["-m", "frozen_jax.main", *MESH, *ARGUMENTS]
+  assert not cloud.calls() and not list(cloud.folder.glob("host*"))
+
+
+@pytest.mark.parametrize("preset", ["v5e", "v5e.16", "h100-8"])
+def test_a_preset_that_is_no_tpu_is_an_error(cloud, preset):
+  done = cloud.run(*ARGUMENTS, PRESET=preset)
+  assert done.returncode == 2 and not cloud.calls()
+  assert done.stderr.startswith(f"error: PRESET={preset}") and done.stderr.count("\n") == 1
