@@ -56,8 +56,8 @@ def name_of(method: str, model: str) -> str:
 
 
 def plan(config: str, topology: str) -> dict[str, Any]:
-  """The plan of a config on a topology as JSON values, without the list of buffers."""
-  request, _ = parse([f"--config={config}", f"--topology={topology}"])
+  """The plan of a config on a topology, with one row a chip, without the list of buffers."""
+  request, _ = parse([f"--config={config}", f"--topology={topology}", "--rows=1"])
   found = plan_run(request).record()
   for program in found["programs"]:
     del program["largest_buffers"]

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from frozen_jax.backbones import cache, stack
 from frozen_jax.core.masking import MASKED_SCORE
+from frozen_jax.sharding.activations import mesh_of, platform_of
 
 # Finite, so that a query whose keys are all masked yields zeros, not NaN: its scores are
 # MASKED_SCORE, its maximum is FLOOR, and exp(MASKED_SCORE - FLOOR) is 0.
@@ -107,7 +108,9 @@ def _map_row_chunks(fn, arrays, scores_per_row, sum_last=False):
   result has 1 row, the sum over all rows.
   """
   rows = arrays[0].shape[0]
-  chunk_size = _chunk_size(rows, scores_per_row)
+  # On several devices the rows are sharded, and each chunk would have to be fetched.
+  one_cpu = platform_of(arrays[0]) == "cpu" and mesh_of(arrays[0]) is None
+  chunk_size = _chunk_size(rows, scores_per_row) if one_cpu else rows
   if chunk_size == rows:
     return fn(*arrays)
   chunked = tuple(
@@ -123,10 +126,8 @@ def _map_row_chunks(fn, arrays, scores_per_row, sum_last=False):
 
 
 def _chunk_size(rows: int, scores_per_row: int) -> int:
-  """How many rows are processed at a time; a divisor of `rows`."""
-  # On several devices the rows are sharded, and each chunk would have to be fetched.
-  one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-  if not one_cpu or rows * scores_per_row <= 2 * SCORES_IN_CPU_CACHE:
+  """How many rows one CPU processes at a time; a divisor of `rows`."""
+  if rows * scores_per_row <= 2 * SCORES_IN_CPU_CACHE:
     return rows
   fits = lambda n: n == 1 or n * scores_per_row <= SCORES_IN_CPU_CACHE
   return max(n for n in range(1, rows + 1) if rows % n == 0 and fits(n))

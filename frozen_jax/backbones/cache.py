@@ -125,7 +125,7 @@ def write_slot(
     scales = slots.scales.at[jnp.arange(len(slot)), :, slot].set(quantized.scales[:, 0])
     return QuantizedKV(write_slot(slots.numbers, quantized.numbers, slot, axis), scales)
   new = new[:, 0].astype(slots.dtype)
-  if slots.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+  if slots.dtype == jnp.bfloat16 and platform_of(slots) == "cpu":
     # To update a slice, XLA's CPU backend would widen all slots; this reads and writes them once.
     is_slot = jnp.arange(slots.shape[axis]) == slot[:, None]
     is_slot = jnp.expand_dims(is_slot, [other for other in (1, 2, 3) if other != axis])

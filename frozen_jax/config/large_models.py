@@ -47,7 +47,7 @@ LARGE_MODELS = tuple(_MODELS)
 def large_model(config: ConfigDict, name: str) -> None:
   """Sets a config on one of `LARGE_MODELS`, for a pod: all devices hold a part of the weights.
 
-  One row a device of a pod of 128, prompts of 100 positions, the layers rematerialised.
+  Rows for 256 devices, prompts of 100 positions, the layers rematerialised.
   """
   model, sizes = _MODELS[name]
   config.model.update({"name": model, "dtype": "bfloat16", "remat": "full"})
@@ -55,7 +55,7 @@ def large_model(config: ConfigDict, name: str) -> None:
   config.prompt.length = 100
   config.data.lengths = (min(2048, sizes["context"] - 128),)
   config.mesh.update({"data": 1, "fsdp": 0})
-  config.train.batch_size = 128
+  config.train.batch_size = 256
 
 
 def t5_base(config: ConfigDict) -> None:

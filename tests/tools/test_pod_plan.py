@@ -160,9 +160,8 @@ def test_a_small_topology_is_planned(config, tmp_path, capsys):
     assert program["binds"] in program["seconds"] and 0 < program["mfu"] < 1
     assert program["flops_per_chip"] > 0.9 * program["model_flops_per_chip"] > 0
     assert program["largest_buffers"][0]["nbytes"] > 0
-  cache = (
-    8 * 3 * 2 * 2 * 128 * (256 + 16 + 16) * 2 / 4
-  )  # rows, layers, k and v, heads, ... bfloat16
+  # Rows of 288 slots; layers, keys and values, heads, numbers of 2 bytes; on one of four chips.
+  cache = 8 * 288 * 3 * 2 * 2 * 128 * 2 / 4
   assert plan["cache_bytes_per_chip"] == pytest.approx(cache, rel=0.15)
   text = capsys.readouterr().out
   assert "4 x TPU v5e (v5e:2x2): data=1, fsdp=4, tensor=1" in text
