@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_jax.core.errors import Interrupted
-from frozen_jax.sharding import hosts
+from frozen_jax.sharding import hosts, peers
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.sharding.rules import shardings
 from frozen_jax.training.loop import StageRun, fit
@@ -193,6 +193,11 @@ def digest(tree):
 def main(workdir, *arguments):
   given = {k: float(v) for k, v in (argument.split("=") for argument in arguments)}
   hosts.start()
+  with peers.watched():
+    run(workdir, given)
+
+
+def run(workdir, given):
   mesh = make_mesh(*(int(given.pop(axis, 1)) for axis in ("data", "fsdp", "tensor")))
   pauses = {name: given.pop(name, 0.0) for name in ("pause", "validation_pause")}
   method = Toy()
