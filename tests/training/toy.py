@@ -72,6 +72,29 @@ class Toy:
     return loss.sum() / jnp.maximum(mask.sum(), 1.0), sums
 
 
+class Exploding(Toy):
+  """Its loss, or only its gradient, is no number in some steps (known by the key).
+
+  where: "loss" or "gradient"; a number: what the loss is multiplied by.
+  """
+
+  def __init__(self, steps, where="loss"):
+    super().__init__()
+    self.steps, self.where = steps, where
+
+  def loss(self, trainable, frozen, batch, key):
+    loss, sums = super().loss(trainable, frozen, batch, key)
+    if key is None:  # of a validation
+      return loss, sums
+    keys = [jax.random.fold_in(jax.random.key(7), step - 1) for step in self.steps]
+    keys = jnp.stack([jax.random.key_data(k) for k in keys])
+    bad = (jax.random.key_data(key) == keys).all(-1).any()
+    if self.where == "gradient":
+      zero = jnp.where(bad, 0.0, 1.0) * (trainable["connector"]["bias"] ** 2).sum()
+      return loss + 0 * jnp.sqrt(jnp.where(bad, zero, 1.0)), sums
+    return jnp.where(bad, jnp.nan if self.where == "loss" else self.where, 1.0) * loss, sums
+
+
 def frozen_tree(seed=1):
   embed, head = jax.random.split(jax.random.key(seed))
   lm = {
@@ -169,6 +192,8 @@ def train(workdir, steps=12, mesh=None, batches=None, method=None, validate=True
     "mesh": mesh,
     "dependencies": {"train": settings, "rates": {"learning_rate": learning_rate}},
     "fingerprint": "f" * 64,
+    "source": "toys",
+    "timeout": 0.0,
   }
   return fit(
     method,
