@@ -21,7 +21,6 @@ import os
 import pathlib
 import sys
 import textwrap
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -337,17 +336,13 @@ def program() -> int:
     traceback.print_exc()
     status, at_once = 1, True
   interruption.ignore()  # the interpreter's own end must not change the exit status
-  # That end would wait for threads, such as a download's, and for the other processes of the run.
-  if at_once or (status and (peers.is_watched() or _threads_remain())):
+  # That end would wait for threads, such as those of a download or of data that has stalled, and
+  # for the other processes of the run.
+  if at_once or status:
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
   return status
-
-
-def _threads_remain() -> bool:
-  """Whether threads run that the interpreter waits for, as of data that has stalled."""
-  others = (one for one in threading.enumerate() if one is not threading.current_thread())
-  return any(not one.daemon for one in others)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """A whole program whose data stalls in the threads that read ahead."""
 
-import time
-
 from tests.run.error_line import only_error
 
 PROGRAM = """
@@ -24,9 +22,9 @@ sys.exit(main.program())
 
 def test_it_is_named_and_the_program_ends(program, tmp_path):
   arguments = program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}")[2:]
-  begun = time.monotonic()
   process = program.start("-c", PROGRAM, *arguments, "--config.data.timeout=2")
-  _, err = program.finish(process, status=2)
-  assert time.monotonic() - begun < 120
+  _, err = process.communicate(timeout=120)
   assert "no batch has come from world_facts/train for 2 s; waiting" in err
-  assert "no batch has come from world_facts/train for 4 s; see" in only_error(2, err.splitlines())
+  assert "no batch has come from world_facts/train for 4 s; see" in only_error(
+    process.returncode, err.splitlines()
+  )
