@@ -46,8 +46,11 @@ def finish(processes):
   return [out.strip().splitlines()[-1] for out, _ in said]
 
 
-@pytest.mark.parametrize("pause", ["pause=0.3", "validation_pause=5"], ids=["steps", "validation"])
-@pytest.mark.parametrize("killed", [0, 1], ids=["coordinator", "worker"])
+@pytest.mark.parametrize(
+  "killed, pause",
+  [(0, "pause=0.3"), (1, "pause=0.3"), (0, "validation_pause=5")],
+  ids=["coordinator", "worker", "coordinator in a validation"],
+)
 def test_a_killed_process_ends_the_other_which_names_it(tmp_path, killed, pause):
   both = start_two(tmp_path, pause, "checkpoint_every=2", "validate_every=4")
   wait_for_steps(tmp_path, 4, both)
@@ -67,7 +70,8 @@ def test_a_killed_process_ends_the_other_which_names_it(tmp_path, killed, pause)
   assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=["one", "other", "both"])
+# One worker alone is asked in tests/training/test_kill.py.
+@pytest.mark.parametrize("asked", [(0,), (0, 1)], ids=["coordinator", "both"])
 def test_sigterm_to_some_saves_in_all_at_one_step(tmp_path, asked):
   both = start_two(tmp_path, "pause=0.2")
   wait_for_steps(tmp_path, 3, both)
