@@ -21,6 +21,7 @@ import os
 import pathlib
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -35,6 +36,8 @@ from frozen_jax.core.host_memory import keep_freed_memory
 from frozen_jax.core.streams import own_streams
 from frozen_jax.core.user_path import user_path
 from frozen_jax.core.version import __version__
+from frozen_jax.sharding import peers
+from frozen_jax.sharding.cluster_environment import quiet_native_log
 from frozen_jax.training.checkpoint_folders import saved_step
 
 MODES = ("train", "evaluate", "predict", "export")
@@ -260,15 +263,16 @@ def run(command: Command) -> None:
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
-  if hosts.is_first_host():
-    for note in command.notes:
-      logging.getLogger("frozen_jax").info("%s", note)
-  from frozen_jax import run as entry
-  from frozen_jax.run import report
+  with peers.watched():
+    if hosts.is_first_host():
+      for note in command.notes:
+        logging.getLogger("frozen_jax").info("%s", note)
+    from frozen_jax import run as entry
+    from frozen_jax.run import report
 
-  done = getattr(entry, command.mode)(command.config, command.workdir)
-  if command.mode == "train" and hosts.is_first_host() and "metrics" in done:
-    report.say(*report.closing_tip(command.workdir))
+    done = getattr(entry, command.mode)(command.config, command.workdir)
+    if command.mode == "train" and hosts.is_first_host() and "metrics" in done:
+      report.say(*report.closing_tip(command.workdir))
 
 
 def _stop_at_once(argv: Sequence[str]) -> Callable[[], None]:
@@ -322,11 +326,21 @@ def program() -> int:
   """The whole process: `main` with settings of its own for memory, compiling and output."""
   keep_freed_memory()
   enable_compilation_cache()
+  quiet_native_log()
   own_streams()
-  status, interrupted = _outcome(sys.argv)
+  try:
+    status, at_once = _outcome(sys.argv)
+  except Exception:
+    if not peers.is_watched():
+      raise
+    traceback.print_exc()
+    status, at_once = 1, True
   interruption.ignore()  # the interpreter's own end must not change the exit status
-  if interrupted:  # and would wait for threads, such as a download's
+  # That end would wait for threads, such as those of a download or of data that has stalled, and
+  # for the other processes of the run.
+  if at_once or status:
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
   return status
 

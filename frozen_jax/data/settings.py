@@ -89,6 +89,13 @@ class DataSettings(InputSettings, MixtureSettings):
   templates: str = setting(
     "", "a file or folder of jinja templates, as promptsource writes them", affects_result=False
   )
+  timeout: float = setting(
+    600.0,
+    "seconds without a batch after which the source is named, twice that and training stops; 0:"
+    " never",
+    affects_result=False,
+    at_least=0,
+  )
   held_out: tuple[str, ...] = setting(
     (), "data that is scored and never trained on", affects_result=False
   )

@@ -102,6 +102,7 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
         "validation_loss": stage.result.best_metrics.get("loss"),
         "seconds": round(stage.result.seconds, 3),
         "tokens_per_second": stage.result.tokens_per_second,
+        **({"skipped_updates": stage.result.skipped} if stage.result.skipped else {}),
         "trainable_parameters": num_parameters(stage.model.trained),
         "checkpoint_bytes": stage.result.checkpoint_bytes,
         "examples": dict(stage.counts),

@@ -86,7 +86,11 @@ def run_stage(
     model.frozen,
     batches,
     train,
-    StageRun(stage.name, workdir, mesh, writer, dependencies, lm.fingerprints),
+    StageRun(
+      *(stage.name, workdir, mesh, writer, dependencies, lm.fingerprints),
+      source=stage.data.train,
+      timeout=stage.data.timeout,
+    ),
     key,
     validate=validate,
     validate_first=True,

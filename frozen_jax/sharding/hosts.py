@@ -13,11 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.sharding import peers
+from frozen_jax.sharding.cluster_environment import EXPLICIT_VARIABLES, initialize_arguments
 from frozen_jax.sharding.rules import batch_sharding, check_batch_size, row_groups
 
-EXPLICIT_VARIABLES = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-AUTO_VARIABLE = "FROZEN_JAX_DISTRIBUTED"
 WAIT_SECONDS = 600
+# After which JAX takes a process for dead that sends no heartbeats; its own default is 100.
+HEARTBEAT_SECONDS = 30
 
 
 def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool:
@@ -44,7 +46,10 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
     return False
   jax.config.update("jax_cpu_collectives_implementation", "gloo")  # does nothing on TPU and GPU
   try:
-    jax.distributed.initialize(**arguments, initialization_timeout=wait)
+    with peers.coordinator_errors_noted():
+      jax.distributed.initialize(
+        **arguments, initialization_timeout=wait, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+      )
   except (RuntimeError, ValueError) as error:
     if "must be called before" in str(error) or "only be called once" in str(error):
       raise
@@ -54,38 +59,6 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
       f"{', '.join(EXPLICIT_VARIABLES)} on every host and that the coordinator's port is open"
     ) from error
   return jax.process_count() > 1
-
-
-def initialize_arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
-  """The arguments of `jax.distributed.initialize`; None for a single process."""
-  given = [name for name in EXPLICIT_VARIABLES if env.get(name)]
-  if given and len(given) < len(EXPLICIT_VARIABLES):
-    missing = ", ".join(name for name in EXPLICIT_VARIABLES if name not in given)
-    raise UserError(f"{', '.join(given)} is set but not {missing}; set all three, or none")
-  if given:
-    address, count, index = (env[name] for name in EXPLICIT_VARIABLES)
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-      raise UserError(
-        f"NUM_PROCESSES={count} and PROCESS_ID={index} do not fit; ids count from 0 upwards"
-      )
-    if not address.rpartition(":")[2].isdigit() or ":" not in address:
-      raise UserError(f"COORDINATOR_ADDRESS={address} is not host:port")
-    if int(count) == 1:
-      return None
-    return {
-      "coordinator_address": address,
-      "num_processes": int(count),
-      "process_id": int(index),
-      "cluster_detection_method": "deactivate",
-    }
-  several = _num_tasks(env, "SLURM_NTASKS") > 1 and "SLURM_PROCID" in env
-  several = several or _num_tasks(env, "OMPI_COMM_WORLD_SIZE") > 1
-  return {} if several or env.get(AUTO_VARIABLE) == "auto" else None
-
-
-def _num_tasks(env: Mapping[str, str], name: str) -> int:
-  value = env.get(name, "")
-  return int(value) if value.isdigit() else 1
 
 
 def is_first_host() -> bool:

@@ -82,7 +82,7 @@ class Checkpoints:
       mesh: restored arrays are replicated on its devices.
     """
     self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
-    self._workdir = workdir
+    self.workdir = workdir
     self._dependencies = dependencies
     self._fingerprint = fingerprint
     self._mesh = mesh
@@ -201,7 +201,7 @@ class Checkpoints:
     if changed and not may_differ(changed, record):
       remedy = "give another --workdir, or the configuration that it was started with"
       if changed == [STEPS]:
-        remedy = how_to_train_on(self._workdir)
+        remedy = how_to_train_on(self.workdir)
       raise UserError(
         f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); {remedy}"
       )

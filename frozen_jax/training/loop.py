@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from frozen_jax.core.types import Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
 from frozen_jax.sharding.rules import check_batch_size
 from frozen_jax.training.checkpoints import STEPS, Checkpoints, recorded_steps
+from frozen_jax.training.health import check_applied
 from frozen_jax.training.interruption import Stopped, StopRequest
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
@@ -38,22 +39,12 @@ from frozen_jax.training.result import (
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
+from frozen_jax.training.timed_batches import Batches, TimedBatches
 
 _LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Tree], Mapping[str, float]]
 BEST_BY = ("loss", "accuracy")
-
-
-@runtime_checkable
-class Batches(Protocol):
-  """An endless iterator of this host's rows, whose position can be read and set."""
-
-  def __next__(self) -> Mapping[str, np.ndarray]: ...
-
-  def get_state(self) -> Any: ...
-
-  def set_state(self, state: Any) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +57,8 @@ class StageRun:
   writer        of `metrics.jsonl`
   dependencies  a checkpoint of other ones is refused (`config.dependencies`)
   fingerprint   of the frozen model; likewise
+  source        the name of the training data
+  timeout       seconds that it may take to give a batch (`TimedBatches`); 0: any
   """
 
   stage: str
@@ -74,6 +67,8 @@ class StageRun:
   writer: MetricsWriter
   dependencies: Dependencies
   fingerprint: str
+  source: str = "the training data"
+  timeout: float = 0.0
 
   def open_checkpoints(self) -> Checkpoints:
     """The checkpoints of the stage."""
@@ -122,8 +117,8 @@ def fit(
 
   Raises:
     Interrupted: SIGTERM or SIGINT was received; the state is saved.
-    UserError: a loss that is not finite, a batch that the mesh does not divide, a checkpoint of
-      another run or one that cannot be written.
+    UserError: a loss that is not finite (`health`), no batch in time, a batch that the mesh does
+      not divide, a checkpoint of another run or one that cannot be written.
   """
   _check_arguments(settings, best_by)
   checkpoints = run.open_checkpoints()
@@ -133,9 +128,8 @@ def fit(
   if not progress.complete:
     step = make_train_step(learner, optimizer, settings.accumulate, run.mesh)
     validation = _Validation(validate, validate_first, best_by)
-    loop = _Loop(
-      step, frozen, batches, settings, run, validation, checkpoints, state, best, progress
-    )
+    timed = TimedBatches(batches, run.source, run.timeout)
+    loop = _Loop(step, frozen, timed, settings, run, validation, checkpoints, state, best, progress)
     loop.run_steps()
     state, best, progress = loop.state, loop.best, loop.progress
   return training_result(state, best, progress, checkpoints.size())
@@ -224,7 +218,7 @@ class _Loop:
   def __post_init__(self) -> None:
     self._stop = StopRequest()
     self._compiled: set[Any] = set()  # the batch shapes that the step has been compiled for
-    self._pending: tuple[int, bool, Mapping[str, jax.Array]] | None = None
+    self._pending: tuple[int, bool, Mapping[str, jax.Array], Mapping[str, np.ndarray]] | None = None
     self._timing_since: float | None = None  # when the span of timed steps began
     self._last_save = time.monotonic()
     self._size_logged = False
@@ -292,7 +286,7 @@ class _Loop:
     batch = global_batch(rows, mesh)
     self.state, metrics = self.train_step(self.state, self.frozen, batch)
     self._read_pending()
-    self._pending = (step, not compiles, metrics)
+    self._pending = (step, not compiles, metrics, rows)
     if compiles:
       self._flush()
 
@@ -306,28 +300,19 @@ class _Loop:
   def _read_pending(self) -> None:
     if self._pending is None:
       return
-    step, timed, on_device = self._pending
+    step, timed, on_device, rows = self._pending
     self._pending = None
     values = {name: value.item() for name, value in jax.device_get(dict(on_device)).items()}
     metrics = {"loss": values.pop("loss"), **values}
-    self._check_finite(step, metrics)
+    check_applied(step, metrics, rows, self.settings, self.checkpoints, self.progress)
+    if not metrics["skipped"]:
+      del metrics["skipped"]
     self.progress.tokens += int(metrics["tokens"])
     self.progress.timed_tokens += int(metrics["tokens"]) if timed else 0
     self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
     self._bar.advance(timed)
     if step % self.settings.log_every == 0 or step in (1, self.settings.steps):
       self.run.writer.write(self.run.stage, step, "train", **metrics)
-
-  def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
-    not_finite = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
-    if not not_finite:
-      return
-    name, latest = not_finite[0], self.checkpoints.latest()
-    saved = "no checkpoint had been saved" if latest is None else f"step {latest} is saved"
-    raise UserError(
-      f"the {name} is {metrics[name]} at step {step} of stage {self.run.stage} ({saved}); "
-      "try a lower learning rate, more warm-up steps, clipping of gradients or model.dtype=float32"
-    )
 
   def _is_validation_due(self, step: int) -> bool:
     """Whether this step has a validation that has not been done yet."""

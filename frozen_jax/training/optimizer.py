@@ -88,6 +88,13 @@ def make_optimizer(
   return Optimizer(transform, settings, learning_rate)
 
 
+def updates_done(state: optax.OptState) -> Int[Array, ""]:
+  """The number of updates that a state of `make_optimizer` has seen."""
+  return optax.tree.get(
+    state, "count", filtering=lambda path, _: path[-1].tuple_name == "ScaleByScheduleState"
+  )
+
+
 def learning_rates(
   settings: TrainSettings, defaults: Mapping[str, float], trained: Mapping[str, Tree]
 ) -> dict[str, float]:

@@ -22,6 +22,7 @@ class TrainingResult:
   seconds            spent on the stage, with validation and checkpoints, over all resumes
   tokens             real text tokens trained on
   tokens_per_second  of them, over the training steps that compiled nothing
+  skipped            updates that were not applied: the loss or its gradient was no number
   validation         `{"step": ..., metrics}` of each validation
   checkpoint_bytes   size of the checkpoint on disk
   """
@@ -34,6 +35,7 @@ class TrainingResult:
   seconds: float
   tokens: int
   tokens_per_second: float
+  skipped: int
   validation: list[ValidationMetrics]
   checkpoint_bytes: int
 
@@ -43,9 +45,9 @@ class TrainingProgress:
   """What a checkpoint's record holds of the loop, besides the arrays and the data position.
 
   complete: whether the stage has ended. timed_seconds, timed_tokens: of the steps that compiled
-  nothing. best: the validation, with its step, of the best tree; earlier: that before it, where
-  `best` is of a validation which is there only because its step is the last. Other fields as in
-  `TrainingResult`.
+  nothing. skipped_in_a_row: up to the last step. best: the validation, with its step, of the best
+  tree; earlier: that before it, where `best` is of a validation which is there only because its
+  step is the last. Other fields as in `TrainingResult`.
   """
 
   complete: bool = False
@@ -53,6 +55,8 @@ class TrainingProgress:
   tokens: int = 0
   timed_seconds: float = 0.0
   timed_tokens: int = 0
+  skipped: int = 0
+  skipped_in_a_row: int = 0
   best: ValidationMetrics | None = None
   earlier: ValidationMetrics | None = None
   validation: list[ValidationMetrics] = dataclasses.field(default_factory=list)
@@ -104,6 +108,7 @@ def training_result(
     seconds=progress.seconds,
     tokens=progress.tokens,
     tokens_per_second=tokens_per_second,
+    skipped=progress.skipped,
     validation=progress.validation,
     checkpoint_bytes=checkpoint_bytes,
   )

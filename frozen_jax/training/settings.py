@@ -48,6 +48,17 @@ class TrainSettings(Section):
   clip_norm: float = setting(
     1.0, "gradients are scaled down to this global norm; 0: no limit", at_least=0
   )
+  on_nonfinite: str = setting(
+    "stop",
+    "what happens where a loss or a gradient is no number, or the loss above max_loss; skip: that"
+    " update is not applied",
+    affects_result=False,
+    choices=("stop", "skip"),
+  )
+  max_skipped: int = setting(
+    10, "skipped updates in a row after which training stops", affects_result=False, at_least=1
+  )
+  max_loss: float = setting(1000.0, "a loss above it counts as no number; 0: no limit", at_least=0)
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from frozen_jax.core.types import Learner, Metrics, Tree
 from frozen_jax.sharding.rules import replicated
-from frozen_jax.training.optimizer import Optimizer
+from frozen_jax.training.optimizer import Optimizer, updates_done
 from frozen_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Tree, Any], tuple[TrainState, Metrics]]
@@ -37,8 +37,14 @@ def make_train_step(
 
   Returns:
     The step. It donates the state. Its metrics are scalars: `loss`, `grad_norm` (before clipping),
-    the learning rates of this update, and the learner's sums.
+    `skipped`, the learning rates of this update, and the learner's sums.
+
+  Where the loss or the norm is not finite, or the loss is above `max_loss` of the settings, the
+  update is not applied: `skipped` is 1, and only the number of steps moves on. The schedule counts
+  the updates applied. (`optax.apply_if_finite` does not see the loss, applies what is not finite
+  after some in a row, and changes the state that checkpoints hold.)
   """
+  max_loss = optimizer.settings.max_loss
 
   def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
     frozen = lax.stop_gradient(frozen)
@@ -46,9 +52,15 @@ def make_train_step(
     loss, sums, grads = gradients(learner, state.trainable, frozen, batch, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    metrics |= optimizer.rate(state.step + 1) | sums
-    return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
+    norm = optax.tree.norm(grads)
+    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= (max_loss or jnp.inf))
+    metrics = {"loss": loss, "grad_norm": norm, "skipped": 1 - applied.astype(jnp.int32)}
+    metrics |= optimizer.rate(updates_done(opt_state)) | sums
+    before = state.trainable, state.opt_state
+    after = jax.tree.map(
+      lambda new, old: jnp.where(applied, new, old), (trainable, opt_state), before
+    )
+    return TrainState(state.step + 1, *after, state.key), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from frozen_jax.backbones import attention
+from frozen_jax.sharding.mesh import make_mesh
+from frozen_jax.sharding.rules import batch_sharding
 
 pytestmark = pytest.mark.program
 
@@ -70,9 +72,15 @@ def test_chunks_of_rows_give_the_same(is_causal, soft_cap, shape, chunk_size, mo
 
 
 def test_chunks_of_rows_fit_the_cache(monkeypatch):
-  monkeypatch.setattr(attention.jax, "device_count", lambda: 1)
   monkeypatch.setattr(attention, "SCORES_IN_CPU_CACHE", 100)
   cases = {(6, 10): 6, (6, 33): 6, (6, 34): 2, (7, 40): 1, (12, 30): 3, (4, 1000): 1, (1, 1000): 1}
   assert {case: attention._chunk_size(*case) for case in cases} == cases
-  monkeypatch.setattr(attention.jax, "device_count", lambda: 2)
-  assert attention._chunk_size(4, 1000) == 4
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
+def test_sharded_rows_are_processed_at_once(monkeypatch):
+  monkeypatch.setattr(attention, "_chunk_size", lambda *_: pytest.fail("rows in chunks"))
+  arrays = [jnp.ones((8, LENGTH, HEADS, 4))] * 3
+  mask = jnp.ones((8, LENGTH, LENGTH), bool)
+  rows = [jax.device_put(a, batch_sharding(make_mesh(data=8))) for a in (*arrays, mask)]
+  jax.jit(lambda *a: attention.attend(*a))(*rows)

@@ -67,7 +67,7 @@ def test_metrics_of_a_step():
   batch = toy.batch(0)
   _, metrics = step(state, frozen, global_batch(batch, mesh))
   assert set(metrics) == {
-    *("loss", "grad_norm", "learning_rate", "targets", "tokens", "rows", "correct")
+    *("loss", "grad_norm", "skipped", "learning_rate", "targets", "tokens", "rows", "correct")
   }
   assert int(metrics["targets"]) == batch["target_mask"].sum()
   assert int(metrics["tokens"]) == batch["mask"].sum()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_jax.core.errors import Interrupted
-from frozen_jax.sharding import hosts
+from frozen_jax.sharding import hosts, peers
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.sharding.rules import shardings
 from frozen_jax.training.loop import StageRun, fit
@@ -70,6 +70,29 @@ class Toy:
       "correct": (right.all(-1) & real).sum(),
     }
     return loss.sum() / jnp.maximum(mask.sum(), 1.0), sums
+
+
+class Exploding(Toy):
+  """Its loss, or only its gradient, is no number in some steps (known by the key).
+
+  where: "loss" or "gradient"; a number: what the loss is multiplied by.
+  """
+
+  def __init__(self, steps, where="loss"):
+    super().__init__()
+    self.steps, self.where = steps, where
+
+  def loss(self, trainable, frozen, batch, key):
+    loss, sums = super().loss(trainable, frozen, batch, key)
+    if key is None:  # of a validation
+      return loss, sums
+    keys = [jax.random.fold_in(jax.random.key(7), step - 1) for step in self.steps]
+    keys = jnp.stack([jax.random.key_data(k) for k in keys])
+    bad = (jax.random.key_data(key) == keys).all(-1).any()
+    if self.where == "gradient":
+      zero = jnp.where(bad, 0.0, 1.0) * (trainable["connector"]["bias"] ** 2).sum()
+      return loss + 0 * jnp.sqrt(jnp.where(bad, zero, 1.0)), sums
+    return jnp.where(bad, jnp.nan if self.where == "loss" else self.where, 1.0) * loss, sums
 
 
 def frozen_tree(seed=1):
@@ -169,6 +192,8 @@ def train(workdir, steps=12, mesh=None, batches=None, method=None, validate=True
     "mesh": mesh,
     "dependencies": {"train": settings, "rates": {"learning_rate": learning_rate}},
     "fingerprint": "f" * 64,
+    "source": "toys",
+    "timeout": 0.0,
   }
   return fit(
     method,
@@ -193,6 +218,11 @@ def digest(tree):
 def main(workdir, *arguments):
   given = {k: float(v) for k, v in (argument.split("=") for argument in arguments)}
   hosts.start()
+  with peers.watched():
+    run(workdir, given)
+
+
+def run(workdir, given):
   mesh = make_mesh(*(int(given.pop(axis, 1)) for axis in ("data", "fsdp", "tensor")))
   pauses = {name: given.pop(name, 0.0) for name in ("pause", "validation_pause")}
   method = Toy()
