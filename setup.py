@@ -47,7 +47,6 @@ INSTALL = [
 TPU = ["jax[tpu]>=0.10.2"]  # brings the libtpu that belongs to its version
 
 TEST = [
-  *TPU,
   "beartype>=0.22",  # checks the annotations of shapes in the tests
   "datasets>=5.0",  # the trainer of sentence-transformers asks for it (benchmarks)
   "faiss-cpu>=1.15",
