@@ -23,6 +23,7 @@ from frozen_jax.backbones.linear import project
 from frozen_jax.sharding.activations import constrain_rows, mesh_of, platform_of
 
 LOGITS_PER_BLOCK = 2**20  # float32 numbers in one block: 4 MB
+LOGITS_PER_DEVICE = 2**28  # elsewhere than on one CPU: 1 GB
 MAX_UNSPLIT_BLOCKS = 4  # a vocabulary of at most so many blocks is not split
 
 
@@ -111,7 +112,28 @@ def _sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
 
 
 def _sharded_sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
-  """The sums over the vocabulary at once, each device with its part of the logits."""
+  """The sums over the vocabulary at once, each device with its part of the logits.
+
+  The targets are taken in several parts, one after the other, where those would be too many.
+  """
+  mesh, (_, targets) = mesh_of(states), target_ids.shape
+  logits = target_ids.size * config.vocab_size // (1 if mesh is None else mesh.size)
+  parts = next(n for n in range(1, targets + 1) if targets % n == 0 and _fits(logits, n, targets))
+  if parts == 1:
+    return _whole_sums(params, config, states, target_ids, with_gradient)
+  split = lambda a: jnp.moveaxis(a.reshape(a.shape[0], parts, -1, *a.shape[2:]), 1, 0)
+  sums_of = lambda part: _whole_sums(params, config, *part, with_gradient)
+  sums = jax.lax.map(sums_of, (split(states), split(target_ids)))
+  joined = lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], targets, *a.shape[3:])
+  return jax.tree.map(lambda a: constrain_rows(joined(a)), sums)
+
+
+def _fits(logits: int, parts: int, targets: int) -> bool:
+  return parts == targets or logits <= parts * LOGITS_PER_DEVICE
+
+
+def _whole_sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
+  """The sums over the vocabulary of all these targets."""
   _, axis = lm_head.kernel_and_axis(params, config)
   states, kernel, split = lm_head.split_head(params, config, states)
   everywhere = jnp.ones(target_ids.shape, bool)

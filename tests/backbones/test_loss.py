@@ -20,8 +20,7 @@ def plain(params, config, states, ids):
   return log_likelihood, jnp.argmax(scores, axis=-1) == ids
 
 
-@pytest.mark.parametrize("block_size", [10, 150, 2**20])
-@pytest.mark.parametrize(
+MODELS = pytest.mark.parametrize(
   "vocab,tied,more",
   [
     (96, True, {}),
@@ -32,8 +31,24 @@ def plain(params, config, states, ids):
     (101, False, {"head_bias": True, "logit_cap": 2.0}),
   ],
 )
+
+
+@pytest.mark.parametrize("block_size", [10, 150, 2**20])
+@MODELS
 def test_blocks_equal_the_plain_loss(monkeypatch, vocab, tied, more, block_size):
   monkeypatch.setattr(loss, "LOGITS_PER_BLOCK", block_size)
+  assert_equals_the_plain_loss(vocab, tied, more)
+
+
+@pytest.mark.parametrize("most", [2**28, 300])  # of logits: the targets at once, or one by one
+@MODELS
+def test_elsewhere_than_on_a_cpu_it_is_the_plain_loss(monkeypatch, vocab, tied, more, most):
+  monkeypatch.setattr(loss, "platform_of", lambda array: "tpu")
+  monkeypatch.setattr(loss, "LOGITS_PER_DEVICE", most)
+  assert_equals_the_plain_loss(vocab, tied, more)
+
+
+def assert_equals_the_plain_loss(vocab, tied, more):
   size = config(vocab, tied, **more)
   params = decoder.random_params(size, jax.random.key(0))
   states = 5 * jax.random.normal(jax.random.key(1), (2, 3, size.width))
