@@ -110,8 +110,8 @@ def test_products_with_experts_and_their_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", QUANTIZATION_KINDS)
-@pytest.mark.parametrize("save_names", [None, ()], ids=["saved", "recomputed"])
-def test_gradients_reach_low_rank_parts_alongside_stacked_kernels(kind, save_names):
+@pytest.mark.parametrize("saved", [None, stack.SavedValues(())], ids=["saved", "recomputed"])
+def test_gradients_reach_low_rank_parts_alongside_stacked_kernels(kind, saved):
   kernels = normal((3, 32, 32)) / 6
   quantised = quantize(kernels, kind, -2, "float32")
   parts = {"a": normal((3, 32, 2), 1) / 6, "b": normal((3, 2, 32), 2)}
@@ -123,7 +123,7 @@ def test_gradients_reach_low_rank_parts_alongside_stacked_kernels(kind, save_nam
       a, b = parts["a"][at], parts["b"][at]
       return (jnp.tanh(project(x, kernel) + x @ a @ b), at + 1), None
 
-    return (stack.scan(body, (x, 0), kernels, save_names)[0][0] ** 2).sum()
+    return (stack.scan(body, (x, 0), kernels, saved)[0][0] ** 2).sum()
 
   ours, plain = (
     jax.jit(jax.grad(total, argnums=(0, 1)))(parts, x, k)

@@ -18,7 +18,7 @@ def test_the_mixture_of_a_data_section():
   assert settings.lengths == (8, 16) and settings.train == "world_facts/train"
   assert set(section_values(settings)) == {
     *("train", "validation", "test", "fields", "templates", "sampling", "temperature", "cap"),
-    *("held_out", "template", "lengths", "encoder_length", "datasets"),
+    *("held_out", "template", "lengths", "encoder_length", "datasets", "timeout"),
   }
 
 
