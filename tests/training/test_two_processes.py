@@ -29,7 +29,7 @@ def run(mesh, devices, clusters):
   ]
   answers = [process.communicate(timeout=300) for process in processes]
   assert [process.returncode for process in processes] == [0] * len(processes), answers
-  lines = [line.split() for line in answers[0][0].splitlines()]
+  lines = [line.split() for line in answers[0][0].splitlines() if line.strip()]
   return {name: [float(line[1]) for line in lines if line[0] == name] for name in METHODS}
 
 
