@@ -24,7 +24,7 @@ more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prom
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.large_models import LARGE_MODELS, large_model, t5_base
+from frozen_jax.config.large_models import J1_LARGE, LARGE_MODELS, large_model, t5_base
 from frozen_jax.config.presets import many_tasks, shrink_many_tasks, t0
 from frozen_jax.run.defaults import defaults
 
@@ -57,23 +57,7 @@ def _paper(config: ConfigDict) -> None:
   """J1-Large's and T5-base's sizes; neither the LM's weights nor its tokenizer are public."""
   t5_base(config)
   config.model.update({"name": "j1-large", "dtype": "bfloat16"})
-  config.model.sizes = ConfigDict(
-    {
-      "vocab_size": 256_000,
-      "width": 4096,
-      "layers": 32,
-      "heads": 32,
-      "kv_heads": 32,
-      "head_dim": 128,
-      "mlp_width": 16_384,
-      "context": 2048,
-      "norm": "layer",
-      "positions": "learned",
-      "gated": False,
-      "activation": "gelu",
-      "tied": True,
-    }
-  )
+  config.model.sizes = ConfigDict(J1_LARGE)
   config.generator = ConfigDict({"p_prime_length": 20, "width": 768, "heads": 12, "layers": 2})
   config.prompt.length = 20
   config.mesh.update({"fsdp": 8, "tensor": 4})

@@ -114,7 +114,7 @@ def _sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
 def _sharded_sums(params, config, states, target_ids, with_gradient: bool) -> _Sums:
   """The sums over the vocabulary at once, each device with its part of the logits.
 
-  The targets are taken in several parts, one after the other, where those would be too many.
+  Where those would be too many, the targets are processed in several parts, one after the other.
   """
   mesh, (_, targets) = mesh_of(states), target_ids.shape
   logits = target_ids.size * config.vocab_size // (1 if mesh is None else mesh.size)

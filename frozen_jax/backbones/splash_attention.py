@@ -19,7 +19,7 @@ from frozen_jax.sharding.activations import mesh_of
 from frozen_jax.sharding.rules import spec_of
 
 _LANES = 128  # a text's length is padded to a multiple of it
-_MAX_PADDING = 1.1  # of the length: a smaller block is taken where a larger one pads by more
+_MAX_PADDING = 1.1  # of the length: a smaller block is used where a larger one pads by more
 
 
 def can_attend(config: DecoderConfig) -> bool:

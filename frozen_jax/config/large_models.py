@@ -13,6 +13,23 @@ _LLAMA_3 = {
   "norm_eps": 1e-5,
   "tied": False,
 }
+_J1 = {
+  "vocab_size": 256_000,
+  "context": 2048,
+  "norm": "layer",
+  "positions": "learned",
+  "gated": False,
+  "activation": "gelu",
+  "tied": True,
+}
+J1_LARGE = _J1 | {
+  "width": 4096,
+  "layers": 32,
+  "heads": 32,
+  "kv_heads": 32,
+  "head_dim": 128,
+  "mlp_width": 16_384,
+}
 _MODELS = {
   "llama3_8b": (
     "hf:meta-llama/Meta-Llama-3-8B-Instruct",
@@ -24,20 +41,14 @@ _MODELS = {
   ),
   "j1_jumbo": (
     "j1-jumbo",
-    {
-      "vocab_size": 256_000,
+    _J1
+    | {
       "width": 13_824,
       "layers": 76,
       "heads": 96,
       "kv_heads": 96,
       "head_dim": 144,
       "mlp_width": 55_296,
-      "context": 2048,
-      "norm": "layer",
-      "positions": "learned",
-      "gated": False,
-      "activation": "gelu",
-      "tied": True,
     },
   ),
 }

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.types import Tree
@@ -89,3 +90,26 @@ class AbstractStage:
 
     jax.eval_shape(trace, self.trained(models), self.frozen(models))
     return traits[0]
+
+
+def prompt_shapes(
+  models: Models, rows: int, length: int, encoder_length: int, cached: bool = False
+) -> dict[str, Any]:
+  """The shapes of `core.types.Prompts`, with the encoder's side where there is an encoder.
+
+  cached: its states stand in place of its tokens.
+  """
+  ints = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.int32)
+  prompts = {"tokens": ints(length), "mask": ints(length), "task": ints()}
+  if models.encoder is not None:
+    prompts |= {name: ints(encoder_length) for name in ("encoder_tokens", "encoder_mask")}
+    if cached:
+      shape = (*prompts.pop("encoder_tokens").shape, models.encoder.width)
+      prompts["encoder_states"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return prompts
+
+
+def target_shapes(rows: int, targets: int) -> dict[str, Any]:
+  """The shapes of what a training batch has besides, for so many targets a row."""
+  names = ("target_positions", "target_ids", "target_mask")
+  return {name: jax.ShapeDtypeStruct((rows, targets), jnp.int32) for name in names}

@@ -28,7 +28,7 @@ from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
-from frozen_jax.tools.abstract_stage import AbstractStage
+from frozen_jax.tools.abstract_stage import AbstractStage, prompt_shapes, target_shapes
 from frozen_jax.tools.arguments import Parser, add_config, parse_with_config, positive
 from frozen_jax.tools.flop_count import by_layers, flops
 from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
@@ -165,20 +165,12 @@ def _step(stage: AbstractStage, models: Models, text: Text, cached: bool = False
     loss = stage.method(models, frozen).loss
     return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, None)
 
-  batch = _prompts(models, text, cached)
-  batch |= {name: _ints(TARGETS) for name in ("target_positions", "target_ids", "target_mask")}
+  batch = _prompts(models, text, cached) | target_shapes(1, TARGETS)
   return flops(run, stage.trained(models), stage.frozen(models), batch)
 
 
 def _prompts(models: Models, text: Text, cached: bool = False) -> dict[str, Any]:
-  prompts = {"tokens": _ints(text.length), "mask": _ints(text.length)}
-  prompts["task"] = jax.ShapeDtypeStruct((1,), jnp.int32)
-  if models.encoder is not None:
-    prompts |= {name: _ints(text.encoder_length) for name in ("encoder_tokens", "encoder_mask")}
-  if cached:
-    size = prompts.pop("encoder_tokens").shape
-    prompts["encoder_states"] = jax.ShapeDtypeStruct((*size, models.encoder.width), jnp.float32)
-  return prompts
+  return prompt_shapes(models, 1, text.length, text.encoder_length, cached)
 
 
 def _ints(length: int) -> jax.ShapeDtypeStruct:

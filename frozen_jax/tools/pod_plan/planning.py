@@ -11,12 +11,12 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
-from frozen_jax.tools.abstract_stage import AbstractStage
+from frozen_jax.tools.abstract_stage import AbstractStage, target_shapes
 from frozen_jax.tools.flop_count import by_layers, flops
 from frozen_jax.tools.model_sizes import Models, find_models
 from frozen_jax.tools.pod_plan.chips import chip_of
 from frozen_jax.tools.pod_plan.plan import ProgramPlan, plan_program
-from frozen_jax.tools.pod_plan.programs import Programs, Sizes, whole_rows
+from frozen_jax.tools.pod_plan.programs import Programs, Sizes, stage_prompts, whole_rows
 from frozen_jax.tools.pod_plan.topology import topology_mesh
 
 MAX_TENSOR = 16  # of the meshes that a sweep tries
@@ -117,22 +117,12 @@ def model_flops(
   stage: AbstractStage, models: Models, sizes: Sizes, only: str = ""
 ) -> dict[str, float]:
   """FLOPs of each program for the whole batch, with nothing computed twice, by its name."""
-  row = lambda *shape: jax.ShapeDtypeStruct((1, *shape), jnp.int32)
   settings = dataclasses.replace(
     stage.settings, model=dataclasses.replace(stage.settings.model, remat="none")
   )
   stage = dataclasses.replace(stage, settings=settings)
-  prompts = {"tokens": row(sizes.length), "mask": row(sizes.length), "task": row()}
-  reads = stage.traits(models)[1]
-  if reads:
-    length = min(settings.data.encoder_length, sizes.length)
-    prompts |= {"encoder_tokens": row(length), "encoder_mask": row(length)}
-  if reads == "encoder_states":
-    states = (1, length, models.encoder.width)
-    prompts |= {"encoder_states": jax.ShapeDtypeStruct(states, jnp.float32)}
-    del prompts["encoder_tokens"]
-  targets = ("target_positions", "target_ids", "target_mask")
-  batch = prompts | {name: row(sizes.targets) for name in targets}
+  prompts = stage_prompts(stage, models, 1, sizes.length)
+  batch = prompts | target_shapes(1, sizes.targets)
 
   def gradient(method: Any, trained: Tree, frozen: Tree) -> Tree:
     return jax.value_and_grad(method.loss, has_aux=True)(trained, frozen, batch_of(batch), None)

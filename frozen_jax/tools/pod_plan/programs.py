@@ -13,7 +13,7 @@ from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.types import Tree
 from frozen_jax.sharding.batch import rows_sharding
 from frozen_jax.sharding.rules import batch_sharding, replicated, row_groups, shardings
-from frozen_jax.tools.abstract_stage import AbstractStage
+from frozen_jax.tools.abstract_stage import AbstractStage, prompt_shapes, target_shapes
 from frozen_jax.tools.model_sizes import Models
 from frozen_jax.training.optimizer import learning_rates, make_optimizer
 from frozen_jax.training.state import initial_state
@@ -61,10 +61,7 @@ class Programs:
     step = make_train_step(self._method, optimizer, settings.train.accumulate, self.mesh)
     start = functools.partial(initial_state, optimizer)
     state = self._replicated(jax.eval_shape(start, self._trained, jax.random.key(0)))
-    targets = {
-      name: self._rows((self.sizes.targets,), jnp.int32)
-      for name in ("target_positions", "target_ids", "target_mask")
-    }
+    targets = self._split(target_shapes(self.sizes.rows, self.sizes.targets))
     return step.lower(state, self._frozen, self._prompts | targets)
 
   def prefill(self) -> Any:
@@ -77,7 +74,7 @@ class Programs:
     _, places = self._compiled_prefill.output_shardings
     places = jax.tree.map(lambda place: rows_sharding(place, self.sizes.rows), places)
     decode = jax.jit(self._method.decode, donate_argnums=3)
-    tokens = self._rows((), jnp.int32)
+    tokens = self._split(jax.ShapeDtypeStruct((self.sizes.rows,), jnp.int32))
     return decode.lower(self._trained, self._frozen, tokens, _placed(shapes, places))
 
   @functools.cached_property
@@ -122,26 +119,21 @@ class Programs:
 
   @functools.cached_property
   def _prompts(self) -> dict[str, Any]:
-    ints = lambda *shape: self._rows(shape, jnp.int32)
-    length = self.sizes.length
-    prompts = {"tokens": ints(length), "mask": ints(length), "task": ints()}
-    reads = self.stage.traits(self.models)[1]
-    if reads:
-      length = min(self.stage.settings.data.encoder_length, length)
-      prompts |= {"encoder_tokens": ints(length), "encoder_mask": ints(length)}
-    if reads == "encoder_states":
-      del prompts["encoder_tokens"]
-      width = self.models.encoder.width
-      prompts["encoder_states"] = self._rows((length, width), jnp.float32)
-    return prompts
+    return self._split(stage_prompts(self.stage, self.models, self.sizes.rows, self.sizes.length))
 
-  def _rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """An array of this shape for each row."""
-    sharding = batch_sharding(self.mesh)
-    return jax.ShapeDtypeStruct((self.sizes.rows, *shape), dtype, sharding=sharding)
+  def _split(self, tree: Tree) -> Tree:
+    """Arrays of all rows, split over the mesh."""
+    return _placed(tree, jax.tree.map(lambda _: batch_sharding(self.mesh), tree))
 
   def _replicated(self, tree: Tree) -> Tree:
     return _placed(tree, jax.tree.map(lambda _: replicated(self.mesh), tree))
+
+
+def stage_prompts(stage: AbstractStage, models: Models, rows: int, length: int) -> dict[str, Any]:
+  """The shapes of the prompts that a stage's method reads, with states of the encoder if it may."""
+  cached = stage.traits(models)[1] == "encoder_states"
+  encoder_length = min(stage.settings.data.encoder_length, length)
+  return prompt_shapes(models, rows, length, encoder_length, cached)
 
 
 def whole_rows(rows: int, mesh: Mesh) -> int:
