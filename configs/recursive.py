@@ -94,4 +94,4 @@ def _smoke(config: ConfigDict) -> None:
   # As `baseline`, whose step is then compiled already.
   config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
   config.stages.pretrain.data.lengths = (64,)
-  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
+  config.stages.pretrain.train.update({"steps": 2, "batch_size": 2, "validate_examples": 2})

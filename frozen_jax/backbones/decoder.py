@@ -12,6 +12,7 @@ full fine-tuning, the baseline of the frozen methods, asks for gradients of the 
 (`trained=True`).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -147,19 +148,25 @@ def _step_layer_by_layer(params, config, stream, cache, inputs, peft):
   for index, kind_id in enumerate(attention_inputs.kind_ids(config)):
     weights = stack.layer(params["layers"], index)
     layer_peft = jax.tree.map(lambda a, index=index: a[index], peft)
-
-    def attend(q, k, v, inputs, index=index):
-      slots = (
-        kv_cache.write_slot(old_keys[index], k, slot, 3),
-        kv_cache.write_slot(old_values[index], v, slot, 2),
-      )
-      return attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap), slots
-
-    layer = Layer(weights, layer_peft, project)
-    stream, (k, v) = apply_layer(layer, config, stream, inputs[kind_id], attend)
+    kv = old_keys[index], old_values[index]
+    stream, (k, v) = _step_layer(config, weights, layer_peft, stream, kv, slot, inputs[kind_id])
     keys.append(k)
     values.append(v)
   return stream, (tuple(keys), tuple(values))
+
+
+@functools.partial(jax.jit, static_argnames="config")  # equal layers are traced once
+def _step_layer(config, weights, peft, stream, old_kv, slot, inputs):
+  """One layer of `_step_layer_by_layer`: the stream, and its longer keys and values."""
+
+  def attend(q, k, v, inputs):
+    slots = (
+      kv_cache.write_slot(old_kv[0], k, slot, 3),
+      kv_cache.write_slot(old_kv[1], v, slot, 2),
+    )
+    return attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap), slots
+
+  return apply_layer(Layer(weights, peft, project), config, stream, inputs, attend)
 
 
 def _step_in_loop(params, config, stream, cache, inputs, peft):

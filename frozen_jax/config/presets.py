@@ -86,16 +86,16 @@ def shrink(config: ConfigDict) -> None:
   config.disable_most_optimizations = True
   config.train.update(
     {
-      "steps": 3,
-      "batch_size": 8,
+      "steps": 2,
+      "batch_size": 4,
       "log_every": 1,
       "validate_every": 2,
       "validate_examples": 4,
-      "checkpoint_every": 2,
+      "checkpoint_every": 1,
       "warmup_steps": 1,
     }
   )
-  config.evaluate.update({"max_examples": 4, "batch_size": 4, "max_new_tokens": 4})
+  config.evaluate.update({"max_examples": 4, "batch_size": 16, "max_new_tokens": 4})
 
 
 def shrink_many_tasks(config: ConfigDict) -> None:
