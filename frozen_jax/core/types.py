@@ -69,14 +69,18 @@ class Prompts(TypedDict):
 class Batch(Prompts):
   """One training or scoring batch; rows are padded on the right.
 
-  target_positions  int32 [B, M]  the text position whose hidden state predicts the target
-  target_ids        int32 [B, M]  the token to predict there
-  target_mask       int32 [B, M]  1 for real targets
+  target_positions   int32 [B, M]  the text position whose hidden state predicts the target
+  target_ids         int32 [B, M]  the token to predict there
+  target_mask        int32 [B, M]  1 for real targets
+  first_pass_states  [B, T, D]     for a recursive LM: what its first pass makes of the tokens
+  first_pass_cached  int32 [B]     alongside them: 1 where they were known before
   """
 
   target_positions: HostOrDevice
   target_ids: HostOrDevice
   target_mask: HostOrDevice
+  first_pass_states: NotRequired[HostOrDevice]
+  first_pass_cached: NotRequired[HostOrDevice]
 
 
 class Pairs(TypedDict):
@@ -242,6 +246,21 @@ class TwoPass(Protocol):
 
   def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
     """The first pass as a method, and its trained tree; `frozen` serves both passes."""
+    ...
+
+
+@runtime_checkable
+class CachesFirstPass(Protocol):
+  """A method whose training batches may hold the states of its first pass, which are frozen.
+
+  caches_first_pass: whether they shall.
+  """
+
+  @property
+  def caches_first_pass(self) -> bool: ...
+
+  def first_pass_states(self, frozen: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Tokens and mask [B, T] -> the states [B, T, D] for `Batch`'s `first_pass_states`."""
     ...
 
 

@@ -1,14 +1,16 @@
-"""Batches with the states of a frozen text encoder: `encoder_states` in place of `encoder_tokens`.
+"""Batches with states of their texts that training does not change, which a frozen model computes.
 
-States come from the feature store; texts that it does not have are encoded once and stored. A text
-is encoded in a shape that depends on its own length only: a fixed number of rows, of the power of
-two that holds it. So its states are a function of the text: on one type of device they are equal
-bit by bit in whatever batch it occurs first (another shape would be rounded differently, by about
-1e-6 of their size in float32), and a run that is resumed with a full store continues exactly.
+These are a frozen text encoder's states (`ENCODER`), and those of a recursive LM's first pass
+(`FIRST_PASS`). States come from the feature store; texts that it does not have are read once and
+stored. A text is read in a shape that depends on its own length only: a fixed number of rows, of
+the power of two that holds it. So its states are a function of the text: on one type of device they
+are equal bit by bit in whatever batch it occurs first (another shape would be rounded differently,
+by about 1e-6 of their size in float32), and a run that is resumed with a full store continues
+exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,36 +38,58 @@ class ResumableBatches(Protocol):
   def set_state(self, state: Any) -> None: ...
 
 
+class StateKeys(NamedTuple):
+  """Keys of a batch: a text's tokens and mask [B, S], its states [B, S, De], and who had them.
+
+  cached, int32 [B]: 1 where the row's states were in the store (0 for a row without a text).
+  replaces_tokens: whether the tokens have done their work where the states are there.
+  """
+
+  tokens: str
+  mask: str
+  states: str
+  cached: str
+  replaces_tokens: bool
+
+
+ENCODER = StateKeys("encoder_tokens", "encoder_mask", "encoder_states", "encoder_cached", True)
+FIRST_PASS = StateKeys("tokens", "mask", "first_pass_states", "first_pass_cached", False)
+
+
 class TextStates:
-  """Maps batches to batches with `encoder_states`, by means of a feature store.
+  """Maps batches to batches with states, by means of a feature store.
 
   `hits` and `misses` count the rows with a text whose states were in the store, and were not.
   """
 
-  def __init__(self, store: FeatureStore, encode: Encode, rows: int = ENCODED_ROWS):
+  def __init__(
+    self,
+    store: FeatureStore,
+    encode: Encode,
+    rows: int = ENCODED_ROWS,
+    keys: StateKeys = ENCODER,
+  ):
     """Configures where the states come from.
 
     Args:
-      store: of the encoder's states.
+      store: of the model's states.
       encode: tokens and mask, int32 [N, S], padded on the right -> the states [N, S, De] in the
         dtype of the store. With several hosts each calls it for texts of its own, so it must be
         computed on the host's own devices.
       rows: N, of each call; a multiple of the number of parts into which devices split a batch.
+      keys: where a batch has its texts, and where the states go.
     """
-    self._store, self._encode, self._rows = store, encode, rows
+    self._store, self._encode, self._rows, self._keys = store, encode, rows, keys
     self.hits = self.misses = 0
 
   def __call__(self, batch: HostBatch) -> dict[str, np.ndarray]:
-    """The batch with `encoder_states` [B, S, De] instead of `encoder_tokens` [B, S].
-
-    Positions outside `encoder_mask` are zeros. `encoder_cached`, int32 [B], is 1 where the row's
-    states were in the store (0 for a row without a text). A batch without encoder tokens is
-    returned unchanged.
-    """
-    batch = dict(batch)
-    if "encoder_tokens" not in batch:
+    """The batch with states, zeros at padded positions; one without tokens stays as it is."""
+    batch, names = dict(batch), self._keys
+    if names.tokens not in batch:
       return batch
-    tokens, mask = batch.pop("encoder_tokens"), np.asarray(batch["encoder_mask"]) > 0
+    tokens, mask = batch[names.tokens], np.asarray(batch[names.mask]) > 0
+    if names.replaces_tokens:
+      del batch[names.tokens]
     texts = [np.asarray(row[real], np.int32) for row, real in zip(tokens, mask, strict=True)]
     keys = [text_key(text) for text in texts]
     with_text = [index for index, text in enumerate(texts) if len(text)]
@@ -80,7 +104,7 @@ class TextStates:
       states[index, mask[index]] = encoded[keys[index]] if row is None else row
     self.hits += int(is_cached.sum())
     self.misses += len(with_text) - int(is_cached.sum())
-    return batch | {"encoder_states": states, "encoder_cached": is_cached}
+    return batch | {names.states: states, names.cached: is_cached}
 
   def flush(self) -> None:
     """Writes new states to disk."""
@@ -91,7 +115,7 @@ class TextStates:
   ) -> dict[TextKey, np.ndarray]:
     """Encodes texts, those of equal width together, and adds them to the store.
 
-    max_width: the width of the batch, which an encoder with learned positions can read.
+    max_width: the width of the batch, which a model with learned positions can read.
     """
     by_width: dict[int, list[TextKey]] = {}
     for key, text in texts.items():
@@ -110,7 +134,7 @@ class TextStates:
 
 
 class EncodedBatches:
-  """Training batches with `encoder_states`; their position is that of the inner batches.
+  """Training batches with states; their position is that of the inner batches.
 
   `get_state` writes new states to disk, so that a checkpoint finds what was encoded before it.
   """

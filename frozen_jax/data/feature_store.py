@@ -1,12 +1,13 @@
-"""A cache of the output states of a frozen text encoder, so that no text is encoded twice.
+"""A cache of the states that a frozen model gives a text, so that no text is read by it twice.
 
-Without trained tokens before the text the encoder's states are constant (docs/paper.md, 2), so they
-are cached: the last used in memory, all of them on disk, as array_record files ("segments") in a
-folder that several processes may share. A segment is written under a temporary name and renamed
-when it is complete; its last record lists the keys of the others. The folder may be deleted at any
-time, and damaged segments are skipped with a warning and computed again.
+Without trained tokens before the text a frozen encoder's states are constant (docs/paper.md, 2), as
+are those of a recursive LM's first pass. They are cached: the last used in memory, all of them on
+disk, as array_record files ("segments") in a folder that several processes may share. A segment is
+written under a temporary name and renamed when it is complete; its last record lists the keys of
+the others. The folder may be deleted at any time, and damaged segments are skipped with a warning
+and computed again.
 
-A row's key is a hash of the text's token ids, which are all that the encoder reads of a text.
+A row's key is a hash of the text's token ids, which are all that the model reads of a text.
 (Texts with equal ids, such as two that are truncated to the same beginning, share a row.)
 """
 
@@ -59,15 +60,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def store_folder(encoder: str, dtype: Any, root: pathlib.Path | None = None) -> pathlib.Path:
-  """The folder of an encoder's states: one for each encoder and dtype.
+def store_folder(
+  model: str, dtype: Any, kind: str = "encoder_states", root: pathlib.Path | None = None
+) -> pathlib.Path:
+  """The folder of a model's states: one for each model and dtype.
 
-  encoder: names weights, settings and tokenizer (`FrozenEncoder.texts_fingerprint`). root: None is
+  model: names all that a text's states depend on, weights and settings
+  (`FrozenEncoder.texts_fingerprint`). kind: of states, the folder of these folders. root: None is
   the user's cache directory.
   """
-  parts = [_FORMAT, encoder, np.dtype(dtype).name]
+  parts = [_FORMAT, model, np.dtype(dtype).name]
   name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-  return (cache_dir() if root is None else root) / "encoder_states" / name
+  return (cache_dir() if root is None else root) / kind / name
 
 
 class FeatureStore:
@@ -88,7 +92,7 @@ class FeatureStore:
     """Opens the states in a folder, which need not exist.
 
     Args:
-      folder: of this encoder and dtype (see `store_folder`).
+      folder: of this model and dtype (see `store_folder`).
       width: De.
       dtype: of the states: float32, or bfloat16 of ml_dtypes.
       memory_bytes: for the rows used last; besides, up to 64 MiB wait to be written.

@@ -22,7 +22,8 @@ from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.config.section import Section, setting
-from frozen_jax.core.types import Base, Batch, Method, Metrics, Prompts, Tree
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.types import Base, Batch, HostOrDevice, Method, Metrics, Prompts, Tree
 from frozen_jax.methods.prompt_tuning import PromptTuning, initial_prompt
 from frozen_jax.methods.scoring import Continuations, choice_log_likelihoods, longest_choice
 from frozen_jax.methods.targets import last_real, loss_at_targets
@@ -69,6 +70,19 @@ class RecursionSettings(Section):
   )
   last_prompt: str = setting("trained", "before the later passes", choices=_LAST_PROMPTS)
   connector: ConnectorSettings = setting(ConnectorSettings(), "the network between two passes")
+  cache_first_pass: bool = setting(
+    False,
+    "keep the first pass's states of each text in memory and on disk: from the second epoch on a"
+    " step costs two thirds; needs a first prompt that is not trained",
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.cache_first_pass and self.first_prompt == "trained":
+      raise UserError(
+        "recursion.cache_first_pass keeps what a trained first prompt changes; set it to False, or"
+        " recursion.first_prompt to frozen or none"
+      )
 
 
 class _State(NamedTuple):
@@ -92,6 +106,7 @@ class NeuralRecursion:
                  `frozen_inputs/first_prompt`) or "trained"
   last_prompt    before the later passes: "none" or "trained"
   remat          what a layer keeps for the backward pass, see `core.remat`
+  caches_first_pass  whether batches hold the first pass's states of their texts
   """
 
   decoder: DecoderConfig
@@ -103,6 +118,7 @@ class NeuralRecursion:
   first_prompt: str = "frozen"
   last_prompt: str = "trained"
   remat: str = "none"
+  caches_first_pass: bool = dataclasses.field(default=False, compare=False)
 
   name: ClassVar[str] = "neural_recursion"
   sections: ClassVar[Mapping[str, type]] = {
@@ -141,6 +157,7 @@ class NeuralRecursion:
       first_prompt=recursion.first_prompt,
       last_prompt=recursion.last_prompt,
       remat=remat,
+      caches_first_pass=recursion.cache_first_pass,
     )
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
@@ -157,16 +174,35 @@ class NeuralRecursion:
   def loss(
     self, trainable: Tree, frozen: Tree, batch: Batch, key: PRNGKeyArray | None
   ) -> tuple[Float[Array, ""], Metrics]:
-    """See `core.types.Method.loss`; the key drives the Connector's dropout."""
+    """See `core.types.Method.loss`; the key drives the Connector's dropout.
+
+    `first_pass_states` [B, T, D], where the batch has them, are taken for those of the first pass.
+    """
     params, connector = frozen["lm"], self._connector(trainable)
     text = lm.embed(params, self.decoder, batch["tokens"])
-    hidden = self._pass(params, self._prompt(trainable, frozen, 0), text, batch["mask"])
+    if "first_pass_states" in batch:
+      hidden = jnp.asarray(batch["first_pass_states"])
+    else:
+      hidden = self._pass(params, self._prompt(trainable, frozen, 0), text, batch["mask"])
     for index in range(1, self.passes):
       junction_key = None if key is None else jax.random.fold_in(key, index)
       output, _ = connector(hidden, batch["mask"], junction_key)
       x = self._next_input(text, output)
       hidden = self._pass(params, self._prompt(trainable, frozen, index), x, batch["mask"])
-    return loss_at_targets(params, self.decoder, hidden, batch)
+    loss, metrics = loss_at_targets(params, self.decoder, hidden, batch)
+    if "first_pass_cached" in batch:
+      metrics = {**metrics, "first_pass_cached": jnp.asarray(batch["first_pass_cached"]).sum()}
+    return loss, metrics
+
+  def first_pass_states(
+    self,
+    frozen: Tree,
+    tokens: Int[HostOrDevice, "B T"],
+    mask: Int[HostOrDevice, "B T"],
+  ) -> Float[Array, "B T D"]:
+    """The first pass's hidden states of texts, which nothing trained changes."""
+    text = lm.embed(frozen["lm"], self.decoder, tokens)
+    return self._pass(frozen["lm"], self._prompt({}, frozen, 0), text, mask)
 
   def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
     """See `core.types.Method.num_virtual_tokens`."""

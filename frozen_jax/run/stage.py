@@ -17,9 +17,9 @@ from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
-from frozen_jax.models.encoder_states import text_states
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.inputs import open_task
+from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.experiment import StageSettings, TrainedStage
 from frozen_jax.run.early_checks import missing_input
@@ -64,7 +64,7 @@ def run_stage(
   epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
   train = stage.train.for_rows(epoch_rows)
   _log_start(stage, num_parameters(start), train.steps, epoch_rows)
-  states = text_states(model.method, lm)
+  states = text_states(model)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
   dependencies = {

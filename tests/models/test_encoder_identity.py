@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.models.encoder_states import text_states
 from frozen_jax.models.frozen_encoder import load_encoder
 from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.models.text_states import text_states
+from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.retrieve_read.retrieve import embedding
 from frozen_jax.retrieval.corpus import Passage
 from frozen_jax.retrieval.dense_index import build_dense
@@ -110,12 +111,12 @@ def test_states_are_kept_apart(folder, tmp_path, monkeypatch, change):
 
   for one in encoders:
     lm = FrozenLM("lm", None, {}, None, "", encoder=one)
-    states = text_states(Reads(), lm)
+    states = text_states(TunedModel(lm, Reads()))
     found = states(batch)["encoder_states"]
     np.testing.assert_allclose(found, one.hidden(tokens), atol=1e-5)
     assert (states.hits, states.misses) == (0, 1)
     states.flush()
-  again = text_states(Reads(), lm)
+  again = text_states(TunedModel(lm, Reads()))
   again(batch)
   assert again.hits == 1, "of the same encoder they are found"
 

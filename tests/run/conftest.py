@@ -47,6 +47,9 @@ SMALL = (
   "--config.evaluate.max_examples=8",
   "--config.evaluate.batch_size=8",
   "--config.evaluate.max_new_tokens=16",
+  "--config.train.steps=3",
+  "--config.train.batch_size=8",  # rows enough to learn from
+  "--config.train.checkpoint_every=2",
 )
 SMALL_RECURSION = (
   *SMALL,
@@ -54,12 +57,7 @@ SMALL_RECURSION = (
   "--config.recursion.connector.heads=2",
   "--config.recursion.connector.layers=1",
 )
-# Of configs of many tasks: rows enough to learn from.
-SMALL_TASKS = (
-  "--config.train.steps=3",
-  "--config.train.batch_size=8",
-  "--config.train.validate_examples=8",
-)
+SMALL_TASKS = ("--config.train.validate_examples=8",)  # of configs of many tasks
 # Of configs with a text encoder.
 SMALL_GENERATOR = (
   "--config.generator.width=16",
