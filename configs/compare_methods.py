@@ -10,7 +10,7 @@ Variants: `:smoke` the same on few rows; `:t0` T0/P3 rows from files (see config
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.presets import many_tasks, shrink_many_tasks, t0
+from frozen_jax.config.presets import first_layers, many_tasks, shrink_many_tasks, t0
 from frozen_jax.run.defaults import defaults
 
 METHODS = ("prompt_tuning", "id_pt", "prefix_tuning", "lora", "adapters", "fine_tuning")
@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.evaluate.general_text = "plain_english/validation"
   if variant == "smoke":
     shrink_many_tasks(config)
+    first_layers(config)
   elif variant == "t0":
     t0(config)
   elif variant:

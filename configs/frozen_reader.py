@@ -39,7 +39,7 @@ to be named: --config.model.name=FOLDER. Not run here.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.presets import as_config, shrink, world_facts_reader
+from frozen_jax.config.presets import as_config, first_layers, shrink, world_facts_reader
 from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
 from frozen_jax.run.defaults import defaults
 
@@ -62,6 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.max_examples = 300
   if variant == "smoke":
     shrink(config)
+    first_layers(config)
     _shrink_reader(config.reader)
     config.reader.update({"budgets": (144,), "budget": 144})
     config.reader.rankings = ("none", "bm25", "lm", "blended", "gold")

@@ -36,7 +36,13 @@ passages want other reader.budgets, reader.budget and data.lengths.
 
 from ml_collections import ConfigDict
 
-from frozen_jax.config.presets import as_config, natural_questions, shrink, world_facts_reader
+from frozen_jax.config.presets import (
+  as_config,
+  first_layers,
+  natural_questions,
+  shrink,
+  world_facts_reader,
+)
 from frozen_jax.pipelines.propose_select.settings import CandidateSettings
 from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
 from frozen_jax.run.defaults import defaults
@@ -63,6 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   if variant == "smoke":
     shrink(config)
+    first_layers(config)
     config.candidates.update({"samples": 4, "folds": 2, "questions": 8, "permutations": 2})
     config.stages.select.data.lengths = (64, 256)
     config.stages.select.train.steps = 3

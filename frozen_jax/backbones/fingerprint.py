@@ -46,9 +46,13 @@ def tensor_digests(
   return {name: digests[name] for name in names}
 
 
-def combine_digests(digests: dict[str, str]) -> str:
-  """The digests of all tensors -> the fingerprint of the model, 64 hex digits."""
+def combine_digests(digests: dict[str, str], num_layers: int | None = None) -> str:
+  """The digests of all tensors -> the fingerprint of the model, 64 hex digits.
+
+  num_layers: how many of its layers are used; None: all.
+  """
   lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+  lines += "" if num_layers is None else f"layers {num_layers}\n"
   return hashlib.sha256(lines.encode()).hexdigest()
 
 

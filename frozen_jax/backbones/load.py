@@ -55,6 +55,7 @@ def load_decoder(
   mesh: Mesh | None = None,
   quantize: str | None = None,
   progress: bool = True,
+  num_layers: int | None = None,
 ) -> Decoder:
   """Loads a frozen decoder.
 
@@ -66,6 +67,7 @@ def load_decoder(
       device.
     quantize: "int8", "int4" or "nf4": quantisation of the matrices (see `quantized`); None: none.
     progress: whether progress bars are shown on standard error.
+    num_layers: at most so many of the model's layers are loaded, from the first on; None: all.
 
   Raises:
     UserError: no such model, or its files are incomplete, damaged or not understood.
@@ -73,7 +75,8 @@ def load_decoder(
   convert = conversion(dtype, quantize)
   path = resolve_model_path(str(name), progress)
   stored = open_model(path)
-  outline, leaves = _outline(str(name), path, stored), plan_decoder(stored)
+  outline = _outline(str(name), path, stored, num_layers)
+  leaves = plan_decoder(stored, outline.config)
   digests = _digests(stored, progress)
   axes = stored.family.network.PARAM_AXES
   if quantize is None:
@@ -82,26 +85,29 @@ def load_decoder(
     params = quantized_reading.build(
       leaves, stored, quantize, jnp.dtype(dtype), axes, mesh, progress
     )
-  identity = fingerprint.combine_digests(digests)
+  some = outline.config.layers if outline.config.layers < stored.config.layers else None
+  identity = fingerprint.combine_digests(digests, some)
   return dataclasses.replace(outline, params=params, fingerprint=identity)
 
 
-def outline_decoder(name: str) -> Decoder:
+def outline_decoder(name: str, num_layers: int | None = None) -> Decoder:
   """A decoder without its weights: `params` are their shapes, `fingerprint` is empty.
 
   Reads config, tokenizer and the headers of the weights; of a model on the hub nothing else is
-  downloaded. Raises UserError as `load_decoder`.
+  downloaded. num_layers and errors as of `load_decoder`.
   """
   path, stored = open_headers(name)
-  outline = _outline(name, path, stored)
-  plan_decoder(stored)
+  outline = _outline(name, path, stored, num_layers)
+  plan_decoder(stored, outline.config)
   return outline
 
 
-def _outline(name: str, path: pathlib.Path, stored: GGUFFile | HFFolder) -> Decoder:
-  config = stored.config
+def _outline(
+  name: str, path: pathlib.Path, stored: GGUFFile | HFFolder, num_layers: int | None
+) -> Decoder:
   if stored.family.network is not decoder:
     raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
+  config = first_layers(stored.config, num_layers)
   if isinstance(stored, GGUFFile):
     tokenizer = tokenizers.from_gguf(stored.value, config.vocab_size, stored.location)
   else:
@@ -109,6 +115,13 @@ def _outline(name: str, path: pathlib.Path, stored: GGUFFile | HFFolder) -> Deco
   file = stored if isinstance(stored, GGUFFile) else path
   ends = end_ids.read(file, config.vocab_size, tokenizer)
   return Decoder(name, config, decoder.param_shapes(config), tokenizer, "", ends)
+
+
+def first_layers(config: DecoderConfig, count: int | None) -> DecoderConfig:
+  """The config of at most `count` of a decoder's layers, from the first on; None: of all."""
+  if count is None or count >= config.layers:
+    return config
+  return dataclasses.replace(config, layers=count, kinds=config.kinds[:count])
 
 
 def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assemble.Convert]:
@@ -142,8 +155,12 @@ def open_headers(name: str) -> tuple[pathlib.Path, GGUFFile | HFFolder]:
   return path, open_model(path)
 
 
-def plan_decoder(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
-  """The arrays of a decoder, checked against its stored tensors.
+def plan_decoder(
+  stored: GGUFFile | HFFolder, config: DecoderConfig | None = None
+) -> list[assemble.Leaf]:
+  """The arrays of a decoder, or of its first layers, and a check of all its stored tensors.
+
+  config: the model's own with as many of its layers as are wanted; None: all.
 
   Raises:
     UserError: the stored tensors are not those of this model.
@@ -151,7 +168,9 @@ def plan_decoder(stored: GGUFFile | HFFolder) -> list[assemble.Leaf]:
   leaves = assemble.plan_leaves(stored.config, stored.family, stored.format)
   redundant = [re.escape(head) for head, _ in _stored_tied_heads(stored)]
   assemble.check_tensors(leaves, stored, [*stored.family.derived, *redundant])
-  return leaves
+  if config is None or config.layers == stored.config.layers:
+    return leaves
+  return assemble.plan_leaves(config, stored.family, stored.format)
 
 
 def _digests(stored: GGUFFile | HFFolder, progress: bool) -> dict[str, str]:

@@ -98,6 +98,11 @@ def shrink(config: ConfigDict) -> None:
   config.evaluate.update({"max_examples": 4, "batch_size": 16, "max_new_tokens": 4})
 
 
+def first_layers(config: ConfigDict) -> None:
+  """Has a `:smoke` variant that compiles many programs do so on the first layers of the LM."""
+  config.model.num_layers = 6
+
+
 def shrink_many_tasks(config: ConfigDict) -> None:
   """`shrink` for a mixture of tasks: two short lengths; the built-in one rarely needs the second.
 

@@ -133,6 +133,7 @@ def load_frozen(
   mesh: Mesh | None = None,
   quantize: str | None = None,
   cache: str | None = None,
+  num_layers: int | None = None,
 ) -> FrozenLM:
   """Loads a frozen LM.
 
@@ -140,12 +141,13 @@ def load_frozen(
   "hf:owner/name[@revision]". dtype: of the weights, "float32" or "bfloat16". mesh: where they are
   sharded (`frozen_jax.sharding.mesh.make_mesh`); None: the default device. quantize: "int8", "int4"
   or "nf4" keeps the matrices at so many bits. cache: "int8" keeps the keys and values of texts that
-  are continued at 8 bits, which saves memory and costs a little precision; None: in `dtype`. Raises
-  UserError for whatever is wrong with these, the name or the files.
+  are continued at 8 bits, which saves memory and costs a little precision; None: in `dtype`.
+  num_layers: at most so many of the layers, from the first on, to try something out; None: all.
+  Raises UserError for whatever is wrong with these, the name or the files.
   """
   kind = cache or ""
   kv_cache.check_cache_kind(kind)
-  loaded = load_decoder(name, dtype=dtype, mesh=mesh, quantize=quantize)
+  loaded = load_decoder(name, dtype, mesh, quantize, num_layers=num_layers)
   config = dataclasses.replace(loaded.config, cache=kind)
   return FrozenLM(
     loaded.name,
@@ -160,8 +162,14 @@ def load_frozen(
 
 def load_model(settings: ModelSettings, mesh: Mesh) -> FrozenLM:
   """The LM that the `model` section of a config names, with the text encoder that it names."""
-  quantize, cache = settings.quantize or None, settings.cache or None
-  lm = load_frozen(settings.name, settings.dtype, mesh, quantize, cache)
+  lm = load_frozen(
+    settings.name,
+    settings.dtype,
+    mesh,
+    quantize=settings.quantize or None,
+    cache=settings.cache or None,
+    num_layers=settings.num_layers or None,
+  )
   return with_encoder(lm, settings.encoder, settings.dtype)
 
 

@@ -34,7 +34,7 @@ def outline_model(settings: ModelSettings) -> ModelOutline:
 
   Of models on the hub config, tokenizer and headers are downloaded; a built-in model as a whole.
   """
-  found = outline_decoder(settings.name)
+  found = outline_decoder(settings.name, settings.num_layers or None)
   encoder = None
   if settings.encoder:
     of = outline_encoder(settings.encoder)

@@ -21,6 +21,9 @@ class ModelSettings(Section):
     affects_result=False,  # its fingerprint does
     nonempty=True,
   )
+  num_layers: int = setting(
+    0, "at most so many of the LM's layers, from the first on, to try a job out; 0: all", at_least=0
+  )
   dtype: str = setting("float32", "of the frozen weights", choices=WEIGHT_DTYPES)
   quantize: str = setting("", "keep the matrices at fewer bits", choices=("", *QUANTIZATION_KINDS))
   cache: str = setting(

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import filled_folder
 from frozen_jax.core.user_path import user_path
 from frozen_jax.export import peft
@@ -29,9 +30,15 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
 
 
 def _export(config: Any, folder: pathlib.Path) -> dict[str, str]:
-  settings = resolve_run(config).values["export"]
+  run = resolve_run(config)
+  settings = run.values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
   write, reader = FORMATS[name]
+  if name == "peft" and run.model.num_layers:
+    raise UserError(
+      f"PEFT loads whole models, and this run is on the first {run.model.num_layers} layers of one"
+      " (model.num_layers); train on all of them"
+    )
   if name in _CHECKS:
     tree, info = read_stored(folder)
     _CHECKS[name](info["method"], {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})

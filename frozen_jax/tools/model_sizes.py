@@ -45,6 +45,7 @@ def encoder_shapes(config: EncoderConfig) -> Tree:
 def find_models(model: ModelSettings) -> Models:
   """The frozen models of a config's `model` section, from its sizes or from their headers."""
   lm = _from_sizes(DecoderConfig, model.sizes, "sizes") or _from_headers(model.name, decoder)
+  lm = load.first_layers(lm, model.num_layers or None)
   text_encoder = _from_sizes(EncoderConfig, model.encoder_sizes, "encoder_sizes")
   if text_encoder is None and model.encoder:
     text_encoder = _from_headers(model.encoder, encoder)

@@ -8,9 +8,10 @@ import pytest
 import safetensors.numpy
 import torch
 
-from frozen_jax.backbones.load import load_decoder
+from frozen_jax.backbones.load import load_decoder, outline_decoder
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
+from tests.backbones import decoder_cases
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 11))
 
@@ -40,6 +41,26 @@ def test_logits_equal_transformers(llama, folder, torch_logits, our_logits, tied
   expected = torch_logits(model, TOKENS)
   assert np.ptp(expected) > 3  # weights that matter: a swapped tensor would show
   np.testing.assert_allclose(our_logits(loaded, TOKENS), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])  # the second has layers of two kinds
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_layers_alone_are_the_shallower_model(
+  folder, torch_logits, our_logits, case, count
+):
+  model = decoder_cases.torch_model(case)
+  path = folder(model)
+  whole, shallow = (load_decoder(str(path), num_layers=n, progress=False) for n in (None, count))
+  assert shallow.config.layers == count < whole.config.layers
+  assert shallow.fingerprint != whole.fingerprint
+  assert load_decoder(str(path), num_layers=99, progress=False).fingerprint == whole.fingerprint
+  outline = outline_decoder(str(path), num_layers=count)
+  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+  assert outline.config == shallow.config and shapes(outline.params) == shapes(shallow.params)
+  model.model.layers = model.model.layers[:count]
+  model.config.num_hidden_layers = count
+  expected = torch_logits(model, TOKENS)
+  np.testing.assert_allclose(our_logits(shallow, TOKENS), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -214,6 +214,16 @@ def test_the_workdir_does_not_change(exported):
   assert not (run.workdir / "export").exists()
 
 
+def test_peft_has_no_form_for_the_first_layers_of_a_model(refused, program, prompt_run):
+  said = refused(
+    *program.command("prompt_tuning.py:smoke", f"--workdir={prompt_run.workdir}")[2:],
+    "--mode=export",
+    "--config.export.format=peft",
+    "--config.model.num_layers=1",
+  )
+  assert "PEFT loads whole models" in said and "model.num_layers" in said
+
+
 def test_a_prompt_in_peft_gives_the_same_logits(program, prompt_run, lm, tiny, tmp_path):
   folder = tmp_path / "peft"
   program.run(
