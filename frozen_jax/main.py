@@ -38,6 +38,7 @@ from frozen_jax.core.user_path import user_path
 from frozen_jax.core.version import __version__
 from frozen_jax.sharding import peers
 from frozen_jax.sharding.cluster_environment import quiet_native_log
+from frozen_jax.text.hidden_torch import hide_torch
 from frozen_jax.training.checkpoint_folders import saved_step
 
 MODES = ("train", "evaluate", "predict", "export")
@@ -323,8 +324,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, bool]:
 
 
 def program() -> int:
-  """The whole process: `main` with settings of its own for memory, compiling and output."""
+  """The whole process: `main` with its own settings for memory, imports, compiling and output."""
   keep_freed_memory()
+  hide_torch()
   enable_compilation_cache()
   quiet_native_log()
   own_streams()

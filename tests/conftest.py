@@ -4,6 +4,7 @@ The first lines run before anything imports jax or torch. Tiny models spend thei
 compiler, so it is asked for little optimisation, and for each program once in a session of tests.
 """
 
+import gc
 import os
 import pathlib
 import shutil
@@ -24,6 +25,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 TIERS = {"unit", "program", "stress"}  # markers, see pyproject.toml
 PROGRAM_FOLDERS = {"benchmarks", "launch", "pipelines", "run"}  # of tests/
 PROGRAM_FIXTURES = {"smollm2", "smollm2_file"}  # the real model
+
+
+def pytest_collection_finish():
+  """What is imported and collected stays: looking through it for garbage takes time each time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(5000, 20, 20)
 
 
 def pytest_unconfigure():

@@ -141,22 +141,22 @@ def torch_logits():
   return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def our_logits():
   """`our_logits(loaded, tokens, mask=None)`: the logits of a loaded `Decoder`, numpy [B, T, V]."""
   import jax
 
   from frozen_jax.backbones import decoder
 
-  def run(loaded, tokens, mask=None):
-    @jax.jit
-    def forward(params, tokens, mask):
-      x = decoder.embed(params, loaded.config, tokens)
-      return decoder.logits(params, loaded.config, decoder.hidden(params, loaded.config, x, mask))
+  @functools.partial(jax.jit, static_argnums=1)
+  def forward(params, config, tokens, mask):
+    x = decoder.embed(params, config, tokens)
+    return decoder.logits(params, config, decoder.hidden(params, config, x, mask))
 
+  def run(loaded, tokens, mask=None):
     tokens = np.asarray(tokens, np.int32)
     mask = None if mask is None else np.asarray(mask, np.int32)
-    return np.asarray(forward(loaded.params, tokens, mask))
+    return np.asarray(forward(loaded.params, loaded.config, tokens, mask))
 
   return run
 

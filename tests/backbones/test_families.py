@@ -14,10 +14,10 @@ import torch
 
 from frozen_jax.backbones import decoder, rope
 from frozen_jax.backbones.load import load_decoder
-from frozen_jax.backbones.quantized import Quantized, dequantize
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.decoder_cases import CASES, torch_model
+from tests.backbones.dequantizing import dequantized, is_quantized
 
 pytestmark = pytest.mark.program
 
@@ -66,7 +66,6 @@ def models(tmp_path_factory):
       model = torch_model(case)
       folder = tmp_path_factory.mktemp(case)
       model.save_pretrained(folder)
-      pairs.clear()  # tests come case by case
       pairs[case] = model, load_decoder(str(folder), progress=False)
     return pairs[case]
 
@@ -172,11 +171,10 @@ EACH_FAMILY = {kind: case for case, (kind, _) in reversed(CASES.items())}.values
 
 
 @pytest.mark.parametrize("case", sorted(EACH_FAMILY))
-def test_eight_devices_equal_one(case, tmp_path):
-  torch_model(case).save_pretrained(tmp_path)
-  one_loaded = load_decoder(str(tmp_path), progress=False)
+def test_eight_devices_equal_one(case, models):
+  _, one_loaded = models(case)
   mesh = make_mesh(data=2, fsdp=2, tensor=2)
-  eight_loaded = load_decoder(str(tmp_path), mesh=mesh, progress=False)
+  eight_loaded = load_decoder(one_loaded.name, mesh=mesh, progress=False)
   assert one_loaded.fingerprint == eight_loaded.fingerprint
   sharded = [a for a in jax.tree.leaves(eight_loaded.params) if not a.sharding.is_fully_replicated]
   assert sharded
@@ -210,23 +208,27 @@ def test_the_checkpoint_of_a_bare_model_is_read(case, tmp_path):
   assert jax.tree.all(jax.tree.map(np.array_equal, full.params, bare.params))
 
 
-@pytest.mark.parametrize("case", sorted(EACH_FAMILY))
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantised_weights_compute_what_dequantised_ones_do(kind, case, tmp_path):
+# Each family in one kind, by turns; in both those whose matrices are stored in a way of their own:
+# apart, transposed, in one with q, k and v, for each expert, for each head.
+LAYOUTS = ("llama", "gpt2", "phi3", "mixtral", "gpt_neox")
+QUANTIZED = [
+  (kind, case)
+  for index, case in enumerate(sorted(EACH_FAMILY))
+  for turn, kind in enumerate(("int8", "int4"))
+  if case in LAYOUTS or turn == index % 2
+]
+
+
+@pytest.mark.parametrize("kind, case", QUANTIZED)
+def test_quantised_weights_compute_what_dequantised_ones_do(kind, case, models):
   """The logits of the dequantised matrices, also in cached decoding; int8 is near the original."""
-  torch_model(case).save_pretrained(tmp_path)
-  plain = load_decoder(str(tmp_path), progress=False)
-  quantized = load_decoder(str(tmp_path), quantize=kind, progress=False).params
-  is_quantized = lambda leaf: isinstance(leaf, Quantized)
+  _, plain = models(case)
+  quantized = load_decoder(plain.name, quantize=kind, progress=False).params
   assert sum(map(is_quantized, jax.tree.leaves(quantized, is_leaf=is_quantized))) >= 5
-  dequantized = jax.tree.map(
-    lambda leaf: dequantize(leaf) if is_quantized(leaf) else leaf, quantized, is_leaf=is_quantized
-  )
   tokens, mask = inputs("left")
   run = jax.jit(logits_and_step, static_argnums=1)
-  ours, expected, original = (
-    run(params, plain.config, tokens, mask) for params in (quantized, dequantized, plain.params)
-  )
+  all_params = (quantized, dequantized(quantized), plain.params)
+  ours, expected, original = (run(params, plain.config, tokens, mask) for params in all_params)
   real = mask > 0
   assert np.isfinite(ours[0]).all()
   np.testing.assert_allclose(np.asarray(ours[0])[real], np.asarray(expected[0])[real], atol=2e-5)

@@ -1,5 +1,7 @@
 """Quantised frozen weights: error, size, and the same results as with the dequantised matrix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from frozen_jax.core import paths
 from frozen_jax.sharding import mesh as meshes
 from frozen_jax.sharding import rules
 from frozen_jax.sharding.checksum import checksum
+from tests.backbones.dequantizing import dequantized
 
 pytestmark = pytest.mark.program
 
@@ -34,13 +37,18 @@ def normal(shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
+random_params = jax.jit(decoder.random_params, static_argnums=(0, 2))
+
+
+@functools.cache
 def both(config, kind, dtype="float32"):
   """Random weights of a decoder, quantised and dequantised."""
-  leaves = paths.flatten(decoder.random_params(config, jax.random.key(0), jnp.dtype(dtype)))
+  leaves = paths.flatten(random_params(config, jax.random.key(0), jnp.dtype(dtype)))
   for path, leaf in leaves.items():
     if (axis := summed_axis(path)) is not None:
       leaves[path] = quantize(leaf, kind, axis, dtype)
-  return paths.unflatten(leaves), paths.unflatten({p: dequantize(a) for p, a in leaves.items()})
+  params = paths.unflatten(leaves)
+  return params, dequantized(params)
 
 
 def device_bytes(tree):

@@ -12,6 +12,7 @@ from frozen_jax.backbones.quantized import QUANTIZATION_KINDS, Quantized, dequan
 from frozen_jax.core import paths
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.mesh import make_mesh
+from tests.backbones.dequantizing import dequantized
 
 pytestmark = pytest.mark.program
 
@@ -42,8 +43,7 @@ def test_a_folder(llama, folder, our_logits, kind, tied):
   kernels = [p for p, leaf in paths.flatten(loaded.params).items() if isinstance(leaf, Quantized)]
   assert len(kernels) == 8 + (not tied)
 
-  plain = {p: dequantize(leaf) for p, leaf in paths.flatten(loaded.params).items()}
-  plain = type(loaded)(**vars(loaded) | {"params": paths.unflatten(plain)})
+  plain = type(loaded)(**vars(loaded) | {"params": dequantized(loaded.params)})
   np.testing.assert_allclose(our_logits(loaded, TOKENS), our_logits(plain, TOKENS), atol=1e-3)
 
 
