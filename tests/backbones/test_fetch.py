@@ -220,8 +220,13 @@ def test_a_model_that_is_a_folder_comes_whole_and_alone(folder_model, tmp_path):
 
 @pytest.mark.parametrize("name", FOLDER)
 @pytest.mark.parametrize("harm", ["altered", "lost"])
-def test_each_file_of_a_folder_is_checked(folder_model, name, harm):
-  file = fetch.fetch_builtin("tiny", progress=False) / name
+def test_each_file_of_a_folder_is_checked(folder_model, tmp_path, name, harm):
+  folder = tmp_path / "cache" / "models" / "tiny" / "model"  # as a fetch leaves it
+  for own, content in FOLDER.items():
+    (folder / own).parent.mkdir(parents=True, exist_ok=True)
+    (folder / own).write_bytes(content)
+  assert fetch.fetch_builtin("tiny", progress=False) == folder
+  file = folder / name
   file.unlink() if harm == "lost" else file.write_bytes(b"altered")
   with pytest.raises(UserError, match=f"{name}.*run again"):
     fetch.fetch_builtin("tiny", progress=False)

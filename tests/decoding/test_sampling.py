@@ -46,17 +46,15 @@ def expected_set(logits, temperature, top_k, top_p):
   [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.8), (0.9, 40, 0.6), (1.0, 1, 1.0)],
 )
 def test_frequencies_are_those_of_the_softmax(logits, temperature, top_k, top_p):
-  rows = 20_000
-  numbers = jax.random.uniform(jax.random.key(1), (rows,))
+  """Evenly spaced numbers give each token as often as its probability says, but for the ends."""
+  rows = 4000
+  numbers = (jnp.arange(rows) + 0.5) / rows
   how = options(rows, temperature, top_k, top_p)
   tokens, *_ = sample(jnp.broadcast_to(logits, (rows, V)), numbers, how)
   p = expected_set(logits, temperature, top_k, top_p)
   seen = np.bincount(tokens, minlength=V)
   assert not seen[p == 0].any(), "a token was sampled that is left out"
-  often = rows * p > 5
-  chi_square = (((seen - rows * p) ** 2)[often] / (rows * p)[often]).sum()
-  degrees = max(often.sum() - 1, 1)
-  assert chi_square < degrees + 5 * np.sqrt(2 * degrees)
+  assert np.abs(seen - rows * p).max() < 1.1
 
 
 def test_greedy_rows_alongside_sampled_ones(logits):

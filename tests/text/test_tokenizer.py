@@ -203,17 +203,18 @@ def test_bos_and_eos_where_the_file_asks_for_them():
   assert plain.pad_token_id == plain.eos_token_id == 1
 
 
+@pytest.fixture(scope="module")
+def smollm2_metadata(smollm2_file):
+  """What is in the real model's file about its tokenizer, by key."""
+  fields = gguf.GGUFReader(smollm2_file).fields
+  return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+
+
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
-def test_other_ways_to_cut_text_are_transformers(smollm2_file, tmp_path, pre):
+def test_other_ways_to_cut_text_are_transformers(smollm2_metadata, tmp_path, pre):
   """The same vocabulary under another `tokenizer.ggml.pre`."""
-  reader = gguf.GGUFReader(smollm2_file)
-  value = lambda key, default=None: (
-    pre
-    if key == "tokenizer.ggml.pre"
-    else reader.fields[key].contents()
-    if key in reader.fields
-    else default
-  )
+  metadata = smollm2_metadata | {"tokenizer.ggml.pre": pre}
+  value = metadata.get
   path = tmp_path / "model.gguf"
   writer = gguf.GGUFWriter(path, "llama")
   writer.add_tokenizer_model("gpt2")
