@@ -1,7 +1,7 @@
 """torch is kept from transformers, which imports it with `AutoTokenizer` wherever it is installed.
 
-Its tokenizers work without it, and then start seconds earlier and take 350 MB less (BUILD_NOTES,
-"Start of the program").
+Its tokenizers work without it; the program then starts seconds earlier and takes 350 MB less
+(BUILD_NOTES, "Versions").
 """
 
 import importlib.util

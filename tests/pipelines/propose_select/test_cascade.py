@@ -86,20 +86,28 @@ def test_questions_that_pass_one_is_sure_of_are_not_given_to_pass_two(
     assert reply.text == (both.text if one else text)
 
 
+@pytest.fixture(scope="module")
+def ungated(make_config, tmp_path_factory):
+  """A finished run of textual recursion without a gate: its workdir and results."""
+  folder = tmp_path_factory.mktemp("ungated") / "run"
+  return folder, run.train(with_defaults(make_config()), folder)
+
+
 @pytest.mark.parametrize("budget, passes", [("1", 1.0), ("2", 2.0)])
-def test_the_ends_of_the_budget(make_config, tmp_path, budget, passes):
+def test_the_ends_of_the_budget(make_config, ungated, tmp_path, budget, passes):
+  workdir = shutil.copytree(ungated[0], tmp_path / "run")
   config = make_config(**{"cascade.compute_budget": float(budget)})
-  rows = table_rows(run.train(config, tmp_path))
+  rows = table_rows(run.evaluate(config, workdir))
   gated, end = rows[f"gated {budget}"], rows["answer" if passes == 1 else "select"]
   assert gated["passes"] == passes and gated["exact_match"] == end["exact_match"]
   assert gated["f1"] == end["f1"]
 
 
-def test_a_finished_run_gets_its_gate_by_evaluate(make_config, lm, tmp_path):
-  config = with_defaults(make_config())
-  ungated = run.train(config, tmp_path)
+def test_a_finished_run_gets_its_gate_by_evaluate(make_config, ungated, lm, tmp_path):
+  config, results = with_defaults(make_config()), ungated[1]
+  shutil.copytree(ungated[0], tmp_path, dirs_exist_ok=True)
   before = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
-  assert "gate" not in ungated and before["inference"]["gate"] is None
+  assert "gate" not in results and before["inference"]["gate"] is None
   override(config, [("cascade.compute_budget", "1.5"), ("cascade.confidence", "agreement")])
   override(config, [("evaluate.batch_size", "3")])
   record = run.evaluate(config, tmp_path)
