@@ -1,7 +1,8 @@
 """torch is kept from transformers, which imports it with `AutoTokenizer` wherever it is installed.
 
-Its tokenizers work without it; the program then starts seconds earlier and takes 350 MB less
-(BUILD_NOTES, "Versions").
+Its tokenizers work without it. A recursive smoke run on a tiny model, everything compiled before,
+took 13.3 s of CPU time and 558 MB without torch, 20.2 s and 917 MB with it (one core beside other
+work, 2026-11-29).
 """
 
 import importlib.util
