@@ -91,11 +91,11 @@ def shrink(config: ConfigDict) -> None:
       "log_every": 1,
       "validate_every": 2,
       "validate_examples": 4,
-      "checkpoint_every": 1,
+      "checkpoint_every": 2,
       "warmup_steps": 1,
     }
   )
-  config.evaluate.update({"max_examples": 4, "batch_size": 16, "max_new_tokens": 4})
+  config.evaluate.update({"max_examples": 4, "batch_size": 4, "max_new_tokens": 4})
 
 
 def first_layers(config: ConfigDict) -> None:

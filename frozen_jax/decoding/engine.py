@@ -46,6 +46,7 @@ _PREFILL_TOKENS = {
   "tpu": 2**13,
 }  # of a row group's prompts in a prefill
 _PREFILL_SHARE = 4  # and prompts: one in this many of the rows, as each brings a cache
+_FEW_PROMPTS = 8
 _SLOTS = 32  # a cache's length is a multiple of it
 
 ProgressCallback = Callable[[int], Any]
@@ -157,11 +158,14 @@ class _Batch:
     """Reads the next prompts, the longest first, padded to the width of the first.
 
     They fill the prefill batch, whatever their widths, and the rest at the end is read in a batch
-    of that size too: so there is one size for each width, except for few prompts in all.
+    of that size too: so there is one size for each width, except for few prompts in all, which are
+    read together.
     """
     engine, width = self.engine, self.queue[0][0]
     max_tokens = per_backend(_PREFILL_TOKENS) * engine.row_groups
-    max_prompts = min(max_tokens // width, engine.rows // _PREFILL_SHARE)
+    few = self.state is None and len(self.queue) <= min(engine.rows, _FEW_PROMPTS)
+    share = power_of_two(len(self.queue)) if few else engine.rows // _PREFILL_SHARE
+    max_prompts = min(max_tokens // width, share)
     max_prompts = max(power_of_two(max(max_prompts, 1) // 2 + 1), engine.row_groups)
     numbers = [n for w, n in self.queue[:max_prompts] if MAX_LENGTH_RATIO * w >= width]
     self.queue = self.queue[len(numbers) :]
