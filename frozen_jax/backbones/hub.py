@@ -7,7 +7,7 @@ import contextlib
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from frozen_jax.backbones import sentence_config
@@ -44,6 +44,13 @@ def parse_name(name: str) -> tuple[str, str | None]:
       f"{name!r} is no model of the hub; write hf:owner/name or hf:owner/name@revision"
     )
   return match[1], match[2]
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+  """Those files of a model's folder that are read, by their paths in it."""
+  from huggingface_hub.utils import filter_repo_objects
+
+  return list(filter_repo_objects(names, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED))
 
 
 def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Path:

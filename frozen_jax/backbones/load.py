@@ -28,6 +28,7 @@ from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
 from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.reading import local_file, local_folder
 from frozen_jax.core.user_path import user_path
 from frozen_jax.text import tokenizer as tokenizers
 
@@ -193,18 +194,23 @@ def _stored_tied_heads(stored: GGUFFile | HFFolder) -> list[tuple[str, str]]:
 
 
 def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
-  """The folder or .gguf file of a model, downloaded if necessary; UserError if there is none."""
+  """The folder or .gguf file of a model, downloaded if necessary; UserError if there is none.
+
+  Of one on a store it is the copy in the cache.
+  """
   if name in fetch.BUILTIN_MODELS:
     return fetch.fetch_builtin(name, progress)
   if name.startswith(hub.PREFIX):
     return hub.fetch(name, progress)
   path = user_path(name)
-  if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-    return path
+  if path.is_dir():
+    return local_folder(path, hub.wanted_files, progress)
+  if path.is_file() and path.suffix == ".gguf":
+    return local_file(path, progress)
   if path.is_file():
     raise UserError(f"{path} is no .gguf file; give a .gguf file or the folder with the model")
   raise UserError(
     f"there is no model {name!r}: it is neither a built-in name"
     f" ({', '.join(fetch.BUILTIN_MODELS)}), a folder with config.json and safetensors files,"
-    " a .gguf file, nor hf:owner/name"
+    " a .gguf file (either may be on gs:// or s3://), nor hf:owner/name"
   )

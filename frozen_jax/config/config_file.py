@@ -11,7 +11,7 @@ import runpy
 from ml_collections import ConfigDict
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.user_path import user_path
+from frozen_jax.core.user_path import local_path
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _FOLDER = "configs"
@@ -45,7 +45,7 @@ def find_config(given: str) -> pathlib.Path:
   name that came with the package; any other path is a file of the user's. Raises UserError where
   there is none, with the nearest name.
   """
-  path = user_path(given)
+  path = local_path(given)
   known = experiments()
   name = path.name.removesuffix(".py")
   of_folder = path.parent in (pathlib.Path(), pathlib.Path(_FOLDER))

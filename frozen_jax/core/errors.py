@@ -16,6 +16,10 @@ class UserError(Exception):
   """
 
 
+class StoreError(Exception):
+  """An object store fails while a run needs it; the message is one line, the exit status 1."""
+
+
 class Interrupted(KeyboardInterrupt):
   """The run was asked to stop (SIGTERM, Ctrl-C); exit status 0.
 
@@ -31,16 +35,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_status(command: Callable[[], object]) -> int:
-  """Runs a command; returns 0, or 2 after a UserError, whose message is printed.
+  """Runs a command; returns 0, or 2 after a UserError and 1 after a StoreError, whose message is
+  printed.
 
-  So it does where a disk is full, whatever was written. Where the reader of standard output has
-  gone, as `head` does, the command ends quietly.
+  2 is also returned where a disk is full, whatever was written. Where the reader of standard output
+  has gone, as `head` does, the command ends quietly.
   """
   try:
     command()
     sys.stdout.flush()
   except UserError as error:
     return _refused(str(error))
+  except StoreError as error:
+    return _refused(str(error), status=1)
   except BrokenPipeError:
     if not _reader_has_gone():
       raise
@@ -56,13 +63,13 @@ def exit_status(command: Callable[[], object]) -> int:
   return 0
 
 
-def _refused(message: str) -> int:
+def _refused(message: str, status: int = 2) -> int:
   try:
     sys.stdout.flush()
   except OSError:
     drop(sys.stdout)  # or the interpreter would try once more when it ends
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
-  return 2
+  return status
 
 
 def _reader_has_gone() -> bool:

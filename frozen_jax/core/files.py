@@ -1,28 +1,26 @@
-"""Reading files that may be gzipped, and writing files and folders atomically.
+"""Writing files and folders atomically.
 
-What is written has a temporary name until it is complete; then it is renamed.
+What is written has a temporary name until it is complete; then it is renamed. What belongs on an
+object store is written in the cache folder, and uploaded when it is complete.
 """
 
 import contextlib
 import glob
-import gzip
-import io
 import json
 import os
 import pathlib
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from frozen_jax.core import interruption
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath, StorePath, in_parallel, remove_all
 
 ABANDONED_SECONDS = 24 * 3600  # after which a temporary file has lost its writer
-_CHUNK_BYTES = 2**20
 
 _unfinished: set[pathlib.Path] = set()  # temporary files and folders of this process
 
@@ -33,35 +31,8 @@ def remove_unfinished() -> None:
     _remove(temporary)
 
 
-def gunzip(packed: pathlib.Path, to: pathlib.Path) -> None:
-  """Writes the contents of a gzip file to another file; UserError as `user_read_errors`."""
-  with open_unpacked(packed) as file, to.open("wb") as out:
-    shutil.copyfileobj(file, out, _CHUNK_BYTES)
-
-
 @contextlib.contextmanager
-def open_unpacked(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """The file, unpacked while it is read if its name ends in .gz; UserError as below."""
-  opener = gzip.open if path.name.endswith(".gz") else open
-  with user_read_errors(path), opener(path, "rb") as file:
-    yield file
-
-
-@contextlib.contextmanager
-def user_read_errors(path: pathlib.Path) -> Iterator[None]:
-  """A context for reading a file: its errors are raised as UserErrors."""
-  try:
-    yield
-  except (FileNotFoundError, NotADirectoryError) as error:
-    raise UserError(f"there is no file {path}; check the path") from error
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise UserError(f"{path} is a damaged or truncated gzip file; fetch it anew") from error
-  except OSError as error:
-    raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
-
-
-@contextlib.contextmanager
-def user_write_errors(path: pathlib.Path) -> Iterator[None]:
+def user_write_errors(path: AnyPath) -> Iterator[None]:
   """A context for writing a file or folder: its errors are raised as UserErrors."""
   try:
     yield
@@ -69,7 +40,7 @@ def user_write_errors(path: pathlib.Path) -> Iterator[None]:
     raise _write_error(path, error) from error
 
 
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
   """Writes `data` to `path` atomically: a reader sees the old contents or the new.
 
   Raises:
@@ -79,20 +50,20 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     temporary.write_bytes(data)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
   """Writes indented JSON as `write_bytes` does."""
   write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: AnyPath, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes JSON lines as `write_bytes` does."""
   text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
   write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager
-def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A temporary file alongside `path` to write to, renamed to `path` at the end.
+def atomic_file(path: AnyPath) -> Iterator[pathlib.Path]:
+  """A temporary file alongside `path` to write to, renamed to `path` at the end, or uploaded.
 
   After an exception it is deleted.
 
@@ -105,13 +76,16 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
       with temporary.open("rb") as file:
         os.fsync(file.fileno())
       temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
-      temporary.replace(path)
+      if isinstance(path, StorePath):
+        path.upload(temporary)
+      else:
+        temporary.replace(path)
   except OSError as error:
     raise _write_error(path, error) from error
 
 
 @contextlib.contextmanager
-def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_folder(path: AnyPath) -> Iterator[pathlib.Path]:
   """A temporary folder to fill, renamed to `path` at the end; after an exception it is deleted.
 
   Where another process has created `path` meanwhile, that one stays.
@@ -121,13 +95,17 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   with temporary_folder(path) as temporary:
     yield temporary
-    if not path.exists():
-      with contextlib.suppress(FileExistsError):
-        temporary.rename(path)
+    if path.exists():
+      return
+    if isinstance(path, StorePath):
+      upload_folder(temporary, path)
+      return
+    with contextlib.suppress(FileExistsError):
+      temporary.rename(path)
 
 
 @contextlib.contextmanager
-def filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def filled_folder(path: AnyPath) -> Iterator[pathlib.Path]:
   """A temporary folder to fill, whose files at the end take their places in `path`, all of them.
 
   Other files in `path` stay; JSON files, which describe others, come last. After an exception
@@ -136,6 +114,9 @@ def filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   with temporary_folder(path) as temporary:
     yield temporary
     with interruption.deferred():
+      if isinstance(path, StorePath):
+        upload_folder(temporary, path)
+        return
       if not path.exists():
         temporary.rename(path)
         return
@@ -145,9 +126,53 @@ def filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         (temporary / file).replace(path / file)
 
 
+def claim_folder(path: AnyPath) -> None:
+  """Makes an empty folder for `put_folder`; FileExistsError where something has that name."""
+  if not isinstance(path, StorePath):
+    path.mkdir()
+  elif path.exists():
+    raise FileExistsError(f"{path} exists")
+  else:
+    (path / ".claimed").create(b"")
+
+
+def put_folder(source: pathlib.Path, path: AnyPath) -> None:
+  """Moves a complete folder of `temporary_folder` to its path, in the place of what is there."""
+  if isinstance(path, StorePath):
+    upload_folder(source, path, alone=True)
+  elif path.exists() and any(path.iterdir()):
+    with temporary_folder(path) as old:
+      path.rename(old)
+      source.rename(path)
+  else:
+    source.rename(path)
+
+
+def upload_folder(source: pathlib.Path, target: StorePath, alone: bool = False) -> None:
+  """Uploads the files below a local folder. alone: other files of the target are removed.
+
+  JSON files describe others: they go last, by name, and those that are there are removed first. So
+  whatever ends it, nothing describes files of two writers.
+  """
+  files = [file.relative_to(source) for file in sorted(source.rglob("*")) if file.is_file()]
+  described = [file for file in files if file.suffix != ".json"]
+  wanted, there = {target / file for file in files}, set(target.files())
+  others = there - wanted if alone else set()
+  remove_all(path for path in there & (wanted | others) if path.suffix == ".json")
+  upload = lambda file: lambda: (target / file).upload(source / file)
+  with user_write_errors(target):
+    in_parallel(upload(file) for file in described)
+    for file in files:
+      if file.suffix == ".json":
+        upload(file)()
+  remove_all(others)
+
+
 @contextlib.contextmanager
-def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def temporary_folder(path: AnyPath) -> Iterator[pathlib.Path]:
   """A temporary folder alongside `path` to fill and to rename; deleted where it was not renamed.
+
+  Of a path on a store it is in the cache folder, to be uploaded (`upload_folder`).
 
   Raises:
     UserError: writing failed (no space, no permission).
@@ -160,14 +185,13 @@ def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _temporary(
-  path: pathlib.Path, make: Callable[[pathlib.Path, str], str]
-) -> Iterator[pathlib.Path]:
+def _temporary(path: AnyPath, make: Callable[[pathlib.Path, str], str]) -> Iterator[pathlib.Path]:
   """A new file or folder alongside `path`, which is deleted at the end if it is still there."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  _remove_abandoned(path)
+  local = path if isinstance(path, pathlib.Path) else cache_dir() / "uploads" / path.name
+  local.parent.mkdir(parents=True, exist_ok=True)
+  _remove_abandoned(local)
   with interruption.deferred():
-    temporary = pathlib.Path(make(path.parent, f".{path.name}."))
+    temporary = pathlib.Path(make(local.parent, f".{local.name}."))
     _unfinished.add(temporary)
   try:
     yield temporary
@@ -195,8 +219,10 @@ def _remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def folder_bytes(folder: pathlib.Path) -> int:
+def folder_bytes(folder: AnyPath) -> int:
   """Bytes of the files below a folder, in which files and folders may vanish meanwhile."""
+  if isinstance(folder, StorePath):
+    return sum(stat.st_size for stat in folder.files().values())
   total = 0
   for path, _, names in os.walk(folder):  # unlike rglob, it copes with a folder that vanishes
     for name in names:
@@ -213,7 +239,23 @@ def _remove_abandoned(path: pathlib.Path) -> None:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
-def _write_error(path: pathlib.Path, error: OSError) -> UserError:
+def check_writable(folder: AnyPath) -> None:
+  """UserError where nothing can be written to a store; of a local folder that shows at once later.
+
+  For work that writes to it only in the end.
+  """
+  if isinstance(folder, StorePath):
+    probe = folder / f".write-check-{os.getpid()}"
+    with user_write_errors(folder):
+      probe.write_bytes(b"")
+    probe.unlink(missing_ok=True)
+
+
+def _write_error(path: AnyPath, error: OSError) -> UserError:
+  if isinstance(path, StorePath):
+    if isinstance(error, FileNotFoundError):
+      return UserError(f"cannot write {path}: there is no bucket {path.bucket}; create it first")
+    return UserError(f"cannot write {path}: {error.strerror or error}; free space in {cache_dir()}")
   other = "choose another folder"
   if path.absolute().is_relative_to(cache_dir()):
     other = "set FROZEN_JAX_CACHE to another folder"

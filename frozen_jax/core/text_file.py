@@ -5,19 +5,19 @@ U+0085, form feed, a lone \\r) are part of a line. What is not UTF-8 is an error
 """
 
 import codecs
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import open_unpacked
+from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.reading import open_unpacked
 
 MARK = "\ufeff"  # UTF-8's byte-order mark; `cat` of several files leaves it within the text
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's, too, starts with these
 _SAVE = "save the file as UTF-8"
 
 
-def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+def numbered_lines(path: AnyPath) -> Iterator[tuple[int, int, bytes]]:
   """(number from 1, offset of the first byte in the unpacked file, bytes) of each non-blank line.
 
   A file whose name ends in .gz is unpacked while it is read.
@@ -51,7 +51,7 @@ def standard_input_lines() -> Iterator[str]:
   return text_lines(lines, "standard input")
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: AnyPath) -> str:
   """A whole file, gzipped or not, without its mark; UserError where it is not UTF-8, and where."""
   with open_unpacked(path) as file:
     return decode_whole(file.read(), str(path))

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import user_read_errors
 from frozen_jax.core.json_row import Row, array_rows, is_array, parse_row
+from frozen_jax.core.object_store import AnyPath, StorePath
+from frozen_jax.core.reading import local_file, user_read_errors
 from frozen_jax.core.tables import check_width, delimiter_of, header_of, table_records
 from frozen_jax.core.text_file import check_encoding, decode_whole, is_blank
 from frozen_jax.core.user_path import user_path
@@ -39,7 +40,7 @@ class JsonLines:
   row that is no object; of JSON lines, when it is read.
   """
 
-  def __init__(self, path: str | pathlib.Path):
+  def __init__(self, path: str | pathlib.Path | StorePath):
     self.path = user_path(path)
     self._bytes, self._places = _rows(self.path)
     self._starts, self._line_numbers = _index_lines(self._bytes)
@@ -71,7 +72,7 @@ class JsonLines:
     return f"{self.path}, line {self._line_numbers[index]}"
 
 
-def _rows(path: pathlib.Path) -> tuple[bytes | mmap.mmap, list[str]]:
+def _rows(path: AnyPath) -> tuple[bytes | mmap.mmap, list[str]]:
   """The file as JSON lines, and where each row is unless that is a line of the file."""
   contents, name = _read(path), str(path)
   if delimiter_of(path.name):
@@ -97,8 +98,9 @@ def _table_rows(contents: bytes, name: str) -> Iterator[tuple[str, str]]:
     yield where, json.dumps(dict(zip(columns, fields, strict=True)), ensure_ascii=False)
 
 
-def _read(path: pathlib.Path) -> bytes | mmap.mmap:
-  with user_read_errors(path):
+def _read(given: AnyPath) -> bytes | mmap.mmap:
+  with user_read_errors(given):
+    path = local_file(given)
     if path.name.endswith(".gz"):
       with gzip.open(path) as file:
         return file.read()

@@ -10,7 +10,7 @@ from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import on_terminal
-from frozen_jax.core.user_path import user_path
+from frozen_jax.core.user_path import local_path
 
 
 class PreparedRows:
@@ -95,7 +95,7 @@ def open_hub(spec: str) -> PreparedRows:
   if not on_terminal():
     datasets.disable_progress_bars()
   try:
-    rows = datasets.load_dataset(str(user_path(name)), config or None, split=split)
+    rows = datasets.load_dataset(str(local_path(name)), config or None, split=split)
   except Exception as error:  # it raises nearly anything: unknown name, no network, no split
     reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     raise UserError(

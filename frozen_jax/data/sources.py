@@ -15,8 +15,8 @@ import numpy as np
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import open_unpacked
 from frozen_jax.core.json_row import array_rows, is_array, parse_row
+from frozen_jax.core.reading import open_unpacked
 from frozen_jax.core.text_file import check_characters, standard_input_lines, text_lines
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.builtin import BUILTIN_SPECS

@@ -3,12 +3,12 @@
 matplotlib is imported inside the functions, since it is slow to import.
 """
 
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core.files import atomic_file
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.evaluation.gate import Curves
 
 # The score that bars show is the first of these that any system has.
@@ -36,7 +36,7 @@ def metric_label(name: str) -> str:
 
 
 def draw_report(
-  path: pathlib.Path,
+  path: AnyPath,
   metrics_lines: Sequence[Mapping[str, Any]],
   rows: SystemMetrics,
   held_out: Mapping[str, SystemMetrics] | None = None,
@@ -51,14 +51,14 @@ def draw_report(
     held_out: likewise for each held-out source.
     baseline: the system whose score is drawn as a vertical line.
   """
-  with atomic_file(pathlib.Path(path)) as temporary:
+  with atomic_file(path) as temporary:
     report_figure(metrics_lines, rows, held_out, baseline).savefig(
       temporary, dpi=_DPI, format="png"
     )
 
 
 def draw_gate(
-  path: pathlib.Path,
+  path: AnyPath,
   curves: Curves,
   point: Mapping[str, float],
   budget: float,
@@ -73,7 +73,7 @@ def draw_gate(
     budget: the compute budget that the gate was fitted for, passes a row.
     metric: the name of the metric that the curves are of.
   """
-  with atomic_file(pathlib.Path(path)) as temporary:
+  with atomic_file(path) as temporary:
     gate_figure(curves, point, budget, metric).savefig(temporary, dpi=_DPI, format="png")
 
 

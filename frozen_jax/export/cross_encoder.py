@@ -25,7 +25,7 @@ from frozen_jax.backbones.load import resolve_model_path
 from frozen_jax.backbones.load_encoder import Encoder, load_encoder
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.user_path import user_path
+from frozen_jax.core.user_path import local_path
 from frozen_jax.modules.score_head import HEAD_ACTIVATIONS, HeadConfig
 
 _IDENTITY = "torch.nn.modules.linear.Identity"
@@ -127,7 +127,7 @@ def write_cross_encoder(
   for path, (tensor, transposed) in _head_tensors(stored.family, head).items():
     array = np.asarray(head_arrays[path], np.float32)
     tensors[tensor] = np.ascontiguousarray(array.T if transposed else array)
-  folder = user_path(folder)
+  folder = local_path(folder)
   data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
   files.write_bytes(folder / "model.safetensors", data)
   _write_tokenizer(folder, base.tokenizer, config.types > 1, max_length)

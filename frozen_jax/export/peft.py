@@ -7,7 +7,6 @@ Neither torch nor peft is needed to write it. A README.md says how the text must
 
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from frozen_jax.backbones import hub
 from frozen_jax.core import files
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath, StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.text.templates import QuestionTemplate
 
@@ -53,8 +53,11 @@ def base_model(name: str) -> BaseModel:
     repository, revision = hub.parse_name(name)
     commit = hub.fetch(name, progress=False, weights=False).name  # cached, as the LM was loaded
     return BaseModel(repository, commit if re.fullmatch("[0-9a-f]{40}", commit) else revision, True)
-  path = user_path(name).absolute()
-  note = ""
+  path, note = user_path(name).absolute(), ""
+  if isinstance(path, StorePath):
+    return BaseModel(
+      str(path), note=f"transformers reads no {path.scheme}://: copy it to a folder."
+    )
   if path.is_file():
     note = (
       "transformers reads this file by"
@@ -88,14 +91,14 @@ def check_peft(method: str, parts: Mapping[str, Any]) -> None:
 
 
 def write_peft_prompt(
-  folder: str | pathlib.Path,
+  folder: str | AnyPath,
   prompt: Float[Any, "P D"],
   base: BaseModel,
   token_dim: int,
   num_layers: int,
   num_attention_heads: int,
   template: QuestionTemplate,
-) -> pathlib.Path:
+) -> AnyPath:
   """Writes a soft prompt for a causal LM as a PEFT adapter, in float32; returns the folder.
 
   Args:

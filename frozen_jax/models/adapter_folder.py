@@ -10,7 +10,6 @@
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ import safetensors.numpy
 
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.user_path import user_path
 
 FORMAT_VERSION = 1
@@ -30,8 +30,8 @@ RESERVED_KEYS = ("format_version", "tensors", "sha256")
 
 
 def write_adapter(
-  folder: str | pathlib.Path, params: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> pathlib.Path:
+  folder: str | AnyPath, params: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> AnyPath:
   """Writes the adapter, each file atomically; returns the folder.
 
   Args:
@@ -71,7 +71,7 @@ def write_adapter(
   return folder
 
 
-def read_adapter(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_adapter(folder: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads an adapter of `write_adapter` -> (parameters as nested dicts of numpy arrays, metadata).
 
   Raises UserError if a file is missing, truncated or altered, or of another format version.
@@ -107,7 +107,7 @@ def _check_path_keys(tree: Mapping[Any, Any]) -> None:
       _check_path_keys(value)
 
 
-def _read_description(path: pathlib.Path) -> dict[str, Any]:
+def _read_description(path: AnyPath) -> dict[str, Any]:
   try:
     description = json.loads(_read_bytes(path))
   except ValueError as error:  # not JSON, or not UTF-8
@@ -124,7 +124,7 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
   return description
 
 
-def _read_bytes(path: pathlib.Path) -> bytes:
+def _read_bytes(path: AnyPath) -> bytes:
   try:
     return path.read_bytes()
   except FileNotFoundError as error:

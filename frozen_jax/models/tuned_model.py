@@ -5,13 +5,13 @@ It is what evaluation, pipelines, export and tools pass around, and what `load_a
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from frozen_jax.config.section import section_values
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.types import Batch, Learner, Method, Metrics, Prompt, Tree, TwoPass
 from frozen_jax.data.examples import Example
 from frozen_jax.data.settings import InputSettings
@@ -149,7 +149,7 @@ class TunedModel:
     """The log-likelihood of each choice of each row in nats; see `choice_log_likelihoods`."""
     return choice_log_likelihoods(self, questions, self.generation.batch_size)
 
-  def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+  def save(self, folder: str | AnyPath) -> AnyPath:
     """Writes `adapter.json` and `adapter.safetensors`, which `load_adapter` reads."""
     encoder = self.lm.encoder if self.method.encoder_input else None
     info = {

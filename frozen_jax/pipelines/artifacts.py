@@ -5,6 +5,10 @@ Next to an artifact stands NAME.meta.json with its dependencies (settings, diges
 fingerprints of models) and its own digest. It is written last and removed first, so after a kill at
 any point the artifact is either complete or made anew. Rows that take long are kept block by block
 in NAME.KEY.part, KEY naming the dependencies, and a killed run continues after them.
+
+The artifacts of a workdir on an object store are made and read in the cache of each host. There
+they are uploaded, the record last; where the record on the store is another one, they are copied
+from there.
 """
 
 import hashlib
@@ -22,7 +26,9 @@ from frozen_jax.config.dependencies import Dependencies, changed, key, record
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file, atomic_folder, write_json
 from frozen_jax.core.json_row import Row
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.progress import ProgressBar
+from frozen_jax.pipelines.stored_artifacts import StoredArtifacts
 from frozen_jax.sharding.hosts import barrier, is_first_host
 
 _LOG = logging.getLogger(__name__)
@@ -39,15 +45,22 @@ class Artifacts:
 
   `digests` are those of all that was asked for so far, by name: what later ones depend on. On
   several hosts each makes the same and the first one writes; the folder is one that all see.
+  `given` is that folder, `folder` where its artifacts are made and read.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
+  def __init__(self, folder: AnyPath):
+    self.given, self._stored = folder, StoredArtifacts(folder)
+    self.folder = self._stored.local
     self.digests: dict[str, str] = {}
 
   def path(self, name: str) -> pathlib.Path:
     """Where an artifact is."""
     return self.folder / name
+
+  def found(self, name: str) -> pathlib.Path:
+    """Where an artifact of an earlier run is, if it is there."""
+    self._stored.fetch(name, name + _SUFFIX)
+    return self.path(name)
 
   def file(self, name: str, dependencies: Dependencies, make: Make) -> pathlib.Path:
     """Makes the file of that name, unless it is there, complete and of equal dependencies.
@@ -77,6 +90,8 @@ class Artifacts:
     part = self.path(f"{name}.{key(dependencies)}{_PART}")
 
     def write(target: pathlib.Path) -> None:
+      if not part.exists():
+        self._stored.copy(part.name)
       done = _complete_blocks(part, block)
       barrier(f"{name} counted")
       rows = iter(make(done))
@@ -91,14 +106,20 @@ class Artifacts:
           file.write("".join(lines).encode())
           file.flush()
           os.fsync(file.fileno())
+          if is_first_host():
+            self._stored.keep_now_and_then(part.name)
           bar.update(len(chunk))
       if is_first_host():
         part.replace(target)
 
-    return self.file(name, dependencies, write)
+    path = self.file(name, dependencies, write)
+    if is_first_host():
+      self._stored.drop(part.name)
+    return path
 
   def _ensure(self, name: str, dependencies: Dependencies, make: Make, atomic: Any) -> pathlib.Path:
     path, note = self.path(name), self.path(name + _SUFFIX)
+    self._stored.fetch(name, note.name)
     known = _read_note(note)
     current = digest(path) if path.exists() and known is not None else ""
     barrier(f"{name} looked at")
@@ -113,18 +134,23 @@ class Artifacts:
     begun = time.monotonic()
     self.folder.mkdir(parents=True, exist_ok=True)
     if is_first_host():
+      self._stored.drop(note.name)
       note.unlink(missing_ok=True)
       _remove(path)
       with atomic(path) as target:
         make(target)
+      self._stored.keep(name)
     else:
       scratch = self.path(f".{name}.of-another-host")
       make(scratch)
       _remove(scratch)
     barrier(f"{name} made")
+    if not is_first_host():
+      self._stored.copy(name)
     self.digests[name] = digest(path)
     if is_first_host():
       write_json(note, {"dependencies": record(dependencies), "digest": self.digests[name]})
+      self._stored.keep(note.name)
     barrier(f"{name} noted")
     _LOG.info("%s: made in %.1f s", name, time.monotonic() - begun)
     return path

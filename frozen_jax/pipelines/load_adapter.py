@@ -1,7 +1,6 @@
 """`load_adapter`: a tuned model from a workdir or an exported folder, with how it answers."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from frozen_jax.config.section import resolve
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.settings import InputSettings
@@ -23,7 +23,7 @@ from frozen_jax.pipelines.cascade.inference import TwoPassInference
 ADAPTER = "adapter"  # within a workdir
 
 
-def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
+def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
   """Reads a workdir whose run is complete, or an exported adapter, onto its frozen LM.
 
   Raises UserError where there is none, where it is damaged, or for another frozen LM.
@@ -51,7 +51,7 @@ def load_adapter(path: str | pathlib.Path, lm: FrozenLM) -> TunedModel:
   return model
 
 
-def read_stored(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   """The stored tree and description of a workdir or an exported folder; UserError without one."""
   path = user_path(path)
   for folder in (path / ADAPTER, path):
@@ -82,7 +82,7 @@ def _tuned_model(tree: Tree, info: dict[str, Any], lm: FrozenLM) -> TunedModel:
   )
 
 
-def _check_shapes(model: TunedModel, path: str | pathlib.Path) -> None:
+def _check_shapes(model: TunedModel, path: str | AnyPath) -> None:
   """UserError where the trained tree is not of the shapes that the method trains."""
   shapes = lambda tree: {name: leaf.shape for name, leaf in paths.flatten(tree).items()}
   start = jax.eval_shape(lambda: model.method.init(model.lm, jax.random.key(0)))
@@ -95,7 +95,7 @@ def _check_shapes(model: TunedModel, path: str | pathlib.Path) -> None:
     )
 
 
-def _with_encoder_of(info: dict[str, Any], lm: FrozenLM, path: str | pathlib.Path) -> FrozenLM:
+def _with_encoder_of(info: dict[str, Any], lm: FrozenLM, path: str | AnyPath) -> FrozenLM:
   """The LM with the text encoder that the adapter was trained with; UserError for another one."""
   lm = with_encoder(lm, info["encoder"], info["dtype"])
   encoder, wanted = lm.encoder, info["encoder_fingerprint"]

@@ -1,9 +1,9 @@
 """The protocol of a pipeline: what the driver of a run calls, whichever pipelines there are."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.examples import Example
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.models.tuned_model import TunedModel
@@ -30,7 +30,7 @@ class Pipeline(Protocol):
     """
     ...
 
-  def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
+  def __init__(self, run: RunSettings, lm: Any, workdir: AnyPath):
     """Opens what it works on. Raises UserError for what cannot be read."""
     ...
 

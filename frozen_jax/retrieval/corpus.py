@@ -22,9 +22,10 @@ import numpy as np
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, atomic_folder, gunzip, open_unpacked
+from frozen_jax.core.files import atomic_file, atomic_folder
 from frozen_jax.core.json_row import array_rows, is_array, parse_row
 from frozen_jax.core.progress import ProgressBar
+from frozen_jax.core.reading import gunzip, local_file, open_unpacked, user_read_errors
 from frozen_jax.core.tables import (
   check_width,
   delimiter_of,
@@ -109,7 +110,9 @@ def open_corpus(path: str | pathlib.Path, progress: bool = True) -> Corpus:
     UserError: no such file, a damaged one, no passages in it; a malformed row, or an id that an
       earlier row has (with the line's number).
   """
-  path = user_path(path)
+  given = user_path(path)
+  with user_read_errors(given):
+    path = local_file(given, progress)
   index = _index_folder(path)
   if not (index / _DESCRIPTION).is_file():
     with atomic_folder(index) as folder:

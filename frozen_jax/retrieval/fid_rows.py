@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NotRequired, TypedDict
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, open_unpacked
+from frozen_jax.core.files import atomic_file
 from frozen_jax.core.json_row import accepted_texts, array_rows, is_array, parse_row
+from frozen_jax.core.reading import open_unpacked
 from frozen_jax.core.text_file import numbered_lines, read_text
 from frozen_jax.core.user_path import user_path
 

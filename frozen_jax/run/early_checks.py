@@ -4,12 +4,12 @@ Every host checks it, so the first one says it and none waits for the others.
 """
 
 import logging
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.field_names import check_fields
 from frozen_jax.data.mixture import check_held_out
 from frozen_jax.data.settings import DataSettings
@@ -115,7 +115,7 @@ def check_stages(run: RunSettings, lm: FrozenLM) -> None:
   check_cascade(run, lm)
 
 
-def check_evaluation(run: RunSettings, folder: pathlib.Path) -> None:
+def check_evaluation(run: RunSettings, folder: AnyPath) -> None:
   """Checks the evaluation of a finished run (or an exported adapter) before any weight is read.
 
   Raises UserError for a folder without an adapter, for data that cannot be opened, and for a test

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from frozen_jax.core import interruption
-from frozen_jax.core.files import temporary_folder, write_json
+from frozen_jax.core.files import (
+  check_writable,
+  claim_folder,
+  put_folder,
+  temporary_folder,
+  write_json,
+)
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.json_lines import ENDINGS, is_row_file
 from frozen_jax.models.frozen_lm import load_model
@@ -32,7 +39,7 @@ from frozen_jax.training.metrics import MetricsWriter
 
 
 @compiled_as_asked
-def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
+def evaluate(config: Any, folder: str | AnyPath) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 
   Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
@@ -43,8 +50,9 @@ def evaluate(config: Any, folder: str | pathlib.Path) -> Record:
     return _evaluate(config, user_path(folder))
 
 
-def _evaluate(config: Any, folder: pathlib.Path) -> Record:
+def _evaluate(config: Any, folder: AnyPath) -> Record:
   check_evaluation(resolve_run(config), folder)
+  check_writable(folder)
   run, model = open_run(config, folder)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
@@ -82,7 +90,7 @@ def _evaluate(config: Any, folder: pathlib.Path) -> Record:
   return record
 
 
-def open_run(config: Any, folder: pathlib.Path) -> tuple[RunSettings, TunedModel]:
+def open_run(config: Any, folder: AnyPath) -> tuple[RunSettings, TunedModel]:
   """The settings of a config and the adapter of a workdir, as it is to be used under them.
 
   What the adapter was trained with stays (its method, its prompt template); data, generation and
@@ -103,7 +111,7 @@ def _as_configured(model: TunedModel, stage: StageSettings) -> TunedModel:
   return dataclasses.replace(model, inputs=inputs, generation=like.generation)
 
 
-def _models(run: RunSettings, model: TunedModel, folder: pathlib.Path) -> dict[str, ScoredModel]:
+def _models(run: RunSettings, model: TunedModel, folder: AnyPath) -> dict[str, ScoredModel]:
   """Every adapter that the workdir has kept, the last stage's last."""
   *others, last = run.stages
   models: dict[str, ScoredModel] = {}
@@ -125,7 +133,7 @@ def _with_own_inputs(stage: StageSettings, model: TunedModel) -> StageSettings:
   )
 
 
-def _place(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
+def _place(folder: AnyPath, run: RunSettings) -> AnyPath:
   """FOLDER/evaluations/NAME: the name that the config gives, else one for the test data."""
   parent, name = folder / workdir.EVALUATIONS, run.values["evaluation"]
   if name:
@@ -137,31 +145,27 @@ def _place(folder: pathlib.Path, run: RunSettings) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _new_folder(place: pathlib.Path) -> Iterator[pathlib.Path]:
+def _new_folder(place: AnyPath) -> Iterator[pathlib.Path]:
   """A folder alongside `place` that the first host fills; deleted where it was not put there."""
   if not is_first_host():
-    yield place
+    yield pathlib.Path(place.name)  # nothing is written to it
     return
   with temporary_folder(place) as target:
     yield target
 
 
-def _put(target: pathlib.Path, place: pathlib.Path, anew: bool) -> pathlib.Path:
-  """Renames a complete folder to `place`, and returns where it is.
+def _put(target: pathlib.Path, place: AnyPath, anew: bool) -> AnyPath:
+  """Moves a complete folder to `place`, and returns where it is.
 
   What is there is replaced, or with `anew` stays: the name is then PLACE-2, ...
   """
   free = place
   with interruption.deferred():
-    if not anew and place.exists():
-      with temporary_folder(place) as old:
-        place.rename(old)
-        target.rename(place)
-      return place
-    for number in itertools.count(2):
-      with contextlib.suppress(FileExistsError):
-        free.mkdir()
-        break
-      free = place.with_name(f"{place.name}-{number}")
-    target.rename(free)
+    if anew or not place.exists():
+      for number in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+          claim_folder(free)
+          break
+        free = place.with_name(f"{place.name}-{number}")
+    put_folder(target, free)
   return free

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import filled_folder
+from frozen_jax.core.files import check_writable, filled_folder
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.export import peft
 from frozen_jax.models.tuned_model import TunedModel
@@ -19,7 +20,7 @@ from frozen_jax.text.templates import make_template
 
 
 @compiled_as_asked
-def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
+def export(config: Any, folder: str | AnyPath) -> dict[str, str]:
   """Writes the adapter of a complete run to `export.folder` (default: WORKDIR/export).
 
   Raises UserError for an adapter that the format has no form for, Interrupted when SIGTERM or
@@ -29,7 +30,7 @@ def export(config: Any, folder: str | pathlib.Path) -> dict[str, str]:
     return _export(config, user_path(folder))
 
 
-def _export(config: Any, folder: pathlib.Path) -> dict[str, str]:
+def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   run = resolve_run(config)
   settings = run.values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
@@ -39,9 +40,10 @@ def _export(config: Any, folder: pathlib.Path) -> dict[str, str]:
       f"PEFT loads whole models, and this run is on the first {run.model.num_layers} layers of one"
       " (model.num_layers); train on all of them"
     )
+  tree, info = read_stored(folder)
   if name in _CHECKS:
-    tree, info = read_stored(folder)
     _CHECKS[name](info["method"], {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
+  check_writable(target)
   _, model = open_run(config, folder)
   check()
   if is_first_host():

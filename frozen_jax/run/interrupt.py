@@ -5,7 +5,6 @@ What the other modes write is complete or not there, so they end at once, too, a
 
 import contextlib
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -15,13 +14,14 @@ import jax
 
 from frozen_jax.core import interruption
 from frozen_jax.core.errors import Interrupted
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.training.checkpoint_folders import saved_step
 
 _MOMENT = 0.02  # seconds
 
 
 @contextlib.contextmanager
-def stoppable(workdir: pathlib.Path | None = None) -> Iterator[None]:
+def stoppable(workdir: AnyPath | None = None) -> Iterator[None]:
   """Turns the signals into `Interrupted`; within a stage the training loop handles them by itself.
 
   workdir: of a training; None: there is nothing to be resumed. Whatever else other code has made of
@@ -71,11 +71,11 @@ def _raised_again() -> Iterator[None]:
     sys.unraisablehook = before
 
 
-def check(workdir: pathlib.Path | None = None) -> None:
+def check(workdir: AnyPath | None = None) -> None:
   """Raises `Interrupted` where a signal came and what it raised was lost."""
   if interruption.requested():
     raise _interrupted(workdir)
 
 
-def _interrupted(workdir: pathlib.Path | None) -> Interrupted:
+def _interrupted(workdir: AnyPath | None) -> Interrupted:
   return Interrupted(None if workdir is None else saved_step(workdir))

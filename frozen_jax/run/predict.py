@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.core import interruption
-from frozen_jax.core.files import write_lines
+from frozen_jax.core.files import check_writable, write_lines
 from frozen_jax.core.json_row import Row
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
@@ -27,7 +27,7 @@ from frozen_jax.sharding.hosts import is_first_host
 
 
 @compiled_as_asked
-def predict(config: Any, folder: str | pathlib.Path) -> list[Row]:
+def predict(config: Any, folder: str | AnyPath) -> list[Row]:
   """Answers the questions of `predict.input` (a file, or - for standard input).
 
   A question is a line of plain text, or a JSON object as in a data file. The answers are printed
@@ -38,9 +38,10 @@ def predict(config: Any, folder: str | pathlib.Path) -> list[Row]:
     return _predict(config, user_path(folder))
 
 
-def _predict(config: Any, folder: pathlib.Path) -> list[Row]:
+def _predict(config: Any, folder: AnyPath) -> list[Row]:
   run = resolve_run(config)
   read_stored(folder)  # what is wrong with either is said before the model is loaded
+  check_writable(folder)
   where = run.values["predict"]["input"]
   given = open_questions(where, run.data.fields, run.data.templates)
   predictor = open_predictor(config, folder)
@@ -76,7 +77,7 @@ class Predictor:
     return prediction_rows(task, [one.read for one in found], [one.text for one in found])
 
 
-def open_predictor(config: Any, folder: pathlib.Path) -> Predictor:
+def open_predictor(config: Any, folder: AnyPath) -> Predictor:
   """The finished run of a workdir; UserError where there is none, or it is another LM's."""
   run, model = open_run(config, folder)
   return Predictor(run, model, open_pipelines(run, model.lm, folder))

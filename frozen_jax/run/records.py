@@ -13,6 +13,7 @@ import numpy as np
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.files import write_json, write_lines
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.version import __version__
 from frozen_jax.evaluation.answers import grade
@@ -128,7 +129,7 @@ def table_rows(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def write_record(
-  folder: pathlib.Path,
+  folder: AnyPath,
   record: Record,
   scores: Mapping[str, Scores],
   lines: Sequence[Mapping[str, Any]],

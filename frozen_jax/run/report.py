@@ -2,11 +2,11 @@
 
 import itertools
 import json
-import pathlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from frozen_jax.core.object_store import AnyPath, any_path
 from frozen_jax.pipelines.load_adapter import ADAPTER
 from frozen_jax.run.records import Record, table_rows
 from frozen_jax.run.workdir import PREDICTIONS
@@ -112,9 +112,9 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
   return lines
 
 
-def closing_tip(folder: str | pathlib.Path) -> list[str]:
+def closing_tip(folder: str | AnyPath) -> list[str]:
   """Where the adapter of a finished run is, and how to ask it one of the run's own questions."""
-  folder = pathlib.Path(folder)
+  folder = any_path(folder)
   lines = [f"The adapter is in {folder / ADAPTER}."]
   if question := _short_question(folder / PREDICTIONS):
     asked = shlex.join(["python", "-m", "frozen_jax.tools.ask", str(folder), question])
@@ -122,10 +122,10 @@ def closing_tip(folder: str | pathlib.Path) -> list[str]:
   return lines
 
 
-def _short_question(path: pathlib.Path) -> str:
+def _short_question(path: AnyPath) -> str:
   """A question of predictions.jsonl that fits a line; else "" """
   try:
-    with open(path, encoding="utf-8") as lines:
+    with path.open(encoding="utf-8") as lines:
       inputs = [json.loads(line).get("input", "") for line in itertools.islice(lines, 100)]
   except (OSError, ValueError):
     return ""

@@ -2,11 +2,11 @@
 
 import dataclasses
 import logging
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.sources import open_source
 from frozen_jax.evaluation.scores import Scores, score_model
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -21,7 +21,7 @@ from frozen_jax.pipelines.table import PIPELINES
 _LOG = logging.getLogger(__name__)
 
 
-def open_pipelines(run: RunSettings, lm: FrozenLM, folder: pathlib.Path) -> list[Pipeline]:
+def open_pipelines(run: RunSettings, lm: FrozenLM, folder: AnyPath) -> list[Pipeline]:
   """The pipelines that the run's config asks for."""
   return [kind(run, lm, folder) for name, kind in PIPELINES.items() if name in run.pipelines]
 
@@ -57,7 +57,7 @@ def add_cascade(
   models: Mapping[str, ScoredModel],
   scores: Mapping[str, Scores],
   pipelines: Sequence[Pipeline],
-  folder: pathlib.Path,
+  folder: AnyPath,
   inference: Any = None,
 ) -> tuple[TunedModel, dict[str, Scores], dict[str, Any]]:
   """The last model as it answers in use, with a gate where the config has a budget for one.

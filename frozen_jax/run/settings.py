@@ -8,7 +8,6 @@ run and one for each stage.
 import copy
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from frozen_jax.config.section import (
 )
 from frozen_jax.core.compiler import most_optimizations_disabled
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
@@ -35,7 +35,7 @@ from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
 from frozen_jax.training.settings import check_schedule
 
 T = TypeVar("T")
-Verb = Callable[[Any, str | pathlib.Path], T]
+Verb = Callable[[Any, str | AnyPath], T]
 
 _DURATIONS = (("train",), ("reader", "re_ranker"))  # sections with steps and epochs
 # Sections that are the run's, and of others what a stage can have of its own.
@@ -372,7 +372,7 @@ def compiled_as_asked(verb: Verb[T]) -> Verb[T]:
   """The verb within `most_optimizations_disabled`, where its config's key of that name is set."""
 
   @functools.wraps(verb)
-  def run(config: Any, folder: str | pathlib.Path) -> T:
+  def run(config: Any, folder: str | AnyPath) -> T:
     with most_optimizations_disabled(resolve_run(config).disable_most_optimizations):
       return verb(config, folder)
 

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 
 from frozen_jax.config.dependencies import changed_fields
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
@@ -40,7 +40,7 @@ def run_stage(
   lm: FrozenLM,
   trained: Mapping[str, TrainedStage],
   initial: Tree,
-  workdir: pathlib.Path,
+  workdir: AnyPath,
   writer: MetricsWriter,
 ) -> TrainedStage:
   """Trains one stage, from its checkpoint where there is one.

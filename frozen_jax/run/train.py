@@ -2,13 +2,13 @@
 
 import dataclasses
 import logging
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation import retention
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @compiled_as_asked
-def train(config: Any, folder: str | pathlib.Path) -> Record:
+def train(config: Any, folder: str | AnyPath) -> Record:
   """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
 
   Run again, it continues where it was, or returns the results of the complete run. Raises UserError
@@ -62,7 +62,7 @@ def train(config: Any, folder: str | pathlib.Path) -> Record:
     return _train(run, mesh, folder)
 
 
-def _complete(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
+def _complete(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
   """Says what the complete run in the workdir found; its record."""
   record = workdir.read_workdir_json(folder / workdir.RESULTS)
   _check_models(run, folder, record, mesh)
@@ -72,14 +72,13 @@ def _complete(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
   return record
 
 
-def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
+def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
   """The run, from its first step or from where it was stopped."""
   check_given(run)
   log_mesh(mesh)
   begun = time.monotonic()
-  with stoppable(folder):
+  with stoppable(folder), MetricsWriter(folder, run.tensorboard) as writer:
     check_with_model(run, outline_model(run.model))
-    writer = MetricsWriter(folder, run.tensorboard)
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
@@ -89,7 +88,6 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
     for pipeline in pipelines:
       run = pipeline.prepare(run, writer)
     if run.stop_after:
-      writer.close()
       return _stopped(run, pipelines)
     if pipelines:
       check_stages(run, lm)
@@ -116,7 +114,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: pathlib.Path) -> Record:
   return record
 
 
-def _check_models(run: RunSettings, folder: pathlib.Path, record: Record, mesh: Mesh) -> None:
+def _check_models(run: RunSettings, folder: AnyPath, record: Record, mesh: Mesh) -> None:
   """UserError where models that have other names than in the complete run are other models."""
   if keys := workdir.renamed_models(folder, run):
     lm = load_model(run.model, mesh)
@@ -130,7 +128,7 @@ def _train_stages(
   lm: FrozenLM,
   pipelines: Sequence[Pipeline],
   initial: Tree,
-  folder: pathlib.Path,
+  folder: AnyPath,
   writer: MetricsWriter,
 ) -> tuple[dict[str, TrainedStage], dict[str, Any]]:
   """The stages, trained one after the other, and what skills answered once they were learnt."""
@@ -191,7 +189,7 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
   for pipeline in pipelines:
     reports |= pipeline.report()
   files = {name: digest for one in pipelines for name, digest in one.artifacts.digests.items()}
-  folders = ", ".join(str(one.artifacts.folder) for one in pipelines if one.artifacts.digests)
+  folders = ", ".join(str(one.artifacts.given) for one in pipelines if one.artifacts.digests)
   say(
     f"Stopped after {run.stop_after}, as config.stop_after asks; the files are in {folders}.",
     *(line for one in pipelines for line in one.lines(reports)),

@@ -6,13 +6,13 @@ and the fingerprints of models. Of a complete one results.json holds these.
 
 import contextlib
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.config.dependencies import changed, record
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_json
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.run.settings import resolve_run
@@ -29,7 +29,7 @@ _SPLITS = ("train", "validation")
 DURATIONS = ("train.steps", "train.epochs")
 
 
-def claim(workdir: pathlib.Path, run: RunSettings) -> bool:
+def claim(workdir: AnyPath, run: RunSettings) -> bool:
   """Writes config.json, or checks that the run which is there is this one.
 
   What its stages do not depend on may differ (`StageSettings.dependencies`), and so may the paths
@@ -57,14 +57,14 @@ def claim(workdir: pathlib.Path, run: RunSettings) -> bool:
   return complete and not goes_on
 
 
-def reopen(workdir: pathlib.Path, run: RunSettings) -> None:
+def reopen(workdir: AnyPath, run: RunSettings) -> None:
   """Makes way for the results of a run that was complete and was trained on, with its config."""
   if is_first_host() and (workdir / RESULTS).exists():
     (workdir / RESULTS).unlink()
     write_json(workdir / CONFIG, run.values)
 
 
-def check_same(workdir: pathlib.Path, differing: Sequence[str], remedy: str = "") -> None:
+def check_same(workdir: AnyPath, differing: Sequence[str], remedy: str = "") -> None:
   """UserError, naming keys in which the run of the workdir differs, if there are any."""
   if differing:
     raise UserError(
@@ -73,7 +73,7 @@ def check_same(workdir: pathlib.Path, differing: Sequence[str], remedy: str = ""
     )
 
 
-def renamed_models(workdir: pathlib.Path, run: RunSettings) -> list[str]:
+def renamed_models(workdir: AnyPath, run: RunSettings) -> list[str]:
   """The keys of models that a config names otherwise than the run of the workdir did."""
   stored = resolve_run(read_workdir_json(workdir / CONFIG)).model
   names = ("name", "encoder")
@@ -145,7 +145,7 @@ def _data_digest(spec: str, fields: tuple[str, ...], templates: str) -> str:
   return open_source(spec, fields, templates=templates).digest
 
 
-def scored_otherwise(workdir: pathlib.Path, run: RunSettings) -> list[str]:
+def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
   """The keys of how models are scored, in which a config differs from that of a complete run."""
   stored, now = read_workdir_json(workdir / CONFIG), run.values
   scoring = {section: now[section] for section in ("evaluate", "cascade")}
@@ -159,7 +159,7 @@ def scored_otherwise(workdir: pathlib.Path, run: RunSettings) -> list[str]:
   return keys + ["baseline"] * (now["baseline"] != stored.get("baseline", now["baseline"]))
 
 
-def _obstacle(workdir: pathlib.Path, run: RunSettings, stored: RunSettings, complete: bool) -> str:
+def _obstacle(workdir: AnyPath, run: RunSettings, stored: RunSettings, complete: bool) -> str:
   """Why the run of a workdir cannot have this other number of steps, and what to do; "": it can.
 
   run, stored: the config that is given and that of the workdir, which differ in steps or epochs
@@ -203,12 +203,12 @@ def _builds_on(later: StageSettings, stage: StageSettings, stages: Sequence[Stag
   )
 
 
-def _has_begun(workdir: pathlib.Path) -> bool:
+def _has_begun(workdir: AnyPath) -> bool:
   """Whether anything of a run is there besides its config: a first try may have failed at once."""
   return any((workdir / name).exists() for name in (RESULTS, METRICS, CHECKPOINTS))
 
 
-def read_workdir_json(path: pathlib.Path) -> dict[str, Any]:
+def read_workdir_json(path: AnyPath) -> dict[str, Any]:
   """A JSON object from the workdir; UserError where it is missing or damaged."""
   try:
     return json.loads(path.read_text())

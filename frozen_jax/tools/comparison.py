@@ -8,15 +8,15 @@ import dataclasses
 import itertools
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import user_read_errors
 from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.reading import user_read_errors
 from frozen_jax.core.text_file import numbered_lines
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation.answers import grade
@@ -52,8 +52,8 @@ class Run:
   config       of the workdir; None without config.json
   """
 
-  path: pathlib.Path
-  folder: pathlib.Path | None
+  path: AnyPath
+  folder: AnyPath | None
   name: str
   evaluation: str
   config: Mapping[str, Any] | None
@@ -121,7 +121,7 @@ class Comparison:
   notes: tuple[str, ...]
 
 
-def compare_runs(paths: Sequence[str | pathlib.Path]) -> Comparison:
+def compare_runs(paths: Sequence[str | AnyPath]) -> Comparison:
   """The comparison of workdirs, folders of evaluations and results.json files.
 
   Raises UserError for a record that is missing, damaged, of another format or given twice, for
@@ -136,7 +136,7 @@ def compare_runs(paths: Sequence[str | pathlib.Path]) -> Comparison:
   return Comparison(groups, tuple(differences), units, tuple(notes))
 
 
-def read_run(path: pathlib.Path) -> Run:
+def read_run(path: AnyPath) -> Run:
   """The run of a workdir, an evaluation's folder or a results.json file.
 
   Raises UserError for a file that is missing, damaged or of another format.
@@ -190,7 +190,7 @@ def _replaced(run: Run) -> str:
   )
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def _read_object(path: AnyPath) -> dict[str, Any]:
   with user_read_errors(path):
     value = read_workdir_json(path)
   if not isinstance(value, dict):
@@ -198,7 +198,7 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _check_record(path: pathlib.Path, record: Record) -> None:
+def _check_record(path: AnyPath, record: Record) -> None:
   """UserError for a record of another format, or without what a comparison reads."""
   version = record.get("format", 1)
   if version != FORMAT:

@@ -4,22 +4,14 @@ Each is a folder (`training/checkpoint_folders.py`). It holds all that is needed
 bit: the state (step, trained tree, optimizer state, key), the trained tree that validated best so
 far, and a record (JSON, in Orbax's own metadata file) with the data position of every host, the
 validation metrics, the dependencies and the fingerprint of the frozen tree. A save replaces the
-previous checkpoint only once it is complete (Orbax writes alongside and renames), so whatever
+previous checkpoint only once it is complete (`training/checkpoint_storage.py`), so whatever
 interrupts it leaves the previous one.
 """
 
 import base64
 import contextlib
 import json
-import logging
-import os
-import pathlib
-import re
-import shutil
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +21,9 @@ from orbax.checkpoint import v1 as ocp
 from frozen_jax.config import dependencies as config_dependencies
 from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.disk_errors import refusal
-from frozen_jax.core.errors import UserError
+from frozen_jax.core.errors import StoreError, UserError
 from frozen_jax.core.files import folder_bytes
+from frozen_jax.core.object_store import AnyPath, any_path
 from frozen_jax.core.types import Tree
 from frozen_jax.sharding.hosts import barrier, gather_bytes, is_first_host
 from frozen_jax.sharding.rules import replicated
@@ -40,11 +33,10 @@ from frozen_jax.training.checkpoint_folders import (
   how_to_train_on,
   step_and_repeat,
 )
+from frozen_jax.training.checkpoint_storage import clear, local_copy, remove, silenced_orbax, write
 from frozen_jax.training.state import TrainState
 
 STEPS = "train.steps"  # as a dependency of a stage
-HALF_WRITTEN = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
-WAIT_FOR_THREADS, SETTLE = 5.0, 0.5  # seconds, after a save that failed
 
 
 class Restored(NamedTuple):
@@ -64,7 +56,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    workdir: str | os.PathLike[str],
+    workdir: str | AnyPath,
     stage: str,
     *,
     dependencies: Dependencies,
@@ -81,13 +73,13 @@ class Checkpoints:
       fingerprint: of the frozen tree.
       mesh: restored arrays are replicated on its devices.
     """
-    self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
+    self.folder = any_path(workdir).absolute() / CHECKPOINTS / stage
     self.workdir = workdir
     self._dependencies = dependencies
     self._fingerprint = fingerprint
     self._mesh = mesh
     if is_first_host():
-      _clear(self.folder)
+      clear(self.folder)
     barrier(f"checkpoints of {stage} cleared")
 
   def latest(self) -> int | None:
@@ -119,6 +111,7 @@ class Checkpoints:
 
     Raises:
       UserError: the disk refuses (full, read-only, no permission); older checkpoints stay.
+      StoreError: the store fails; they stay, too.
     """
     step = int(state.step)
     positions = gather_bytes(_encode(data))
@@ -135,17 +128,19 @@ class Checkpoints:
     path = self.folder / (f"{step:08d}-{max(repeats) + 1}" if repeats else f"{step:08d}")
     barrier(f"{path} named")  # before any host writes: all have listed the same folder
     try:
-      _write(path, trees, record)
+      write(path, trees, record)
+    except StoreError:
+      raise  # what is half uploaded is removed by the next run
     except Exception as error:
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError, StoreError):
         if is_first_host():
-          _clear(self.folder)
+          clear(self.folder)
       if not (reason := refusal(error)):
         raise
       raise UserError(self._disk_message(step, reason)) from error
     if is_first_host():
       for checkpoint in older:
-        _remove(checkpoint)
+        remove(checkpoint)
     return folder_bytes(path)
 
   def restore(
@@ -190,7 +185,7 @@ class Checkpoints:
       f"data; resume it with {len(positions)} hosts"
     )
 
-  def _check(self, record: Mapping[str, Any], path: pathlib.Path, may_differ: MayDiffer) -> None:
+  def _check(self, record: Mapping[str, Any], path: AnyPath, may_differ: MayDiffer) -> None:
     if record["frozen_fingerprint"] != self._fingerprint:
       raise UserError(
         f"{path} was trained on another frozen model (fingerprint "
@@ -225,7 +220,7 @@ def recorded_steps(record: Mapping[str, Any]) -> int | None:
   return train.get("steps")
 
 
-def read_record(path: pathlib.Path) -> dict[str, Any]:
+def read_record(path: AnyPath) -> dict[str, Any]:
   """The record of one checkpoint folder.
 
   Raises:
@@ -235,7 +230,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load_best(
-  workdir: str | os.PathLike[str], stage: str, mesh: Mesh | None = None
+  workdir: str | AnyPath, stage: str, mesh: Mesh | None = None
 ) -> tuple[Tree, dict[str, Any]]:
   """The best trained tree of a stage (the last one without validation) and the record.
 
@@ -249,7 +244,7 @@ def load_best(
   Raises:
     UserError: the stage has no checkpoint, or it is unreadable.
   """
-  folder = pathlib.Path(workdir).absolute() / CHECKPOINTS / stage
+  folder = any_path(workdir).absolute() / CHECKPOINTS / stage
   found = complete_checkpoints(folder)
   if not found:
     raise UserError(f"{folder} holds no checkpoint; train the stage {stage!r} first")
@@ -268,41 +263,13 @@ def load_best(
   return (tree if name == "best" else tree["trainable"]), record
 
 
-def _clear(folder: pathlib.Path) -> None:
-  if folder.is_dir():
-    for path in folder.iterdir():
-      if HALF_WRITTEN.fullmatch(path.name):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: pathlib.Path) -> None:
-  """Removes a checkpoint; renamed first, so that no reader finds it half removed."""
-  removed = path.with_name(path.name + ".removed")
-  path.rename(removed)
-  shutil.rmtree(removed, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
-  """Saves and, if that fails, waits for Orbax's other threads to end too."""
-  context = ocp.Context()
-  context.asynchronous.create_directories_asynchronously = False
-  threads = set(threading.enumerate())
-  with _silenced_orbax(), context:
-    try:
-      ocp.save_checkpointables(path, trees, custom_metadata=record)
-    except Exception:
-      end = time.monotonic() + WAIT_FOR_THREADS
-      for thread in set(threading.enumerate()) - threads:
-        thread.join(max(end - time.monotonic(), 0))
-      time.sleep(SETTLE)  # writes that are under way in TensorStore's own threads
-      raise
-
-
-def _metadata(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _metadata(path: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   """The shapes of the stored trees by name, and the record."""
   try:
-    with _silenced_orbax():
-      metadata = ocp.checkpointables_metadata(path)
+    with local_copy(path) as local, silenced_orbax():
+      metadata = ocp.checkpointables_metadata(local)
+  except (UserError, StoreError):
+    raise
   except Exception as error:
     raise _unreadable(path, error) from error
   record = dict(metadata.custom_metadata or {})
@@ -312,15 +279,17 @@ def _metadata(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   return dict(metadata.metadata), record
 
 
-def _load(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+def _load(path: AnyPath, abstract: dict[str, Any]) -> dict[str, Any]:
   try:
-    with _silenced_orbax():
-      return ocp.load_checkpointables(path, abstract)
+    with local_copy(path) as local, silenced_orbax():
+      return ocp.load_checkpointables(local, abstract)
+  except (UserError, StoreError):
+    raise
   except Exception as error:
     raise _unreadable(path, error) from error
 
 
-def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
+def _unreadable(path: AnyPath, error: Exception) -> UserError:
   reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
   return UserError(f"{path} cannot be read ({reason}); remove that folder to start its stage anew")
 
@@ -339,17 +308,3 @@ def _encode(data: Any) -> bytes:
 def _decode(text: str) -> Any:
   data = json.loads(text)
   return base64.b64decode(data["base64"]) if "base64" in data else data["json"]
-
-
-@contextlib.contextmanager
-def _silenced_orbax() -> Iterator[None]:
-  """Orbax prints tracebacks of its threads; the error is raised as an exception as well."""
-  logger = logging.getLogger("absl")
-  level, hooks = logger.level, (threading.excepthook, sys.unraisablehook)
-  logger.setLevel(logging.CRITICAL)
-  threading.excepthook = sys.unraisablehook = lambda _: None
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
-    threading.excepthook, sys.unraisablehook = hooks

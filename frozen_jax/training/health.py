@@ -7,7 +7,6 @@ goes on without the update.
 import io
 import logging
 import math
-import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_bytes
+from frozen_jax.core.object_store import any_path
 from frozen_jax.training.checkpoints import Checkpoints
 from frozen_jax.training.result import TrainingProgress
 from frozen_jax.training.settings import TrainSettings
@@ -79,7 +79,7 @@ def _saved(
 ) -> str:
   """Writes this host's rows to the workdir; says where they are, or why not."""
   own = f"_process{jax.process_index()}" if jax.process_count() > 1 else ""
-  path = pathlib.Path(checkpoints.workdir) / f"bad_batch_{stage}_{step}{own}.npz"
+  path = any_path(checkpoints.workdir) / f"bad_batch_{stage}_{step}{own}.npz"
   figures = {name: np.asarray(metrics[name]) for name in ("loss", "grad_norm")}
   data = io.BytesIO()
   np.savez_compressed(data, step=np.int64(step), **figures, **_plain(rows))

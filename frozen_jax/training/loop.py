@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from jaxtyping import Array, Key
 
 from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.errors import Interrupted, UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
@@ -62,7 +62,7 @@ class StageRun:
   """
 
   stage: str
-  workdir: str | os.PathLike[str]
+  workdir: str | AnyPath
   mesh: Mesh
   writer: MetricsWriter
   dependencies: Dependencies
@@ -359,6 +359,7 @@ class _Loop:
     self.progress.seconds += now - self._last_save
     self._last_save = now
     record = dataclasses.asdict(self.progress)
+    self.run.writer.flush()
     position = self.batches.get_state()
     size = self.checkpoints.save(self.state, self.best, record, position, self._earlier)
     if not self._size_logged:

@@ -6,14 +6,15 @@ writes.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import user_write_errors, write_bytes
+from frozen_jax.core.errors import StoreError, UserError
+from frozen_jax.core.files import user_write_errors
 from frozen_jax.core.json_row import without_nan
+from frozen_jax.core.line_file import LineFile
+from frozen_jax.core.object_store import AnyPath, any_path
 from frozen_jax.sharding.hosts import is_first_host
 
 METRICS = "metrics.jsonl"
@@ -22,25 +23,32 @@ METRICS = "metrics.jsonl"
 class MetricsWriter:
   """Appends to `workdir/metrics.jsonl`, and to TensorBoard event files if requested."""
 
-  def __init__(self, workdir: str | os.PathLike[str], tensorboard: bool = False):
+  def __init__(self, workdir: str | AnyPath, tensorboard: bool = False):
     """Opens (and creates) the workdir; `tensorboard` needs the extra of that name.
 
     Raises:
       UserError: the folder cannot be created, or `tensorboard` is set and tensorboardX is not
         installed.
     """
-    self.path = pathlib.Path(workdir) / METRICS
+    folder = any_path(workdir)
+    self.path = folder / METRICS
     self._is_first_host = is_first_host()
+    self._lines = LineFile(self.path)
     self._tensorboard: Any = None
     if not self._is_first_host:
       return
-    with user_write_errors(self.path):
-      self.path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, pathlib.Path):
+      with user_write_errors(self.path):
+        folder.mkdir(parents=True, exist_ok=True)
+    elif tensorboard:
+      raise UserError(f"TensorBoard cannot write to {folder}; leave --config.tensorboard out")
     if tensorboard:
-      self._tensorboard = _tensorboard(self.path.parent / "tensorboard")
+      self._tensorboard = _tensorboard(folder / "tensorboard")
 
   def write(self, stage: str, step: int, split: str, **metrics: Any) -> None:
-    """One line, flushed; a value that is not finite becomes null, arrays of size 1 numbers.
+    """One line; a value that is not finite becomes null, arrays of size 1 numbers.
+
+    On a disk it is there at once, on an object store with the next upload (`LineFile`).
 
     Raises:
       UserError: the disk refuses; what it took of the line is dropped by the next `truncate`.
@@ -49,8 +57,7 @@ class MetricsWriter:
       return
     line = {"stage": stage, "step": int(step), "split": split}
     line |= {name: _json_value(value) for name, value in metrics.items()}
-    with user_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._lines.append(json.dumps(line, allow_nan=False) + "\n")
     if self._tensorboard is not None:
       for name, value in metrics.items():
         if isinstance(value := _json_value(value), int | float):
@@ -62,11 +69,9 @@ class MetricsWriter:
     That is: its lines after `step`, its lines at `step` of the splits in `rewritten`, and an
     incomplete last line. A `step` of -1 drops the whole stage.
     """
-    if not self._is_first_host or not self.path.exists():
+    if not self._is_first_host:
       return
-    rewritten = set(rewritten)
-    text = self.path.read_text(encoding="utf-8")
-    lines = []
+    rewritten, text, lines = set(rewritten), self._lines.read(), []
     for line in text.splitlines():
       entry = _parse(line)
       if entry is None:
@@ -77,20 +82,31 @@ class MetricsWriter:
         lines.append(line + "\n")
     if "".join(lines) == text:
       return
-    write_bytes(self.path, "".join(lines).encode())
+    self._lines.replace("".join(lines))
+
+  def flush(self) -> None:
+    """Uploads what a store does not have yet: before a checkpoint says that it is done."""
+    self._lines.flush()
 
   def close(self) -> None:
-    """Closes TensorBoard's file, if there is one."""
+    """Flushes, and closes TensorBoard's file, if there is one."""
+    self.flush()
     if self._tensorboard is not None:
       self._tensorboard.close()
+      self._tensorboard = None
+
+  def __enter__(self) -> "MetricsWriter":
+    return self
+
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    if not isinstance(error, StoreError):  # a store that fails is not tried once more
+      self.close()
 
 
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | AnyPath) -> list[dict[str, Any]]:
   """All complete lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
-  path = pathlib.Path(workdir) / METRICS
-  if not path.exists():
-    return []
-  entries = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())
+  text = LineFile(any_path(workdir) / METRICS).read()
+  entries = (_parse(line) for line in text.splitlines())
   return [entry for entry in entries if entry is not None]
 
 
@@ -106,7 +122,7 @@ def _json_value(value: Any) -> Any:
   return without_nan(value.item() if hasattr(value, "item") else value)
 
 
-def _tensorboard(folder: pathlib.Path) -> Any:
+def _tensorboard(folder: AnyPath) -> Any:
   try:
     import tensorboardX
   except ImportError as error:

@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.user_path import user_path
+from frozen_jax.core.user_path import local_path
 from frozen_jax.data.builders.task_features import feature_values, task_features
 from frozen_jax.data.examples import Example
 from frozen_jax.data.indexed_rows import IndexedRows
@@ -58,7 +58,7 @@ class TaskRows(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-    folder = user_path(self._folder or dl_manager.manual_dir / self.builder_config.name)
+    folder = local_path(self._folder or dl_manager.manual_dir / self.builder_config.name)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     files = {_ENDING.sub("", path.name): path for path in paths if _ENDING.search(path.name)}
     if not files:

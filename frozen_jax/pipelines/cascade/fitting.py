@@ -5,7 +5,6 @@ questions accuracy is set against mean compute, next to a random gate and an ora
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import without_nan
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.types import TwoPass
 from frozen_jax.data.examples import Example
 from frozen_jax.data.tasks import QuestionTask
@@ -51,7 +51,7 @@ def fit_cascade(
   validation: Sequence[Example],
   test: Sequence[Example],
   scores: Mapping[str, Scores],
-  folder: pathlib.Path,
+  folder: AnyPath,
 ) -> tuple[TunedModel, dict[str, Scores], dict[str, Any]]:
   """Fits the gate of a model and shows what it does; draws FOLDER/gate.png.
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import Row
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.examples import Example
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.json_lines import JsonLines
@@ -66,7 +67,7 @@ class ProposeSelect:
     """See `check_candidates`."""
     check_candidates(run, lm, training)
 
-  def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
+  def __init__(self, run: RunSettings, lm: Any, workdir: AnyPath):
     """Opens nothing: all that it reads are questions of pass one."""
     self._run, self._lm = run, lm
     self._settings: CandidateSettings = run.pipelines["candidates"]

@@ -17,6 +17,7 @@ from frozen_jax.config.dependencies import key
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_json
 from frozen_jax.core.json_row import Row
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.examples import Example
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.mining import Group
@@ -70,7 +71,7 @@ class RetrieveRead:
     yet, as training does."""
     check_reader(run, lm)
 
-  def __init__(self, run: RunSettings, lm: Any, workdir: pathlib.Path):
+  def __init__(self, run: RunSettings, lm: Any, workdir: AnyPath):
     """Opens the corpus and the retrievers; UserError for whatever cannot be read."""
     self._run, self._lm = run, lm
     self._settings: ReaderSettings = run.pipelines["reader"]
@@ -156,9 +157,10 @@ class RetrieveRead:
       questions.append(Question(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
     rows: Iterable[Row] = self.retrieval.rows(questions)
     if ranking in ("re_ranked", "blended"):
-      needed = self.artifacts.path(BLEND if ranking == "blended" else RE_RANKER)
-      if not needed.exists():
-        raise UserError(f"there is no {needed}; let the run there come to its end")
+      for needed in (RE_RANKER, BLEND) if ranking == "blended" else (RE_RANKER,):
+        if not self.artifacts.found(needed).exists():
+          where = self.artifacts.given / needed
+          raise UserError(f"there is no {where}; let the run there come to its end")
       rows = re_rank.re_rank(rows, self._scorer, self.retrieval.depth)
       rows = blend.blended(rows, self._weights()) if ranking == "blended" else rows
     elif ranking == "lm":
@@ -246,7 +248,7 @@ class RetrieveRead:
         groups, left_out = re_rank.training_groups((others, held_out), self.corpus, settings)
         if left_out:
           _LOG.info("re-ranker: %d questions left out: no passages to tell apart", left_out)
-      checkpoints = self.artifacts.path(f"training-{key(dependencies)}")
+      checkpoints = self.artifacts.given / f"training-{key(dependencies)}"
       stage = StageRun(re_rank.STAGE, checkpoints, self._mesh, writer, dependencies, "")
       re_rank.train_re_ranker(folder, groups, self.corpus, settings, run.seed, stage)
 

@@ -20,6 +20,7 @@ from frozen_jax.backbones import hub
 from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import Row
+from frozen_jax.core.reading import local_folder
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
@@ -222,7 +223,7 @@ def base_fingerprint(settings: ReRankerSettings) -> str:
   """Names the base's weights: the digest of a folder, also of the hub's, else the pinned name."""
   is_of_hub = settings.base.startswith(hub.PREFIX)
   base = hub.fetch(settings.base) if is_of_hub else user_path(settings.base)
-  return digest(base) if base.is_dir() else settings.base
+  return digest(local_folder(base, hub.wanted_files)) if base.is_dir() else settings.base
 
 
 def re_rank(rows: Iterable[Row], scorer: Scorer, depth: int) -> Iterator[Row]:
