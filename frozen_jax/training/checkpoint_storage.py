@@ -60,8 +60,10 @@ def write(path: AnyPath, trees: dict[str, Any], record: dict[str, Any]) -> None:
     return
   if is_first_host():
     with temporary_folder(path) as temporary:
-      _save(temporary / path.name, _of_this_host(trees), record, alone=True)
-      upload_folder(temporary / path.name, path)
+      local = temporary / path.name
+      _save(local, _of_this_host(trees), record, alone=True)
+      (local / COMMITTED).unlink(missing_ok=True)  # Orbax's own, of the local folder
+      upload_folder(local, path)
     (path / COMMITTED).write_bytes(b"")
   barrier(f"{path} uploaded")
 
