@@ -13,7 +13,9 @@ import concurrent.futures
 import contextlib
 import fnmatch
 import functools
+import importlib.util
 import io
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,8 +61,12 @@ class StorePath:
     keys = tuple(part for part in rest.split("/") if part)
     if not keys or not rest.partition("/")[0]:
       raise UserError(f"{url} names no bucket; write {scheme}://BUCKET/FOLDER")
+    driver, extra = _EXTRAS[scheme]
+    if not _is_installed(driver):
+      raise UserError(
+        f"{url} needs {driver}; run pip install 'frozen_jax[{extra}]', or give a local path"
+      )
     self.scheme, self._keys = scheme, keys
-    _file_system(scheme)
 
   def __str__(self) -> str:
     return f"{self.scheme}://{self._key}"
@@ -287,18 +293,19 @@ def remove_all(paths: Iterable[StorePath]) -> None:
 
 
 @functools.cache
+def _is_installed(driver: str) -> bool:
+  return importlib.util.find_spec(driver) is not None
+
+
+@functools.cache
 def _file_system(scheme: str) -> Any:
   """The driver of a store, which keeps no listings: other processes write there too."""
-  driver, extra = _EXTRAS[scheme]
-  try:
-    if scheme == "gs":
-      from gcsfs.core import GCSFileSystem as FileSystem
-    else:
-      from s3fs import S3FileSystem as FileSystem
-  except ImportError as error:
-    raise UserError(
-      f"{scheme}:// needs {driver}; run pip install 'frozen_jax[{extra}]', or give a local folder"
-    ) from error
+  if scheme == "gs":
+    from gcsfs.core import GCSFileSystem as FileSystem  # not the one that asks what kind it is
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
+  else:
+    from s3fs import S3FileSystem as FileSystem
   return FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 

@@ -4,11 +4,15 @@ import json
 
 import pytest
 
+from frozen_jax.backbones import assemble
+from frozen_jax.core.errors import StoreError
 from frozen_jax.core.files import upload_folder
+from frozen_jax.core.object_store import StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.tools import compare, inspect
 from frozen_jax.training.checkpoint_folders import COMMITTED, complete_checkpoints
 from tests import object_stores
+from tests.processes import cluster
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
@@ -120,3 +124,63 @@ def test_killed_resumed_and_used(store, inputs, program, refused, run, tmp_path,
   assert "1. one" in capsys.readouterr().out
   assert inspect.main([f"{store.url}/models/tiny"]) == 0
   assert "llama, decoder" in capsys.readouterr().out
+
+
+def test_a_store_that_fails_leaves_the_last_checkpoint(store, inputs, program, call, run):
+  workdir = user_path(f"{store.url}/runs/fails")
+  command = program.command(CONFIG, *inputs, f"--workdir={workdir}")[2:]
+  upload = StorePath.upload
+
+  def failing(path, source):
+    if "00000004" in path.parts:
+      raise StoreError(f"{path.bucket} fails (503)")
+    upload(path, source)
+
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(StorePath, "upload", failing)
+    status, _, lines = call(*command)
+  assert status == 1 and lines[-1] == f"error: {store.url} fails (503)"
+  assert "Traceback" not in "\n".join(lines)
+  (kept,) = complete_checkpoints(workdir / "checkpoints" / "prompt")
+  assert kept.name == "00000002"
+  assert any("resumes from step 2" in line for line in run(workdir)[1])
+
+
+def test_what_is_wrong_with_a_store_is_said_before_any_weight_is_read(
+  store, inputs, program, refused, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(assemble, "load_params", None)
+  missing = f"{store.scheme}://nothing-here"
+  for flags, said in (
+    ((f"--workdir={missing}/run",), f"there is no bucket {missing}"),
+    (("--config.tensorboard=true", f"--workdir={store.url}/t"), "TensorBoard cannot write to"),
+    ((f"--config.data.train={missing}/x.jsonl",), "there is no file"),
+    ((f"--config.model.name={missing}/tiny",), "there is no model"),
+    ((f"--config.init_from={missing}/run",), "no such folder"),
+    (("--mode=evaluate", f"--workdir={store.url}/none"), "no such folder"),
+    (("--workdir=az://runs/x",), "there is no store az://"),
+  ):
+    command = program.command(CONFIG, f"--workdir={tmp_path / 'run'}", *inputs, *flags)
+    assert said in refused(*command[2:])
+
+
+def test_two_processes(store, inputs, program, tmp_path):
+  if store.scheme == "gs":
+    pytest.skip("one store will do: what differs is above the driver")
+  workdir = user_path(f"{store.url}/runs/two")
+  common = (*inputs, "--config.mesh.data=2", "--config.train.steps=2")
+
+  def finish(place):
+    both = [
+      program.train(CONFIG, place, *common, **variables, FROZEN_JAX_CACHE=str(tmp_path / name))
+      for name, variables in zip("ab", cluster(), strict=True)
+    ]
+    return [program.finish(process) for process in both]
+
+  finish(workdir)
+  (kept,) = complete_checkpoints(workdir / "checkpoints" / "prompt")
+  (workdir / "results.json").unlink()
+  again = finish(workdir)
+  assert all("The run in" not in out for out, _ in again)
+  assert [line["step"] for line in figures(workdir) if line["split"] == "train"] == [1, 2]
+  assert kept in complete_checkpoints(workdir / "checkpoints" / "prompt")
