@@ -61,7 +61,7 @@ def write(path: AnyPath, trees: dict[str, Any], record: dict[str, Any]) -> None:
   if is_first_host():
     with temporary_folder(path) as temporary:
       local = temporary / path.name
-      _save(local, _of_this_host(trees), record, alone=True)
+      _save(local, trees, record, alone=True)
       (local / COMMITTED).unlink(missing_ok=True)  # Orbax's own, of the local folder
       upload_folder(local, path)
     (path / COMMITTED).write_bytes(b"")
@@ -79,13 +79,6 @@ def local_copy(path: AnyPath) -> Iterator[pathlib.Path]:
     yield temporary / path.name
 
 
-def _of_this_host(trees: dict[str, Any]) -> dict[str, Any]:
-  """Replicated arrays of several hosts as arrays of this one's first device."""
-  if jax.process_count() == 1:
-    return trees
-  return jax.tree.map(lambda leaf: leaf.addressable_data(0), trees)
-
-
 def _save(
   path: pathlib.Path, trees: dict[str, Any], record: dict[str, Any], alone: bool = False
 ) -> None:
@@ -94,13 +87,15 @@ def _save(
   alone: this host saves and no other one.
   """
   context = ocp.Context()
-  if alone and jax.process_count() > 1:
-    context.multiprocessing.active_processes = {jax.process_index()}
-    context.multiprocessing.primary_host = jax.process_index()
-    context.multiprocessing.barrier_sync_key_prefix = "alone"
   context.asynchronous.create_directories_asynchronously = False
   threads = set(threading.enumerate())
-  with silenced_orbax(), context:
+  with contextlib.ExitStack() as stack:
+    if alone and jax.process_count() > 1:
+      from frozen_jax.training.orbax_one_host import saving_alone
+
+      stack.enter_context(saving_alone(context))
+    stack.enter_context(silenced_orbax())
+    stack.enter_context(context)
     try:
       ocp.save_checkpointables(path, trees, custom_metadata=record)
     except Exception:

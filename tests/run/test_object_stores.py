@@ -12,7 +12,6 @@ from frozen_jax.core.user_path import user_path
 from frozen_jax.tools import compare, inspect
 from frozen_jax.training.checkpoint_folders import COMMITTED, complete_checkpoints
 from tests import object_stores
-from tests.processes import cluster
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
@@ -162,25 +161,3 @@ def test_what_is_wrong_with_a_store_is_said_before_any_weight_is_read(
   ):
     command = program.command(CONFIG, f"--workdir={tmp_path / 'run'}", *inputs, *flags)
     assert said in refused(*command[2:])
-
-
-def test_two_processes(store, inputs, program, tmp_path):
-  if store.scheme == "gs":
-    pytest.skip("one store will do: what differs is above the driver")
-  workdir = user_path(f"{store.url}/runs/two")
-  common = (*inputs, "--config.mesh.data=2", "--config.train.steps=2")
-
-  def finish(place):
-    both = [
-      program.train(CONFIG, place, *common, **variables, FROZEN_JAX_CACHE=str(tmp_path / name))
-      for name, variables in zip("ab", cluster(), strict=True)
-    ]
-    return [program.finish(process) for process in both]
-
-  finish(workdir)
-  (kept,) = complete_checkpoints(workdir / "checkpoints" / "prompt")
-  (workdir / "results.json").unlink()
-  again = finish(workdir)
-  assert all("The run in" not in out for out, _ in again)
-  assert [line["step"] for line in figures(workdir) if line["split"] == "train"] == [1, 2]
-  assert kept in complete_checkpoints(workdir / "checkpoints" / "prompt")
