@@ -70,13 +70,19 @@ def write(path: AnyPath, trees: dict[str, Any], record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: AnyPath) -> Iterator[pathlib.Path]:
-  """The folder of a checkpoint on this host's disk, for the time that it is read."""
+  """The folder of a checkpoint on this host's disk, for the time that Orbax reads it."""
   if isinstance(path, pathlib.Path):
     yield path
     return
   with temporary_folder(path) as temporary:
     download_all(path, path.files(), temporary / path.name, progress=False)
-    yield temporary / path.name
+    context = ocp.Context()
+    if jax.process_count() > 1:
+      from frozen_jax.training.orbax_one_host import set_alone
+
+      set_alone(context)
+    with context:
+      yield temporary / path.name
 
 
 def _save(

@@ -1,4 +1,4 @@
-"""Orbax where one of several hosts saves what all of them hold, to a disk of its own.
+"""Orbax where one of several hosts saves what all of them hold, or each reads a copy of its own.
 
 `active_processes` of Orbax 0.12 is meant for it and is not enough: it asks all processes whether
 they save to the same path, and misses the array metadata of those that do not save. This is the
@@ -17,12 +17,17 @@ from orbax.checkpoint.experimental.v1._src.saving import execution
 _QUESTION = "_check_directory_consistency"
 
 
-@contextlib.contextmanager
-def saving_alone(context: ocp.Context) -> Iterator[None]:
-  """Sets a context up so that this host saves and no other one is waited for."""
+def set_alone(context: ocp.Context) -> None:
+  """Sets a context up so that no other host is waited for."""
   context.multiprocessing.active_processes = {jax.process_index()}
   context.multiprocessing.primary_host = jax.process_index()
-  context.multiprocessing.barrier_sync_key_prefix = "alone"
+  context.multiprocessing.barrier_sync_key_prefix = f"alone{jax.process_index()}"
+
+
+@contextlib.contextmanager
+def saving_alone(context: ocp.Context) -> Iterator[None]:
+  """As `set_alone`, to save what other hosts hold, too."""
+  set_alone(context)
   context.array.saving.use_replica_parallel = False  # which shares replicas between hosts
   context.array.saving.array_metadata_store = _OneHostMetadata()
   asked = getattr(execution, _QUESTION)
