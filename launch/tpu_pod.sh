@@ -2,15 +2,15 @@
 # Runs frozen_jax.main on every host of a TPU slice, from any machine that has gcloud.
 #
 #   PRESET=v5e-16 TPU_NAME=my-pod ZONE=us-central1-a launch/tpu_pod.sh \
-#     --config=configs/recursive.py:llama3_8b --workdir=/mnt/shared/recursive [--delete] [--dry-run]
+#     --config=configs/recursive.py:llama3_8b --workdir=gs://BUCKET/recursive [--delete] [--dry-run]
 #
 # Asks for the slice as a queued resource unless it is there, waits for it, copies this clone,
 # installs it, starts the run on all hosts and shows the output of the first. Ctrl-C ends the
 # showing, not the run; the same command shows it again. If the slice is preempted, another one is
 # asked for and the run resumes from its last checkpoint. The exit status is that of the run.
 #
-# The workdir must be on a file system that all hosts share (for example a mounted bucket). The copy
-# has what git knows, with changes that are not committed; a new file counts after `git add`.
+# The workdir must be on a bucket, or on a file system that all hosts share. The copy has what git
+# knows, with changes that are not committed; a new file counts after `git add`.
 # gcloud reaches all hosts at once only after: ssh-add ~/.ssh/google_compute_engine
 #
 # --dry-run     anywhere: print the commands and run nothing

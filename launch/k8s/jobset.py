@@ -1,14 +1,14 @@
 """Fills in jobset.yaml for a machine of ../presets.txt, and gives it to kubectl.
 
-    PRESET=v5e-256 IMAGE=REGISTRY/frozen_jax:tpu CLAIM=runs QUEUE=team python launch/k8s/jobset.py \
-      --config=configs/recursive.py:llama3_8b --workdir=/runs/recursive [--dry-run]
+    PRESET=v5e-256 IMAGE=REGISTRY/frozen_jax:tpu QUEUE=team python launch/k8s/jobset.py \
+      --config=configs/recursive.py:llama3_8b --workdir=gs://BUCKET/recursive [--dry-run]
 
 `--dry-run`, anywhere, prints the JobSet and runs nothing. The other arguments are those of
 frozen_jax.main, after the preset's mesh, and overrule it. Variables:
 
   PRESET  a name of presets.txt
   IMAGE   made from ../Containerfile
-  CLAIM   a volume that all pods can write to
+  CLAIM   a volume that all pods can write to, mounted at /runs; not for a workdir on a bucket
   QUEUE   a local queue of Kueue; without it there is no label
   NAME    of the JobSet (default: frozen-jax)
   HOSTS   of GPUs, if more than one: the mesh's axis `data` is over them. Across hosts GKE needs
@@ -17,6 +17,7 @@ frozen_jax.main, after the preset's mesh, and overrule it. Variables:
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -40,7 +41,8 @@ def presets():
 
 def jobset(arguments, settings):
   """The JobSet that runs frozen_jax.main with `arguments`; `settings` as variables give them."""
-  missing = [name for name in ("PRESET", "IMAGE", "CLAIM") if not settings.get(name)]
+  needed = ["PRESET", "IMAGE"] + ["CLAIM"] * (not _on_bucket(arguments))
+  missing = [name for name in needed if not settings.get(name)]
   if missing:
     raise InvalidInput(f"set {', '.join(missing)}; the head of {__file__} shows how")
   table = presets()
@@ -60,12 +62,27 @@ def jobset(arguments, settings):
   _accelerator(filled, pod, preset)
   main = pod["containers"][0]
   main["image"] = settings["IMAGE"]
-  pod["volumes"][0]["persistentVolumeClaim"]["claimName"] = settings["CLAIM"]
+  _volume(pod, settings.get("CLAIM"))
   _variable(main, "NUM_PROCESSES")["value"] = hosts
   sizes = dict(zip(AXES, map(int, preset["mesh"].split(",")), strict=True))
   sizes["data"] *= int(hosts) // int(preset["hosts"])
   main["args"] = [*(f"--config.mesh.{axis}={size}" for axis, size in sizes.items()), *arguments]
   return filled
+
+
+def _on_bucket(arguments):
+  return bool(re.search("--workdir[= ](gs|s3)://", " ".join(arguments)))
+
+
+def _volume(pod, claim):
+  """The volume of a claim; without one, none."""
+  runs = next(one for one in pod["volumes"] if one["name"] == "runs")
+  if claim:
+    runs["persistentVolumeClaim"]["claimName"] = claim
+    return
+  pod["volumes"].remove(runs)
+  mounts = pod["containers"][0]["volumeMounts"]
+  mounts[:] = [one for one in mounts if one["name"] != "runs"]
 
 
 def _name(filled, name, queue):

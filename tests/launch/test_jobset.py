@@ -177,3 +177,14 @@ def test_a_mistake_is_one_line(wrong):
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert next(iter(wrong)) in done.stderr
+
+
+@pytest.mark.parametrize("given", [["--workdir=gs://bucket/run"], ["--workdir", "s3://bucket/run"]])
+def test_a_workdir_on_a_bucket_needs_no_volume(given):
+  settings = {"PRESET": "v5e-16", "IMAGE": "registry/image:tag"}
+  made = yaml.safe_load(generate("--dry-run", *given, **settings).stdout)
+  pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+  assert [volume["name"] for volume in pod["volumes"]] == ["shm"]
+  assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["shm"]
+  refused = generate("--dry-run", "--workdir=/runs/run", **settings)
+  assert refused.returncode == 2 and "set CLAIM" in refused.stderr
