@@ -125,7 +125,7 @@ def test_killed_resumed_and_used(store, inputs, program, refused, run, tmp_path,
   assert "llama, decoder" in capsys.readouterr().out
 
 
-def test_a_store_that_fails_leaves_the_last_checkpoint(store, inputs, program, call, run):
+def test_a_store_that_fails_leaves_the_last_checkpoint(store, inputs, program, call):
   workdir = user_path(f"{store.url}/runs/fails")
   command = program.command(CONFIG, *inputs, f"--workdir={workdir}")[2:]
   upload = StorePath.upload
@@ -142,7 +142,6 @@ def test_a_store_that_fails_leaves_the_last_checkpoint(store, inputs, program, c
   assert "Traceback" not in "\n".join(lines)
   (kept,) = complete_checkpoints(workdir / "checkpoints" / "prompt")
   assert kept.name == "00000002"
-  assert any("resumes from step 2" in line for line in run(workdir)[1])
 
 
 def test_what_is_wrong_with_a_store_is_said_before_any_weight_is_read(
