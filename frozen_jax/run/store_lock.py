@@ -2,13 +2,15 @@
 
 The lock is the object `.lock-NUMBER` with the highest number. It says who holds it, and its holder
 writes it again every `BEAT` seconds. It is created only where it is not there yet, so of several
-that want it one gets it. A lock is dead when its process was on this machine and has ended, when it
-is older than `ABANDONED`, or when it does not change for `DEAD` seconds; then the next number is
-free. Whoever finds another lock in the place of its own ends at once.
+that want it one gets it. A lock is dead when its process was on this machine and has ended, or when
+it does not change for `DEAD` seconds; then the next number is free. No clocks are compared. Whoever
+finds another lock in the place of its own ends at once.
 """
 
+import contextlib
 import datetime
 import json
+import logging
 import os
 import pathlib
 import re
@@ -23,8 +25,10 @@ from frozen_jax.core.errors import StoreError, UserError
 from frozen_jax.core.files import remove_unfinished, user_write_errors
 from frozen_jax.core.object_store import StorePath, remove_all
 
-BEAT, DEAD, ABANDONED = 10.0, 45.0, 600.0  # seconds
+BEAT, DEAD = 10.0, 45.0  # seconds
+_LOG = logging.getLogger(__name__)
 _LOOK = 2.0  # seconds between two looks at a lock that may be dead
+_LAST_WRITE = 10.0  # seconds that a lock is waited for that is being written
 _NAME = re.compile(r"\.lock-(\d{6})")
 
 Holder = Mapping[str, Any]
@@ -39,6 +43,7 @@ class StoreLock:
     self._lost = _end if lost is None else lost
     self._path: StorePath | None = None
     self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._beat, daemon=True)
 
   def take(self) -> Holder | None:
     """Takes the lock, or returns who holds it; of one that may be dead that takes a while.
@@ -64,13 +69,16 @@ class StoreLock:
       return _read(others[-1]) or {}
     remove_all(dead)
     self._path = path
-    threading.Thread(target=self._beat, daemon=True).start()
+    self._thread.start()
     return None
 
   def release(self) -> None:
     """Gives the lock up."""
     self._ended.set()
-    if self._path is not None:
+    if self._path is None:
+      return
+    self._thread.join(_LAST_WRITE)
+    with contextlib.suppress(StoreError):
       self._path.unlink(missing_ok=True)
 
   def _text(self) -> bytes:
@@ -86,8 +94,6 @@ class StoreLock:
           self._lost(f"the lock of {self._workdir} was lost: {held_by(taken)} has it")
           return
         self._path.write_bytes(self._text())
-        if self._ended.is_set():
-          self._path.unlink(missing_ok=True)
       except (OSError, StoreError, UserError):
         continue  # what the run itself writes will say so
 
@@ -131,10 +137,13 @@ def _wait(path: StorePath) -> Holder | None:
       stat = path.stat()
     except FileNotFoundError:
       return None
-    if holder is None or _has_ended(holder) or time.time() - stat.st_mtime > ABANDONED:
+    if holder is None or _has_ended(holder):
       return None
     if _runs_here(holder) or (tag and stat.tag != tag):
       return holder
+    if not tag:
+      said = (path.parent, held_by(holder), DEAD)
+      _LOG.info("%s was locked by %s; up to %.0f s show whether that still runs", *said)
     tag = stat.tag
     time.sleep(_LOOK)
   return None

@@ -80,14 +80,6 @@ def test_of_a_process_of_this_machine_that_has_ended_nobody_waits(workdir, monke
     assert not workdir.exists()
 
 
-def test_an_old_one_holds_nobody_up(workdir, monkeypatch):
-  monkeypatch.setattr(store_lock, "DEAD", 1000.0)
-  monkeypatch.setattr(store_lock, "ABANDONED", -10.0)
-  (workdir / ".lock-000001").create(json.dumps(ELSEWHERE).encode())
-  with lock.locked(workdir):
-    assert [path.name for path in workdir.iterdir()] == [".lock-000002"]
-
-
 def test_of_several_one_gets_it(workdir):
   locks, taken = [StoreLock(workdir, ELSEWHERE) for _ in range(4)], []
   threads = [threading.Thread(target=lambda one=one: taken.append(one.take())) for one in locks]
