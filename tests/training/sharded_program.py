@@ -12,6 +12,8 @@ from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.paths import flatten, unflatten
 from frozen_jax.methods import METHODS
 from frozen_jax.methods.neural_recursion import RecursionSettings
+from frozen_jax.methods.re_ranker import ReRanker
+from frozen_jax.modules.score_head import HeadConfig
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
@@ -26,8 +28,14 @@ ROWS, LENGTH, TARGETS, STEPS = 8, 12, 4, 4
 PROMPT = PromptSettings(length=5, text="")
 
 
+RE_RANKER = "re_ranker"
+PASSAGES = 3  # of a question; each is a row of its own
+
+
 def build(name, base):
-  """The method, and the parts of its trained tree by their rates."""
+  """The method, or the reader's re-ranker, all of which is trained."""
+  if name == RE_RANKER:
+    return ReRanker.build(base.encoder, HeadConfig())
   kind = METHODS[name]
   sections = {key: section() for key, section in kind.sections.items()} | {"prompt": PROMPT}
   if name == "neural_recursion":
@@ -49,6 +57,20 @@ def batch(step, vocab_size, encoder_vocab_size):
     "task": np.zeros(ROWS, np.int32),
     "encoder_tokens": ints(encoder_vocab_size, ROWS, LENGTH),
     "encoder_mask": np.ones((ROWS, LENGTH), np.int32),
+  }
+
+
+def pairs(step, vocab_size):
+  """ROWS questions, each with its own passages, as `core.types.Pairs`."""
+  numbers = np.random.default_rng(step)
+  shape = (ROWS, PASSAGES, LENGTH)
+  real = np.arange(LENGTH) < numbers.integers(6, LENGTH + 1, (ROWS, PASSAGES, 1))
+  index = np.tile(np.arange(PASSAGES, dtype=np.int32), (ROWS, 1, 1))
+  return {
+    "tokens": numbers.integers(0, vocab_size, shape, dtype=np.int32),
+    "types": np.zeros(shape, np.int32),
+    "mask": real[:, :, None].astype(np.int32),
+    "text_index": index,
   }
 
 
@@ -75,13 +97,15 @@ def main(sizes, *names):
   for name in names:
     method = build(name, tiny.base())
     optimizer = make_optimizer(TrainSettings(steps=STEPS, warmup_steps=0), 1e-2, method.no_decay)
-    start = method.init(tiny.base(), jax.random.key(1))
+    key, ranks = jax.random.key(1), name == RE_RANKER
+    start = method.init(key) if ranks else method.init(tiny.base(), key)
     state = create_state(start, optimizer, jax.random.key(2), mesh)
     step = make_train_step(method, optimizer, mesh=mesh)
     for number in range(STEPS):
-      whole = batch(number, tiny.CONFIG.vocab_size, tiny.ENCODER.vocab_size)
+      ids = tiny.CONFIG.vocab_size, tiny.ENCODER.vocab_size
+      whole = pairs(number, ids[1]) if ranks else batch(number, *ids)
       rows = {key: value[part] for key, value in whole.items()}
-      state, metrics = step(state, frozen, hosts.global_batch(rows, mesh))
+      state, metrics = step(state, {} if ranks else frozen, hosts.global_batch(rows, mesh))
       if hosts.is_first_host():
         print(name, float(metrics["loss"]), flush=True)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.processes import cluster, environment
-from tests.training.sharded_program import STEPS
+from tests.training.sharded_program import RE_RANKER, STEPS
 
 pytestmark = pytest.mark.program
 
-METHODS = ("prompt_tuning", "id_pt", "neural_recursion", "lora")
+METHODS = ("prompt_tuning", "id_pt", "neural_recursion", "lora", RE_RANKER)
 MESH = "data=2,fsdp=2,tensor=2"
 
 
