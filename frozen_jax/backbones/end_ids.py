@@ -1,9 +1,9 @@
 """The tokens that end a generated text, by a model's own files.
 
 A folder: `eos_token_id` (a number or a list) of generation_config.json, or where there is no such
-file of config.json, as `generate` of transformers takes them. A GGUF file: its eos, eot and eom
-ids, and the tokens that llama.cpp knows by their text (src/llama-vocab.cpp, special_eog_ids), since
-most files name one id.
+file of config.json, as `generate` of transformers takes them. A GGUF file: what llama.cpp takes for
+end-of-generation tokens (src/llama-vocab.cpp, special_eog_ids): the stated ids of eos, eot, eom and
+of three separators of code, and, since most files name one id, tokens by their text, of any type.
 """
 
 import pathlib
@@ -12,12 +12,28 @@ from typing import Any
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import read_json
 from frozen_jax.core.errors import UserError
-from frozen_jax.text.gguf_vocabulary import CONTROL
 
-_GGUF_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-_GGUF_TEXTS = frozenset(
-  ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>")
-  + ("<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "<end_of_utterance>")
+_GGUF_KEY = "tokenizer.ggml.{}_token_id"
+_EOS_WHERE_UNSTATED = {"llama": (2,), "gpt2": (11,)}  # by `tokenizer.ggml.model`
+_GGUF_TEXTS = (
+  *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
+  *("<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+  *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>"),
+  *("<｜end▁of▁sentence｜>", "[e~["),
+)
+# Between files and repositories in models of code: one id each, by its text where none is stated.
+_SEPARATORS = {
+  "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+  "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+  "fim_sep": ("<|file_sep|>",),
+}
+# A text that does not end a turn in a vocabulary that has all of the others.
+_NO_END = (
+  ("<|end|>", ("<|return|>", "<|call|>")),  # gpt-oss: the end of a message
+  ("<|end|>", ("<|return|>", "<|calls|>")),
+  ("<|end|>", ("<|flush|>", "<|call|>")),
+  ("<|end|>", ("<|flush|>", "<|calls|>")),  # Solar
+  ("</s>", ("<|tool_response>",)),  # Gemma 4: text
 )
 
 
@@ -44,12 +60,24 @@ def _of_folder(folder: pathlib.Path) -> list[int]:
 
 
 def _of_gguf(file: GGUFFile) -> list[int]:
-  tokens = file.value("tokenizer.ggml.tokens") or []
-  types = file.value("tokenizer.ggml.token_type") or []
-  stated = [(key, file.value(key)) for key in _GGUF_KEYS]
-  ids = [i for key, v in stated if v is not None for i in _ids(v, f"{file.location}: {key}")]
-  pairs = enumerate(zip(tokens, types, strict=False))
-  return ids + [i for i, (text, kind) in pairs if kind == CONTROL and text in _GGUF_TEXTS]
+  ids_of: dict[str, int] = {}
+  for index, text in enumerate(file.value("tokenizer.ggml.tokens") or []):
+    ids_of.setdefault(text, index)
+
+  def stated(name: str) -> list[int]:
+    key = _GGUF_KEY.format(name)
+    value = file.value(key)
+    return [] if value is None else _ids(value, f"{file.location}: {key}")
+
+  ids = {*stated("eot"), *stated("eom")}
+  ids.update(stated("eos") or _EOS_WHERE_UNSTATED.get(file.value("tokenizer.ggml.model"), ()))
+  for name, texts in _SEPARATORS.items():
+    ids.update(stated(name) or sorted(ids_of[text] for text in texts if text in ids_of)[:1])
+  ids.update(ids_of[text] for text in _GGUF_TEXTS if text in ids_of)
+  for text, others in _NO_END:
+    if all(one in ids_of for one in (text, *others)):
+      ids.discard(ids_of[text])
+  return sorted(ids)
 
 
 def _ids(value: Any, what: str) -> list[int]:

@@ -44,11 +44,44 @@ def test_a_gguf_file(llama, gguf_file):
 
   def change(writer):
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 93 + [3, 3, 1])  # the last is text, no control token
+    writer.add_token_types([1] * 93 + [3, 4, 1])  # of any type, as in llama.cpp
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(5)
 
   path = gguf_file(llama(), change=change)
-  assert end_ids.read(GGUFFile(path), 96, None) == (2, 5, 93, 94)
+  assert end_ids.read(GGUFFile(path), 96, None) == (2, 5, 93, 94, 95)
   bare = gguf_file(llama(), name="bare.gguf")
   assert end_ids.read(GGUFFile(bare), 96, TOKENIZER) == (9,)
+
+
+class Vocabulary(GGUFFile):
+  """The metadata of a GGUF file, without a file."""
+
+  def __init__(self, tokens, model=None, **ids):
+    self.location = "model.gguf"
+    named = {f"tokenizer.ggml.{name}_token_id": value for name, value in ids.items()}
+    self._metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.model": model, **named}
+
+  def value(self, key, default=None):
+    return self._metadata.get(key, default)
+
+
+@pytest.mark.parametrize(
+  "texts, ids, expected",
+  [  # as llama.cpp's special_eog_ids, commit 00ad355 of src/llama-vocab.cpp
+    (["<s>", "</s>", "<|im_end|>"], {"eos": 2}, (1, 2)),
+    (["<eos>", "[EOS]", "[EOT]", "<turn|>", "[e~["], {}, (0, 1, 2, 3, 4)),
+    (["<｜end▁of▁sentence｜>", "<|eom_id|>", "_<EOT>"], {}, (0, 1, 2)),
+    (["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_middle|>"], {}, (0, 1, 2)),
+    (["<|fim_pad|>", "a", "<|file_sep|>"], {"fim_pad": 1, "fim_rep": 3}, (1, 2, 3)),
+    (["<|end|>", "<|return|>", "<|call|>"], {"eos": 1}, (1, 2)),  # gpt-oss
+    (["<|end|>", "<|return|>"], {"eot": 0}, (0, 1)),
+    (["<|end|>", "<|flush|>", "<|calls|>"], {"eot": 0}, (1, 2)),
+    (["</s>", "<|tool_response>"], {}, (1,)),  # Gemma 4
+    (["a"] * 20, {"model": "llama"}, (2,)),  # what the format means by no eos
+    (["a"] * 20, {"model": "gpt2"}, (11,)),
+    (["a"] * 20, {"model": "gpt2", "eos": 3}, (3,)),
+  ],
+)
+def test_of_a_gguf_file_what_llama_cpp_takes_for_an_end(texts, ids, expected):
+  assert end_ids.read(Vocabulary(texts, **ids), 96, None) == expected
