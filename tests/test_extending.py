@@ -182,8 +182,8 @@ def test_a_family(monkeypatch, tmp_path):
     expected = model(torch.as_tensor(tokens)).logits.numpy()
   np.testing.assert_allclose(lm.logits(jnp.asarray(tokens)), expected, atol=1e-4)
   config = json.loads((tmp_path / "config.json").read_text())
-  (tmp_path / "config.json").write_text(json.dumps(config | {"n_wings": 2}))
-  with pytest.raises(UserError, match="n_wings = 2"):
+  (tmp_path / "config.json").write_text(json.dumps(config | {"n_wings": 2, "alibi": True}))
+  with pytest.raises(UserError, match="understand.*: alibi = True. Remove"):
     frozen_jax.load_frozen(str(tmp_path))
 
 

@@ -1,14 +1,16 @@
 """Which keys of a config.json are read, passed over or refused, family by family (no weights)."""
 
 import fnmatch
+import importlib
+import inspect
 import json
 import pathlib
+import re
 
 import pytest
 import transformers
 
 from frozen_jax.backbones import families
-from frozen_jax.backbones.families.shared import HF_IGNORED
 from frozen_jax.core.errors import UserError
 
 STORED = json.loads((pathlib.Path(__file__).parent / "known_configs.json").read_text())
@@ -49,6 +51,17 @@ SILENT = {
   **{"mask_token_id": 4, "tokenizer_model_max_length": 512, "matryoshka_dimensions": [64, 128]},
   **{"id2label": {"0": "no"}, "problem_type": "regression", "classifier_pooling": "mean"},
   **{"custom_pipelines": {"text-generation": {}}, "xla_device": True, "model_parallel": False},
+  **{"num_steps": "global_step320000", "author": "x", "created_date": "2021-04-28"},
+  **{"trust_remote_code": True, "mergekit": "x", "num_params": 10**9, "model_size": "1B"},
+  **{"multiple_of": 256, "ffn_dim_multiplier": 1.3, "max_batch_size": 4, "norm_type": "rmsnorm"},
+  **{"dual_chunk_attention_config": {"chunk_size": 262144}, "vocab_size_padded": 300},
+}
+# Keys of windows and of rotary positions that only some families read.
+OF_SOME = {
+  "sliding_window": ("mistral", "mixtral", "phi3", "gemma2", "gemma3_text", "modernbert"),
+  "layer_types": ("mistral", "gemma2", "gemma3_text", "modernbert", "smollm3"),
+  "use_sliding_window": ("qwen2", "qwen3", "qwen3_moe", "smollm3"),
+  "partial_rotary_factor": ("phi3",),
 }
 
 
@@ -63,10 +76,101 @@ def test_what_says_nothing_about_the_forward_pass_loads(kind):
   assert read(config | new) == read(config)
 
 
+@pytest.mark.parametrize("key", OF_SOME)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_key_that_only_other_families_read_changes_nothing(kind, key):
+  if kind in OF_SOME[key]:
+    pytest.skip("the family reads it")
+  config = next(config for config in KNOWN.values() if config["model_type"] == kind)
+  layers = next(config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
+  odd = {
+    "sliding_window": 8,
+    "layer_types": ["full_attention"] * layers,
+    "use_sliding_window": True,
+    "partial_rotary_factor": 0.5,
+  }
+  assert read(config | {key: odd[key]}) == read({k: v for k, v in config.items() if k != key})
+
+
+# Of the keys that transformers knows, those that do not affect the states of a frozen model.
+OF_HOW_IT_RUNS = ("use_cache", "return_dict", "summary_*")
+HARMLESS = (
+  *("*_token_id", "*_token_index", "architectures", "transformers_version", *OF_HOW_IT_RUNS),
+  *("dtype", "pretraining_tp", "output_*", "deterministic_flash_attn"),
+  *("initializer_*", "init_std", "*_dropout", "*_dropout_prob", "*pdrop", "dropout*", "layerdrop"),
+  *("router_jitter_noise", "router_aux_loss_coef", "num_labels", "problem_type", "id2label"),
+  *("label2id", "classifier_*", "decoder_bias", "sparse_pred*", "is_gated_act"),
+  *("scale_decoder_outputs", "num_decoder_layers", "is_encoder_decoder", "tie_word_embeddings"),
+  *("_attn_implementation", "get_text_config", "text_config", "vision_config", "mm_tokens_*"),
+  *("_name_or_path", "_sliding_window_pattern", "ignore_keys_at_rope_validation"),
+)
+
+
+def keys_of_transformers(kind):
+  """The keys that its config class has or its modeling code reads."""
+  config = type(transformers.AutoConfig.for_model(kind))
+  module = importlib.import_module(config.__module__.replace("configuration", "modeling"))
+  source = inspect.getsource(module)
+  read_there = re.findall(r"config\.([a-z_]\w*)", source)
+  read_there += re.findall(r'getattr\([\w.]*config, "(\w+)"', source)
+  older = re.findall(r'kwargs\.(?:pop|get)\("(\w+)"', inspect.getsource(config))
+  return {*config().to_dict(), *config.attribute_map, *read_there, *older}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_key_that_transformers_reads_is_read_or_harmless(kind):
+  """An unread key loads, so none may be of those that change what transformers computes."""
+  config = next(config for config in KNOWN.values() if config["model_type"] == kind)
+  if kind.startswith("qwen"):
+    config = config | {"use_sliding_window": True, "sliding_window": 8}
+  ours, ignored = read(config), []
+  for key in keys_of_transformers(kind):
+    try:
+      if read(config | {key: ["odd"]}) == ours:
+        ignored.append(key)
+    except UserError:
+      pass
+  harmless = (
+    *HARMLESS,
+    *(["sliding_window"] if kind == "smollm3" else []),
+  )  # its switch is refused
+  assert not [key for key in ignored if not any(fnmatch.fnmatch(key, one) for one in harmless)]
+
+
+@pytest.mark.parametrize(
+  "kind, alias, name, agrees",
+  [
+    ("gpt2", "num_hidden_layers", "n_layer", True),
+    ("gptj", "hidden_size", "n_embd", True),
+    ("bloom", "n_embed", "hidden_size", True),
+    ("mixtral", "num_experts", "num_local_experts", True),
+    ("t5", "num_attention_heads", "num_heads", True),
+    ("gpt2", "max_position_embeddings", "n_positions", False),
+    ("mt5", "hidden_size", "d_model", False),
+  ],
+)
+def test_another_name_of_a_key(kind, alias, name, agrees):
+  values = [config for config in KNOWN.values() if config["model_type"] == kind]
+  config = next(config for config in values if config.get(name)) | {alias: None}
+  assert read({key: v for key, v in config.items() if key != name} | {alias: config[name]}) == read(
+    config
+  )
+  if not agrees:
+    with pytest.raises(UserError, match=alias):
+      read(config | {alias: config[name] * 2})
+
+
 @pytest.mark.parametrize(
   "name, changes",
   [
     ("microsoft/Phi-3-mini-4k-instruct", {"attention_bias": True}),
+    ("microsoft/Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+    ("meta-llama/Llama-2-7b-hf", {"compression_config": {"quant_method": "x"}}),
+    ("meta-llama/Llama-2-7b-hf", {"rope_parameters": {"mrope_section": [16, 24, 24]}}),
+    ("EleutherAI/pythia-1b", {"head_dim": 7}),
+    ("answerdotai/ModernBERT-base", {"sliding_window": 8}),
+    ("answerdotai/ModernBERT-base", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    ("HuggingFaceTB/SmolLM3-3B", {"use_sliding_window": True}),
     ("microsoft/Phi-4-mini-instruct", {"lm_head_bias": True}),
     ("microsoft/Phi-4-mini-instruct", {"full_attn_mod": 2}),
     ("Qwen/Qwen2.5-0.5B", {"use_mrope": True}),
@@ -164,7 +268,7 @@ def test_what_is_on_by_default_is_not_switched_off_in_silence(kind):
   ours = read(usual)
   silent = []
   for key in [key for key, value in usual.items() if value is True]:
-    if any(fnmatch.fnmatch(key, pattern) for pattern in HF_IGNORED):
+    if any(fnmatch.fnmatch(key, pattern) for pattern in OF_HOW_IT_RUNS):
       continue
     try:
       same = read(usual | {key: False}) == ours

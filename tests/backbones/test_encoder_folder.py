@@ -158,7 +158,7 @@ def test_a_missing_and_an_unknown_tensor_are_named_together(folder, kind):
     ("bert", "is_decoder", True),
     ("bert", "add_cross_attention", True),
     ("bert", "hidden_act", "mish"),
-    ("bert", "something_new", 3),
+    ("bert", "feed_forward_type", "geglu"),
     ("roberta", "position_embedding_type", "relative_key_query"),
     ("electra", "quantization_config", {"bits": 4}),
     ("t5", "dense_act_fn", "mish"),

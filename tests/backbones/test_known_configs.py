@@ -100,9 +100,45 @@ def states(params, config, tokens):
   return encoder.hidden(params, config, encoder.embed(params, config, tokens))
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+WINDOW = {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 0}
+CHANGED = [
+  ("meta-llama/Llama-2-7b-hf", {"partial_rotary_factor": 0.5}),
+  (
+    "meta-llama/Llama-2-7b-hf",
+    {"rope_parameters": {"rope_theta": 99.0, "partial_rotary_factor": 0.5}},
+  ),
+  ("mistralai/Mistral-7B-v0.1", {"partial_rotary_factor": 0.5}),
+  ("Qwen/Qwen2.5-0.5B", {"partial_rotary_factor": 0.5}),
+  ("google/gemma-2-2b", {"partial_rotary_factor": 0.5}),
+  ("microsoft/Phi-3-mini-4k-instruct", {"partial_rotary_factor": 0.5}),
+  ("EleutherAI/pythia-1b", {"rope_theta": 99.0, "partial_rotary_factor": 1.0, "rotary_pct": 0.5}),
+  ("meta-llama/Llama-2-7b-hf", WINDOW | {"layer_types": [FULL, SLIDING]}),
+  ("google/gemma-2b", WINDOW),
+  *(
+    ("Qwen/Qwen2.5-0.5B", WINDOW | {"layer_types": types})
+    for types in ([FULL, FULL], [SLIDING, FULL], [SLIDING, SLIDING])
+  ),
+  ("Qwen/Qwen2.5-0.5B", WINDOW | {"max_window_layers": 1}),
+  ("Qwen/Qwen2.5-0.5B", {"dual_chunk_attention_config": {"chunk_size": 4}}),
+  ("Qwen/Qwen3-0.6B", WINDOW | {"layer_types": [FULL, FULL]}),
+  ("Qwen/Qwen3-30B-A3B", WINDOW | {"layer_types": [FULL, FULL], "max_window_layers": 1}),
+  *(
+    (name, {"sliding_window": 3, "layer_types": [FULL, SLIDING], "head_dim": HEAD_DIM})
+    for name in ("mistralai/Mistral-7B-v0.1", "mistralai/Mixtral-8x7B-v0.1")
+  ),
+  ("microsoft/Phi-3-mini-4k-instruct", {"sliding_window": 3, "layer_types": [FULL, FULL]}),
+]
+
+
+@pytest.mark.parametrize("name, changes", CHANGED, ids=lambda value: str(value)[:60])
+def test_what_a_changed_key_means_is_what_it_means_in_transformers(name, changes, tmp_path):
+  test_the_outputs_equal_transformers(name, tmp_path, changes)
+
+
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_outputs_equal_transformers(name, tmp_path):
-  config = shrunk(KNOWN[name])
+def test_the_outputs_equal_transformers(name, tmp_path, changes=None):
+  config = shrunk(KNOWN[name]) | (changes or {})
   model = reference(config, tmp_path)
   with torch.no_grad():
     outputs = model(torch.from_numpy(TOKENS))

@@ -20,7 +20,7 @@ def family_of(name: Any, form: Format, where: str) -> Family:
   """
   by_name = {getattr(family, f"{form}_name"): family for family in FAMILIES}
   by_name.pop("", None)
-  if name not in by_name:
+  if not isinstance(name, str) or name not in by_name:
     known = ", ".join(sorted(by_name))
     raise UserError(f"{where} holds a model of type {name!r}; the types that can be read: {known}")
   return by_name[name]

@@ -1,9 +1,9 @@
 """Reading a model's config.json or GGUF metadata key by key; what is not understood is an error.
 
 A family's function reads the keys that it understands from a `ConfigReader` and returns a config;
-`finish` then reports in one line all keys that are missing, of the wrong type, or unread. A key
-that nobody read may change what the model computes, unless it is switched off (`OFF`): such keys
-are those of sibling families.
+`finish` then reports in one line all keys that are missing, of the wrong type, or unread. Of the
+unread ones those count that may change what the model computes: of GGUF metadata all, of a
+config.json those of `refuse_only`; none that is switched off (`OFF`).
 """
 
 import fnmatch
@@ -36,6 +36,7 @@ class ConfigReader:
     self._faults: list[str] = []
     self._missing: list[str] = []
     self._nested: dict[str, ConfigReader] = {}
+    self._refused: tuple[str, ...] = ("*",)
 
   def __contains__(self, key: str) -> bool:
     return key in self._stored
@@ -114,13 +115,23 @@ class ConfigReader:
     for pattern in keys:
       self._read.update(fnmatch.filter(self._stored, pattern))
 
-  def switches_off(self, key: str) -> bool:
-    """Whether the key is present with a value that turns nothing on; it still counts as unread."""
-    return key in self._stored and is_off(self._stored[key])
+  def refuse_only(self, *keys: str) -> None:
+    """Of the keys that nobody reads, here and in nested objects, only these are reported; `*` in
+    them matches anything."""
+    self._refused = keys
+
+  def rename(self, **names: str) -> None:
+    """Takes old=new keys, of one meaning, for the new ones; reports an old one that contradicts."""
+    for old, new in names.items():
+      self._read.add(old)
+      if (
+        old in self._stored and self._stored.setdefault(new, self._stored[old]) != self._stored[old]
+      ):
+        self.reject(old)
 
   def finish(self) -> None:
     """Raises UserError if anything was missing, of the wrong type, or not understood."""
-    missing, faults = self._all_faults("")
+    missing, faults = self._all_faults("", self._refused)
     if missing:
       raise UserError(
         f"{self.where} does not say {', '.join(missing)}; the file may not be a model's"
@@ -132,16 +143,18 @@ class ConfigReader:
         "to this model"
       )
 
-  def _all_faults(self, prefix: str) -> tuple[list[str], list[str]]:
+  def _all_faults(self, prefix: str, refused: tuple[str, ...]) -> tuple[list[str], list[str]]:
     unread = [
       f"{key} = {value!r}"
       for key, value in self._stored.items()
-      if key not in self._read and not is_off(value)
+      if key not in self._read
+      and not is_off(value)
+      and any(fnmatch.fnmatchcase(key, pattern) for pattern in refused)
     ]
     missing = [prefix + key for key in self._missing]
     faults = [prefix + fault for fault in (*self._faults, *unread)]
     for key, nested in self._nested.items():
-      nested_missing, nested_faults = nested._all_faults(f"{prefix}{key}.")
+      nested_missing, nested_faults = nested._all_faults(f"{prefix}{key}.", refused)
       missing, faults = missing + nested_missing, faults + nested_faults
     return missing, faults
 

@@ -16,7 +16,7 @@ from frozen_jax.backbones.config import Rope
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.families.config_reader import ConfigReader
 from frozen_jax.backbones.families.rope_config import scaled
-from frozen_jax.backbones.families.shared import HF_IGNORED, stacked_mlp
+from frozen_jax.backbones.families.shared import read_hf_common, stacked_mlp
 from frozen_jax.backbones.families.table import (
   Family,
   Part,
@@ -28,20 +28,6 @@ from frozen_jax.backbones.families.table import (
 )
 
 
-def _read_common(reader: ConfigReader) -> None:
-  """Reads the keys that any encoder's config.json may have."""
-  reader.ignore(*HF_IGNORED)
-  reader.ignore("tie_word_embeddings")
-  reader.expect(
-    is_decoder=False,
-    add_cross_attention=False,
-    quantization_config=(),
-    pruned_heads=({},),
-    chunk_size_feed_forward=0,
-    tie_encoder_decoder=False,
-  )
-
-
 def _head_dim(reader: ConfigReader, width: int, heads: int) -> int:
   if heads < 1 or width % heads:
     reader.reject("num_attention_heads")
@@ -51,7 +37,7 @@ def _head_dim(reader: ConfigReader, width: int, heads: int) -> int:
 
 def _bert(reader: ConfigReader) -> dict[str, Any]:
   """The fields that BERT, RoBERTa and ELECTRA share."""
-  _read_common(reader)
+  read_hf_common(reader, decoder=False)
   reader.expect(position_embedding_type="absolute", is_encoder_decoder=False)
   width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
   return {
@@ -81,14 +67,14 @@ def roberta(reader: ConfigReader) -> EncoderConfig:
 
 
 def electra(reader: ConfigReader) -> EncoderConfig:
-  reader.ignore("generator_size")
   return EncoderConfig(**_bert(reader), embed_width=reader.integer("embedding_size", default=128))
 
 
 def _t5(reader: ConfigReader, mlp: str) -> EncoderConfig:
   """`mlp`: the kind of MLP where the file has no key for it."""
-  _read_common(reader)
-  reader.ignore("num_decoder_layers", "scale_decoder_outputs", "is_encoder_decoder")
+  read_hf_common(reader, decoder=False)
+  reader.rename(hidden_size="d_model", num_hidden_layers="num_layers")
+  reader.rename(num_attention_heads="num_heads", head_dim="d_kv")
   kind = reader.string("feed_forward_proj", default=mlp)
   named = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
   if named not in ACTIVATIONS and "dense_act_fn" not in reader:
@@ -130,12 +116,12 @@ def mt5(reader: ConfigReader) -> EncoderConfig:
 
 
 def modernbert(reader: ConfigReader) -> EncoderConfig:
-  _read_common(reader)
-  reader.ignore("sparse_pred*", "decoder_bias", "reference_compile", "repad_logits_with_grad")
-  reader.ignore("position_embedding_type", "layer_norm_eps")  # left over from BERT
-  reader.expect(is_encoder_decoder=False)
+  read_hf_common(reader, decoder=False)
+  reader.expect(is_encoder_decoder=False, rope_scaling=({},))
   width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
   layers = reader.integer("num_hidden_layers")
+  window = reader.integer("local_attention", default=128) // 2
+  reader.expect(sliding_window=window, head_dim=width // max(heads, 1))
   context = reader.integer("max_position_embeddings", default=8192)
   attn_bias, mlp_bias = (
     reader.boolean(f"{part}_bias", default=False) for part in ("attention", "mlp")
@@ -157,7 +143,7 @@ def modernbert(reader: ConfigReader) -> EncoderConfig:
     rope=_rope(reader, "full_attention", "global_rope_theta", 160_000.0, context),
     local_rope=_rope(reader, "sliding_attention", "local_rope_theta", 10_000.0, context),
     local=_local(reader, layers),
-    window=reader.integer("local_attention", default=128) // 2,
+    window=window,
     attn_bias=attn_bias,
     activation=reader.string("hidden_activation", default="gelu", choices=ACTIVATIONS),
     gated=True,

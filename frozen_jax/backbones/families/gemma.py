@@ -31,7 +31,6 @@ def _fields(reader: ConfigReader, context: int, kv_heads: int) -> dict[str, Any]
   activation = reader.string(
     "hidden_activation", "hidden_act", default="gelu_pytorch_tanh", choices=decoder.ACTIVATIONS
   )
-  reader.ignore("sliding_window_size")  # a copy of sliding_window, in files of Gemma 2
   return fields | {
     "head_dim": head_dim,
     "embed_scale": fields["width"] ** 0.5,
@@ -54,7 +53,7 @@ def _later(reader: ConfigReader, period: int, context: int) -> dict[str, Any]:
   layers = fields["layers"]
   alternate = tuple("full" if (i + 1) % period == 0 else "sliding" for i in range(layers))
   window = reader.integer("sliding_window", default=4096)
-  stated = kinds(reader, layers, None) if "layer_types" in reader else alternate
+  stated = kinds(reader) if "layer_types" in reader else alternate
   return fields | {
     "norm_after": True,
     "window": window,

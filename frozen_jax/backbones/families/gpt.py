@@ -49,14 +49,22 @@ def _biases(on: bool = True) -> dict[str, bool]:
   return {"qkv_bias": on, "out_bias": on, "mlp_bias": on}
 
 
+_NAMES = {
+  "hidden_size": "n_embd",
+  "num_hidden_layers": "n_layer",
+  "num_attention_heads": "n_head",
+  "max_position_embeddings": "n_positions",
+}
+
+
 def gpt2(reader: ConfigReader) -> DecoderConfig:
-  width = reader.integer("n_embd", "hidden_size", default=768)
+  reader.rename(**_NAMES)
+  width = reader.integer("n_embd", default=768)
   reader.expect(
     scale_attn_weights=True,
     scale_attn_by_inverse_layer_idx=False,
     reorder_and_upcast_attn=(False, True),  # the same scores, at another precision
   )
-  reader.ignore("n_ctx")
   return DecoderConfig(
     **_fields(
       reader, reader.integer("n_head", default=12), width, reader.integer("n_inner", default=None)
@@ -76,9 +84,10 @@ def gpt2(reader: ConfigReader) -> DecoderConfig:
 def gpt_neox(reader: ConfigReader) -> DecoderConfig:
   width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
   context = reader.integer("max_position_embeddings", default=2048)
-  theta = reader.number("rotary_emb_base", default=1e4)
-  share = reader.number("rotary_pct", default=0.25)
-  rope, fraction = read_rope(reader, context, theta, share)
+  reader.expect(head_dim=width // max(heads, 1))
+  rope, fraction = read_rope(
+    reader, context, theta_key="rotary_emb_base", fraction_key="rotary_pct", fraction=0.25
+  )
   bias = reader.boolean("attention_bias", default=True)
   return DecoderConfig(
     **_fields(reader, heads, width, reader.integer("intermediate_size")),
@@ -97,10 +106,10 @@ def gpt_neox(reader: ConfigReader) -> DecoderConfig:
 
 
 def gptj(reader: ConfigReader) -> DecoderConfig:
+  reader.rename(**_NAMES)
   width, heads = reader.integer("n_embd", default=4096), reader.integer("n_head", default=16)
   turned = reader.integer("rotary_dim", default=64, nullable=True)
   reader.expect(rotary=True, scale_attn_weights=True)
-  reader.ignore("n_ctx")
   return DecoderConfig(
     **_fields(reader, heads, width, reader.integer("n_inner", default=None)),
     mlp_bias=True,
@@ -143,12 +152,12 @@ def opt(reader: ConfigReader) -> DecoderConfig:
 
 def bloom(reader: ConfigReader) -> DecoderConfig:
   reader.expect(apply_residual_connection_post_layernorm=False, slow_but_exact=(False, True))
-  reader.ignore("offset_alibi", "skip_bias_add*", "n_inner")
-  heads = reader.integer("n_head", "num_attention_heads", default=8)
+  reader.rename(num_hidden_layers="n_layer", num_attention_heads="n_head", n_embed="hidden_size")
+  heads = reader.integer("n_head", default=8)
   return DecoderConfig(
-    **_fields(reader, heads, reader.integer("hidden_size", "n_embed"), None),
+    **_fields(reader, heads, reader.integer("hidden_size"), None),
     **_biases(),
-    layers=reader.integer("n_layer", "num_hidden_layers", default=2),
+    layers=reader.integer("n_layer", default=2),
     positions="alibi",
     embed_norm=True,
     norm_eps=reader.number("layer_norm_epsilon", default=1e-5),

@@ -61,36 +61,36 @@ def sizes(
   }
 
 
-def rotary(reader: ConfigReader, fields: dict[str, Any], theta: float = 10_000.0) -> dict[str, Any]:
-  """The fields of the rotary positions."""
-  rope, fraction = read_rope(reader, fields["context"], theta)
+def rotary(
+  reader: ConfigReader, fields: dict[str, Any], theta: float = 10_000.0, fraction_key: str = ""
+) -> dict[str, Any]:
+  """The fields of the rotary positions; fraction_key: as of `read_rope`."""
+  rope, fraction = read_rope(reader, fields["context"], theta, fraction_key=fraction_key)
   return {"rope": rope, "rotary_dim": int(fields["head_dim"] * fraction)}
 
 
 def sliding(reader: ConfigReader, layers: int, window: int | None = None) -> dict[str, Any]:
-  """The fields of sliding windows that are on wherever `sliding_window` is set."""
+  """The fields of sliding windows that all layers have where `sliding_window` is set."""
   window = reader.integer("sliding_window", default=window, nullable=True)
-  return {"window": window, "kinds": kinds(reader, layers, window) if window else ()}
+  return {"window": window, "kinds": ("sliding",) * layers} if window else {}
 
 
-def switched_sliding(reader: ConfigReader, layers: int) -> dict[str, Any]:
-  """The fields of sliding windows that `use_sliding_window` turns on, from some layer on."""
-  window = reader.integer("sliding_window", default=4096)
-  full = reader.integer("max_window_layers", default=28)
+def switched_sliding(reader: ConfigReader, layers: int, by_layer: bool = True) -> dict[str, Any]:
+  """The fields of sliding windows that `use_sliding_window` turns on.
+
+  by_layer: in the layers that `layer_types` names, or else from some layer on; otherwise in all.
+  """
   if not reader.boolean("use_sliding_window", default=False):
-    reader.ignore("layer_types")
     return {}
-  stated = kinds(reader, layers, None)
-  return {"window": window, "kinds": stated or tuple(_from_layer(full, layers))}
-
-
-def _from_layer(full: int, layers: int) -> list[str]:
-  return ["full" if layer < full else "sliding" for layer in range(layers)]
+  window = reader.integer("sliding_window", default=4096)
+  full = reader.integer("max_window_layers", default=28) if by_layer else 0
+  usual = tuple("full" if layer < full else "sliding" for layer in range(layers))
+  stated = by_layer and "layer_types" in reader
+  return {"window": window, "kinds": kinds(reader) if stated else usual}
 
 
 def llama(reader: ConfigReader) -> DecoderConfig:
   fields = sizes(reader)
-  reader.expect(rope_interleaved=False)
   bias = reader.boolean("attention_bias", default=False)
   return DecoderConfig(
     **fields,
@@ -103,9 +103,10 @@ def llama(reader: ConfigReader) -> DecoderConfig:
 
 def mistral(reader: ConfigReader) -> DecoderConfig:
   fields = sizes(reader, context=131_072, kv_heads=8)
-  return DecoderConfig(
-    **fields, **rotary(reader, fields), **sliding(reader, fields["layers"], 4096)
-  )
+  window = sliding(reader, fields["layers"], 4096)
+  if window and "layer_types" in reader:  # for transformers' Auto classes it is a Ministral then
+    window["kinds"] = kinds(reader)
+  return DecoderConfig(**fields, **rotary(reader, fields), **window)
 
 
 def qwen2(reader: ConfigReader) -> DecoderConfig:
@@ -114,14 +115,14 @@ def qwen2(reader: ConfigReader) -> DecoderConfig:
   return DecoderConfig(**fields, **rotary(reader, fields), **window, qkv_bias=True)
 
 
-def _qwen3(reader: ConfigReader, kv_heads: int) -> dict[str, Any]:
+def _qwen3(reader: ConfigReader, kv_heads: int, by_layer: bool = True) -> dict[str, Any]:
   fields = sizes(reader, context=32_768, kv_heads=kv_heads)
   reader.expect(use_qk_norm=True)
   bias = reader.boolean("attention_bias", default=False)
   return {
     **fields,
     **rotary(reader, fields),
-    **switched_sliding(reader, fields["layers"]),
+    **switched_sliding(reader, fields["layers"], by_layer),
     "qkv_bias": bias,
     "out_bias": bias,
     "qk_norm": True,
@@ -139,7 +140,6 @@ def smollm3(reader: ConfigReader) -> DecoderConfig:
   usual = tuple(int((layer + 1) % every != 0) for layer in range(layers))
   rotated = reader.sequence("no_rope_layers", default=usual)
   reader.expect(use_sliding_window=False, layer_types=(["full_attention"] * layers,))
-  reader.ignore("sliding_window", "max_window_layers")
   bias = reader.boolean("attention_bias", default=False)
   return DecoderConfig(
     **fields,
@@ -153,10 +153,15 @@ def smollm3(reader: ConfigReader) -> DecoderConfig:
 
 def phi3(reader: ConfigReader) -> DecoderConfig:
   fields = sizes(reader, context=4096, norm_eps=1e-5)
-  return DecoderConfig(**fields, **rotary(reader, fields), **sliding(reader, fields["layers"]))
+  positions = rotary(reader, fields, fraction_key="partial_rotary_factor")
+  if positions["rope"].kind not in ("default", "longrope"):
+    reader.reject("rope_scaling")
+    reader.reject("rope_parameters")
+  return DecoderConfig(**fields, **positions, **sliding(reader, fields["layers"]))
 
 
 def mixtral(reader: ConfigReader) -> DecoderConfig:
+  reader.rename(num_experts="num_local_experts")
   fields = sizes(reader, context=131_072, kv_heads=8, norm_eps=1e-5)
   return DecoderConfig(
     **fields,
@@ -168,11 +173,12 @@ def mixtral(reader: ConfigReader) -> DecoderConfig:
 
 
 def qwen3_moe(reader: ConfigReader) -> DecoderConfig:
-  fields = _qwen3(reader, kv_heads=4)
+  reader.rename(num_experts="num_local_experts")
+  fields = _qwen3(reader, kv_heads=4, by_layer=False)
   reader.expect(decoder_sparse_step=1, mlp_only_layers=([],))  # every layer has experts
   return DecoderConfig(
     **fields | {"mlp_width": reader.integer("moe_intermediate_size", default=768)},
-    experts=reader.integer("num_experts", "num_local_experts", default=128),
+    experts=reader.integer("num_local_experts", default=128),
     experts_per_token=reader.integer("num_experts_per_tok", default=8),
     renormalise=reader.boolean("norm_topk_prob", default=False),
   )

@@ -11,32 +11,41 @@ _KNOWN = (*rope.ROPE_TYPES, *_ALIASES)
 
 
 def read_rope(
-  reader: ConfigReader, context: int, theta: float = 10_000.0, fraction: float = 1.0
+  reader: ConfigReader,
+  context: int,
+  theta: float = 10_000.0,
+  theta_key: str = "rope_theta",
+  fraction_key: str = "",
+  fraction: float = 1.0,
 ) -> tuple[Rope, float]:
   """The rotary positions and the fraction of a head that they rotate.
 
-  Newer files have all of it in `rope_parameters`, older ones in `rope_theta`, `rope_scaling` and
-  `partial_rotary_factor`. theta, fraction: defaults. context: the model's maximal length.
+  Newer files have all of it in `rope_parameters`, older ones in `rope_scaling` and in keys of their
+  own. context: the model's maximal length. theta, fraction: defaults. theta_key, fraction_key: the
+  keys of older files. Without a fraction_key the family rotates whole heads: its modeling code in
+  transformers does not read `partial_rotary_factor`.
   """
-  theta = reader.number("rope_theta", default=theta)
-  fraction = reader.number("partial_rotary_factor", default=fraction)
+  theta = reader.number(theta_key, default=theta)
+  if fraction_key:
+    fraction = reader.number(fraction_key, default=fraction)
   original = reader.integer("original_max_position_embeddings", default=None)
   old, new = reader.nested("rope_scaling"), reader.nested("rope_parameters")
   nested = new if "rope_parameters" in reader else old
   theta = nested.number("rope_theta", default=theta)
-  fraction = nested.number("partial_rotary_factor", default=fraction)
+  if fraction_key:
+    fraction = nested.number("partial_rotary_factor", default=fraction)
   config = scaled(nested, theta, context, original)
-  if "rope_parameters" in reader and "rope_scaling" in reader:  # a file may have both spellings
-    old.ignore("rope_theta", "partial_rotary_factor")
-    if scaled(old, theta, context, original) != config:
-      reader.reject("rope_scaling")
+  if not fraction_key and config.kind != "default":  # transformers fails: its tables are too narrow
+    reader.expect(partial_rotary_factor=1)
+    nested.expect(partial_rotary_factor=1)
+  if "rope_parameters" in reader and scaled(old, theta, context, original) != config:
+    reader.reject("rope_scaling")  # a file may have both spellings
   return config, fraction
 
 
 def scaled(reader: ConfigReader, theta: float, context: int, original: int | None = None) -> Rope:
   """The keys within `rope_parameters` or `rope_scaling` -> the scaling of rotary positions."""
   kind = reader.string("rope_type", "type", default="default", choices=_KNOWN)
-  reader.ignore("finetuned")  # whether the weights were trained with the scaling
   kind = _ALIASES.get(kind, kind)
   if kind not in rope.ROPE_TYPES:
     reader.ignore("*")  # only the unknown kind is reported, not its parameters
@@ -46,7 +55,6 @@ def scaled(reader: ConfigReader, theta: float, context: int, original: int | Non
   if kind == "linear":
     return Rope(theta, kind, reader.number("factor"))
   if kind == "dynamic":
-    reader.ignore("original_max_position_embeddings")
     return Rope(theta, kind, reader.number("factor"), original_context=context)
   original = reader.integer("original_max_position_embeddings", default=original or context)
   if kind == "llama3":
