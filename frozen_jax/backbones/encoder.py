@@ -116,8 +116,10 @@ def pool(
   mask: Int[HostOrDevice, "B T"] | None = None,
   *,
   trained: bool = False,
-) -> Float[Array, "B D"]:
+) -> Float[Array, "B width"]:
   """The states of `hidden` -> one vector a text, float32, as the model's folder defines it.
+
+  Of D numbers, or of the first `config.vector_width`.
 
   Raises:
     UserError: the folder does not define a pooling (`config.pooling` is empty).
@@ -150,7 +152,7 @@ def pool(
   if config.normalise:
     square = jnp.square(vector).sum(axis=-1, keepdims=True)
     vector = vector * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-  return vector
+  return vector[:, : config.vector_width or None]
 
 
 def _positions(

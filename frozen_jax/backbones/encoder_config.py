@@ -64,9 +64,11 @@ class EncoderConfig:
   # Pooling of the states to one vector a text: "pooler" (a trained layer over the first token),
   # "mean", "cls" (the first token), "lasttoken", "max", "mean_sqrt_len_tokens" (the sum over the
   # root of the number of tokens), "weightedmean" (the n-th token counts n times), or "" if the
-  # model does not define it; normalise: the vector to length 1.
+  # model does not define it; normalise: the vector to length 1. vector_width: how many of its
+  # numbers are kept after that (0: all D).
   pooling: str = ""
   normalise: bool = False
+  vector_width: int = 0
 
   def __post_init__(self):
     for name in ("vocab_size", "width", "layers", "heads", "head_dim", "mlp_width", "context"):

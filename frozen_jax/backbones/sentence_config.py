@@ -3,7 +3,8 @@
 modules.json          the modules from tokens to one vector a text
 N_Pooling/config.json  how the states are pooled
 sentence_bert_config.json (or the name of another model)  the longest text, lower-casing
-config_sentence_transformers.json  prompts: texts that are put before queries and documents
+config_sentence_transformers.json  prompts: texts that are put before queries and documents;
+                       truncate_dim: how many numbers of a vector are kept
 """
 
 import dataclasses
@@ -54,12 +55,15 @@ class TextSettings:
 
 
 def pooling_fields(folder: pathlib.Path, width: int) -> dict[str, Any]:
-  """The fields `pooling` and `normalise` of the encoder's config, by modules.json.
+  """The fields of the encoder's config that say how states become one vector a text.
+
+  By modules.json, and `truncate_dim`, which as in sentence-transformers cuts a vector after it is
+  normalised, if it is.
 
   Raises:
-    UserError: modules.json has a module that is not understood.
+    UserError: modules.json has a module that is not understood, or truncate_dim is no size.
   """
-  fields: dict[str, Any] = {"pooling": ""}
+  fields: dict[str, Any] = {"pooling": "", "vector_width": _vector_width(folder / PROMPTS, width)}
   for number, module in enumerate(read_json(folder / MODULES, list)):
     module = module if isinstance(module, dict) else {}
     kind = str(module.get("type")).rpartition(".")[2]
@@ -108,6 +112,21 @@ def lower_cased(tokenizer: Any) -> Any:
   steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
   backend.normalizer = normalizers.Sequence(steps)
   return tokenizer
+
+
+def _vector_width(path: pathlib.Path, width: int) -> int:
+  """How many numbers of a vector are kept; 0: all.
+
+  No other key of the file changes a vector: `similarity_fn_name` is how two are compared.
+  """
+  kept = read_json(path).get("truncate_dim") if path.is_file() else None
+  if kept is None:
+    return 0
+  if type(kept) is not int or kept < 1:
+    raise UserError(
+      f"{path}: truncate_dim is {kept!r}, where a number of dimensions is needed, 1 to {width}"
+    )
+  return kept if kept < width else 0
 
 
 def _prompts(path: pathlib.Path) -> dict[str, str]:

@@ -120,7 +120,7 @@ def write_cross_encoder(
     )
   if base.tokenizer is None:
     raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
-  config = dataclasses.replace(base.config, pooling="", normalise=False)
+  config = dataclasses.replace(base.config, pooling="", normalise=False, vector_width=0)
   leaves = assemble.plan_leaves(config, stored.family, "hf")
   tensors = _tensors(leaves, paths.flatten(weights))
   head_arrays = paths.flatten(head_weights)

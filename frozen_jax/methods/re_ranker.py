@@ -96,7 +96,7 @@ class ReRanker:
     if train == "lora":
       check_lora(lora, text_encoder.param_shapes(config), "encoder")
     params = {name: tree for name, tree in encoder.params.items() if name != "pooler"}
-    config = dataclasses.replace(config, pooling="", normalise=False)
+    config = dataclasses.replace(config, pooling="", normalise=False, vector_width=0)
     return cls(config, head, train, lora, dtype, remat, params, initial_head)
 
   def init(self, key: PRNGKeyArray) -> Tree:

@@ -45,18 +45,18 @@ class FrozenEncoder:
   mesh: Mesh | None = None
   texts: TextSettings = TextSettings()
 
-  def encode_query(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+  def encode_query(self, texts: Sequence[str]) -> Float[np.ndarray, "N width"]:
     """One float32 vector a query, as `encode_query` of sentence-transformers.
 
     Raises UserError without a tokenizer, and where the folder defines no pooling.
     """
     return self._encode(texts, self.texts.query_prompt)
 
-  def encode_document(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+  def encode_document(self, texts: Sequence[str]) -> Float[np.ndarray, "N width"]:
     """One float32 vector a document; as `encode_query` otherwise."""
     return self._encode(texts, self.texts.document_prompt)
 
-  def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+  def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N width"]:
     """One float32 vector a text, with the folder's default prompt; as `encode_query` otherwise."""
     return self._encode(texts, self.texts.default_prompt)
 
@@ -64,7 +64,7 @@ class FrozenEncoder:
     if isinstance(texts, str):
       raise UserError("give a list of texts; put the one text into a list")
     if not texts:
-      return np.zeros((0, self.config.width), np.float32)
+      return np.zeros((0, self.config.vector_width or self.config.width), np.float32)
     return embed_sorted(texts, self.text_embedder(prompt), _TEXTS_AT_ONCE)
 
   def text_embedder(
@@ -137,7 +137,7 @@ class FrozenEncoder:
 
   def pool(
     self, states: Float[Array, "B T D"], mask: Int[Array, "B T"] | None = None
-  ) -> Float[Array, "B D"]:
+  ) -> Float[Array, "B width"]:
     """The states of `hidden` -> one float32 vector a text, as the model's folder says.
 
     Raises UserError where it does not say.

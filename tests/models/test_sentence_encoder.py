@@ -94,6 +94,10 @@ CASES = {
   "lasttoken": ({"prompts": PROMPTS, "mode": "lasttoken"}, {}),
   "weightedmean": ({"prompts": PROMPTS, "mode": "weightedmean"}, {}),
   "mean_sqrt_len_tokens": ({"mode": "mean_sqrt_len_tokens", "normalise": False}, {}),
+  "truncated": ({"prompts": PROMPTS, "truncate_dim": 8}, {}),
+  "truncated, not normalised": ({"mode": "max", "normalise": False, "truncate_dim": 5}, {}),
+  "truncated to more than there is": ({"truncate_dim": 99}, {}),
+  "another similarity": ({"prompts": PROMPTS, "similarity_fn_name": "dot"}, {}),
 }
 
 
@@ -120,7 +124,8 @@ def test_vectors_equal_those_of_sentence_transformers(case, base, tmp_path):
     ), "the settings matter"
     assert ours.fingerprint == plain.fingerprint
     assert ours.texts_fingerprint != plain.texts_fingerprint
-  assert ours.encode_query([]).shape == (0, 24)
+  width = min(how.get("truncate_dim", 24), 24)
+  assert ours.encode_query([]).shape == (0, width) and dense.shape[1] == width
 
 
 def test_files_of_older_versions(base, tmp_path):
@@ -154,6 +159,8 @@ def test_files_of_older_versions(base, tmp_path):
     ),
     (PROMPTS_FILE, {"prompts": ["a"]}, "prompts is no object of texts"),
     (PROMPTS_FILE, {"default_prompt_name": "q"}, "default_prompt_name is 'q'"),
+    (PROMPTS_FILE, {"truncate_dim": 0}, "truncate_dim is 0, where a number of dimensions"),
+    (PROMPTS_FILE, {"truncate_dim": "8"}, "truncate_dim is '8'"),
     ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "Normalize"),
     ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "does not understand"),
     (
@@ -182,7 +189,8 @@ def test_settings_that_say_nothing(base, tmp_path):
     query_expansion=None,
   )
   prompts = folder / "config_sentence_transformers.json"
-  edit(prompts, prompts={"query": None}, default_prompt_name=None)
+  edit(prompts, prompts={"query": None}, default_prompt_name=None, truncate_dim=None)
+  edit(prompts, similarity_fn_name="euclidean", new_setting=3, model_type="SentenceTransformer")
   np.testing.assert_array_equal(load_encoder(str(folder)).encode_query(TEXTS), expected)
 
 
