@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from frozen_jax.core.disk_errors import is_full
-from frozen_jax.core.streams import drop
+from frozen_jax.core.streams import complete_streams, drop
 
 
 class UserError(Exception):
@@ -39,8 +39,9 @@ def exit_status(command: Callable[[], object]) -> int:
   printed.
 
   2 is also returned where a disk is full, whatever was written. Where the reader of standard output
-  has gone, as `head` does, the command ends quietly.
+  has gone, as `head` does, the command ends quietly. Standard streams may be closed.
   """
+  complete_streams()
   try:
     command()
     sys.stdout.flush()

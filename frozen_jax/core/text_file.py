@@ -47,7 +47,7 @@ def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
 
 def standard_input_lines() -> Iterator[str]:
   """The lines of standard input as they come, as `text_lines`, whatever encoding is set for it."""
-  lines = getattr(sys.stdin, "buffer", None) or (line.encode() for line in sys.stdin)
+  lines = getattr(sys.stdin, "buffer", None) or (line.encode() for line in sys.stdin or ())
   return text_lines(lines, "standard input")
 
 

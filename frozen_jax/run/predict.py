@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from frozen_jax.core import interruption
 from frozen_jax.core.files import check_writable, write_lines
 from frozen_jax.core.json_row import Row
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.streams import is_unicode
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
@@ -51,7 +53,7 @@ def _predict(config: Any, folder: AnyPath) -> list[Row]:
     write_lines(folder / workdir.PREDICTIONS, rows)
     for row in rows:
       with interruption.deferred():
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        print(json.dumps(row, ensure_ascii=not is_unicode(sys.stdout)), flush=True)
   return rows
 
 

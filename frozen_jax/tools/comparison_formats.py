@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import io
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.json_row import without_nan
+from frozen_jax.core.streams import is_unicode
 from frozen_jax.run.report import COLUMNS
 from frozen_jax.tools.comparison import Comparison, Difference, Estimate, Run, RunGroup, Table
 
@@ -102,7 +104,8 @@ def json_text(comparison: Comparison) -> str:
     "units": dict(comparison.units),
     "notes": list(comparison.notes),
   }
-  return json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+  ascii_alone = not is_unicode(sys.stdout)
+  return json.dumps(without_nan(value), indent=2, ensure_ascii=ascii_alone, allow_nan=False)
 
 
 OUTPUT_FORMATS: dict[str, Callable[[Comparison], str]] = {
