@@ -285,10 +285,13 @@ def _stop_at_once(argv: Sequence[str]) -> Callable[[], None]:
 
   def stop() -> None:
     folder = given.get("workdir") or default_workdir(given.get("config", ""))
-    trains = given.get("mode", "train") == "train"
+    step = None
+    if given.get("mode", "train") == "train":
+      with contextlib.suppress(UserError):  # of a home folder that does not exist
+        step = saved_step(user_path(folder))
     files.remove_unfinished()
     with contextlib.suppress(OSError):
-      os.write(2, f"{_said(Interrupted(saved_step(folder) if trains else None))}\n".encode())
+      os.write(2, f"{_said(Interrupted(step))}\n".encode())
     os._exit(0)
 
   return stop

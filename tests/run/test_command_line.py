@@ -22,6 +22,21 @@ QUESTIONS = [{"question": f"What is the capital of {c}?", "answers": ["Lima"]} f
 # --- flags
 
 
+@pytest.mark.parametrize("flag", ["--workdir=~/run", "--workdir=here/run"])
+def test_a_signal_before_the_start_names_the_step_of_the_folder(flag, tmp_path, monkeypatch):
+  """It ends the process at once, and says where the same command goes on."""
+  (tmp_path / "here/run/checkpoints/prompt/00000007").mkdir(parents=True)
+  monkeypatch.setenv("HOME", str(tmp_path / "here"))
+  monkeypatch.chdir(tmp_path)
+  said, ended = [], []
+  monkeypatch.setattr(command.os, "write", lambda _, text: said.append(text.decode()))
+  monkeypatch.setattr(command.os, "_exit", ended.append)
+  command._stop_at_once(["frozen-jax", "--config=prompt_tuning", flag])()
+  command._stop_at_once(["frozen-jax", "--config=prompt_tuning", "--workdir=~nobody-at-all/run"])()
+  assert said[0].startswith("interrupted at step 7;") and ended == [0, 0]
+  assert said[1].startswith("interrupted;")
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_says_what_there_is(call, flag):
   status, out, err = call(flag)
