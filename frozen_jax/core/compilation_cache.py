@@ -7,6 +7,8 @@ import platform
 from collections.abc import MutableMapping
 
 from frozen_jax.core.cache_dir import cache_dir
+from frozen_jax.core.errors import UserError
+from frozen_jax.core.user_path import user_path
 
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _MAX_BYTES = 2 << 30  # what was not used for longest is dropped beyond it
@@ -15,10 +17,12 @@ _MAX_BYTES = 2 << 30  # what was not used for longest is dropped beyond it
 def enable_compilation_cache(environment: MutableMapping[str, str] = os.environ) -> None:
   """Has JAX keep what takes a second or more to compile in the user's cache folder.
 
-  Before jax is imported. A JAX_COMPILATION_CACHE_DIR that is set stays; an empty one means none.
-  Where the folder cannot be written, nothing is kept.
+  Before jax is imported. A JAX_COMPILATION_CACHE_DIR that is set stays, with `~` as the home
+  folder; an empty one means none. Where the folder cannot be written, nothing is kept.
   """
-  if _VARIABLE in environment:
+  if (given := environment.get(_VARIABLE)) is not None:
+    if given.startswith("~"):  # jax takes it for a folder's name
+      environment[_VARIABLE] = _expanded(given)
     return
   folder = cache_dir() / "compiled" / _machine()
   try:
@@ -28,6 +32,14 @@ def enable_compilation_cache(environment: MutableMapping[str, str] = os.environ)
   if os.access(folder, os.W_OK):
     environment[_VARIABLE] = str(folder)
     environment.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES))
+
+
+def _expanded(given: str) -> str:
+  """The folder below a home folder; "" where there is no such home folder."""
+  try:
+    return str(user_path(given))
+  except UserError:
+    return ""
 
 
 def _machine() -> str:

@@ -34,3 +34,15 @@ def test_without_a_folder_nothing_is_kept(cache):
   environment = {}
   enable_compilation_cache(environment)
   assert environment == {}
+
+
+def test_a_home_folder_is_found(cache, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/somebody")
+  for given, folder in (
+    ("~/jax", "/home/somebody/jax"),
+    ("~", "/home/somebody"),
+    ("~nobody-at-all/jax", ""),
+  ):
+    environment = {"JAX_COMPILATION_CACHE_DIR": given}
+    enable_compilation_cache(environment)
+    assert environment == {"JAX_COMPILATION_CACHE_DIR": folder}
