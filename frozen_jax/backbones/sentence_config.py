@@ -107,7 +107,15 @@ def text_settings(folder: pathlib.Path) -> TextSettings:
 
 
 def lower_cased(tokenizer: Any) -> Any:
-  """The tokenizer, changed so that it lower-cases all texts first."""
+  """The tokenizer, changed so that it lower-cases all texts first.
+
+  Raises:
+    UserError: it is none of the `tokenizers` package.
+  """
+  if not tokenizer.is_fast:
+    raise UserError(
+      f"do_lower_case of {TRANSFORMER} cannot be had of {type(tokenizer).__name__}; set it to false"
+    )
   backend = tokenizer.backend_tokenizer
   steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
   backend.normalizer = normalizers.Sequence(steps)

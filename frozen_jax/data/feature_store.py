@@ -51,12 +51,15 @@ def text_key(ids: np.ndarray | Sequence[int]) -> TextKey:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-  """A hash (hex) of what a fast tokenizer does with a text, without padding and truncation."""
+  """A hash (hex) of what a tokenizer does with a text, without padding and truncation."""
   if tokenizer is None:
     return ""
-  settings = json.loads(tokenizer.backend_tokenizer.to_str())
-  for name in ("padding", "truncation"):
-    settings.pop(name, None)
+  if tokenizer.is_fast:
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name in ("padding", "truncation"):
+      settings.pop(name, None)
+  else:  # one that is code alone, such as ByT5's
+    settings = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,6 +6,8 @@ beside tokenizer.json. A GGUF file's becomes a `PreTrainedTokenizerFast`, which 
 (transformers 5.23).
 """
 
+import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -86,25 +88,43 @@ def from_gguf(value: Metadata, vocab_size: int, where: str) -> PreTrainedTokeniz
 
 
 def from_folder(folder: pathlib.Path, vocab_size: int) -> Any | None:
-  """The tokenizer in a model folder; None where the folder has no tokenizer files.
+  """The tokenizer in a model folder; None where the folder has no files of one.
+
+  A class that needs no file of a vocabulary, such as ByT5's, is found by its name in
+  tokenizer_config.json or config.json.
 
   Where it has tokens beyond the model's embeddings, texts that contain one are refused.
 
   Raises:
     UserError: its files cannot be read, or its vocabulary is not the model's.
   """
-  if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+  has_files = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+  if not has_files and not _names_class(folder):
     return None
   try:
     tokenizer = _read_folder(folder)
   except Exception as error:  # the packages raise bare Exceptions on a damaged tokenizer.json
+    if not has_files:
+      return None
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(
       f"cannot read the tokenizer in {folder} ({reason}); get its files again"
     ) from None
+  if not has_files and tokenizer.vocab_files_names:  # one whose files are missing, so empty
+    return None
   check_vocabulary(tokenizer, vocab_size, str(folder))
   beyond = [token for token, index in tokenizer.get_vocab().items() if index >= vocab_size]
   return _with_pad_token(refusing(tokenizer, vocab_size) if beyond else tokenizer)
+
+
+def _names_class(folder: pathlib.Path) -> bool:
+  """Whether a file of the folder names the class of its tokenizer."""
+  for name in ("tokenizer_config.json", "config.json"):
+    with contextlib.suppress(OSError, ValueError):
+      values = json.loads((folder / name).read_text(encoding="utf-8"))
+      if isinstance(values, dict) and values.get("tokenizer_class"):
+        return True
+  return False
 
 
 def _read_folder(folder: pathlib.Path) -> Any:

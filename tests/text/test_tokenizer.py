@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.text import tokenizer as tokenizers
 from tests.processes import ROOT
 
@@ -259,6 +260,21 @@ def test_no_tokenizer_is_none(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   assert tokenizers.from_folder(tmp_path, 100) is None
   assert tokenizers.from_gguf(lambda key, default=None: default, 100, "x.gguf") is None
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_a_tokenizer_that_needs_no_vocabulary_file(tmp_path, file):
+  """ByT5's has bytes; a class that needs a file which is missing is no tokenizer."""
+  (tmp_path / file).write_text('{"model_type": "t5", "tokenizer_class": "ByT5Tokenizer"}')
+  ours, theirs = tokenizers.from_folder(tmp_path, 384), transformers.ByT5Tokenizer()
+  for text in varied_strings()[:50]:
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+  assert ours.decode(ours("Lima é 東")["input_ids"], skip_special_tokens=True) == "Lima é 東"
+  other = transformers.ByT5Tokenizer(extra_ids=5)
+  assert tokenizer_hash(ours) == tokenizer_hash(theirs) != tokenizer_hash(other)
+  for name in ("GPT2Tokenizer", "T5Tokenizer", "LlamaTokenizer", "NoSuchTokenizer"):
+    (tmp_path / file).write_text(json.dumps({"model_type": "gpt2", "tokenizer_class": name}))
+    assert tokenizers.from_folder(tmp_path, 384) is None
 
 
 def test_a_folder_gives_the_ids_of_auto_tokenizer(smollm2, tmp_path):
