@@ -205,7 +205,7 @@ def resolve_model_path(name: str, progress: bool) -> pathlib.Path:
   path = user_path(name)
   if path.is_dir():
     return local_folder(path, hub.wanted_files, progress)
-  if path.is_file() and path.suffix == ".gguf":
+  if path.is_file() and path.suffix.lower() == ".gguf":
     return local_file(path, progress)
   if path.is_file():
     raise UserError(f"{path} is no .gguf file; give a .gguf file or the folder with the model")

@@ -32,10 +32,20 @@ def gunzip(packed: AnyPath, to: pathlib.Path) -> None:
     shutil.copyfileobj(file, out, _CHUNK_BYTES)
 
 
+def is_gzip(name: str) -> bool:
+  """Whether a file of this name is gzipped; endings count in upper case too."""
+  return name.lower().endswith(".gz")
+
+
+def unpacked_name(name: str) -> str:
+  """The name without the ending of a gzip file."""
+  return name[: -len(".gz")] if is_gzip(name) else name
+
+
 @contextlib.contextmanager
 def open_unpacked(path: AnyPath) -> Iterator[io.BufferedIOBase]:
   """The file, unpacked while it is read if its name ends in .gz; UserError as below."""
-  opener: Any = gzip.open if path.name.endswith(".gz") else open
+  opener: Any = gzip.open if is_gzip(path.name) else open
   with user_read_errors(path), opener(local_file(path), "rb") as file:
     yield file
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.reading import unpacked_name
 from frozen_jax.core.text_file import decode, number_lines
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -15,7 +16,7 @@ csv.field_size_limit(sys.maxsize)  # its default refuses a long passage
 
 def delimiter_of(name: str) -> str | None:
   """The character between the fields of a file of this name; None: it is no table."""
-  return _DELIMITERS.get(name.removesuffix(".gz")[-4:])
+  return _DELIMITERS.get(unpacked_name(name)[-4:].lower())
 
 
 def header_of(lines: Iterable[bytes], name: str) -> list[str]:

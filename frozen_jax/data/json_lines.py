@@ -17,7 +17,7 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import Row, array_rows, is_array, parse_row
 from frozen_jax.core.object_store import AnyPath, StorePath
-from frozen_jax.core.reading import local_file, user_read_errors
+from frozen_jax.core.reading import is_gzip, local_file, unpacked_name, user_read_errors
 from frozen_jax.core.tables import check_width, delimiter_of, header_of, table_records
 from frozen_jax.core.text_file import check_encoding, decode_whole, is_blank
 from frozen_jax.core.user_path import user_path
@@ -27,7 +27,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 
 def is_row_file(name: str) -> bool:
   """Whether a file of this name holds rows, gzipped or not."""
-  return name.removesuffix(".gz").endswith(ENDINGS)
+  return unpacked_name(name).lower().endswith(ENDINGS)
 
 
 class JsonLines:
@@ -101,7 +101,7 @@ def _table_rows(contents: bytes, name: str) -> Iterator[tuple[str, str]]:
 def _read(given: AnyPath) -> bytes | mmap.mmap:
   with user_read_errors(given):
     path = local_file(given)
-    if path.name.endswith(".gz"):
+    if is_gzip(path.name):
       with gzip.open(path) as file:
         return file.read()
     with path.open("rb") as file:

@@ -25,7 +25,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file, atomic_folder
 from frozen_jax.core.json_row import array_rows, is_array, parse_row
 from frozen_jax.core.progress import ProgressBar
-from frozen_jax.core.reading import gunzip, local_file, open_unpacked, user_read_errors
+from frozen_jax.core.reading import gunzip, is_gzip, local_file, open_unpacked, user_read_errors
 from frozen_jax.core.tables import (
   check_width,
   delimiter_of,
@@ -180,7 +180,7 @@ def _plain_rows(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   """The file itself, or where it is gzipped or an array, its rows written to `folder`."""
   with open_unpacked(path) as file:
     array = is_array(file.read(4096)) and not delimiter_of(path.name)
-  if not array and not path.name.endswith(".gz"):
+  if not array and not is_gzip(path.name):
     return path
   rows = folder / (_ARRAY if array else _UNPACKED)
   if array:

@@ -39,10 +39,13 @@ def test_every_form_of_the_same_passages_has_one_fingerprint(tmp_path):
   rows = [Passage("1", "Aaron, prophet", 'Aaron said "no".'), Passage("2", "Two", "plain text")]
   write_corpus(tmp_path / "c.jsonl", rows)
   (tmp_path / "t.tsv").write_text(TABLE)
+  (tmp_path / "U.TSV").write_text(TABLE)
   for name in ("c.jsonl", "t.tsv"):
-    with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
-      file.write((tmp_path / name).read_bytes())
-  corpora_ = [opened(tmp_path / name) for name in ("c.jsonl", "t.tsv", "c.jsonl.gz", "t.tsv.gz")]
+    for packed in (f"{name}.gz", f"{name}.gz".upper()):
+      with gzip.open(tmp_path / packed, "wb") as file:
+        file.write((tmp_path / name).read_bytes())
+  names = ("c.jsonl", "t.tsv", "c.jsonl.gz", "t.tsv.gz", "U.TSV", "C.JSONL.GZ", "T.TSV.GZ")
+  corpora_ = [opened(tmp_path / name) for name in names]
   assert all(list(corpus) == rows for corpus in corpora_)
   assert len({corpus.fingerprint for corpus in corpora_}) == 1
   write_corpus(tmp_path / "other.jsonl", rows[::-1])
