@@ -1,4 +1,6 @@
-"""Models of the Hugging Face hub: `hf:owner/name[@revision]` -> a local folder.
+"""Models of the Hugging Face hub: `hf:[owner/]name[@revision]` -> a local folder.
+
+A name without an owner is one of the hub's oldest models, which the hub knows by it too ("gpt2").
 
 Only safetensors, JSON and tokenizer files are fetched, into the hub's own cache.
 """
@@ -32,13 +34,13 @@ _TRANSFER = "Downloading bytes"  # a bar of the client beside that of the bytes 
 
 
 def parse_name(name: str) -> tuple[str, str | None]:
-  """`hf:owner/name[@revision]` -> ("owner/name", revision or None).
+  """`hf:[owner/]name[@revision]` -> ("owner/name" or "name", revision or None).
 
   Raises:
     UserError: it is not of this form.
   """
   part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-  match = re.fullmatch(rf"{PREFIX}({part}/{part})(?:@([^\s@]+))?", name)
+  match = re.fullmatch(rf"{PREFIX}((?:{part}/)?{part})(?:@([^\s@]+))?", name)
   if not match:
     raise UserError(
       f"{name!r} is no model of the hub; write hf:owner/name or hf:owner/name@revision"
@@ -60,7 +62,7 @@ def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Pat
   huggingface_hub. Where the hub cannot be reached, it returns an older copy from its cache.
 
   Args:
-    name: `hf:owner/name[@revision]`.
+    name: `hf:[owner/]name[@revision]`.
     progress: whether downloads show progress: bars on a terminal, else a line now and then.
     weights: whether the safetensors files are downloaded too.
 

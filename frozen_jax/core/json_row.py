@@ -33,6 +33,22 @@ def parse_row(line: bytes | str, where: str) -> Row:
   return row
 
 
+def with_id(row: Row, where: str) -> Row:
+  """The row, without an id that is null; UserError beginning with `where` for one that names
+  nothing: a list, an object, true or false."""
+  if "id" not in row:
+    return row
+  value = row["id"]
+  if value is None:
+    return {key: other for key, other in row.items() if key != "id"}
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    raise UserError(
+      f"{where}: id is {json.dumps(value, default=str)[:40]}, where a text or a number is needed;"
+      " fix it or leave it out"
+    )
+  return row
+
+
 def without_nan(value: Any) -> Any:
   """A value with None for what JSON has no number for: NaN and infinities, at any depth."""
   if isinstance(value, dict):

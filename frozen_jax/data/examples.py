@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.json_row import accepted_texts, text_of
+from frozen_jax.core.json_row import accepted_texts, text_of, with_id
 from frozen_jax.text.jinja_templates import Rendered
 
 Example = dict[str, Any]
@@ -45,7 +45,10 @@ _OPTIONAL = (
 
 
 def map_fields(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> dict[str, Any]:
-  """The row as plain Python values, with `fields` added: our name -> its path, "answer.text"."""
+  """The row as plain Python values, with `fields` added: our name -> its path, "answer.text".
+
+  Raises UserError beginning with `where` for a field that is not there, and an id that is no name.
+  """
   plain = {key: _to_python(value) for key, value in row.items()}
   for ours, theirs in fields.items():
     value: Any = plain
@@ -57,7 +60,7 @@ def map_fields(row: Mapping[str, Any], fields: Mapping[str, str], where: str) ->
         raise UserError(f"{where}: no field {theirs!r}; {meant}there are: {known}")
       value = value[key]
     plain[ours] = value
-  return plain
+  return with_id(plain, where)
 
 
 def fields_present(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str]:

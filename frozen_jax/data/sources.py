@@ -15,8 +15,8 @@ import numpy as np
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.json_row import array_rows, is_array, parse_row
-from frozen_jax.core.reading import open_unpacked
+from frozen_jax.core.json_row import array_rows, is_array, parse_row, with_id
+from frozen_jax.core.reading import open_unpacked, unpacked_name
 from frozen_jax.core.text_file import check_characters, standard_input_lines, text_lines
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.builtin import BUILTIN_SPECS
@@ -219,7 +219,7 @@ def read_questions(lines: Iterable[str], name: str) -> list[Example]:
   """
   examples = []
   for number, where, row in _question_rows(list(lines), name):
-    example = parse_example(row, where, targets=False)
+    example = parse_example(with_id(row, where), where, targets=False)
     example.setdefault("id", str(number))
     examples.append(example)
   if not examples:
@@ -306,7 +306,7 @@ def _dataset_name(spec: str, folders: int) -> str:
   if not _is_file(spec):
     return spec.removeprefix("tfds:").removeprefix("hf:").rpartition("/")[0]
   path = user_path(spec).resolve()
-  name = path.name.removesuffix(".gz")
+  name = unpacked_name(path.name)
   stem = name.rpartition(".")[0] if is_row_file(name) else name
   return "/".join([*path.parts[1:-1][-folders:], stem]) if folders else stem
 

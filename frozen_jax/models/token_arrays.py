@@ -24,13 +24,19 @@ def checked_ids(token_ids: Any, mask: Any, vocab_size: int, what: str = "row") -
     what: a row of the array, for messages.
 
   Raises:
-    UserError: an id that is not from 0 to V - 1, no whole numbers, rows of different lengths, or a
-      mask of another shape.
+    UserError: an id that is not from 0 to V - 1, no whole numbers, rows of different lengths or
+      without any id, no rows, or a mask of another shape.
   """
   ids = _known(token_ids, "token ids")
+  shape = np.shape(token_ids if ids is None else ids)
+  if len(shape) != 2 or not all(shape):
+    raise UserError(
+      f"token ids are rows of texts, [B, T] with at least one token, and these are {list(shape)};"
+      " give one text as [[1, 2, 3]]"
+    )
   if ids is None:
     return jnp.asarray(token_ids)
-  if ids.dtype.kind not in "iu" and ids.size:
+  if ids.dtype.kind not in "iu":
     raise UserError(f"token ids are whole numbers, and these are {ids.dtype.name}; encode the text")
   real = _known(mask, "the mask")
   if real is not None and real.shape != ids.shape:

@@ -14,8 +14,8 @@ from typing import Any, NotRequired, TypedDict
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file
-from frozen_jax.core.json_row import accepted_texts, array_rows, is_array, parse_row
-from frozen_jax.core.reading import open_unpacked
+from frozen_jax.core.json_row import accepted_texts, array_rows, is_array, parse_row, with_id
+from frozen_jax.core.reading import is_gzip, open_unpacked
 from frozen_jax.core.text_file import numbered_lines, read_text
 from frozen_jax.core.user_path import user_path
 
@@ -61,7 +61,7 @@ def write_rows(path: str | pathlib.Path, rows: Iterable[FidRow]) -> None:
   path = pathlib.Path(path)
   with atomic_file(path) as temporary, temporary.open("wb") as raw:
     # Without name and time in the gzip header, equal rows give equal files.
-    binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
+    binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_gzip(path.name) else raw
     with binary, io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as file:
       for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -95,7 +95,7 @@ def _validated(row: dict[str, Any], where: str) -> FidRow:
 def _context(passage: Any, where: str) -> Context:
   if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
     raise UserError(f'{where}: a passage is {{"title", "text"}}, texts; fix that row')
-  context = dict(passage)
+  context = with_id(dict(passage), where)
   context["title"] = context.get("title") or ""
   if "id" in context:
     context["id"] = str(context["id"])

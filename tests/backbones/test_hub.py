@@ -11,7 +11,9 @@ import threading
 import numpy as np
 import pytest
 
+from frozen_jax.backbones.hub import parse_name
 from frozen_jax.backbones.load import load_decoder
+from frozen_jax.core.errors import UserError
 from tests.backbones.decoder_cases import torch_model
 from tests.processes import environment
 
@@ -223,3 +225,23 @@ def test_without_a_terminal_a_download_gives_lines_now_and_then(hub, model, ever
 def test_hidden_progress_says_nothing(hub, progress, headers, variables):
   status, _, err = hub("-c", WATCH, "0", progress, *headers, **variables)
   assert status == 0 and logged(err) == []
+
+
+@pytest.mark.parametrize(
+  "name, parsed",
+  [
+    ("hf:owner/name", ("owner/name", None)),
+    ("hf:gpt2", ("gpt2", None)),  # the hub's oldest models have no owner
+    ("hf:bert-base-uncased@main", ("bert-base-uncased", "main")),
+  ],
+)
+def test_names(name, parsed):
+  assert parse_name(name) == parsed
+
+
+@pytest.mark.parametrize(
+  "name", ["hf:", "hf:a/b/c", "hf:/b", "hf:a/", "hf:a b", "hf:a@", "hf:../a"]
+)
+def test_names_of_no_model(name):
+  with pytest.raises(UserError, match="is no model of the hub"):
+    parse_name(name)

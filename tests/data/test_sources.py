@@ -110,9 +110,12 @@ def saved(rows):
   return files | {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
 
 
-@pytest.mark.parametrize("name", saved(ROWS))
+UPPER = ("TABLE.CSV", "TABLE.TSV", "LINES.JSONL.GZ", "ARRAY.JSON", "TABLE.CSV.GZ", "LINES.JSONL")
+
+
+@pytest.mark.parametrize("name", [*saved(ROWS), *UPPER])
 def test_rows_however_they_were_saved(tmp_path, name):
-  (tmp_path / name).write_bytes(saved(ROWS)[name])
+  (tmp_path / name).write_bytes(saved(ROWS)[name.lower() if name in UPPER else name])
   want = [("What\u2028now?", ["a\x0cb"]), ("And?", ["ü"])]
   for rows in (open_source(str(tmp_path / name)), open_questions(str(tmp_path / name))):
     assert [(row["question"], row["answers"]) for row in rows] == want
@@ -320,3 +323,18 @@ def test_data_sets_of_the_package_datasets(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(UserError, match="needs the package datasets"):
     open_source(spec)
+
+
+@pytest.mark.parametrize("row", [QUESTION, {"input": "in", "target": "out"}, {"text": "a text"}])
+def test_an_id_is_a_text_or_a_number(tmp_path, row):
+  rows = [row | {"id": value} for value in (None, 7, "seven")]
+  file = write(tmp_path / "ids.jsonl", rows)
+  assert [one["id"] for one in open_source(str(file))] == ["0", 7, "seven"]
+  if "text" not in row:
+    assert [one["id"] for one in open_questions(str(file))] == ["1", 7, "seven"]
+  for value in ([1], {"a": 1}, True):
+    file = write(tmp_path / "bad.jsonl", [row, row | {"id": value}])
+    with pytest.raises(UserError, match=r"bad.jsonl, line 2: id is .*, where a text or a number"):
+      list(open_source(str(file)))
+    with pytest.raises(UserError, match="bad.jsonl, line 2: id is"):
+      list(open_questions(str(file)))

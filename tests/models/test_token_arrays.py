@@ -57,6 +57,13 @@ def test_what_is_no_array_of_ids_is_refused(entry):
     ENTRIES[entry]([[2**32 + 5]])
 
 
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_ids_that_are_no_rows_are_refused(entry):
+  for ids in ([1, 2, 3], [[]], [], 5, [[[1, 2]]], np.zeros((0, 4), int), jnp.zeros((2, 0), int)):
+    with pytest.raises(UserError, match=r"these are \[.*\]; give one text as \[\[1, 2, 3\]\]"):
+      ENTRIES[entry](ids)
+
+
 @pytest.mark.parametrize("run", [LM.logits, ENCODER.hidden], ids=["lm", "encoder"])
 def test_padding_may_have_any_id(run):
   mask = np.array([[1, 1, 0], [0, 1, 1]])
