@@ -11,7 +11,7 @@ Both depend on the rows of all hosts, which need equal shapes; so each host toke
 batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -202,18 +202,11 @@ class ScoringBatches:
     self, source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
   ):
     items = task.prepare(source)
-    size = len(items) if max_examples is None else min(max_examples, len(items))
-    chosen: Iterable[int] = range(size)
-    if isinstance(task, QuestionTask) and isinstance(source, Source):
-      chosen = stratified_sample(source, size).tolist()
-    rows = [items[index] for index in chosen]
+    rows = [items[index] for index in _scored(source, items, task, max_examples)]
     fitting = [row for row in rows if len(row.tokens) <= task.lengths[-1]]
     if not fitting:
-      raise UserError(
-        f"none of {size} examples of {getattr(source, 'name', 'the data')} fits into"
-        f" {task.lengths[-1]} tokens; raise data.lengths"
-      )
-    self.counts: _Counts = {"skipped": size - len(fitting)}
+      raise _none_fits(source, task, len(rows))
+    self.counts: _Counts = {"skipped": len(rows) - len(fitting)}
     self._rows = sorted(fitting, key=lambda row: len(row.tokens))
     self._lengths, self._size = task.lengths, max(batch_size, 1)
     max_targets = max(len(row.tokens) - row.target_start for row in fitting)
@@ -256,6 +249,35 @@ def scoring_batches(
 ) -> ScoringBatches:
   """Batches over `max_examples` examples (of text: windows), the same on every host."""
   return ScoringBatches(source, task, batch_size, max_examples)
+
+
+def check_fit(source: Rows[Example], task: Task, max_examples: int | None = None) -> None:
+  """UserError if none of the examples that `scoring_batches` takes, or of all, fits.
+
+  Encodes examples until one does. Windows of plain text always fit.
+  """
+  if isinstance(task, QuestionTask):
+    items = task.prepare(source)
+    chosen = _scored(source, items, task, max_examples)
+    if not any(len(items[index].tokens) <= task.lengths[-1] for index in chosen):
+      raise _none_fits(source, task, len(chosen))
+
+
+def _scored(
+  source: Rows[Example], items: Sequence[Any], task: Task, max_examples: int | None
+) -> Sequence[int]:
+  """The examples to score: the first ones, or a stratified sample of a source with data sets."""
+  size = len(items) if max_examples is None else min(max_examples, len(items))
+  if isinstance(task, QuestionTask) and isinstance(source, Source):
+    return stratified_sample(source, size).tolist()
+  return range(size)
+
+
+def _none_fits(source: Rows[Example], task: Task, size: int) -> UserError:
+  return UserError(
+    f"none of {size} examples of {getattr(source, 'name', 'the data')} fits into"
+    f" {task.lengths[-1]} tokens; raise data.lengths"
+  )
 
 
 def collate(

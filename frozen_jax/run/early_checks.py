@@ -3,6 +3,7 @@
 Every host checks it, so the first one says it and none waits for the others.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.data.batches import check_fit
 from frozen_jax.data.field_names import check_fields
 from frozen_jax.data.mixture import check_held_out
 from frozen_jax.data.settings import DataSettings
@@ -87,32 +89,44 @@ def check_with_model(run: RunSettings, lm: ModelOutline) -> None:
   """
   for name in run.pipelines:
     PIPELINES[name].check(run, lm)
-  check_stages(run, lm)
+  check_stages(run, lm, made=not run.pipelines)
   _warn_of_shared_data(run.running[-1], lm)
 
 
-def check_stages(run: RunSettings, lm: FrozenLM) -> None:
+def check_stages(run: RunSettings, lm: FrozenLM, made: bool = True) -> None:
   """Makes each stage's method and opens its data: what is wrong shows before anything trains.
 
-  The data are those of the config, or what pipelines have made of them.
+  The data are those of the config, or what pipelines have made of them. made: whether they are what
+  will be trained on, so that some of each must fit into `data.lengths`.
   """
   opened = []
   for stage in run.running:
     method, length = stage.tuned_model(lm).method, stage.prompt.length
-    for spec in (stage.data.train, stage.data.validation):
-      wanted = (stage.data, spec, method.encoder_input)
+    trained_on = (stage.data.train, None)
+    for spec, examples in (trained_on, (stage.data.validation, stage.train.validate_examples)):
+      wanted = (stage.data, spec, examples, method.encoder_input)
       if wanted not in opened:
         opened.append(wanted)
-        open_task(lm, stage.data, spec, length, method)
+        source_and_task = open_task(lm, stage.data, spec, length, method)
+        if made:
+          check_fit(*source_and_task, examples)
     if stage.data.held_out:
-      trained_on = open_task(lm, stage.data, stage.data.train, length)[0]
+      train = open_task(lm, stage.data, stage.data.train, length)[0]
       others = [open_task(lm, stage.data, one, length)[0] for one in stage.data.held_out]
-      check_held_out(trained_on, others)
+      check_held_out(train, others)
   last = run.running[-1]
   data = {stage.name: stage.data for stage in run.running}
   retention.check_retention(lm, last.data, run.evaluate, data)
   check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
+  if made:
+    _check_scored(last, lm)
   check_cascade(run, lm)
+
+
+def _check_scored(last: StageSettings, lm: ModelOutline | FrozenLM) -> None:
+  """UserError where nothing fits of the data on which the last stage is scored."""
+  for spec in (last.data.test, *last.data.held_out):
+    check_fit(*open_task(lm, last.data, spec, last.prompt.length), last.evaluate.max_examples)
 
 
 def check_evaluation(run: RunSettings, folder: AnyPath) -> None:
@@ -131,6 +145,7 @@ def check_evaluation(run: RunSettings, folder: AnyPath) -> None:
     stored = inputs if isinstance(inputs, Mapping) else {}
     data = last.with_data(template=stored.get("template", last.data.template)).data
     check_test_questions(lm, data, last.evaluate, last.prompt.length)
+    _check_scored(dataclasses.replace(last, data=data), lm)
 
 
 def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:

@@ -331,7 +331,7 @@ def test_an_id_is_a_text_or_a_number(tmp_path, row):
   file = write(tmp_path / "ids.jsonl", rows)
   assert [one["id"] for one in open_source(str(file))] == ["0", 7, "seven"]
   if "text" not in row:
-    assert [one["id"] for one in open_questions(str(file))] == ["1", 7, "seven"]
+    assert [one["id"] for one in open_questions(str(file))] == ["0", 7, "seven"]
   for value in ([1], {"a": 1}, True):
     file = write(tmp_path / "bad.jsonl", [row, row | {"id": value}])
     with pytest.raises(UserError, match=r"bad.jsonl, line 2: id is .*, where a text or a number"):

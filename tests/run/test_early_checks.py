@@ -62,6 +62,7 @@ def test_training(config, tmp_path, key, value, message):
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+MIDDLE = {"question": "Where is " + "Peru and " * 15 + "Lima?", "answers": ["here"]}
 LONG = {"question": "Where is " + "Peru and " * 60 + "Lima?", "answers": ["here"]}
 
 
@@ -71,6 +72,20 @@ LONG = {"question": "Where is " + "Peru and " * 60 + "Lima?", "answers": ["here"
     ({"prompt.length": 127}, "prompt.length 127 fills the model's context of 128"),
     ({"evaluate.max_new_tokens": 120}, "do not fit the model's context of 128"),
     ({"data.test": LONG}, "the question with id 1 of .* do not fit the model's context"),
+    ({"data.lengths": (4,)}, "none of .* examples of .*train.* fits into 4 tokens; raise data.len"),
+    ({"data.lengths": (32,), "data.train": (MIDDLE,) * 3}, "none of 3 examples of .*made.* fits"),
+    (
+      {"data.lengths": (32,), "data.validation": (MIDDLE,)},
+      "none of 1 examples .*made.* 32 tokens",
+    ),
+    (
+      {"data.lengths": (32,), "data.test": (MIDDLE,)},
+      "none of 1 examples of .*made.* fits into 32",
+    ),
+    (
+      {"data.lengths": (32,), "data.held_out": [(MIDDLE | {"question": "Who is " + "she " * 40},)]},
+      "none of 1 examples of .*made.* fits",
+    ),
     ({"stages.prompt.method": "id_pt"}, "ID-PT needs a text encoder"),
     ({"stages.prompt.method": "lora", "lora.targets": ["attn/z"]}, "this model has attn/k, attn/o"),
     ({"stages.prompt.method": "fine_tuning", "model.quantize": "int8"}, "leave model.quantize"),
@@ -84,12 +99,25 @@ LONG = {"question": "Where is " + "Peru and " * 60 + "Lima?", "answers": ["here"
 )
 def test_what_config_json_and_the_tokenizer_tell(config, tmp_path, changes, message):
   for key, value in changes.items():
+    made = tmp_path / "made.jsonl"
     if isinstance(value, dict):
-      value = str(lines_file(tmp_path / "long.jsonl", QUESTIONS[0], value))
+      value = str(lines_file(made, QUESTIONS[0], value))
+    elif isinstance(value, tuple) and isinstance(value[0], dict):
+      value = str(lines_file(made, *value))
+    elif isinstance(value, list) and isinstance(value[0], tuple):
+      value = [str(lines_file(made, *value[0]))]
     config = with_value(config, key, value)
   with pytest.raises(UserError, match=message):
     train(config, tmp_path / "run")
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_row_that_fits_is_enough(config, tmp_path):
+  file = str(lines_file(tmp_path / "made.jsonl", MIDDLE, *QUESTIONS))
+  for key in ("data.train", "data.validation", "data.test"):
+    config = with_value(config, key, file)
+  with pytest.raises(WeightsRead):
+    train(with_value(config, "data.lengths", (32,)), tmp_path / "run")
 
 
 def test_a_run_of_the_right_sizes_goes_on_to_its_weights(config, tmp_path):
@@ -190,6 +218,7 @@ def test_the_other_modes(config, tmp_path, prompt_run):
     ("evaluation", "a/b", "evaluation is 'a/b'"),
     ("data.test", "nowhere.jsonl", "nowhere.jsonl"),
     ("evaluate.max_new_tokens", 120, "do not fit the model's context of 128"),
+    ("data.lengths", (4,), "none of .* fits into 4 tokens; raise data.lengths"),
   ):
     with pytest.raises(UserError, match=message):
       evaluate(with_value(config, key, value), prompt_run.workdir)
