@@ -220,7 +220,7 @@ def test_config_json_is_absent_or_broken(llama, folder):
   "how, said",
   [
     ({"name": "smollm3"}, "built-in name .smollm2-135m-instruct"),
-    ({"name": "hf:no-owner"}, "hf:owner/name"),
+    ({"name": "hf:a/b/c"}, "hf:owner/name"),
     ({"name": "smollm2-135m-instruct", "dtype": "int8"}, "float32 or bfloat16"),
     ({"name": "smollm2-135m-instruct", "quantize": "int3"}, "choose int8, int4, nf4"),
     ({"name": __file__}, "no .gguf file"),
