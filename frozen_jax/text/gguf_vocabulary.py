@@ -18,7 +18,7 @@ from frozen_jax.core.errors import UserError
 
 Metadata = Callable[..., Any]  # value(key, default=None), as `GGUFFile.value`
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # enum llama_token_type
+_NORMAL, _UNKNOWN, CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # enum llama_token_type
 _BLANK = "\u2581"  # what SentencePiece writes for a blank
 
 _LLAMA3 = (
@@ -169,7 +169,7 @@ def _merges(
 
 def _add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
   """Adds the tokens that are found in the text before it is split."""
-  for added_kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+  for added_kind, special in ((CONTROL, True), (_USER_DEFINED, False)):
     added = [token for token, kind in zip(tokens, types, strict=False) if kind == added_kind]
     add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
     add([AddedToken(token, normalized=False, special=special) for token in added])
