@@ -63,6 +63,7 @@ class Comparison:
   losses: tuple[float, float]
   peak_bytes: tuple[int, int]
   matrix: tuple[float, float]
+  ends: tuple[dict[str, Any], dict[str, Any]]  # the last answers
 
   def ratios(self) -> tuple[float, float, float]:
     """Minimum, median and maximum over pairs of the peer's time by ours: above 1 we are faster."""
@@ -91,5 +92,6 @@ def compare(ours: Side, peer: Side, pairs: int, warm: int = 2) -> Comparison:
     took = {side: side.ask("step")["seconds"] for side in order}
     seconds.append((took[ours], took[peer]))
   matrix = tuple(side.ask("matrix")["flops_per_second"] for side in sides)
-  peaks = tuple(side.ask("end")["peak_bytes"] for side in sides)
-  return Comparison(seconds, losses, peaks, matrix)
+  ends = tuple(side.ask("end") for side in sides)
+  peaks = tuple(end["peak_bytes"] for end in ends)
+  return Comparison(seconds, losses, peaks, matrix, ends)

@@ -4,6 +4,7 @@ As its documentation tells a user to do it: a `PeftModelForCausalLM` with `Promp
 labels of -100 where there is no target, the model's own loss, torch's Adam over what is trained.
 """
 
+import functools
 import sys
 import time
 
@@ -41,13 +42,18 @@ def main() -> None:
     optimizer.zero_grad()
     return loss.item()
 
-  def matrix_seconds(width: int) -> float:
-    a = torch.ones((width, width), dtype=dtype)
-    start = time.perf_counter()
-    torch.matmul(a, a)
-    return time.perf_counter() - start
+  worker.serve(step, functools.partial(matrix_seconds, dtype, "cpu"))
 
-  worker.serve(step, matrix_seconds)
+
+def matrix_seconds(dtype: torch.dtype, device: str, width: int) -> float:
+  """How long one product of two square matrices takes."""
+  a = torch.ones((width, width), dtype=dtype, device=device)
+  wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+  wait()
+  start = time.perf_counter()
+  torch.matmul(a, a)
+  wait()
+  return time.perf_counter() - start
 
 
 if __name__ == "__main__":

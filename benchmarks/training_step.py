@@ -122,7 +122,7 @@ def _row(
     "ours_loss": measured.losses[0],
     "peer_loss": measured.losses[1],
   }
-  _show(row)
+  show(row)
   return row
 
 
@@ -133,7 +133,8 @@ def _check_losses(name: str, losses: tuple[float, float], dtypes: tuple[str, str
     raise SystemExit(f"{name}: the first losses differ, {losses[0]:.5f} and {losses[1]:.5f}")
 
 
-def _show(row: dict[str, Any]) -> None:
+def show(row: dict[str, Any]) -> None:
+  """A row as lines for the terminal."""
   print(
     f"{row['work']}: {row['ratio']:.2f} times {row['peer_name']} "
     f"(from {row['ratio_min']:.2f} to {row['ratio_max']:.2f} over the pairs), "

@@ -30,11 +30,9 @@ J1_LARGE = _J1 | {
   "head_dim": 128,
   "mlp_width": 16_384,
 }
+LLAMA3_8B = _LLAMA_3 | {"width": 4096, "layers": 32, "heads": 32, "mlp_width": 14_336}
 _MODELS = {
-  "llama3_8b": (
-    "hf:meta-llama/Meta-Llama-3-8B-Instruct",
-    _LLAMA_3 | {"width": 4096, "layers": 32, "heads": 32, "mlp_width": 14_336},
-  ),
+  "llama3_8b": ("hf:meta-llama/Meta-Llama-3-8B-Instruct", LLAMA3_8B),
   "llama3_70b": (
     "hf:meta-llama/Meta-Llama-3-70B-Instruct",
     _LLAMA_3 | {"width": 8192, "layers": 80, "heads": 64, "mlp_width": 28_672},

@@ -90,7 +90,7 @@ def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
 
 
 def test_sides_that_drew_another_number_of_tokens_are_refused():
-  measured = pairs.Comparison([(1.0, 1.0)], (30.0, 29.0), (1, 1), (1.0, 1.0))
+  measured = pairs.Comparison([(1.0, 1.0)], (30.0, 29.0), (1, 1), (1.0, 1.0), ({}, {}))
   with pytest.raises(SystemExit, match="29.0.* and not 30 by each side"):
     decoding.row_of("work", measured, 30, "peer", (("float32", 1),) * 2)
 
