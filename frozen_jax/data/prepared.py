@@ -4,20 +4,45 @@ array_record, and those of the package `datasets`, which is optional.
 Either library is imported when a split is opened.
 """
 
+import contextlib
+import functools
+import hashlib
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import on_terminal
 from frozen_jax.core.user_path import local_path
 
+_HASHED_TOGETHER = 8192  # rows
+# Digests by the files that hold the rows: a run opens its data several times.
+_DIGESTS: dict[tuple[object, ...], str] = {}
+
 
 class PreparedRows:
-  """The rows of a prepared split: `spec` names it, `digest` what it is made from."""
+  """The rows of a prepared split; `spec` names it.
 
-  def __init__(self, rows: Any, spec: str, digest: str):
-    self._rows, self._spec, self.digest = rows, spec, digest
+  files_state  name, size and time of the files that hold the rows; (): not known
+  """
+
+  def __init__(
+    self,
+    rows: Any,
+    spec: str,
+    records: Callable[[], Iterable[bytes]],
+    files: Iterable[str | os.PathLike[str]],
+  ):
+    """Takes the opened rows.
+
+    Args:
+      rows: by index. spec: see the class.
+      records: gives the contents of each row as bytes, equal for equal rows.
+      files: those that hold the rows.
+    """
+    self._rows, self._spec, self._records = rows, spec, records
+    self.files_state = _state(files)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -32,6 +57,18 @@ class PreparedRows:
     """Where a row is, for messages."""
     return f"{self._spec}, row {index}"
 
+  @functools.cached_property
+  def digest(self) -> str:
+    """A hash (hex) of the rows in their order, whatever prepared them; 100,000 take a second."""
+    key = (self._spec, *self.files_state)
+    if self.files_state and key in _DIGESTS:
+      return _DIGESTS[key]
+    hashed = hashlib.sha256()
+    for record in self._records():
+      hashed.update(len(record).to_bytes(8, "little"))
+      hashed.update(record)
+    return _DIGESTS.setdefault(key, hashed.hexdigest()) if self.files_state else hashed.hexdigest()
+
 
 def open_builtin(spec: str) -> PreparedRows:
   """A built-in data set, "NAME/SPLIT"; it is prepared the first time.
@@ -43,8 +80,7 @@ def open_builtin(spec: str) -> PreparedRows:
 
   name, split = spec.split("/")
   builder = prepare.prepared_builder(name)
-  digest = f"{name}-{prepare.build_key()}/{split}"
-  return PreparedRows(builder.as_data_source(split=split), spec, digest)
+  return _array_record_rows(builder.as_data_source(split=split), spec)
 
 
 def open_tfds(spec: str) -> PreparedRows:
@@ -74,8 +110,7 @@ def open_tfds(spec: str) -> PreparedRows:
       f"tensorflow-datasets cannot give {name!r}, split {split!r} ({reason}); check the name, or"
       " prepare it as array_record and let TFDS_DATA_DIR name its folder"
     ) from error
-  version = rows.dataset_info.version
-  return PreparedRows(rows, spec, f"tfds:{name}/{version}/{split}/{len(rows)}")
+  return _array_record_rows(rows, spec)
 
 
 def open_hub(spec: str) -> PreparedRows:
@@ -101,6 +136,44 @@ def open_hub(spec: str) -> PreparedRows:
     raise UserError(
       f"datasets cannot give {name!r}, split {split!r} ({reason}); check the name and the network"
     ) from error
-  size = rows.info.dataset_size  # bytes
-  digest = f"hf:{name}:{config}/{rows.info.version}/{split}/{len(rows)}/{size}"
-  return PreparedRows(rows, spec, digest)
+  files = [file["filename"] for file in rows.cache_files]
+  return PreparedRows(rows, spec, functools.partial(_arrow_records, rows), files)
+
+
+def _array_record_rows(rows: Any, spec: str) -> PreparedRows:
+  """The rows of a data source of tensorflow-datasets."""
+  folder, files = pathlib.Path(rows.dataset_info.data_dir), []
+  with contextlib.suppress(OSError):  # a folder on a store
+    files = sorted(folder.iterdir())
+  return PreparedRows(rows, spec, functools.partial(_example_records, rows), files)
+
+
+def _example_records(rows: Any) -> Iterator[bytes]:
+  """The tf.Examples as they are stored, but for the order of their fields, which is any."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  for indices in _blocks(len(rows)):
+    for record in rows.data_source.__getitems__(indices):
+      yield tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+
+
+def _arrow_records(rows: Any) -> Iterator[bytes]:
+  """The rows as Python writes them, their fields in the order of the table."""
+  table = rows.with_format("arrow")
+  for indices in _blocks(len(rows)):
+    for row in table[indices[0] : indices[-1] + 1].to_pylist():
+      yield repr(row).encode()
+
+
+def _blocks(count: int) -> Iterator[list[int]]:
+  for start in range(0, count, _HASHED_TOGETHER):
+    yield list(range(start, min(start + _HASHED_TOGETHER, count)))
+
+
+def _state(files: Iterable[str | os.PathLike[str]]) -> tuple[tuple[str, int, int], ...]:
+  """(name, size, time of the last change) of each file; () where one has none."""
+  try:
+    stats = [(os.fspath(file), os.stat(file)) for file in files]
+  except OSError:
+    return ()
+  return tuple((name, one.st_size, one.st_mtime_ns) for name, one in stats)

@@ -21,7 +21,7 @@ class StoredRows(Rows[Row], Protocol):
 
   @property
   def digest(self) -> str:
-    """A hash (hex) of the contents, or of the name and version of what they are made from."""
+    """A hash (hex) of the contents."""
     ...
 
   def describe(self, index: int) -> str:

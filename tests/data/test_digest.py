@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 import tensorflow_datasets as tfds
@@ -96,20 +97,20 @@ def test_templates_for_any_data_set_do_not_depend_on_a_files_name(tmp_path):
   assert len(digests) == 1
 
 
-def test_built_in_data_sets_go_by_what_they_are_made_from(cache, monkeypatch):
+def test_built_in_data_sets_go_by_their_rows_not_by_what_they_are_made_from(cache, monkeypatch):
   first, other = (open_source(f"world_facts/{split}").digest for split in ("train", "test"))
   assert first != other and open_source("world_facts/train").digest == first
-  folder = prepare.prepare("world_facts")
-  monkeypatch.setattr(prepare, "build_key", lambda: "0" * 12)
-  monkeypatch.setattr(prepare, "prepare", lambda name: folder)
-  assert open_source("world_facts/train").digest != first
+  monkeypatch.setattr(prepare, "build_key", lambda: "0" * 12)  # a comment, another Python
+  again = open_source("world_facts/train")
+  assert prepare.prepare("world_facts").parts[-3] == f"world_facts-{'0' * 12}"
+  assert again.digest == first
 
 
 class DigestNumbers(tfds.core.GeneratorBasedBuilder):
   """Questions 0, 1, ..."""
 
   VERSION = tfds.core.Version("1.0.0")
-  count = 3
+  count, answer = 3, "a"
 
   def _info(self):
     features = {
@@ -123,21 +124,44 @@ class DigestNumbers(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, count):
     for index in range(count):
-      yield index, {"question": str(index), "answers": ["a"]}
+      yield index, {"question": str(index), "answers": [self.answer]}
 
 
-def test_other_tfds_data_sets_go_by_name_version_split_and_size(tmp_path, monkeypatch):
-  digests = []
-  for count, version in ((3, "1.0.0"), (3, "1.0.0"), (4, "1.0.0"), (3, "2.0.0")):
-    folder = tmp_path / str(len(digests))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
-    monkeypatch.setattr(DigestNumbers, "count", count)
-    monkeypatch.setattr(DigestNumbers, "VERSION", tfds.core.Version(version))
-    with prepare.quiet():
-      DigestNumbers(data_dir=folder, file_format="array_record").download_and_prepare()
-    digests.append(open_source("tfds:digest_numbers/train").digest)
-  assert digests[0] == digests[1] and len(set(digests)) == 3
-  assert open_source("tfds:digest_numbers/test").digest not in digests
+def prepare_numbers(folder, count=3, answer="a", version="1.0.0"):
+  shutil.rmtree(folder, ignore_errors=True)
+  with pytest.MonkeyPatch.context() as patch, prepare.quiet():
+    patch.setattr(DigestNumbers, "count", count)
+    patch.setattr(DigestNumbers, "answer", answer)
+    patch.setattr(DigestNumbers, "VERSION", tfds.core.Version(version))
+    DigestNumbers(data_dir=folder, file_format="array_record").download_and_prepare()
+    return open_source("tfds:digest_numbers/train").digest
+
+
+def test_other_tfds_data_sets_go_by_their_rows(tmp_path, monkeypatch):
+  """Those prepared again in their place with as many rows, too."""
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  first = prepare_numbers(tmp_path)
+  assert prepare_numbers(tmp_path) == first == open_source("tfds:digest_numbers/train").digest
+  assert prepare_numbers(tmp_path, answer="b") != first
+  assert prepare_numbers(tmp_path, version="2.0.0") == first
+  assert prepare_numbers(tmp_path, count=4) != first
+  assert open_source("tfds:digest_numbers/test").digest != first
+
+
+def hub_digest(folder, rows):
+  folder.mkdir(exist_ok=True)
+  (folder / "train.jsonl").write_text(text(rows))
+  return open_source(f"hf:{folder}/train", FIELDS).digest
+
+
+def test_data_sets_of_the_hub_go_by_their_rows(tmp_path, monkeypatch):
+  datasets = pytest.importorskip("datasets")
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  first = hub_digest(tmp_path / "one", ROWS)
+  assert hub_digest(tmp_path / "two", ROWS) == first
+  others = [row | {"reply": "tan"} for row in ROWS]  # as many bytes
+  assert hub_digest(tmp_path / "one", others) != first
+  assert hub_digest(tmp_path / "one", ROWS[::-1]) != first
 
 
 @pytest.mark.parametrize("name", BUILTIN_DATASETS)
