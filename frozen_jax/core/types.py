@@ -166,12 +166,14 @@ class Method(AutoregressiveModel, Protocol):
   no_decay        regular expressions, each for whole paths ("prompt/vectors") of its trained tree,
                   of leaves that weight decay leaves alone; of biases, scales, vectors and scalars
                   it never decays any
+  reads_encoder   whether it has an input from a text encoder (`encoder_input`), under any settings
   """
 
   name: ClassVar[str]
   sections: ClassVar[Mapping[str, type]]
   learning_rates: ClassVar[Mapping[str, float]]
   no_decay: ClassVar[tuple[str, ...]]
+  reads_encoder: ClassVar[bool]
 
   @classmethod
   def build(

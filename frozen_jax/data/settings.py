@@ -100,6 +100,19 @@ class DataSettings(InputSettings, MixtureSettings):
     (), "data that is scored and never trained on", affects_result=False
   )
 
+  def as_trained_on(self, reads_encoder: bool) -> "DataSettings":
+    """With the defaults of what training does not read under these settings.
+
+    reads_encoder: whether the method's input is also a text encoder's.
+    """
+    unread = [] if reads_encoder else ["encoder_length"]
+    if self.sampling != "temperature":
+      unread.append("temperature")
+    if not self.sampling:
+      unread.append("cap")
+    fields = {field.name: field.default for field in dataclasses.fields(self)}
+    return dataclasses.replace(self, **{name: fields[name] for name in unread})
+
   @property
   def mixture(self) -> MixtureSettings:
     """How the data sets of the training data are mixed."""

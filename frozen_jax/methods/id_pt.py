@@ -88,6 +88,7 @@ class InputDependentPromptTuning(SinglePass):
     "encoder_prompt": 0.01,
   }
   no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*", "encoder_prompt/.*")
+  reads_encoder: ClassVar[bool] = True
 
   @classmethod
   def build(

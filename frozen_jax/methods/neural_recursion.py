@@ -131,6 +131,7 @@ class NeuralRecursion:
     "first_prompt": 0.02,
   }
   no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*", "first_prompt/.*")
+  reads_encoder: ClassVar[bool] = False
   encoder_input: ClassVar[str] = ""
 
   @classmethod

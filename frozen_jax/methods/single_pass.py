@@ -42,6 +42,7 @@ class SinglePass(abc.ABC):
   remat: str = dataclasses.field(default="none", kw_only=True)
 
   no_decay: ClassVar[tuple[str, ...]] = ()
+  reads_encoder: ClassVar[bool] = False
 
   @property
   def encoder_input(self) -> str:

@@ -51,3 +51,7 @@ class ModelSettings(Section):
     "for tools.cost: fields of EncoderConfig of an encoder that cannot be had",
     affects_result=False,
   )
+
+  def as_trained_on(self) -> "ModelSettings":
+    """With the default of what training does not read: texts are not continued in it."""
+    return dataclasses.replace(self, cache="")

@@ -59,8 +59,8 @@ class StageSettings:
     return {
       "method": self.method,
       "seed": self.seed,
-      "model": self.model,
-      "data": self.data,
+      "model": self.model.as_trained_on(),
+      "data": self.data.as_trained_on(METHODS[self.method].reads_encoder),
       "train": self.train,
       **self.sections,
     }

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from frozen_jax.config.dependencies import changed_fields
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
@@ -15,9 +14,9 @@ from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
-from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.models.frozen_lm import FrozenLM
+from frozen_jax.models.identity import reading_of
 from frozen_jax.models.inputs import open_task
 from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
@@ -67,6 +66,7 @@ def run_stage(
   states = text_states(model)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
+  reads_encoder = model.method.reads_encoder
   dependencies = {
     **stage.dependencies(),
     "train": train,
@@ -75,8 +75,8 @@ def run_stage(
     "validation_data": validation_digest,
     "init_from": checksum({part: given[part] for part in start if part in given}),
     "frozen_inputs": checksum(frozen_inputs),
-    **_read_by(lm),
-    **_answer_end(task),
+    **reading_of(lm, stage.data.template, reads_encoder),
+    "answer_end": getattr(task, "end_id", lm.tokenizer.eos_token_id),
   }
   rates = learning_rates(train, model.method.learning_rates, start)
   result = fit(
@@ -87,7 +87,8 @@ def run_stage(
     batches,
     train,
     StageRun(
-      *(stage.name, workdir, mesh, writer, dependencies, lm.fingerprints),
+      *(stage.name, workdir, mesh, writer, dependencies),
+      fingerprint=lm.fingerprints if reads_encoder else lm.fingerprint,
       source=stage.data.train,
       timeout=stage.data.timeout,
     ),
@@ -105,21 +106,6 @@ def _log_start(stage: StageSettings, parameters: int, steps: int, epoch_rows: in
     *(stage.name, stage.method, f"{parameters:,}", steps),
     f" ({stage.train.epochs:g} epochs of {epoch_rows} rows)" if epoch_rows else "",
   )
-
-
-def _read_by(lm: FrozenLM) -> dict[str, Any]:
-  """How the frozen models compute and which ids they are given; their weights have fingerprints."""
-  models: dict[str, Any] = {"lm": lm} | ({} if lm.encoder is None else {"encoder": lm.encoder})
-  return {
-    **{f"{name}_config": changed_fields(one.config) for name, one in models.items()},
-    **{f"{name}_tokenizer": tokenizer_hash(one.tokenizer) for name, one in models.items()},
-  }
-
-
-def _answer_end(task: Any) -> dict[str, Any]:
-  """The last target of an answer, where it is not the tokenizer's end token."""
-  end = getattr(task, "end_id", None)
-  return {} if end in (None, task.tokenizer.eos_token_id) else {"answer_end": end}
 
 
 def _validator(

@@ -61,7 +61,7 @@ def values_to_try(field, value):
   if isinstance(value, int):
     return [value + 1, 2 * value]
   if isinstance(value, float):
-    return [value + 0.125, value / 2, value + 1.5]
+    return [one for one in (value + 0.125, value / 2, value + 1.5) if one != value]
   if isinstance(value, str):
     return [f"{value} other", "a {question}"]
   if isinstance(value, Mapping):

@@ -114,6 +114,10 @@ def test_with_other_test_data(resume, begun):
     {"predict.input": "mine.txt"},
     {"export.format": "peft"},
     {"model.remat": "full"},
+    {"model.cache": "int8"},
+    {"data.encoder_length": 64},
+    {"data.temperature": 3.0},
+    {"data.cap": 5},
   ],
   ids=lambda changes: next(iter(changes)),
 )
@@ -190,6 +194,7 @@ def test_not_with_another_model(resume, make_folder):
   [
     ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5', "lm_config.norm_eps"),
     ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "lm_tokenizer"),
+    ("tokenizer_config.json", '"eos_token": "<|end|>"', '"eos_token": "a"', "answer_end"),
   ],
 )
 def test_not_with_a_model_that_computes_or_reads_otherwise(
@@ -202,6 +207,20 @@ def test_not_with_a_model_that_computes_or_reads_otherwise(
   (folder / file).write_text(text.replace(old, new))
   with pytest.raises(UserError, match=rf"another configuration \(.*{names}"):
     resume({"model.name": str(folder)})
+
+
+def test_not_with_another_chat_template_where_it_is_read(begun, tiny, train_stages, tmp_path):
+  model = shutil.copytree(tiny, tmp_path / "model")
+  template = "{% for m in messages %}U: {{m.content}} {% endfor %}A:"
+  plain = with_value(begun.config, "model.name", str(model))
+  chat = with_value(plain, "data.template", "chat")
+  (model / "chat_template.jinja").write_text(template)
+  for name, config in (("plain", plain), ("chat", chat)):
+    train_stages(config, tmp_path / name)
+  (model / "chat_template.jinja").write_text(template.replace("A:", "Reply:"))
+  train_stages(plain, tmp_path / "plain")
+  with pytest.raises(UserError, match=r"another configuration \(chat_template changed\)"):
+    train_stages(chat, tmp_path / "chat")
 
 
 def test_config_json_is_what_the_run_was_resumed_with(begun, resume, tmp_path):

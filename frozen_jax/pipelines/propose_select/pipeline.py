@@ -25,9 +25,10 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import Row
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.examples import Example
-from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.evaluation.scores import Scores, score_model
+from frozen_jax.models.generation import end_ids
+from frozen_jax.models.identity import reading_of
 from frozen_jax.models.inputs import first_questions
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.artifacts import Artifacts
@@ -180,7 +181,8 @@ class ProposeSelect:
     dependencies = {
       "questions": _rows_digest(examples),
       "lm": self._lm.fingerprint,
-      "tokenizer": tokenizer_hash(self._lm.tokenizer),
+      **reading_of(self._lm, model.inputs.template),
+      "end_ids": sorted(end_ids(model)),
       "trained": checksum(model.trained),
       "frozen_inputs": checksum(model.frozen_inputs),
       "encoder": getattr(self._lm.encoder, "fingerprint", ""),
