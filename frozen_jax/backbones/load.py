@@ -28,6 +28,7 @@ from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.hf_folder import HFFolder
 from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.reading import local_file, local_folder
 from frozen_jax.core.user_path import user_path
 from frozen_jax.text import tokenizer as tokenizers
@@ -91,6 +92,12 @@ def load_decoder(
   return dataclasses.replace(outline, params=params, fingerprint=identity)
 
 
+def stored_fingerprint(name: str, progress: bool = True) -> str:
+  """The fingerprint of a decoder that is not loaded; UserError as `load_decoder`."""
+  stored = open_model(resolve_model_path(name, progress))
+  return fingerprint.combine_digests(_digests(stored, progress))
+
+
 def outline_decoder(name: str, num_layers: int | None = None) -> Decoder:
   """A decoder without its weights: `params` are their shapes, `fingerprint` is empty.
 
@@ -104,7 +111,7 @@ def outline_decoder(name: str, num_layers: int | None = None) -> Decoder:
 
 
 def _outline(
-  name: str, path: pathlib.Path, stored: GGUFFile | HFFolder, num_layers: int | None
+  name: str, path: AnyPath, stored: GGUFFile | HFFolder, num_layers: int | None
 ) -> Decoder:
   if stored.family.network is not decoder:
     raise UserError(f"{name} is an encoder ({stored.family.hf_name}); load it with load_encoder")
@@ -140,7 +147,7 @@ def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assem
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(WEIGHT_DTYPES)}")
 
 
-def open_model(path: pathlib.Path) -> GGUFFile | HFFolder:
+def open_model(path: AnyPath) -> GGUFFile | HFFolder:
   """The model at a path, with its config and the shapes of its tensors; no weights are read."""
   return HFFolder(path) if path.is_dir() else GGUFFile(path)
 

@@ -64,11 +64,19 @@ def load_encoder(
     raise _no_folder(path)
   stored = HFFolder(path)
   outline, leaves = _outline(str(name), path, stored)
-  tensors = {tensor for leaf in leaves for tensor in leaf.names}
-  digests = fingerprint.tensor_digests(stored, progress, tensors)
+  digests = _digests(stored, leaves, progress)
   params = assemble.load_params(leaves, stored, convert, encoder.PARAM_AXES, mesh, progress)
   identity = fingerprint.combine_digests(digests)
   return dataclasses.replace(outline, params=params, fingerprint=identity)
+
+
+def stored_encoder_fingerprint(name: str, progress: bool = True) -> str:
+  """The fingerprint of an encoder that is not loaded; UserError as `load_encoder`."""
+  path = resolve_model_path(name, progress)
+  if not path.is_dir():
+    raise _no_folder(path)
+  stored = HFFolder(path)
+  return fingerprint.combine_digests(_digests(stored, plan_encoder(path, stored)[1], progress))
 
 
 def outline_encoder(name: str) -> Encoder:
@@ -81,6 +89,12 @@ def outline_encoder(name: str) -> Encoder:
   if not isinstance(stored, HFFolder):
     raise _no_folder(path)
   return _outline(name, path, stored)[0]
+
+
+def _digests(stored: HFFolder, leaves: list[assemble.Leaf], progress: bool) -> dict[str, str]:
+  """The digests of the tensors that the encoder is made of."""
+  tensors = {tensor for leaf in leaves for tensor in leaf.names}
+  return fingerprint.tensor_digests(stored, progress, tensors)
 
 
 def _no_folder(path: pathlib.Path) -> UserError:

@@ -51,6 +51,11 @@ class StageSettings:
     """The same stage on other data; values: fields of `DataSettings`."""
     return dataclasses.replace(self, data=dataclasses.replace(self.data, **values))
 
+  @property
+  def reads_encoder(self) -> bool:
+    """Whether its method has an input from a text encoder."""
+    return METHODS[self.method].reads_encoder
+
   def dependencies(self) -> dict[str, Any]:
     """What its training depends on, besides the contents of data, models and earlier stages.
 
@@ -60,7 +65,7 @@ class StageSettings:
       "method": self.method,
       "seed": self.seed,
       "model": self.model.as_trained_on(),
-      "data": self.data.as_trained_on(METHODS[self.method].reads_encoder),
+      "data": self.data.as_trained_on(self.reads_encoder),
       "train": self.train,
       **self.sections,
     }

@@ -1,6 +1,6 @@
 """The protocol of a pipeline: what the driver of a run calls, whichever pipelines there are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from frozen_jax.core.object_store import AnyPath
@@ -19,6 +19,7 @@ class Pipeline(Protocol):
   settings: type  # the section of a config that asks for the pipeline
   steps: tuple[str, ...]  # after which of its steps `stop_after` can end a run
   stage_fields: tuple[str, ...]  # of its settings: those that a stage can have of its own
+  scoring_fields: tuple[str, ...]  # of its settings: those that nothing but the table depends on
   artifacts: Artifacts  # what it has made
 
   @classmethod
@@ -27,6 +28,15 @@ class Pipeline(Protocol):
 
     lm: a `models.outline.ModelOutline`; this comes before any weight is read. training: whether the
     run is to train, or what it trained is evaluated.
+    """
+    ...
+
+  @classmethod
+  def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
+    """{config key: what reads the digest} of the files and models that it reads under that key,
+    besides the data of the stages.
+
+    The digest is of contents, not of a path; what reads it raises UserError where it cannot.
     """
     ...
 

@@ -125,6 +125,14 @@ def open_corpus(path: str | pathlib.Path, progress: bool = True) -> Corpus:
   return Corpus(path, description["fingerprint"], rows, _parser(path, stored), *arrays)
 
 
+def passages_fingerprint(passages: Iterable[Passage]) -> str:
+  """`Corpus.fingerprint` of a corpus of these passages."""
+  digest = hashlib.sha256()
+  for passage in passages:
+    digest.update(_frame(passage))
+  return digest.hexdigest()
+
+
 def write_corpus(path: str | pathlib.Path, passages: Iterable[Passage]) -> None:
   """Writes passages as JSON lines; a failure leaves no partial file.
 

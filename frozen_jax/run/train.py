@@ -20,6 +20,7 @@ from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.early_checks import check_given, check_stages, check_with_model
+from frozen_jax.run.inputs import data_digests, input_digests
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
@@ -55,17 +56,16 @@ def train(config: Any, folder: str | AnyPath) -> Record:
     name = f"stage {stage.name}: train.batch_size"
     check_batch_size(stage.train.batch_size, mesh, stage.train.accumulate, name)
   if (folder / workdir.RESULTS).exists() and workdir.claim(folder, run):
-    return _complete(run, mesh, folder)
+    return _complete(run, folder)
   with locked(folder):
     if workdir.claim(folder, run):  # by another process, meanwhile
-      return _complete(run, mesh, folder)
+      return _complete(run, folder)
     return _train(run, mesh, folder)
 
 
-def _complete(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
+def _complete(run: RunSettings, folder: AnyPath) -> Record:
   """Says what the complete run in the workdir found; its record."""
   record = workdir.read_workdir_json(folder / workdir.RESULTS)
-  _check_models(run, folder, record, mesh)
   say(f"The run in {folder} is complete.", *_text(record))
   if keys := workdir.scored_otherwise(folder, run):
     say(f"It was scored with another {', '.join(keys)}; --mode=evaluate scores it with these.")
@@ -83,7 +83,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
     initial = _initial(run.init_from, lm)
-    digests = workdir.data_digests(run)
+    read = {"data": data_digests(run), "inputs": input_digests(run, lm)}
     pipelines = open_pipelines(run, lm, folder)
     for pipeline in pipelines:
       run = pipeline.prepare(run, writer)
@@ -103,7 +103,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     record = make_record(run, lm, model.method.name, scores, checksum(lm.frozen({})) == before)
     record |= training_record(trained) | gate
     record["metrics"]["tokens_per_second"] = trained[run.running[-1].name].result.tokens_per_second
-    record |= _retained(run, trained, skills, general) | {"data": digests}
+    record |= _retained(run, trained, skills, general) | read
     for pipeline in pipelines:
       record |= {name: value for name, value in pipeline.report().items() if value}
     writer.close()
@@ -112,15 +112,6 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     write_record(folder, record, scores, read_metrics(folder), titles)
   say(*_text(record), *pipeline_lines(pipelines, record))
   return record
-
-
-def _check_models(run: RunSettings, folder: AnyPath, record: Record, mesh: Mesh) -> None:
-  """UserError where models that have other names than in the complete run are other models."""
-  if keys := workdir.renamed_models(folder, run):
-    lm = load_model(run.model, mesh)
-    now = lm.fingerprint, getattr(lm.encoder, "fingerprint", "")
-    then = record["frozen_fingerprint"], record.get("encoder_fingerprint", "")
-    workdir.check_same(folder, keys if now != then else ())
 
 
 def _train_stages(

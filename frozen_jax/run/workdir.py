@@ -4,17 +4,17 @@ A run that is not complete is compared further by its checkpoints, which know th
 and the fingerprints of models. Of a complete one results.json holds these.
 """
 
-import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from frozen_jax.config.dependencies import changed, record
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import write_json
 from frozen_jax.core.object_store import AnyPath
-from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.table import PIPELINES
+from frozen_jax.run.inputs import other_data, other_inputs, other_test_data
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.training.checkpoint_folders import CHECKPOINTS, how_to_train_on, newest_checkpoint
@@ -25,7 +25,6 @@ CONFIG, RESULTS = "config.json", "results.json"
 PREDICTIONS, PLOT, BY_TASK = "predictions.jsonl", "report.png", "by_task.json"
 ADAPTERS, EVALUATIONS = "adapters", "evaluations"
 
-_SPLITS = ("train", "validation")
 DURATIONS = ("train.steps", "train.epochs")
 
 
@@ -44,7 +43,9 @@ def claim(workdir: AnyPath, run: RunSettings) -> bool:
     stored = resolve_run(read_workdir_json(path))
     differing = _differing(run, stored, complete)
     if complete and not differing:
-      differing = _other_data(run, stored, read_workdir_json(workdir / RESULTS).get("data", {}))
+      results = read_workdir_json(workdir / RESULTS)
+      differing = other_data(run, stored, results.get("data", {}))
+      differing += other_inputs(run, stored, results.get("inputs", {}))
     remedy = ""
     if differing and set(differing) <= set(DURATIONS):
       remedy = _obstacle(workdir, run, stored, complete)
@@ -73,24 +74,6 @@ def check_same(workdir: AnyPath, differing: Sequence[str], remedy: str = "") -> 
     )
 
 
-def renamed_models(workdir: AnyPath, run: RunSettings) -> list[str]:
-  """The keys of models that a config names otherwise than the run of the workdir did."""
-  stored = resolve_run(read_workdir_json(workdir / CONFIG)).model
-  names = ("name", "encoder")
-  return [f"model.{key}" for key in names if getattr(stored, key) != getattr(run.model, key)]
-
-
-def data_digests(run: RunSettings) -> dict[str, dict[str, str]]:
-  """{stage: {split: digest}} of the training and validation data that can be read by now."""
-  digests: dict[str, dict[str, str]] = {}
-  for stage in run.stages:
-    digests[stage.name] = {}
-    for split in _SPLITS:
-      with contextlib.suppress(UserError):
-        digests[stage.name][split] = _data_digest(*_named(stage, split))
-  return digests
-
-
 def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[str]:
   """The keys in which the stages of two runs differ; of complete ones also what they start from
   and what their pipelines make, which checkpoints and artifacts compare otherwise.
@@ -101,7 +84,8 @@ def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[st
   for stage, before in zip(run.stages, stored.stages, strict=True):
     keys += changed(stage.dependencies(), record(before.dependencies()))
     if complete:
-      keys += changed(stage.pipelines, record(before.pipelines))
+      of_pipelines = changed(stage.pipelines, record(before.pipelines))
+      keys += [key for key in of_pipelines if key not in _of_the_table(run)]
       links = changed(_links(stage), record(_links(before)))
       keys += [f"stages.{stage.name}.{key}" for key in links]
   if complete and run.init_from != stored.init_from:
@@ -109,46 +93,21 @@ def _differing(run: RunSettings, stored: RunSettings, complete: bool) -> list[st
   return list(dict.fromkeys(keys))
 
 
+def _of_the_table(run: RunSettings) -> list[str]:
+  """The keys of pipelines on which nothing but the table depends (`scored_otherwise`)."""
+  return [f"{name}.{key}" for name in run.pipelines for key in PIPELINES[name].scoring_fields]
+
+
 def _links(stage: StageSettings) -> dict[str, dict[str, str]]:
   return {"init_from": dict(stage.init_from), "frozen_inputs": dict(stage.frozen_inputs)}
-
-
-def _other_data(
-  run: RunSettings, stored: RunSettings, digests: Mapping[str, Mapping[str, str]]
-) -> list[str]:
-  """The keys of training and validation data whose contents are not those of the digests.
-
-  Files that are gone by now count as unchanged under the same name, and are an error under another.
-  """
-  keys: list[str] = []
-  for stage, before in zip(run.stages, stored.stages, strict=True):
-    for split, digest in digests.get(stage.name, {}).items():
-      now = _named(stage, split)
-      try:
-        same = _data_digest(*now) == digest
-      except UserError:
-        if now != _named(before, split):
-          raise
-        continue
-      if not same:
-        keys.append(f"data.{split}")
-  return list(dict.fromkeys(keys))
-
-
-def _named(stage: StageSettings, split: str) -> tuple[str, tuple[str, ...], str]:
-  """The data of a split as a config names them, with the fields and templates that apply."""
-  data = stage.data
-  return getattr(data, split), data.fields, data.templates
-
-
-def _data_digest(spec: str, fields: tuple[str, ...], templates: str) -> str:
-  return open_source(spec, fields, templates=templates).digest
 
 
 def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
   """The keys of how models are scored, in which a config differs from that of a complete run."""
   stored, now = read_workdir_json(workdir / CONFIG), run.values
   scoring = {section: now[section] for section in ("evaluate", "cascade")}
+  for name in run.pipelines:
+    scoring[name] = {key: now[name][key] for key in PIPELINES[name].scoring_fields}
   scoring["data"] = {key: now["data"][key] for key in ("test", "held_out")}
   keys = [
     f"{section}.{key}"
@@ -156,6 +115,8 @@ def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
     for key, value in values.items()
     if value != stored.get(section, {}).get(key, value)
   ]
+  results = read_workdir_json(workdir / RESULTS)
+  keys += [one for one in other_test_data(run, results.get("inputs", {})) if one not in keys]
   return keys + ["baseline"] * (now["baseline"] != stored.get("baseline", now["baseline"]))
 
 

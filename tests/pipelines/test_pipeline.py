@@ -56,6 +56,11 @@ class FirstRows:
   settings = FirstRowsSettings
   steps = ("select",)
   stage_fields = ()
+  scoring_fields = ("answer",)
+
+  @classmethod
+  def dependencies(cls, run):
+    return {}
 
   @classmethod
   def check(cls, run, lm, training=True):

@@ -38,7 +38,7 @@ def again(complete, tmp_path):
       changed = with_value(changed, key, value)
     return frozen_jax.run.train(changed, own / "run")
 
-  run.folder = own
+  run.folder, run.test = own, config["data"]["test"]
   return run
 
 
@@ -75,6 +75,57 @@ def test_not_with_data_that_were_rewritten_in_place(again, split):
   path.write_bytes(path.read_bytes().replace(b"Lima", b"Bari"))
   with pytest.raises(UserError, match=rf"another config \(different: data.{split}"):
     again()
+
+
+def test_test_data_that_were_rewritten_in_place_are_said(again, capsys):
+  path = lines_file(again.folder / "test.jsonl", *QUESTIONS)
+  again({"data.test": str(path)})
+  assert "scored with another data.test;" in capsys.readouterr().out
+  own = again.folder / "run" / "config.json"  # a run that was scored on it
+  own.write_text(own.read_text().replace(str(again.test), str(path)))
+  again({"data.test": str(path)})
+  assert "another" not in capsys.readouterr().out
+  path.write_bytes(path.read_bytes().replace(b"Lima", b"Bari"))
+  again({"data.test": str(path)})
+  assert "scored with another data.test;" in capsys.readouterr().out
+
+
+def replaced(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda model, other: shutil.copy(other / "model.safetensors", model),
+    lambda model, other: replaced(
+      model / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'
+    ),
+    lambda model, other: replaced(
+      model / "tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true'
+    ),
+    lambda model, other: replaced(
+      model / "tokenizer_config.json", '"eos_token": "<|end|>"', '"eos_token": "a"'
+    ),
+  ],
+  ids=["weights", "sizes", "tokenizer", "end token"],
+)
+def test_not_with_a_model_that_was_rewritten_in_place(again, tiny, make_folder, tmp_path, change):
+  model = shutil.copytree(tiny, tmp_path / "model")
+  again({"model.name": str(model)})
+  own = again.folder / "run" / "config.json"  # as if it had been trained from there
+  own.write_text(own.read_text().replace(str(tiny), str(model)))
+  change(model, make_folder(seed=1))
+  with pytest.raises(UserError, match=r"another config \(different: model.name\)"):
+    again({"model.name": str(model)})
+
+
+def test_a_model_that_is_gone_under_its_name(again, tiny, tmp_path):
+  own = again.folder / "run" / "config.json"
+  own.write_text(own.read_text().replace(str(tiny), str(tmp_path / "gone")))
+  again({"model.name": str(tmp_path / "gone")})
 
 
 def test_not_with_another_model(again, make_folder):

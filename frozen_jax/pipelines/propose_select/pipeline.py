@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,17 @@ class ProposeSelect:
   settings = CandidateSettings
   steps = ()
   stage_fields = ()
+  scoring_fields = ()
 
   @classmethod
   def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
     """See `check_candidates`."""
     check_candidates(run, lm, training)
+
+  @classmethod
+  def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
+    """Nothing: it reads the questions of pass one alone."""
+    return {}
 
   def __init__(self, run: RunSettings, lm: Any, workdir: AnyPath):
     """Opens nothing: all that it reads are questions of pass one."""

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from frozen_jax.config.dependencies import key
@@ -22,6 +22,7 @@ from frozen_jax.data.examples import Example
 from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.data.mining import Group
 from frozen_jax.evaluation.scores import Scores
+from frozen_jax.models.identity import encoder_identity
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.pipelines.experiment import (
@@ -36,6 +37,7 @@ from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, t
 from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
+  corpus_fingerprint,
   digest_of,
   open_passages,
   reader_questions,
@@ -64,12 +66,26 @@ class RetrieveRead:
   settings = ReaderSettings
   steps = READER_STEPS
   stage_fields = ("ranking", "budget")
+  scoring_fields = ("rankings", "budgets", "recall_at")
 
   @classmethod
   def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
     """See `check_reader`; an evaluation finds passages for all questions where they are not there
     yet, as training does."""
     check_reader(run, lm)
+
+  @classmethod
+  def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
+    """The corpus, the encoders of the dense retriever, the base of the re-ranker."""
+    settings: ReaderSettings = run.pipelines["reader"]
+    found = {"reader.corpus": lambda: corpus_fingerprint(settings.corpus)}
+    if "dense" in settings.retrievers:
+      of_questions = settings.question_encoder or settings.encoder
+      found["reader.encoder"] = lambda: encoder_identity(settings.encoder)
+      found["reader.question_encoder"] = lambda: encoder_identity(of_questions)
+    if _uses_re_ranker({reads(stage)[0] for stage in run.stages} | set(settings.rankings)):
+      found["reader.re_ranker.base"] = lambda: re_rank.base_fingerprint(settings.re_ranker)
+    return found
 
   def __init__(self, run: RunSettings, lm: Any, workdir: AnyPath):
     """Opens the corpus and the retrievers; UserError for whatever cannot be read."""
@@ -99,7 +115,7 @@ class RetrieveRead:
     self._retrieve()
     if stop_after == "retrieve":
       return
-    if {"re_ranked", "blended"} & self._rankings():
+    if _uses_re_ranker(self._rankings()):
       self._train_re_ranker(writer)
       if stop_after == "re_ranker":
         return
@@ -240,7 +256,7 @@ class RetrieveRead:
       },
     }
 
-    def make(folder: pathlib.Path) -> None:
+    def make(folder: AnyPath) -> None:
       groups: tuple[list[Group], list[Group]] = ([], [])
       if settings.trains:
         others = itertools.islice(self.rows("fused", "train"), self._settings.questions, None)
@@ -341,6 +357,10 @@ class RetrieveRead:
     """How many questions of a split the reader is given; None: all."""
     validated = self._run.train.validate_examples
     return {"train": self._settings.questions, "validation": validated, "test": None}[split]
+
+
+def _uses_re_ranker(rankings: set[str]) -> bool:
+  return bool({"re_ranked", "blended"} & rankings)
 
 
 def _source(ranking: str) -> str:

@@ -9,7 +9,13 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.builders import world_passages
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.artifacts import Artifacts
-from frozen_jax.retrieval.corpus import Corpus, Passage, open_corpus, write_corpus
+from frozen_jax.retrieval.corpus import (
+  Corpus,
+  Passage,
+  open_corpus,
+  passages_fingerprint,
+  write_corpus,
+)
 
 BUILTIN_CORPUS = "world_facts"  # the corpus that belongs to the questions of that name
 
@@ -34,12 +40,23 @@ def open_passages(name: str, artifacts: Artifacts) -> Corpus:
   """
   if name != BUILTIN_CORPUS:
     return open_corpus(name)
-  passages = [Passage(*one) for one in world_passages.passages()]
+  passages = _builtin_passages()
   text = json.dumps(passages).encode()
   dependencies = {"passages": hashlib.sha256(text).hexdigest()}
   make = lambda target: write_corpus(target, passages)
   path = artifacts.file("corpus.jsonl", dependencies, make)
   return open_corpus(path)
+
+
+def corpus_fingerprint(name: str) -> str:
+  """`Corpus.fingerprint` of what `open_passages` opens, which writes nothing; UserError as that."""
+  if name == BUILTIN_CORPUS:
+    return passages_fingerprint(_builtin_passages())
+  return open_corpus(name).fingerprint
+
+
+def _builtin_passages() -> list[Passage]:
+  return [Passage(*one) for one in world_passages.passages()]
 
 
 def reader_questions(

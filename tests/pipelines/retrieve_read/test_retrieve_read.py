@@ -8,6 +8,7 @@ import shutil
 import signal
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from frozen_jax import run
 from frozen_jax.core.errors import Interrupted, UserError
@@ -357,3 +358,48 @@ def test_questions_without_their_passage(make_config, tmp_path, positives, messa
   path.write_text((json.dumps(row | {"positive_ids": positives}) + "\n") * 3)
   with pytest.raises(UserError, match=message):
     run.train(make_config(**{"data.train": str(path)}), tmp_path / "run")
+
+
+@pytest.fixture
+def other_base(bi_encoder, tmp_path):
+  """The tiny encoder with another file that the re-ranker's base is named by."""
+  folder = shutil.copytree(bi_encoder, tmp_path / "base")
+  (folder / "vocab.txt").write_text("other")
+  return folder
+
+
+def test_a_finished_run_is_not_that_of_another_corpus_encoder_or_base(
+  finished, make_config, files, other_base, tmp_path
+):
+  """Nor of those that were rewritten in place; equal ones elsewhere are the same."""
+  lines = files["reader.corpus"].read_text().splitlines()
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text("\n".join([*lines[:-1], lines[-1].replace("land", "city")]) + "\n")
+  encoder = other_encoder(make_config, tmp_path)
+  for key, value in (
+    ("reader.corpus", corpus),
+    ("reader.encoder", encoder),
+    ("reader.question_encoder", encoder),
+    ("reader.re_ranker.base", other_base),
+  ):
+    with pytest.raises(UserError, match=rf"another config \(different: .*{key}"):
+      run.train(make_config(**{key: str(value)}), finished)
+  same = tmp_path / "same.jsonl"
+  same.write_text("\n".join(lines) + "\n")
+  again = make_config(**{"reader.corpus": str(same)})
+  assert run.train(again, finished)["inputs"]["reader.corpus"]
+
+
+def other_encoder(make_config, tmp_path):
+  """The sentence encoder of the config with other weights."""
+  folder = shutil.copytree(make_config().reader.encoder, tmp_path / "encoder")
+  weights = load_file(folder / "model.safetensors")
+  save_file({name: array + 1 for name, array in weights.items()}, folder / "model.safetensors")
+  return folder
+
+
+def test_another_table_of_a_finished_run_is_said(finished, make_config, capsys):
+  changes = {"reader.recall_at": (1, 2), "reader.rankings": ("none",), "reader.budgets": (100,)}
+  run.train(make_config(**changes), finished)
+  said = capsys.readouterr().out
+  assert "scored with another reader.rankings, reader.budgets, reader.recall_at" in said
