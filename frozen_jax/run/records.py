@@ -1,11 +1,13 @@
 """The record of a run or an evaluation, results.json: what was scored, how, when and on what."""
 
+import collections
 import datetime
 import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.files import write_json, write_lines
+from frozen_jax.core.json_row import Row
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.version import __version__
@@ -28,6 +31,7 @@ from frozen_jax.sharding.hosts import barrier, is_first_host
 Record = dict[str, Any]
 
 FORMAT = 2  # of results.json
+SCRIPT = "frozen-jax"  # of pyproject.toml
 UNITS = {
   "loss": "nats per target",
   "perplexity": "exp of the loss",
@@ -82,7 +86,6 @@ def make_record(
     "encoder_fingerprint": getattr(lm.encoder, "fingerprint", ""),
     "frozen_unchanged": unchanged,
     "frozen_parameters": frozen_size(lm),
-    "units": UNITS,
   }
   empty: tuple[Any, ...] = ({}, "", None)
   return {name: value for name, value in record.items() if name == "rows" or value not in empty}
@@ -137,10 +140,15 @@ def write_record(
 ) -> None:
   """Writes results.json, predictions.jsonl, by_task.json and report.png; the first is the last.
 
+  The record gets the units of its figures and the hash of predictions.jsonl, which a later
+  prediction may overwrite.
+
   lines: of metrics.jsonl. titles: what a row is called in the picture, where not by its name.
   """
+  record["units"] = units_of(record)
   if is_first_host():
     write_lines(folder / PREDICTIONS, side_by_side(scores))
+    record["predictions_sha256"] = sha256((folder / PREDICTIONS).read_bytes()).hexdigest()
     tables: dict[str, dict[str, Any]] = {}
     for row, own in scores.items():
       for source, table in own.by_task.items():
@@ -158,14 +166,20 @@ def write_record(
 def side_by_side(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
   """The last row's predictions, each with those of the other rows: `predictions`, by row."""
   *others, last = scores
-  by_row = {
-    name: {row["id"]: row["prediction"] for row in scores[name].predictions} for name in others
-  }
+  by_row = {name: dict(_numbered(scores[name].predictions)) for name in others}
   rows = []
-  for row in scores[last].predictions:
-    theirs = {name: by_id[row["id"]] for name, by_id in by_row.items() if row["id"] in by_id}
-    rows.append(row | ({"predictions": theirs} if theirs else {}))
+  for question, row in _numbered(scores[last].predictions):
+    found = {name: own[question]["prediction"] for name, own in by_row.items() if question in own}
+    rows.append(row | ({"predictions": found} if found else {}))
   return rows
+
+
+def _numbered(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
+  """((id, the how-manieth row of that id), row) of each row: ids may come again."""
+  counts: collections.Counter[str] = collections.Counter()
+  for row in rows:
+    counts[row["id"]] += 1
+    yield (row["id"], counts[row["id"]]), row
 
 
 def frozen_size(lm: FrozenLM) -> int:
@@ -183,10 +197,29 @@ def _origin(run: RunSettings) -> Record:
     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "version": __version__,
     "commit": _commit(),
-    "command": shlex.join([pathlib.PurePath(sys.argv[0]).name, *sys.argv[1:]]),
+    "command": command_line(sys.orig_argv),
     "device": f"{jax.device_count()} x {device.device_kind}",
     "seed": run.seed,
   }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+  """The command of a process, to be run again in a shell.
+
+  arguments: of the process (`sys.orig_argv`). A script that pip installed is named without its
+  folder, and so is the interpreter.
+  """
+  python, *others = arguments
+  if others and pathlib.PurePath(others[0]).name == SCRIPT:
+    return shlex.join([SCRIPT, *others[1:]])
+  return shlex.join([pathlib.PurePath(python).name, *others])
+
+
+def units_of(record: Record) -> dict[str, str]:
+  """The units of the figures that a record holds, in the order of `UNITS`."""
+  tables = [table_rows(record), *record.get("held_out", {}).values()]
+  names = {name for table in tables for row in table.values() for name in row}
+  return {name: unit for name, unit in UNITS.items() if name in {*names, *record}}
 
 
 def _commit() -> str:

@@ -5,6 +5,7 @@ the square root of n. An interval is over test questions (`evaluation.intervals`
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -162,6 +163,9 @@ def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
   if run.folder is None or not (run.folder / PREDICTIONS).exists():
     return f"{run.name} has no {PREDICTIONS}"
   file = run.folder / PREDICTIONS
+  written = run.record.get("predictions_sha256")
+  if written is not None and written != hashlib.sha256(file.read_bytes()).hexdigest():
+    return _replaced(run)
   matches: dict[QuestionKey, float] = {}
   for number, _, line in numbered_lines(file):
     row = parse_row(line, f"{file}, line {number}")
@@ -200,15 +204,19 @@ def _read_object(path: AnyPath) -> dict[str, Any]:
 
 def _check_record(path: AnyPath, record: Record) -> None:
   """UserError for a record of another format, or without what a comparison reads."""
-  version = record.get("format", 1)
-  if version != FORMAT:
+  if not {"format", "metrics", "table"} & record.keys():
     raise UserError(
-      f"{path} has format {version}, and this version reads {FORMAT}; score the run again with"
+      f"{path} is no record of a run; give a workdir, an evaluation's folder or a {RESULTS}"
+    )
+  version = record.get("format", 1)
+  if type(version) is not int or version != FORMAT:
+    raise UserError(
+      f"{path} has format {version!r}, and this version reads {FORMAT}; score the run again with"
       " --mode=evaluate, or use the version that wrote it"
     )
   try:
     for key, kind in _RECORD_TYPES.items():
-      if not isinstance(record.get(key, kind()), kind):
+      if type(record.get(key, kind())) is not kind:
         raise TypeError(f"{key} is {record[key]!r}")
     _ = record["method"], record["model"], record["seed"], record["table"]["metrics"]
     tables = [table_rows(record), *record.get("held_out", {}).values()]
@@ -216,7 +224,8 @@ def _check_record(path: AnyPath, record: Record) -> None:
     for row in [*figures, *record.get("paired", {}).values()]:
       for name in (*COLUMNS, _DIFFERENCE):
         for key in (name, f"{name}_low", f"{name}_high"):
-          float(row.get(key, 0))
+          if type(row.get(key, 0)) not in (int, float):
+            raise TypeError(f"{key} is {row[key]!r}")
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     reason = f"{type(error).__name__}: {error}"
     raise UserError(f"{path} is damaged ({reason}); restore it or score the run again") from None
@@ -290,17 +299,18 @@ def _rows(
 
 
 def _estimate(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate | None:
-  """Of the runs that have the metric; None where none has it."""
+  """Of the runs that have the metric as a number; NaN of those that have none, None without any."""
   rows = [row for row in rows if name in row]
   if not rows:
     return None
+  rows = [row for row in rows if math.isfinite(row[name])] or rows[:1]
   values = np.array([row[name] for row in rows], np.float64)
   if len(values) > 1:
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(len(values), float(values.mean()), error)
-  return Estimate(
-    1, float(values[0]), None, rows[0].get(f"{name}_low"), rows[0].get(f"{name}_high")
-  )
+  low, high = (rows[0].get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+  bounds = (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
+  return Estimate(1, float(values[0]), None, *bounds)
 
 
 def _check_comparable(groups: Sequence[RunGroup]) -> None:
@@ -322,6 +332,13 @@ def _group_notes(group: RunGroup) -> list[str]:
     f"{run.name}: the frozen weights changed during the run"
     for run in group.runs
     if run.record.get("frozen_unchanged") is False
+  ]
+  notes += [
+    f"{run.name}: {name} of {row} is {figures[name]}, and in no mean"
+    for run in group.runs
+    for row, figures in table_rows(run.record).items()
+    for name in COLUMNS
+    if not math.isfinite(figures.get(name, 0))
   ]
   if len(group.runs) == 1:
     return notes

@@ -1,6 +1,7 @@
 """What a complete run leaves in its workdir: the files and keys that other programs rely on."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -118,12 +119,15 @@ def test_the_record_says_where_it_comes_from(run):
   created = datetime.datetime.fromisoformat(found["created"])
   assert abs(datetime.datetime.now(datetime.UTC) - created) < datetime.timedelta(hours=1)
   assert found["version"] == importlib.metadata.version("frozen_jax")
-  assert found["command"].startswith("main.py ")
+  assert " -m frozen_jax.main " in found["command"]
   assert f"--workdir={run.workdir}" in found["command"]
   assert found["device"] == "1 x cpu" and found["seed"] == 0
   assert found["test"] == "world_facts/test"
   assert found["units"]["exact_match"] == "percent"
   assert found["units"]["loss"] == "nats per target"
+  assert "rouge_l" not in found["units"], "no row has it"
+  written = (run.workdir / "predictions.jsonl").read_bytes()
+  assert found["predictions_sha256"] == hashlib.sha256(written).hexdigest()
 
 
 def test_trained_parameters_are_counted(run):

@@ -1,10 +1,12 @@
 """A record as text, and a table's rows out of it."""
 
 import json
+import shlex
 
 import pytest
 
-from frozen_jax.run.records import table_rows
+from frozen_jax.evaluation.scores import Scores
+from frozen_jax.run.records import command_line, side_by_side, table_rows, units_of
 from frozen_jax.run.report import (
   COLUMNS,
   closing_tip,
@@ -135,3 +137,46 @@ def test_the_closing_tip_asks_a_question_of_the_runs_own_data(tmp_path, inputs, 
 
 def test_the_closing_tip_of_a_run_on_plain_text_asks_nothing(tmp_path):
   assert closing_tip(tmp_path) == [f"The adapter is in {tmp_path}/adapter."]
+
+
+@pytest.mark.parametrize(
+  "arguments, command",
+  [
+    (
+      ["/usr/bin/python3", "-m", "frozen_jax.main", "--config=lora", "--workdir=my runs/a"],
+      "python3 -m frozen_jax.main --config=lora '--workdir=my runs/a'",
+    ),
+    (
+      ["/venv/bin/python", "/venv/bin/frozen-jax", "--config.data.template={question}"],
+      "frozen-jax '--config.data.template={question}'",
+    ),
+    (["python", "mine.py", "$HOME"], "python mine.py '$HOME'"),
+    (["python"], "python"),
+  ],
+)
+def test_the_command_of_a_record_can_be_run_in_a_shell(arguments, command):
+  assert command_line(arguments) == command
+  assert len(shlex.split(command)) == len(arguments) - ("frozen-jax" in command)
+
+
+def test_units_are_those_of_the_figures_that_there_are():
+  record = {
+    "metrics": {"loss": 1.0},
+    "baseline": {"name": "zero_shot", "exact_match": 1.0},
+    "rows": {},
+    "table": {"rows": ["zero_shot", "last"], "metrics": "last", "baseline": "zero_shot"},
+    "held_out": {"nq": {"last": {"f1": 1.0}}},
+    "seconds": 3.0,
+  }
+  assert list(units_of(record)) == ["loss", "exact_match", "f1", "seconds"]
+
+
+def test_predictions_of_ids_that_come_again_are_paired_in_their_order():
+  def scores(*texts):
+    rows = [{"id": "same", "prediction": text, "answers": []} for text in texts[:2]]
+    own = {"id": "own", "prediction": texts[2], "answers": []}
+    return Scores({}, predictions=[*rows, own])
+
+  found = side_by_side({"first": scores("a", "b", "c"), "last": scores("d", "e", "f")})
+  assert [row["prediction"] for row in found] == ["d", "e", "f"]
+  assert [row["predictions"] for row in found] == [{"first": "a"}, {"first": "b"}, {"first": "c"}]

@@ -1,6 +1,7 @@
 """Several runs compared: groups of seeds, means and standard errors, differences, refusals."""
 
 import csv
+import hashlib
 import json
 import math
 
@@ -241,6 +242,13 @@ def test_doubtful_runs_are_noted(as_json, tmp_path):
     (json.dumps(record(0, units=["percent"])), "is damaged (TypeError: units"),
     (json.dumps(record([1])), "is damaged (TypeError: seed"),
     (json.dumps(record(0, method={})), "is damaged (TypeError: method"),
+    (json.dumps(record(True)), "is damaged (TypeError: seed is True"),
+    (json.dumps(record(0, metrics={"exact_match": "50"})), "is damaged (TypeError: exact_match"),
+    (json.dumps(record(0, metrics={"exact_match": True})), "is damaged (TypeError: exact_match"),
+    (json.dumps(record(0, format="2")), "has format '2'"),
+    (json.dumps(record(0, format=True)), "has format True"),
+    (json.dumps(config(0)), "is no record of a run"),
+    ("{}", "is no record of a run"),
   ],
 )
 def test_a_record_that_cannot_be_read(error, tmp_path, text, message):
@@ -250,6 +258,24 @@ def test_a_record_that_cannot_be_read(error, tmp_path, text, message):
   else:
     (folder / "results.json").write_text(text)
   assert error(folder).startswith(f"error: {folder / 'results.json'} {message}")
+
+
+def test_a_config_in_place_of_a_record(error, tmp_path):
+  folder = write_run(tmp_path / "run", record(0), config(0))
+  message = f"error: {folder / 'config.json'} is no record of a run; give a workdir"
+  assert error(folder / "config.json").startswith(message)
+
+
+def test_figures_that_are_no_numbers_are_left_out_and_noted(as_json, tmp_path):
+  runs = [
+    write_run(tmp_path / name, record(seed, loss=loss), config(seed))
+    for name, seed, loss in (("a", 0, 1.5), ("b", 1, math.nan), ("c", 2, 2.5))
+  ]
+  found = as_json(*runs)
+  (group,) = found["groups"]
+  row = group["tables"][0]["rows"]["finetune"]
+  assert (row["loss"]["n"], row["loss"]["mean"]) == (2, 2.0) and row["exact_match"]["n"] == 3
+  assert "b: loss of finetune is nan, and in no mean" in found["notes"]
 
 
 def test_a_folder_that_is_none(error, tmp_path):
@@ -285,6 +311,21 @@ def test_predictions_that_a_later_predict_replaced(as_json, tmp_path, rows):
   (note,) = found["notes"]
   assert "predictions.jsonl of b no longer holds what was scored" in note
   assert "--mode=predict" in note and "--mode=evaluate" in note
+
+
+def test_as_many_answers_of_a_later_predict_to_questions_with_answers(as_json, tmp_path):
+  """They have other inputs or the same ones: the record knows the file that it was made of."""
+  rows = predictions("12")
+  text = "".join(json.dumps(one) + "\n" for one in rows).encode()
+  scored = record(0, predictions_sha256=hashlib.sha256(text).hexdigest())
+  first = write_run(tmp_path / "first", scored, config(0), rows)
+  second = write_run(tmp_path / "second", scored, config(0, other=1), rows)
+  assert len(as_json(first, second)["differences"]) == 1
+  for later in (predictions("1234"), predictions("12", question="And {}?")):
+    (second / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in later))
+    found = as_json(first, second)
+    assert found["differences"] == []
+    assert any("the answers of a later --mode=predict" in note for note in found["notes"])
 
 
 def test_a_run_given_twice(error, seeds):
