@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import pathlib
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
+from frozen_jax.run.as_trained import as_trained
 from frozen_jax.run.early_checks import check_evaluation
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
@@ -37,12 +39,15 @@ from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.sharding.mesh import log_mesh, make_mesh
 from frozen_jax.training.metrics import MetricsWriter
 
+_LOG = logging.getLogger(__name__)
+
 
 @compiled_as_asked
 def evaluate(config: Any, folder: str | AnyPath) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 
-  Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
+  What was trained keeps its method, sections, template and seed (`as_trained`), whatever the config
+  says. Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
   predictions.jsonl, by_task.json, report.png), as a whole, and returns it; what the training wrote
   stays as it is. Raises Interrupted when SIGTERM or SIGINT came.
   """
@@ -51,6 +56,12 @@ def evaluate(config: Any, folder: str | AnyPath) -> Record:
 
 
 def _evaluate(config: Any, folder: AnyPath) -> Record:
+  config, keys = as_trained(config, folder)
+  if keys:
+    _LOG.warning(
+      "config.%s: not used, since what was trained keeps its own; train with %s to change it",
+      *(", config.".join(keys), "it" if len(keys) == 1 else "them"),
+    )
   check_evaluation(resolve_run(config), folder)
   check_writable(folder)
   run, model = open_run(config, folder)

@@ -7,6 +7,7 @@ import pytest
 
 import frozen_jax
 from frozen_jax.core.errors import UserError
+from frozen_jax.run.settings import resolve_run
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
 from tests.run.task_files import lines_file
 
@@ -75,6 +76,39 @@ def test_not_with_data_that_were_rewritten_in_place(again, split):
   path.write_bytes(path.read_bytes().replace(b"Lima", b"Bari"))
   with pytest.raises(UserError, match=rf"another config \(different: data.{split}"):
     again()
+
+
+@pytest.mark.parametrize(
+  "changes, key",
+  [
+    ({"seed": 5}, "seed"),
+    ({"prompt.length": 9}, "prompt.length"),
+    ({"data.template": "Q {question}"}, "data.template"),
+    ({"stages.prompt.method": "lora"}, "stages.prompt.method"),
+    ({"stages.prompt.method": "lora", "stages.prompt.lora": {"rank": 2}}, "stages.prompt.method"),
+    ({"stages.prompt.prompt": {"length": 9}}, "prompt.length"),
+  ],
+  ids=str,
+)
+def test_an_evaluation_records_what_was_trained_not_what_the_config_says(
+  again, complete, changes, key, caplog
+):
+  config, _ = complete
+  changed = config
+  for name, value in changes.items():
+    changed = with_value(changed, name, value)
+  record = frozen_jax.run.evaluate(with_value(changed, "evaluation", "mine"), again.folder / "run")
+  assert f"config.{key}: not used" in caplog.text
+  trained = json.loads((again.folder / "run" / "results.json").read_text())
+  assert {name: record[name] for name in ("seed", "method")} == {
+    "seed": 0,
+    "method": "prompt_tuning",
+  }
+  assert record["metrics"].items() <= trained["metrics"].items()
+  folder = again.folder / "run" / "evaluations" / "mine"
+  (stage,) = resolve_run(json.loads((folder / "config.json").read_text())).stages
+  assert (stage.method, stage.seed, stage.prompt.length) == ("prompt_tuning", 0, 4)
+  assert stage.data.template == "plain"
 
 
 def test_test_data_that_were_rewritten_in_place_are_said(again, capsys):

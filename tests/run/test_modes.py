@@ -117,11 +117,12 @@ def test_evaluate_scores_every_adapter_as_training_did(evaluated, recursive_run)
   assert out.splitlines()[: len(rows) + 1] == table
   name = "predictions.jsonl"
   assert (folder / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
-  training = {"stages", "steps", "seconds", "trainable_parameters", "data"}
+  training = {"stages", "steps", "seconds", "trainable_parameters", "data", "inputs"}
   assert ours.keys() == theirs.keys() - training
-  changing = {"created", "command", "metrics"}
+  changing = {"created", "command", "metrics", "units"}
   for key in ours.keys() - changing:
     assert ours[key] == theirs[key], key
+  assert ours["units"].items() < theirs["units"].items()
   assert "--mode=evaluate" in ours["command"] and ours["created"] >= theirs["created"]
 
 
