@@ -7,12 +7,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from frozen_jax.core.files import atomic_file
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.evaluation.gate import Curves
 
 # The score that bars show is the first of these that any system has.
-MAIN_METRICS = ("score", "exact_match", "accuracy", "loss")
+MAIN_METRICS = ("score", "exact_match", "loss", "accuracy")
 _LABELS = {
   "score": "score (%)",
   "exact_match": "exact match (%)",
@@ -142,11 +144,19 @@ def gate_figure(curves: Curves, point: Mapping[str, float], budget: float, metri
     ylabel=metric_label(metric),
     xlim=(0.98, 2.02),
   )
-  axis.margins(y=0.1)
+  lowest, highest = _range([curve.accuracy for curve in curves])
+  axis.set_ylim(lowest, highest)
   axis.grid(color="0.92")
   axis.set_axisbelow(True)
   figure.legend(loc="outside right upper", frameon=False)
   return figure
+
+
+def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+  """An axis for these percentages: with some room, and of 10 points at least."""
+  lowest, highest = (float(pick([pick(one) for one in values])) for pick in (np.min, np.max))
+  room = max(0.1 * (highest - lowest), 5 - (highest - lowest) / 2)
+  return lowest - room, highest + room
 
 
 def _main_metric(rows: SystemMetrics) -> str:
@@ -161,7 +171,10 @@ def _is_training(line: Mapping[str, Any]) -> bool:
 
 
 def _axis_end(groups: Sequence[SystemMetrics], metric: str) -> float:
-  """Where the bars' axis ends: the same for all metrics in percent, with room for the numbers."""
+  """Where the bars' axis ends: the same for all metrics in percent, with room for the numbers.
+
+  It is 1 where all bars are 0.
+  """
   in_percent = lambda name: name != "loss"
   ends = [
     metrics.get(f"{name}_high", metrics[name])
@@ -170,7 +183,8 @@ def _axis_end(groups: Sequence[SystemMetrics], metric: str) -> float:
     for metrics in rows.values()
     if name in metrics and in_percent(name) == in_percent(metric)
   ]
-  return 1.2 * max([*ends, 1e-9])
+  longest = max([*ends, 0.0])
+  return 1.2 * longest if longest else 1.0
 
 
 def _draw_bars(axis: Any, title: str, rows: SystemMetrics, baseline: str, axis_end: float) -> None:

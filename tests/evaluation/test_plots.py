@@ -95,3 +95,26 @@ def test_the_gate_with_its_budget_and_the_chosen_point(tmp_path):
   assert [text.get_text() for text in axis.texts] == ["chosen: 80.0 at 1.20 passes"]
   draw_gate(tmp_path / "gate.png", curves(), point, 1.3, "f1")
   assert PIL.Image.open(tmp_path / "gate.png").size == (900, 520)
+
+
+@pytest.mark.parametrize("metrics", [{"exact_match": 0.0}, {"exact_match": 0.0, "loss": 2.0}])
+def test_scores_that_are_all_zero_have_an_axis_that_can_be_read(metrics):
+  (axis, *_) = shown(report_figure([], {"zero_shot": metrics, "prompt": metrics}))
+  assert axis.get_xlim() == (0, 1)
+
+
+def test_plain_text_is_shown_by_its_loss():
+  metrics = {"loss": 2.5, "perplexity": 12.2, "accuracy": 41.0}
+  (axis, *_) = shown(report_figure([], {"zero_shot": metrics}))
+  assert axis.get_title(loc="left").startswith("test data: loss (nats per target)")
+  assert axis.get_xlim()[1] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("right", [0.0, 50.0, 100.0])
+def test_a_gate_that_changes_nothing_has_ten_points_of_axis(right):
+  rows = np.full(4, right)
+  flat = deferral_curves(np.array([0.1, 0.4, 0.6, 0.9]), rows, rows)
+  figure = gate_figure(flat, {"compute": 1.5, "accuracy": right}, 1.5, "exact_match")
+  (axis,) = figure.axes
+  low, high = axis.get_ylim()
+  assert (low, high) == (right - 5, right + 5)
