@@ -20,6 +20,7 @@ class Pipeline(Protocol):
   steps: tuple[str, ...]  # after which of its steps `stop_after` can end a run
   stage_fields: tuple[str, ...]  # of its settings: those that a stage can have of its own
   scoring_fields: tuple[str, ...]  # of its settings: those that nothing but the table depends on
+  has_samples: bool  # whether pass one gives several answers, whose agreement is a confidence
   artifacts: Artifacts  # what it has made
 
   @classmethod

@@ -8,7 +8,7 @@ run and one for each stage.
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -37,7 +37,6 @@ from frozen_jax.training.settings import check_schedule
 T = TypeVar("T")
 Verb = Callable[[Any, str | AnyPath], T]
 
-_DURATIONS = (("train",), ("reader", "re_ranker"))  # sections with steps and epochs
 # Sections that are the run's, and of others what a stage can have of its own.
 _OF_THE_RUN = ("mesh", "cascade")
 _STAGE_FIELDS = {"model": ("remat",)}
@@ -171,7 +170,7 @@ def _check_keys(values: Mapping[str, Any]) -> None:
 def _with_one_duration(values: Mapping[str, Any]) -> dict[str, Any]:
   """Values that are to be laid over others, in which steps replace epochs and epochs steps."""
   changed = dict(values)
-  for path in _DURATIONS:
+  for path in _durations():
     node: Any = changed
     for name in path:
       node = node.get(name, {}) if isinstance(node, Mapping) else {}
@@ -186,6 +185,20 @@ def _with_one_duration(values: Mapping[str, Any]) -> dict[str, Any]:
         zero = {name: zero}
       changed = _merge(changed, zero)
   return changed
+
+
+def _durations() -> list[tuple[str, ...]]:
+  """The paths of all sections that have steps and epochs."""
+
+  def within(section: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    if {"steps", "epochs"} <= values.keys():
+      yield path
+    for name, value in values.items():
+      if dataclasses.is_dataclass(value):
+        yield from within(value, (*path, name))
+
+  return [path for name, kind in _ALL_SECTIONS.items() for path in within(kind(), (name,))]
 
 
 def _check_rates(train: Mapping[str, Any], name: str) -> None:

@@ -57,6 +57,7 @@ class FirstRows:
   steps = ("select",)
   stage_fields = ()
   scoring_fields = ("answer",)
+  has_samples = False
 
   @classmethod
   def dependencies(cls, run):

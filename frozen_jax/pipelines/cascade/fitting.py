@@ -24,6 +24,7 @@ from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.inference import TwoPassInference
 from frozen_jax.pipelines.cascade.settings import CascadeSettings
 from frozen_jax.pipelines.experiment import RunSettings
+from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.sharding.hosts import is_first_host
 
 GATE_PLOT = "gate.png"  # within a workdir
@@ -36,7 +37,8 @@ def check_cascade(run: RunSettings, lm: Any) -> None:
   confidence off."""
   if not run.cascade.compute_budget:
     return
-  if run.cascade.confidence == "agreement" and "candidates" not in run.pipelines:
+  has_samples = any(PIPELINES[name].has_samples for name in run.pipelines)
+  if run.cascade.confidence == "agreement" and not has_samples:
     raise UserError("cascade.confidence=agreement needs samples; give probability or margin")
   last = run.running[-1]
   if not isinstance(last.tuned_model(lm).method, TwoPass):

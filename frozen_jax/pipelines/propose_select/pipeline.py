@@ -63,6 +63,7 @@ class ProposeSelect:
   steps = ()
   stage_fields = ()
   scoring_fields = ()
+  has_samples = True
 
   @classmethod
   def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:

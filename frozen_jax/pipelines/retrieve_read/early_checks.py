@@ -1,6 +1,6 @@
 """What can be known to be wrong with a reader before any weight is read."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import user_path
@@ -25,14 +25,15 @@ def check_reader(run: RunSettings, lm: Any) -> None:
   if settings.corpus != BUILTIN_CORPUS and not user_path(settings.corpus).is_file():
     raise UserError(f"reader.corpus: there is no file {settings.corpus}; check the path")
   budgets = [*settings.budgets, *(reads(stage)[1] for stage in run.stages)]
-  available = min(lm.config.context, run.data.lengths[-1] + run.prompt.length)
+  room = room_beside_text(run)
+  longest = min(stage.data.lengths[-1] + stage.prompt.length for stage in run.stages)
+  available = min(lm.config.context, longest)
   if max(budgets) > available:
     raise UserError(
       f"a budget of {max(budgets)} tokens is more than the {available} that the model's context and"
       " data.lengths hold; lower reader.budgets and reader.budget, or raise data.lengths"
     )
-  length, max_new_tokens = run.prompt.length, run.evaluate.max_new_tokens
-  packer = make_packer(lm, settings, min(budgets), "none", length, max_new_tokens)
+  packer = make_packer(lm, settings, min(budgets), "none", *room)
   counts = {
     "train": settings.questions,
     "validation": run.train.validate_examples,
@@ -43,6 +44,21 @@ def check_reader(run: RunSettings, lm: Any) -> None:
     source = open_source(spec, run.data.fields)
     for number in range(min(len(source), count)):
       packer.pack(asked(source[number], f"{spec}, question {number + 1}"), ())
+
+
+class Room(NamedTuple):
+  """What a budget holds besides the text: prompt vectors and tokens of the answer."""
+
+  num_virtual_tokens: int
+  max_new_tokens: int
+
+
+def room_beside_text(run: RunSettings) -> Room:
+  """Enough for every stage: they read the same packs, and are compared on them."""
+  return Room(
+    max(stage.prompt.length for stage in run.stages),
+    max(stage.evaluate.max_new_tokens for stage in run.stages),
+  )
 
 
 def reads(stage: StageSettings) -> tuple[str, int]:

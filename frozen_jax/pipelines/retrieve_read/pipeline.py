@@ -34,7 +34,7 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, table
-from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads
+from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads, room_beside_text
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
   corpus_fingerprint,
@@ -67,6 +67,7 @@ class RetrieveRead:
   steps = READER_STEPS
   stage_fields = ("ranking", "budget")
   scoring_fields = ("rankings", "budgets", "recall_at")
+  has_samples = False
 
   @classmethod
   def check(cls, run: RunSettings, lm: Any, training: bool = True) -> None:
@@ -93,6 +94,7 @@ class RetrieveRead:
     self._settings: ReaderSettings = run.pipelines["reader"]
     self._mesh = lm.mesh or make_mesh()
     self._reads = {stage.name: reads(stage) for stage in run.stages}
+    self._room = room_beside_text(run)
     self.artifacts = Artifacts(workdir / READER_FOLDER)
     self.corpus = open_passages(self._settings.corpus, self.artifacts)
     retrieval = subsection(self._settings, RetrievalSettings)
@@ -248,6 +250,7 @@ class RetrieveRead:
     dependencies = {
       "re_ranker": settings,
       "base": re_rank.base_fingerprint(settings),
+      "corpus": self.corpus.fingerprint,
       "seed": run.seed,
       "reader_questions": self._settings.questions,
       **{
@@ -338,8 +341,7 @@ class RetrieveRead:
       "questions": count,
       "tokenizer": tokenizer_hash(self._lm.tokenizer),
       "packing": subsection(self._settings, PackingSettings),
-      "num_virtual_tokens": self._run.prompt.length,
-      "max_new_tokens": self._run.evaluate.max_new_tokens,
+      **self._room._asdict(),
     }
 
     def make(first: int) -> Iterator[Row]:
@@ -350,8 +352,7 @@ class RetrieveRead:
     return self.artifacts.rows(name, dependencies, make, pack.PACKING_BLOCK, count)
 
   def _packer(self, ranking: str, budget: int) -> Any:
-    length, new = self._run.prompt.length, self._run.evaluate.max_new_tokens
-    return pack.make_packer(self._lm, self._settings, budget, ranking, length, new)
+    return pack.make_packer(self._lm, self._settings, budget, ranking, *self._room)
 
   def _count(self, split: str) -> int | None:
     """How many questions of a split the reader is given; None: all."""

@@ -1,6 +1,7 @@
 """What each artifact of a reader depends on: every setting that affects it, and no other."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from frozen_jax import run
 from frozen_jax.pipelines.experiment import subsection
 from frozen_jax.pipelines.retrieve_read.pipeline import RetrieveRead
+from frozen_jax.pipelines.retrieve_read.questions import corpus_fingerprint
 from frozen_jax.pipelines.retrieve_read.settings import (
   LmRankingSettings,
   ReaderSettings,
@@ -116,3 +118,30 @@ def test_settings_that_affect_nothing_leave_the_artifacts_as_they_are(
   changed = {f"reader.{name}": value for name, value in others.items()}
   run.train(make_config(**RANKINGS, **changed, stop_after="pack"), tmp_path / "run")
   assert artifact_digests(tmp_path / "run" / "reader") == artifact_digests(finished / "reader")
+
+
+def test_packs_leave_room_for_the_longest_prompt_and_answer_of_the_stages(
+  make_config, lm, finished, monkeypatch
+):
+  settings = resolve_run(make_config(**RANKINGS, stop_after="pack"))
+  *others, last = settings.stages
+  longer = dataclasses.replace(
+    last,
+    prompt=dataclasses.replace(last.prompt, length=last.prompt.length + 2),
+    evaluate=dataclasses.replace(last.evaluate, max_new_tokens=9),
+  )
+  shorter = dataclasses.replace(last, prompt=dataclasses.replace(last.prompt, length=1))
+  for stage, names in ((longer, ["num_virtual_tokens", "max_new_tokens"]), (shorter, [])):
+    recorded = Recorded(monkeypatch)
+    run_settings = dataclasses.replace(settings, stages=(*others, stage))
+    RetrieveRead(run_settings, lm, finished).prepare(run_settings, None)
+    assert all(one.startswith("packed") for one in recorded.changes)
+    assert all(changed == names for changed in recorded.changes.values())
+    assert bool(recorded.changes) == bool(names)
+
+
+def test_the_re_ranker_depends_on_the_corpus_whose_passages_it_learns_from(finished):
+  note = json.loads((finished / "reader" / "re_ranker.meta.json").read_text())
+  assert note["dependencies"]["corpus"] == corpus_fingerprint(
+    str(resolve_run(json.loads((finished / "config.json").read_text())).pipelines["reader"].corpus)
+  )
