@@ -93,15 +93,15 @@ def _reading(options: argparse.Namespace) -> Callable[[], float]:
   """An epoch of a side that only reads: it returns the mean size of the states' numbers."""
   loaded, encode = _encoder()
   batches = _batches(_texts(options, loaded.tokenizer), ROWS)
-  kept = _states(options, loaded, encode)
+  stored = _states(options, loaded, encode)
 
   def epoch() -> float:
-    nonlocal kept
+    nonlocal stored
     if options.side == "first":
-      kept = _states(options, loaded, encode)
-    sizes = [_size(batch, kept, encode) for batch in next(batches)]
-    if kept:
-      kept.flush()
+      stored = _states(options, loaded, encode)
+    sizes = [_size(batch, stored, encode) for batch in next(batches)]
+    if stored:
+      stored.flush()
     return sum(sizes) / options.texts
 
   return epoch
@@ -111,10 +111,10 @@ def _training(options: argparse.Namespace) -> Callable[[], float]:
   """An epoch of a side that trains: it returns the first step's loss."""
   loaded, encode = _encoder()
   batches = _batches(_texts(options, loaded.tokenizer)[::8], TRAINING_ROWS)
-  kept, step = _states(options, loaded, encode), _train_step(loaded)
+  stored, step = _states(options, loaded, encode), _train_step(loaded)
 
   def epoch() -> float:
-    return [step(kept(batch) if kept else batch) for batch in next(batches)][0]
+    return [step(stored(batch) if stored else batch) for batch in next(batches)][0]
 
   return epoch
 

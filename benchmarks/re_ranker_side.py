@@ -41,7 +41,7 @@ def main() -> None:
   worker.serve(step, seconds)
 
 
-def kept(result: str, scores: np.ndarray) -> float:
+def written(result: str, scores: np.ndarray) -> float:
   if not pathlib.Path(result).exists():
     np.save(result, scores)
   return float(scores.mean())
@@ -98,7 +98,7 @@ def ours_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
   tree, sizes = method.init(jax.random.key(0)), base.encoder.config
   encoder = PairEncoder(base.encoder.tokenizer, sizes.types, LENGTH)
   pairs = [(question, text) for question, texts in asked for text in texts]
-  return lambda: kept(result, score_pairs(method, tree, {}, encoder, pairs, progress=False))
+  return lambda: written(result, score_pairs(method, tree, {}, encoder, pairs, progress=False))
 
 
 def peer_training(folder: str, dtype: str, asked: list) -> Callable[[], float]:
@@ -168,7 +168,7 @@ def peer_scores(folder: str, dtype: str, asked: list, result: str) -> Callable[[
     folder, device="cpu", max_length=LENGTH, model_kwargs={"dtype": getattr(torch, dtype)}
   )
   pairs = [(question, text) for question, texts in asked for text in texts]
-  return lambda: kept(result, model.predict(pairs, show_progress_bar=False))
+  return lambda: written(result, model.predict(pairs, show_progress_bar=False))
 
 
 def peer_matrix_seconds(dtype: str, width: int) -> float:

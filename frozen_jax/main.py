@@ -165,9 +165,9 @@ def _notes(config: ConfigDict, given: Sequence[tuple[str, str]]) -> tuple[str, .
   from frozen_jax.run import early_checks, settings
 
   settings.resolve_run(config)
-  kept = overrides.kept_by_stages(config, given)
+  of_stages = overrides.own_values_of_stages(config, given)
   notes = []
-  for stage, own in kept.items():
+  for stage, own in of_stages.items():
     values = ", ".join(
       f"{key}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
       for key, value in own.items()

@@ -45,6 +45,7 @@ from frozen_jax.run import settings as run_settings
 from frozen_jax.run.export import FORMATS, export
 from frozen_jax.training.optimizer import decay_mask, learning_rates, make_optimizer
 from tests.evaluation import tiny
+from tests.methods import test_protocol
 from tests.processes import ROOT
 from tests.run.conftest import make_model, make_tokenizer
 
@@ -240,6 +241,18 @@ def one_vector_config(monkeypatch):
   return config
 
 
+def test_a_method_as_the_tests_of_all_methods_take_it(one_vector_config):
+  """What step 5 of the recipe says of `tests/methods/test_protocol.py`."""
+  test_protocol.test_no_decay_covers_vectors_that_stand_for_text()
+  for check in (
+    test_protocol.test_names_are_those_of_the_classes,
+    test_protocol.test_methods_are_hashable_values_without_arrays,
+    test_protocol.test_learning_rates_are_those_of_the_trained_trees,
+    test_protocol.test_every_pattern_of_no_decay_matches_a_path,
+  ):
+    check("one_vector")
+
+
 def test_a_method(one_vector_config):
   (stage,) = run_settings.resolve_run(one_vector_config).stages
   lm = tiny.tiny_lm(tokenizer=tiny.words())
@@ -300,7 +313,8 @@ def workdir(tmp_path):
 def test_an_export(workdir, monkeypatch, capsys):
   folder, config, model = workdir
   config.export.format = "npz"
-  with pytest.raises(UserError, match="export.format is 'npz'; it is one of adapter, peft$"):
+  there = ", ".join(defaults.EXPORT_FORMATS)
+  with pytest.raises(UserError, match=f"export.format is 'npz'; it is one of {there}$"):
     export(config, folder)
   (entry,) = eval(f"{{{line_of('An export')}}}", {"write_npz": write_npz}).items()
   monkeypatch.setitem(FORMATS, *entry)
@@ -311,7 +325,7 @@ def test_an_export(workdir, monkeypatch, capsys):
   with np.load(folder / "export" / "adapter.npz") as stored:
     np.testing.assert_array_equal(stored["prompt/vectors"], model.trained["prompt"]["vectors"])
   config.export.format = "zip"
-  with pytest.raises(UserError, match="one of adapter, peft, npz$"):
+  with pytest.raises(UserError, match=f"one of {there}, npz$"):
     export(config, folder)
 
 

@@ -83,5 +83,5 @@ def _of_gguf(file: GGUFFile) -> list[int]:
 def _ids(value: Any, what: str) -> list[int]:
   ids = value if isinstance(value, list) else [value]
   if any(isinstance(index, bool) or not isinstance(index, int) for index in ids):
-    raise UserError(f"{what} is {value!r}, where a token id or a list of them is needed; mend it")
+    raise UserError(f"{what} is {value!r}, where a token id or a list of them is needed; fix it")
   return ids

@@ -136,9 +136,9 @@ def _whole_sums(params, config, states, target_ids, with_gradient: bool) -> _Sum
   """The sums over the vocabulary of all these targets."""
   _, axis = lm_head.kernel_and_axis(params, config)
   states, kernel, split = lm_head.split_head(params, config, states)
-  everywhere = jnp.ones(target_ids.shape, bool)
+  every_target = jnp.ones(target_ids.shape, bool)
   head = (kernel, axis, params["head"]["bias"] if config.head_bias else None)
-  sums = _block_sums(config, head, states, (target_ids, everywhere), with_gradient, split)
+  sums = _block_sums(config, head, states, (target_ids, every_target), with_gradient, split)
   return jax.tree.map(constrain_rows, sums)
 
 

@@ -36,8 +36,8 @@ def saved_values(remat: str, names: tuple[str, ...]) -> SavedValues:
   """
   if remat not in REMAT_POLICIES:
     raise ValueError(f"remat is {remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
-  kept = {"full": (), "attention": tuple(name for name in names if name == "attention")}
-  return SavedValues(kept.get(remat, names), on_host=remat == "offload")
+  saved = {"full": (), "attention": tuple(name for name in names if name == "attention")}
+  return SavedValues(saved.get(remat, names), on_host=remat == "offload")
 
 
 def scan(

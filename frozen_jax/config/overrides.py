@@ -175,12 +175,12 @@ def _closest(name: str, names: Iterable[str]) -> str:
   return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), "")
 
 
-def kept_by_stages(
+def own_values_of_stages(
   config: ConfigDict, given: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, Any]]:
   """{stage: {key: value}}: where a stage that runs keeps a value of its own for a given key."""
   given = dict(given)
-  kept: dict[str, dict[str, Any]] = {}
+  found: dict[str, dict[str, Any]] = {}
   for stage in config.stage_order:
     own = known_keys(config.stages[stage]) if stage in config.stages else {}
     for key in given:
@@ -190,8 +190,8 @@ def kept_by_stages(
       for one in alike:
         other = own.get(one) != known_keys(config).get(one)
         if one in own and other and (own[one] or len(alike) == 1):
-          kept.setdefault(stage, {})[one] = own[one]
-  return kept
+          found.setdefault(stage, {})[one] = own[one]
+  return found
 
 
 def _converted(text: str, old: Any, where: str) -> Any:

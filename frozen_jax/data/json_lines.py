@@ -42,18 +42,18 @@ class JsonLines:
 
   def __init__(self, path: str | pathlib.Path | StorePath):
     self.path = user_path(path)
-    self._bytes, self._places = _rows(self.path)
-    self._starts, self._line_numbers = _index_lines(self._bytes)
-    if not len(self._starts):
+    self._bytes, self._locations = _rows(self.path)
+    self._offsets, self._line_numbers = _index_lines(self._bytes)
+    if not len(self._offsets):
       raise UserError(f"{self.path} holds no examples; give a file with one JSON object a line")
 
   def __len__(self) -> int:
-    return len(self._starts)
+    return len(self._offsets)
 
   def __getitem__(self, index: int) -> Row:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    start = int(self._starts[index])
+    start = int(self._offsets[index])
     end = self._bytes.find(b"\n", start)
     return parse_row(self._bytes[start : end if end >= 0 else None], self.describe(index))
 
@@ -67,8 +67,8 @@ class JsonLines:
 
   def describe(self, index: int) -> str:
     """Where a row is, for messages: `FILE, line N`."""
-    if self._places:
-      return self._places[index]
+    if self._locations:
+      return self._locations[index]
     return f"{self.path}, line {self._line_numbers[index]}"
 
 

@@ -127,9 +127,9 @@ def _models(run: RunSettings, model: TunedModel, folder: AnyPath) -> dict[str, S
   *others, last = run.stages
   models: dict[str, ScoredModel] = {}
   for stage in others:
-    kept = folder / workdir.ADAPTERS / stage.name
-    if kept.is_dir():
-      one = _as_configured(load_adapter(kept, model.lm), stage)
+    place = folder / workdir.ADAPTERS / stage.name
+    if place.is_dir():
+      one = _as_configured(load_adapter(place, model.lm), stage)
       own = dataclasses.replace(one, inference=None)
       models[stage.name] = _with_own_inputs(stage, own), own
   models[last.name] = _with_own_inputs(last, model), model

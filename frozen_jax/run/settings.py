@@ -329,11 +329,11 @@ def _sections_in_use(values: Mapping[str, Any]) -> list[str]:
 def _used(values: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Any]:
   """The values without the sections and rates that none of these methods reads."""
   used = {*_sections_in_use(values), *_PLAIN_SECTIONS}
-  kept = {key: value for key, value in values.items() if key not in _ALL_SECTIONS or key in used}
+  own = {key: value for key, value in values.items() if key not in _ALL_SECTIONS or key in used}
   parts = {part for name in methods if name in METHODS for part in METHODS[name].learning_rates}
   rates = values["train"]["learning_rate"]
   chosen = {part: rate for part, rate in rates.items() if part in parts}
-  return kept | {"train": values["train"] | {"learning_rate": chosen}}
+  return own | {"train": values["train"] | {"learning_rate": chosen}}
 
 
 def _links(entries: Any, values: Mapping[str, Any]) -> dict[str, str]:

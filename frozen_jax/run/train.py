@@ -147,14 +147,14 @@ def _retained(
   """What training has left of the LM and of earlier skills."""
   *_, last = trained.values()
   models = {name: one.model for name, one in trained.items()}
-  kept: Record = {
+  found: Record = {
     "forgetting": retention.forgetting_by_model(models, last.settings.data, run.evaluate, general),
     "extensibility": {
       name: compare_outputs(before, _skill_outputs(trained[name], last))
       for name, before in skills.items()
     },
   }
-  return {name: value for name, value in kept.items() if value}
+  return {name: value for name, value in found.items() if value}
 
 
 def _skill_outputs(stage: TrainedStage, later: TrainedStage | None = None) -> Any:

@@ -47,8 +47,8 @@ def gather_weights(weights: Any, axes: Mapping[str, tuple[str | None, ...]]) -> 
     return weights
 
   def gathered(path: str, leaf: Any) -> Any:
-    kept = tuple(None if axis == "embed" else axis for axis in axes_of(path, axes))
-    return jax.tree.map(lambda a: constrain(a, *kept), leaf)
+    gathered_axes = tuple(None if axis == "embed" else axis for axis in axes_of(path, axes))
+    return jax.tree.map(lambda a: constrain(a, *gathered_axes), leaf)
 
   return unflatten({path: gathered(path, leaf) for path, leaf in flatten(weights).items()})
 

@@ -69,9 +69,9 @@ def end_of_turn(tokenizer: Any) -> int | None:
   """
   if not getattr(tokenizer, "chat_template", None):
     return None
-  turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _REPLIED}]
+  messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _REPLIED}]
   try:
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
   except Exception:  # a template raises what it likes; it is then used without an answer
     return None
   _, found, after = text.rpartition(_REPLIED)

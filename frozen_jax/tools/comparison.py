@@ -260,7 +260,7 @@ def _by_config(runs: Sequence[Run]) -> list[list[Run]]:
 def _key(run: Run) -> str:
   """What the runs of a group have in common, as text.
 
-  Next to the config the name of an evaluation counts: its own config is stored nowhere.
+  Next to the config, which is an evaluation's own where it has one, the evaluation's name counts.
   """
   config = run.config
   if config is not None:

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from frozen_jax.config.overrides import kept_by_stages, nearest_key, override
+from frozen_jax.config.overrides import nearest_key, override, own_values_of_stages
 from frozen_jax.core.errors import UserError
 from frozen_jax.run.defaults import defaults
 from frozen_jax.run.settings import resolve_run, with_defaults
@@ -127,9 +127,9 @@ def test_an_unknown_stage_is_answered_with_those_that_there_are(config):
 def test_a_stage_with_a_value_of_its_own_keeps_it(config):
   given = [("train.steps", "9"), ("train.batch_size", "4")]
   override(config, given)
-  assert kept_by_stages(config, given) == {"second": {"train.steps": 7}}
+  assert own_values_of_stages(config, given) == {"second": {"train.steps": 7}}
   both = [*given, ("stages.second.train.steps", "9")]
   override(config, both)
-  assert kept_by_stages(config, both) == {}
+  assert own_values_of_stages(config, both) == {}
   config.stage_order = ("first",)
-  assert kept_by_stages(config, given) == {}
+  assert own_values_of_stages(config, given) == {}

@@ -70,12 +70,12 @@ def test_every_pattern_of_no_decay_matches_a_path(name):
 
 
 def test_no_decay_covers_vectors_that_stand_for_text():
-  """Prompts and prefixes have no reason to be near zero."""
+  """Prompts and prefixes have no reason to be near zero; a method may name more of them."""
   for name in METHODS:
     for path in paths.flatten(trained(build(name))):
       is_prompt = path.split("/")[0].endswith(("prompt", "prefix"))
       matched = any(re.fullmatch(pattern, path) for pattern in METHODS[name].no_decay)
-      assert matched == is_prompt, path
+      assert matched or not is_prompt, path
 
 
 def test_a_start_without_text_depends_on_the_key():

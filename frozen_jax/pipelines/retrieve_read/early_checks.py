@@ -7,7 +7,7 @@ from frozen_jax.core.user_path import user_path
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.retrieve_read.pack import make_packer
-from frozen_jax.pipelines.retrieve_read.questions import BUILTIN_CORPUS, asked
+from frozen_jax.pipelines.retrieve_read.questions import BUILTIN_CORPUS, question_of
 from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
 
 
@@ -43,7 +43,7 @@ def check_reader(run: RunSettings, lm: Any) -> None:
     spec = getattr(run.data, split)
     source = open_source(spec, run.data.fields)
     for number in range(min(len(source), count)):
-      packer.pack(asked(source[number], f"{spec}, question {number + 1}"), ())
+      packer.pack(question_of(source[number], f"{spec}, question {number + 1}"), ())
 
 
 class Room(NamedTuple):

@@ -126,5 +126,5 @@ def _rank_block(
   for row in rows:
     scored = [one | {"score": next(scores)} for one in row["ctxs"][:depth]]
     scored.sort(key=lambda one: -one["score"])
-    kept = {key: value for key, value in row.items() if key not in ("rankings", "scores")}
-    yield kept | {"ctxs": scored}
+    fields = {key: value for key, value in row.items() if key not in ("rankings", "scores")}
+    yield fields | {"ctxs": scored}

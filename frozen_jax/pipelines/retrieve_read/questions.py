@@ -73,7 +73,7 @@ def reader_questions(
   for number in range(min(len(source), max_questions or len(source))):
     row = source[number]
     where = f"{spec}, question {row.get('id', number + 1)}"
-    asked(row, where)
+    question_of(row, where)
     ids = _ids(row.get("positive_ids"), where)
     if spec.startswith(f"{BUILTIN_CORPUS}/"):
       ids = world_passages.positive_ids(row["id"])
@@ -83,10 +83,10 @@ def reader_questions(
   return questions
 
 
-def asked(row: Mapping[str, Any], where: str) -> str:
+def question_of(row: Mapping[str, Any], where: str) -> str:
   """The question of a row; UserError naming `where` for a row that is none with answers."""
   if not isinstance(row.get("question"), str) or not row.get("answers"):
-    raise UserError(f'{where}: a reader is asked {{"question", "answers"}}; fix that row')
+    raise UserError(f'{where}: a reader takes {{"question", "answers"}}; fix that row')
   return row["question"]
 
 

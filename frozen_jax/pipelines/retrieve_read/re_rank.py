@@ -113,9 +113,9 @@ def _groups(
   asked: Sequence["_LabelledQuestion"], corpus: Corpus, settings: ReRankerSettings
 ) -> list[Group]:
   """The groups of those questions that have something to tell apart."""
-  kept = [one for one in asked if one.positives or settings.positives == "gold"]
+  labelled = [one for one in asked if one.positives or settings.positives == "gold"]
   rows, positives, found = (
-    [getattr(one, n) for one in kept] for n in ("row", "positives", "found")
+    [getattr(one, n) for one in labelled] for n in ("row", "positives", "found")
   )
   text_of, depth = text_in(corpus), settings.mining_depth
   mined = mine_groups(rows, positives, found, text_of, depth, settings.drop_answers)

@@ -77,11 +77,11 @@ def _has_libtpu() -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Within it nothing is written to standard error: libtpu says that this machine has no TPU."""
-  kept = os.dup(2)
+  saved = os.dup(2)
   with pathlib.Path(os.devnull).open("w") as nowhere:
     os.dup2(nowhere.fileno(), 2)
     try:
       yield
     finally:
-      os.dup2(kept, 2)
-      os.close(kept)
+      os.dup2(saved, 2)
+      os.close(saved)
