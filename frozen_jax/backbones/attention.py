@@ -30,12 +30,12 @@ SCORES_IN_CPU_CACHE = 2**21
 
 def rotate(
   x: Float[Array, "B T H C"],
-  cos_sin: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]],
+  cos_sin: tuple[Float[Array, "#B T r"], Float[Array, "#B T r"]],
   interleaved: bool = False,
 ) -> Float[Array, "B T H C"]:
   """Rotary embedding: rotates the first 2R numbers of each head, float32; the others stay.
 
-  A pair is (i, i + R), as in GPT-NeoX and Llama, or (2i, 2i + 1) if `interleaved`, as in GPT-J.
+  A pair is (i, i + r), as in GPT-NeoX and Llama, or (2i, 2i + 1) if `interleaved`, as in GPT-J.
   """
   cos, sin = (a[:, :, None, :] for a in cos_sin)
   x = x.astype(jnp.float32)
@@ -95,7 +95,7 @@ def attend(
 
 
 def _attend(q, k, v, mask, bias, is_causal, soft_cap):
-  """Result [B, T, H, C] and the log-sum-exp of each query's scores, float32 [B, K, G, T]."""
+  """Result [B, T, H, C] and the log-sum-exp of each query's scores, float32 [B, K, J, T]."""
   attend_rows = lambda *arrays: _attend_causal(*arrays, is_causal, soft_cap)
   mixed, log_sum = _map_row_chunks(attend_rows, (q, k, v, mask, bias), q.shape[2] * mask[0].size)
   return _by_position(mixed).astype(q.dtype), log_sum
@@ -134,7 +134,7 @@ def _chunk_size(rows: int, scores_per_row: int) -> int:
 
 
 def _attend_causal(q, k, v, mask, bias, is_causal, soft_cap):
-  """Result [B, K, G, T, C] and log-sum-exp [B, K, G, T], float32; in blocks if `is_causal`."""
+  """Result [B, K, J, T, C] and log-sum-exp [B, K, J, T], float32; in blocks if `is_causal`."""
   if not is_causal:
     return _attend_block(q, k, v, mask, bias, soft_cap)
   results = []
@@ -162,7 +162,7 @@ def _attend_block(q, k, v, mask, bias, soft_cap):
   """`_attend_causal` of one block, whose queries and keys are all compared."""
   b, t, _, _ = q.shape
   queries, keys, values = _by_head(q, k.shape[2]), _by_head(k), _by_head(v)
-  scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,G,T,S]
+  scores = _product(queries, keys, 3, 3).reshape(b, k.shape[2], -1, t, k.shape[1])  # [B,K,J,T,S]
   weights, top, total = _weights(scores, mask, bias, soft_cap)
   mixed = _product(weights.astype(v.dtype).reshape(*queries.shape[:3], -1), values, 3, 2)
   mixed = mixed.reshape(*total.shape, -1) / total[..., None]
@@ -170,7 +170,7 @@ def _attend_block(q, k, v, mask, bias, soft_cap):
 
 
 def _weights(scores, mask, bias, soft_cap):
-  """Scores [B, K, G, T, S] -> exp(score - top), top and the sums of the former [B, K, G, T]."""
+  """Scores [B, K, J, T, S] -> exp(score - top), top and the sums of the former [B, K, J, T]."""
   if soft_cap is not None:
     scores = soft_cap * jnp.tanh(scores / soft_cap)
   if bias is not None:
@@ -212,8 +212,8 @@ def attend_to_cache(
 
 
 def _scaled(
-  x: Float[Array, "B K G N S"], scales: Float[Array, "B K slots"] | None
-) -> Float[Array, "B K G N S"]:
+  x: Float[Array, "B K J N S"], scales: Float[Array, "B K slots"] | None
+) -> Float[Array, "B K J N S"]:
   """x times the scale of each quantised slot; columns after the slots are left unchanged."""
   if scales is None:
     return x
@@ -246,7 +246,7 @@ def _backward(is_causal, soft_cap, residuals, cotangent):
 
 
 def _attend_causal_backward(q, k, v, mask, cotangent, delta, log_sum, bias, is_causal, soft_cap):
-  """Cotangents of q [B, K, C, G, T], k and v [B, K, S, C] and of the bias, float32."""
+  """Cotangents of q [B, K, C, J, T], k and v [B, K, S, C] and of the bias, float32."""
   length = q.shape[1]
   d_q, d_k, d_v, d_bias = 0.0, [], [], []
   for start, end in _blocks(length) if is_causal else [(0, k.shape[1])]:
@@ -279,13 +279,13 @@ def _attend_block_backward(inputs, outputs, bias, soft_cap):
   cotangents = _by_head(cotangent, heads, 1.0)
   delta = grouped(delta.transpose(0, 2, 1))
 
-  # All of these are [B, K, S, G, T].
+  # All of these are [B, K, S, J, T].
   scores = _product(keys, queries, 3, 3).reshape(split)
   if soft_cap is not None:
     tanh = jnp.tanh(scores / soft_cap)
     scores = soft_cap * tanh
   if bias is not None:
-    grouped_bias = bias.reshape(bias.shape[0], heads, -1, *bias.shape[2:])  # [#B, K, G, #T, S]
+    grouped_bias = bias.reshape(bias.shape[0], heads, -1, *bias.shape[2:])  # [#B, K, J, #T, S]
     scores += grouped_bias.transpose(0, 1, 4, 2, 3)
   mask = mask.transpose(0, 2, 1)[:, None, :, None, :]
   weights = jnp.exp(jnp.where(mask, scores, MASKED_SCORE) - grouped(log_sum))
@@ -307,8 +307,8 @@ def _attend_block_backward(inputs, outputs, bias, soft_cap):
 attend.defvjp(_forward, _backward)
 
 
-def _sum_to(x: Float[Array, "B K G T S"], shape: tuple[int, ...]) -> Float[Array, "_ _ _ S"]:
-  """[B, K, G, T, S] as [B, H, T, S], summed over the axes that a bias of this shape broadcasts."""
+def _sum_to(x: Float[Array, "B K J T S"], shape: tuple[int, ...]) -> Float[Array, "_ _ _ S"]:
+  """[B, K, J, T, S] as [B, H, T, S], summed over the axes that a bias of this shape broadcasts."""
   x = x.reshape(x.shape[0], -1, *x.shape[3:])
   return x.sum(axis=[i for i in range(4) if shape[i] == 1 != x.shape[i]], keepdims=True)
 
@@ -324,7 +324,7 @@ def _product(
 def _by_head(
   x: Float[Array, "B T H C"], heads: int | None = None, scale: float | None = None
 ) -> Float[Array, "B _ _ C"]:
-  """[B, T, H, C] -> [B, K, G*T, C], scaled by C ** -0.5, if `heads` K is given (queries).
+  """[B, T, H, C] -> [B, K, J*T, C], scaled by C ** -0.5, if `heads` K is given (queries).
 
   Without `heads`, [B, S, K, C] -> [B, K, S, C]. It goes through halves of C, so that it ends in a
   reshape: XLA's CPU backend then multiplies in bfloat16, while after a bare transpose it would
@@ -338,7 +338,7 @@ def _by_head(
   return groups.transpose(0, 2, 3, 1, 4).reshape(b, heads, -1, c)
 
 
-def _by_position(x: Float[Array, "B K G T C"]) -> Float[Array, "B T _ C"]:
-  """[B, K, G, T, C] -> [B, T, H, C]."""
+def _by_position(x: Float[Array, "B K J T C"]) -> Float[Array, "B T _ C"]:
+  """[B, K, J, T, C] -> [B, T, H, C]."""
   b, _, _, t, c = x.shape
   return x.transpose(0, 3, 1, 2, 4).reshape(b, t, -1, c)

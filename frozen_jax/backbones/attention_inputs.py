@@ -23,7 +23,7 @@ class AttentionInputs(NamedTuple):
   keys those are. bias: added to the scores, or None.
   """
 
-  cos_sin: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]] | None
+  cos_sin: tuple[Float[Array, "#B T r"], Float[Array, "#B T r"]] | None
   mask: Bool[Array, "#B T S"] | None
   bias: Float[Array, "#B H #T S"] | None
 

@@ -55,11 +55,11 @@ def hidden(
   x: Float[HostOrDevice, "B T De"],
   mask: Int[HostOrDevice, "B T"] | None = None,
   types: Int[HostOrDevice, "B T"] | None = None,
-  output_positions: Int[HostOrDevice, "B P"] | None = None,
+  output_positions: Int[HostOrDevice, "B O"] | None = None,
   *,
   trained: bool = False,
   remat: str = "none",
-) -> Float[Array, "B T D"] | Float[Array, "B P D"]:
+) -> Float[Array, "B T De"] | Float[Array, "B O De"]:
   """Word embeddings -> the states of the last layer (normed if there is a final norm).
 
   `mask` is 1 for real positions (None: all are real) and `types` the token types (None: all 0;
@@ -67,7 +67,7 @@ def hidden(
   same, and padded positions give finite numbers without meaning. Several texts may share a row, one
   after the other: `mask` then numbers their positions, from 1 on for the first text, and each text
   gives the same result as in a row of its own. The result has the dtype of the weights. With
-  `output_positions` only the states at these P positions are returned, and the last layer computes
+  `output_positions` only the states at these O positions are returned, and the last layer computes
   no others.
 
   Gradients flow to `x`, and with `trained` to all parameters. `remat`: what each layer keeps for
@@ -240,7 +240,7 @@ def _attention_inputs(
 
 def _cos_sin(
   config: EncoderConfig, kind_rope: Rope, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]] | None:
+) -> tuple[Float[Array, "B T r"], Float[Array, "B T r"]] | None:
   """The rotation of queries and keys; None if positions are of another kind."""
   if config.positions != "rotary":
     return None

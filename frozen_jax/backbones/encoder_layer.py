@@ -29,12 +29,12 @@ def apply_layer(
   inputs: AttentionInputs,
   skip_norm: Bool[Array, ""] | None,
   product: Product,
-  output_positions: Int[Array, "B P"] | None = None,
-) -> Float[Array, "B T D"] | Float[Array, "B P D"]:
+  output_positions: Int[Array, "B O"] | None = None,
+) -> Float[Array, "B T D"] | Float[Array, "B O De"]:
   """One layer of the residual stream x, float32.
 
   `skip_norm`: whether this layer leaves out its first norm (None: no layer does). With
-  `output_positions` only the stream at these P positions is returned.
+  `output_positions` only the stream at these O positions is returned.
   """
   # Saved in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   save = lambda x, name: checkpoint_name(constrain_rows(x)[:, None], name)[:, 0]
@@ -60,8 +60,8 @@ def _attention(
   x: Float[Array, "B T D"],
   inputs: AttentionInputs,
   product: Product,
-  output_positions: Int[Array, "B P"] | None,
-) -> Float[Array, "B T D"] | Float[Array, "B P D"]:
+  output_positions: Int[Array, "B O"] | None,
+) -> Float[Array, "B T D"] | Float[Array, "B O De"]:
   """x float32 -> the output of attention, at all positions or at `output_positions`."""
   attn, dtype = weights["attn"], weights["mlp_norm"]["scale"].dtype
   query_inputs = _inputs_at_positions(inputs, output_positions)
@@ -81,9 +81,9 @@ def _attention(
 
 
 def _at_positions(
-  x: Shaped[Array, "#B T *rest"], positions: Int[Array, "B P"] | None
+  x: Shaped[Array, "#B T *rest"], positions: Int[Array, "B O"] | None
 ) -> Shaped[Array, "_ _ *rest"]:
-  """x at some positions of each row [B, P, ...]; None: all of x. One row of x serves all rows."""
+  """x at some positions of each row [B, O, ...]; None: all of x. One row of x serves all rows."""
   if positions is None:
     return x
   x = jnp.broadcast_to(x, (positions.shape[0], *x.shape[1:]))
@@ -92,7 +92,7 @@ def _at_positions(
 
 
 def _inputs_at_positions(
-  inputs: AttentionInputs, positions: Int[Array, "B P"] | None
+  inputs: AttentionInputs, positions: Int[Array, "B O"] | None
 ) -> AttentionInputs:
   """The attention inputs of the queries at some positions; None: of all."""
   if positions is None:

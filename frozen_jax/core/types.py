@@ -8,7 +8,9 @@ Glossary of shapes (einsum letters, annotations and comments use these letters):
   F   width of the MLP           H  query heads                 K   key/value heads
   C   width of one head          E  experts                     V   vocabulary
   A   answer choices of a row    N  tokens of a row's choices   Q   questions of a batch
-  G   passages of a question
+  G   passages of a question     X  tokens of an encoder's text J   query heads of a key head
+  O   positions of a row whose states are returned              W   beams of a prompt
+  r   half of a head's rotated width
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +51,10 @@ class Prompts(TypedDict):
 
   tokens          int32 [B, T]  ids of the frozen LM's tokenizer
   mask            int32 [B, T]  1 for real tokens
-  encoder_tokens  int32 [B, S]  for a method with a text encoder: the same text in the ids of the
+  encoder_tokens  int32 [B, X]  for a method with a text encoder: the same text in the ids of the
                                 encoder's tokenizer, padded on the right
-  encoder_mask    int32 [B, S]  1 for real ones of them
-  encoder_states  [B, S, De]    in place of `encoder_tokens`: what the encoder makes of them
+  encoder_mask    int32 [B, X]  1 for real ones of them
+  encoder_states  [B, X, De]    in place of `encoder_tokens`: what the encoder makes of them
   encoder_cached  int32 [B]     alongside `encoder_states`: 1 where they were known before
   task            int32 [B]     which of the data sets the row is from, counted from 1; 0: none
   """

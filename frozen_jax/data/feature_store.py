@@ -78,7 +78,7 @@ def store_folder(
 
 
 class FeatureStore:
-  """States by key: each float [S, De] in one dtype, for S real positions of a text.
+  """States by key: each float [X, De] in one dtype, for X real positions of a text.
 
   `width` is De. Rows that are not on disk yet are lost with the process; `flush` writes them. Only
   one thread may use a store.
@@ -119,15 +119,15 @@ class FeatureStore:
     return len(self._memory.keys() | self._unwritten.keys() | self._locations.keys())
 
   def find(self, keys: Sequence[TextKey]) -> list[np.ndarray | None]:
-    """The states of each key, [S, De] read-only, or None where they are not stored."""
+    """The states of each key, [X, De] read-only, or None where they are not stored."""
     rows = {key: row for key in keys if (row := self._from_memory(key)) is not None}
     rows |= self._from_disk([key for key in dict.fromkeys(keys) if key not in rows])
     return [rows.get(key) for key in keys]
 
   def add(self, key: TextKey, states: np.ndarray) -> None:
-    """Stores states [S, De] under a key; a full segment is written at once."""
+    """Stores states [X, De] under a key; a full segment is written at once."""
     if states.ndim != 2 or states.shape[1] != self.width or states.dtype != self.dtype:
-      expected = f"{self.dtype} [S, {self.width}]"
+      expected = f"{self.dtype} [X, {self.width}]"
       raise ValueError(
         f"states are {states.dtype} {list(states.shape)}, the store's are {expected}"
       )

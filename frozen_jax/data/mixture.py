@@ -20,7 +20,7 @@ _ENDLESS = 2**48  # rows of each data set
 
 
 def mixing_rates(sizes: np.ndarray, mixture: MixtureSettings) -> np.ndarray:
-  """float64 [G], summing to 1: the share of each data set in the mixture, by its rows [G]."""
+  """float64 [N], summing to 1: the share of each of N data sets in the mixture, by its rows."""
   rates = np.asarray(sizes, np.float64)
   if mixture.sampling:
     rates = np.minimum(rates, mixture.cap or np.inf)

@@ -1,10 +1,10 @@
-"""Beam search: the K likeliest complete continuations of each prompt; for short answers.
+"""Beam search: the W likeliest complete continuations of each prompt; for short answers.
 
 The score of a continuation is the sum of its tokens' log-probabilities, the end token's included,
 without a length penalty. So it only falls while a continuation grows, and the search for a prompt
-may end, with nothing lost, as soon as its best unfinished continuation is no better than its K-th
-finished one. At each step the K best unfinished extensions are kept; those of the K best of all
-that end are finished. transformers' `generate(num_beams=K, length_penalty=0.0,
+may end, with nothing lost, as soon as its best unfinished continuation is no better than its W-th
+finished one. At each step the W best unfinished extensions are kept; those of the W best of all
+that end are finished. transformers' `generate(num_beams=W, length_penalty=0.0,
 early_stopping="never")` searches the same way.
 
 Prompts of one width are searched together, as one compiled program with the prefill. Like the
@@ -30,16 +30,16 @@ from frozen_jax.text.padding import power_of_two
 
 
 class Beams(NamedTuple):
-  """Continuations of R prompts, K of each, the best first; N tokens at most.
+  """Continuations of B prompts, W of each, the best first; N tokens at most.
 
-  scores     float32 [R, K]     -inf: no such continuation
-  tokens     int32 [R, K, N]    -1 after the last
-  log_probs  float32 [R, K, N]  of each token
+  scores     float32 [B, W]     -inf: no such continuation
+  tokens     int32 [B, W, N]    -1 after the last
+  log_probs  float32 [B, W, N]  of each token
   """
 
-  scores: Float[Array, "R K"]
-  tokens: Int[Array, "R K N"]
-  log_probs: Float[Array, "R K N"]
+  scores: Float[Array, "B W"]
+  tokens: Int[Array, "B W N"]
+  log_probs: Float[Array, "B W N"]
 
 
 def search(
@@ -93,7 +93,7 @@ def _max_rows(
 def _completions(
   engine: Engine, scores: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray
 ) -> list[Completion]:
-  """The beams of one prompt: scores [K], tokens and their log-probabilities [K, N]."""
+  """The beams of one prompt: scores [W], tokens and their log-probabilities [W, N]."""
   completions = []
   for score, row, row_log_probs in zip(
     scores.tolist(), tokens.tolist(), log_probs.tolist(), strict=True
@@ -145,18 +145,18 @@ def _search(
 def _extend(live, finished, logits, position, end_ids) -> tuple[Beams, Beams, Array]:
   """The live beams with a token more, the best finished ones, and the rows that the former extend.
 
-  logits: [R * K, V], of the token at this position. The rows count through all beams of all
+  logits: [B * W, V], of the token at this position. The rows count through all beams of all
   prompts.
   """
   rows, num_beams = live.scores.shape
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(rows, num_beams, -1)
   # This many are enough: of the extensions of one beam at most the end tokens do not stay live.
   count = num_beams * (1 + len(end_ids))
-  log_probs, tokens = jax.lax.top_k(log_probs, min(count, log_probs.shape[-1]))  # [R, K, M]
+  log_probs, tokens = jax.lax.top_k(log_probs, min(count, log_probs.shape[-1]))  # [B, W, M]
   totals = live.scores[..., None] + log_probs
   scores, index = jax.lax.top_k(
     totals.reshape(rows, -1), min(count, num_beams * totals.shape[-1])
-  )  # [R, n]
+  )  # [B, n]
   beam = index // totals.shape[-1]
   take = lambda a: jnp.take_along_axis(a.reshape(rows, -1), index, axis=1)
   tokens = take(tokens)
@@ -177,12 +177,12 @@ def _extend(live, finished, logits, position, end_ids) -> tuple[Beams, Beams, Ar
   return _take_beams(live, best_live), _take_beams(finished, best_finished), source.reshape(-1)
 
 
-def _mask_beams(beams: Beams, keep: Bool[Array, "R n"]) -> Beams:
+def _mask_beams(beams: Beams, keep: Bool[Array, "B n"]) -> Beams:
   """The beams with the scores of all but those to keep at -inf."""
   return beams._replace(scores=jnp.where(keep, beams.scores, -jnp.inf))
 
 
-def _take_beams(beams: Beams, index: Int[Array, "R n"]) -> Beams:
+def _take_beams(beams: Beams, index: Int[Array, "B n"]) -> Beams:
   """Some beams of each prompt."""
 
   def take(a: Any) -> Array:

@@ -6,42 +6,58 @@ leaves); what every host reads is replicated (`out_sharding`).
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt
+from jax.sharding import Sharding
+from jaxtyping import Array, Float, Int, Shaped, UInt
 
+from frozen_jax.core.types import AutoregressiveModel, Prompts, Tree
 from frozen_jax.decoding import sampling
 from frozen_jax.sharding.batch import with_sharding_constraint
 
+Shardings = Sequence[Any]  # of the leaves of a state, in their order
+Scalar = int | jax.Array | np.ndarray | np.generic
+
 
 class RowState(NamedTuple):
-  """The state of each row of the batch; R is their number.
+  """The state of each row of the batch.
 
-  token     int32 [R]   the newest, not yet read by the model
-  count     int32 [R]   how many have been generated
-  limit     int32 [R]   how many may be; a row whose count has reached it is free
-  seed      uint32 [R]  of the row's prompt
-  sample    int32 [R]   which of the prompt's samples it is
+  token     int32 [B]   the newest, not yet read by the model
+  count     int32 [B]   how many have been generated
+  limit     int32 [B]   how many may be; a row whose count has reached it is free
+  seed      uint32 [B]  of the row's prompt
+  sample    int32 [B]   which of the prompt's samples it is
   """
 
-  token: Int[Array | np.ndarray, "R"]
-  count: Int[Array | np.ndarray, "R"]
-  limit: Int[Array | np.ndarray, "R"]
-  seed: UInt[Array | np.ndarray, "R"]
-  sample: Int[Array | np.ndarray, "R"]
+  token: Int[Array | np.ndarray, "B"]
+  count: Int[Array | np.ndarray, "B"]
+  limit: Int[Array | np.ndarray, "B"]
+  seed: UInt[Array | np.ndarray, "B"]
+  sample: Int[Array | np.ndarray, "B"]
 
 
 @functools.partial(jax.jit, static_argnames=("method", "free_slots"))
-def prefill(method, trainable, frozen, batch, max_new_tokens, *, free_slots):
+def prefill(
+  method: AutoregressiveModel,
+  trainable: Tree,
+  frozen: Tree,
+  batch: Prompts,
+  max_new_tokens: int | Int[Array | np.ndarray, "*B"],
+  *,
+  free_slots: int,
+) -> tuple[Float[Array, "B V"], Tree]:
   """A method's `prefill`: the next token's logits of each prompt, and the state."""
   return method.prefill(trainable, frozen, batch, max_new_tokens, free_slots)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "shardings", "out_sharding"))
-def empty(state, *, size, shardings, out_sharding):
+def empty(
+  state: Tree, *, size: int, shardings: Shardings, out_sharding: Sharding | None
+) -> tuple[Tree, RowState]:
   """A state of `size` rows like those of this one, and the rows, all free.
 
   Both are on the devices as `insert` leaves them: it would else be compiled twice.
@@ -58,19 +74,19 @@ def empty(state, *, size, shardings, out_sharding):
   donate_argnums=(0, 1),
 )
 def insert(
-  state,
-  row_state,
-  prefilled,
-  where,
-  options,
-  limit,
-  end_ids,
+  state: Tree,
+  row_state: RowState,
+  prefilled: tuple[jax.Array, Tree],
+  where: tuple[jax.Array | np.ndarray, ...],
+  options: Tree,
+  limit: jax.Array | np.ndarray,
+  end_ids: Int[Array | np.ndarray, "ends"],
   *,
-  sampled,
-  truncated,
-  shardings,
-  out_sharding,
-):
+  sampled: bool,
+  truncated: bool,
+  shardings: Shardings,
+  out_sharding: Sharding | None,
+) -> tuple[Tree, RowState, sampling.SampledTokens]:
   """Rows of a prefill's state put into the batch, and their first tokens."""
   (logits, prefill_state), (source, rows, seeds, samples) = prefilled, where
   zeros = jnp.zeros_like(source)
@@ -86,7 +102,12 @@ def insert(
   return _split(state, shardings), *_replicate((row_state, tokens), out_sharding)
 
 
-def _insert_rows(state, prefill_state, source, rows):
+def _insert_rows(
+  state: Shaped[Array, "B *rest"],
+  prefill_state: Shaped[Array, "prompts *rest"],
+  source: Int[Array | np.ndarray, "new"],
+  rows: Int[Array | np.ndarray, "new"],
+) -> Shaped[Array, "B *rest"]:
   """An array of the state in which `rows` are those of `source` of a prefill's.
 
   Selected row by row: a scatter takes ten times as long on a CPU, and more in bfloat16.
@@ -96,14 +117,14 @@ def _insert_rows(state, prefill_state, source, rows):
   return jnp.where(is_new, jnp.take(prefill_state, index, axis=0), state)
 
 
-def _split(state, shardings):
+def _split(state: Tree, shardings: Shardings) -> Tree:
   """The state with the shardings of its arrays, in the order of its leaves."""
   leaves, treedef = jax.tree.flatten(state)
   split = map(with_sharding_constraint, leaves, shardings)
   return jax.tree.unflatten(treedef, split)
 
 
-def _replicate(tree, sharding):
+def _replicate(tree: Tree, sharding: Sharding | None) -> Any:
   """The tree with a sharding that every host can read."""
   return jax.tree.map(lambda a: with_sharding_constraint(a, sharding), tree)
 
@@ -114,22 +135,22 @@ def _replicate(tree, sharding):
   donate_argnums=(3, 4),
 )
 def decode_steps(
-  method,
-  trainable,
-  frozen,
-  state,
-  rows,
-  options,
-  min_live,
-  end_ids,
+  method: AutoregressiveModel,
+  trainable: Tree,
+  frozen: Tree,
+  state: Tree,
+  rows: RowState,
+  options: Tree,
+  min_live: Scalar,
+  end_ids: Int[Array | np.ndarray, "ends"],
   *,
-  steps,
-  sampled,
-  truncated,
-  shardings,
-  out_sharding,
-):
-  """Up to `steps` more tokens of each row: `sampling.SampledTokens` of [R, steps]; -1: no token.
+  steps: int,
+  sampled: bool,
+  truncated: bool,
+  shardings: Shardings,
+  out_sharding: Sharding | None,
+) -> tuple[Tree, RowState, sampling.SampledTokens]:
+  """Up to `steps` more tokens of each row: `sampling.SampledTokens` of [B, steps]; -1: no token.
 
   After the first token it ends when no more than `min_live` rows are unfinished.
   """

@@ -197,8 +197,8 @@ def _platt_scaling(scores: np.ndarray, correct: np.ndarray) -> tuple[float, floa
 class Curve(NamedTuple):
   """Points of a curve: mean compute in passes, from 1 to 2, and accuracy in percent."""
 
-  compute: Float64[np.ndarray, " P"]
-  accuracy: Float64[np.ndarray, " P"]
+  compute: Float64[np.ndarray, " points"]
+  accuracy: Float64[np.ndarray, " points"]
 
   @property
   def area(self) -> float:

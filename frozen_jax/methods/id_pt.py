@@ -162,7 +162,7 @@ class InputDependentPromptTuning(SinglePass):
     return loss, metrics
 
   def _encoder_states(self, trainable, frozen, prompts):
-    """The generator's input: states [B, S, E] and their mask [B, S], those of p' included.
+    """The generator's input: states [B, X, De] and their mask [B, X], those of p' included.
 
     Padding beyond the encoder's table of positions is cut off.
     """

@@ -244,9 +244,9 @@ class NeuralRecursion:
     trainable: Tree,
     frozen: Tree,
     prompts: Prompts,
-    choices: Int[Array | np.ndarray, "B C M"],
-    choice_mask: Int[Array | np.ndarray, "B C M"],
-  ) -> Float[Array, "B C"]:
+    choices: Int[Array | np.ndarray, "B A M"],
+    choice_mask: Int[Array | np.ndarray, "B A M"],
+  ) -> Float[Array, "B A"]:
     """See `core.types.Method.log_likelihoods`: each pass reads all choices of a row together."""
     params, connector = frozen["lm"], self._connector(trainable)
     max_new_tokens = longest_choice(choice_mask)

@@ -1,6 +1,6 @@
 """Continuation scoring: how likely each of several choices is after one prompt, read once.
 
-The choices of a row are read together as one sequence of N = C (M - 1) tokens after the prompt's
+The choices of a row are read together as one sequence of N = A (M - 1) tokens after the prompt's
 cache (`backbones.decoder.hidden_after_cache`): each token attends to the prompt and to the earlier
 tokens of its own choice, and its position counts from the end of the prompt. The last token of a
 choice is predicted and never read; the first tokens are all predicted from the prompt's last
@@ -29,7 +29,7 @@ class Continuations(NamedTuple):
   attention_mask: Bool[Array, "B N N"]
 
 
-def longest_choice(mask: Int[Array | np.ndarray, "B C M"]) -> Int[Array, "B"]:
+def longest_choice(mask: Int[Array | np.ndarray, "B A M"]) -> Int[Array, "B"]:
   """How many tokens the longest choice of each row has."""
   return jnp.asarray(mask).astype(jnp.int32).sum(axis=2).max(axis=1)
 
@@ -38,10 +38,10 @@ def choice_log_likelihoods(
   params: Tree,
   decoder: DecoderConfig,
   last_hidden: Float[Array, "B 1 D"],
-  choices: Int[Array | np.ndarray, "B C M"],
-  mask: Int[Array | np.ndarray, "B C M"],
+  choices: Int[Array | np.ndarray, "B A M"],
+  mask: Int[Array | np.ndarray, "B A M"],
   hidden_of: Callable[[Continuations], Float[Array, "B N D"]],
-) -> Float[Array, "B C"]:
+) -> Float[Array, "B A"]:
   """See `core.types.Method.log_likelihoods`.
 
   `last_hidden`: the hidden state at each prompt's last real position. `hidden_of`: the hidden
@@ -61,7 +61,7 @@ def choice_log_likelihoods(
   return total + jnp.where(real[:, :, 1:], rest, 0.0).sum(axis=2)
 
 
-def _flatten_choices(tokens: Int[Array, "B C m"], real: Bool[Array, "B C m"]) -> Continuations:
+def _flatten_choices(tokens: Int[Array, "B A m"], real: Bool[Array, "B A m"]) -> Continuations:
   """Tokens to read, of which those in `real` are no padding; padded on the right."""
   rows, count, length = tokens.shape
   flat = (rows, count * length)

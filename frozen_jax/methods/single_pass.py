@@ -106,9 +106,9 @@ class SinglePass(abc.ABC):
     trainable: Tree,
     frozen: Tree,
     prompts: Prompts,
-    choices: Int[Array | np.ndarray, "B C M"],
-    choice_mask: Int[Array | np.ndarray, "B C M"],
-  ) -> Float[Array, "B C"]:
+    choices: Int[Array | np.ndarray, "B A M"],
+    choice_mask: Int[Array | np.ndarray, "B A M"],
+  ) -> Float[Array, "B A"]:
     """See `core.types.Method.log_likelihoods`."""
     params, peft, _ = self.pass_params(trainable, frozen)
     max_new_tokens = longest_choice(choice_mask)

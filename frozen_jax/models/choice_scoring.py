@@ -110,7 +110,7 @@ def _check_choices(what: str, question: ChoiceQuestion, num_virtual_tokens: int,
 def _batches(
   questions: Sequence[ChoiceQuestion], batch_size: int, max_tokens: int, multiple: int = 1
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-  """Yields (indices of the rows, their prompts, choices [B, C, M], their mask).
+  """Yields (indices of the rows, their prompts, choices [B, A, M], their mask).
 
   Prompts are padded on the left. The rows of a shape are dealt to batches of one size, a `multiple`
   of what the mesh splits; the last rows of a batch may be empty.
@@ -130,7 +130,7 @@ def _batches(
 
 
 class _Shape(NamedTuple):
-  """What rows are padded to: T, C and M."""
+  """What rows are padded to: T, A and M."""
 
   width: int
   count: int

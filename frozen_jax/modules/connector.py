@@ -52,17 +52,20 @@ class ConnectorCache(NamedTuple):
   used: Int[Array, "B"] | None
 
 
+# Keys and values [B, S, h, c] of a layer, and the slots [B] to write new ones at; None: after all.
+_Slots = tuple[jax.Array, jax.Array, jax.Array | None]
+
+
 class _Attention(nnx.Module):
   def __init__(self, config: ConnectorConfig, rngs: nnx.Rngs):
     d, self.heads = config.width, config.heads
     self.qkv = nnx.Linear(d, 3 * d, use_bias=False, rngs=rngs)
     self.out = nnx.Linear(d, d, use_bias=False, rngs=rngs)
 
-  def __call__(self, x, attention_mask, cached):
-    """x [B, T, d], attention_mask bool [B, T, S] -> result [B, T, d], keys, values.
-
-    `cached`: None or (keys, values, slots [B] to write the new ones at; None: after all of them).
-    """
+  def __call__(
+    self, x: Float[Array, "B T d"], attention_mask: Bool[Array, "#B T S"], cached: _Slots | None
+  ) -> tuple[Float[Array, "B T d"], Float[Array, "B S h c"], Float[Array, "B S h c"]]:
+    """The result, and the keys and values of all positions that were read."""
     rows, length, d = x.shape
     q, k, v = (
       y.reshape(rows, length, self.heads, d // self.heads) for y in jnp.split(self.qkv(x), 3, -1)
@@ -70,14 +73,16 @@ class _Attention(nnx.Module):
     if cached is not None:
       keys, values, slots = cached
       k, v = _update_cache(keys, k, slots), _update_cache(values, v, slots)
-    scores = jnp.einsum("BTHC,BSHC->BHTS", q, k) * (d // self.heads) ** -0.5
+    scores = jnp.einsum("BThc,BShc->BhTS", q, k) * (d // self.heads) ** -0.5
     weights = jax.nn.softmax(jnp.where(attention_mask[:, None], scores, MASKED_SCORE), -1)
-    mixed = jnp.einsum("BHTS,BSHC->BTHC", weights, v).reshape(rows, length, d)
+    mixed = jnp.einsum("BhTS,BShc->BThc", weights, v).reshape(rows, length, d)
     return self.out(mixed), k, v
 
 
-def _update_cache(cached, new, slots):
-  """Keys (or values) [B, S, h, c] with the new ones [B, T, h, c] at the slots [B], or appended."""
+def _update_cache(
+  cached: Float[Array, "B S h c"], new: Float[Array, "B T h c"], slots: Int[Array, "B"] | None
+) -> Float[Array, "B _ h c"]:
+  """Keys (or values) with the new ones at the slots, or appended."""
   if slots is None:
     return jnp.concatenate([cached, new], axis=1)
   update = lambda cached, new, slot: jax.lax.dynamic_update_slice_in_dim(cached, new, slot, 0)
@@ -94,7 +99,13 @@ class _Layer(nnx.Module):
     self.down = nnx.Linear(4 * d, d, rngs=rngs)
     self.dropout = nnx.Dropout(config.dropout)
 
-  def __call__(self, x, attention_mask, cached, key):
+  def __call__(
+    self,
+    x: Float[Array, "B T d"],
+    attention_mask: Bool[Array, "#B T S"],
+    cached: _Slots | None,
+    key: PRNGKeyArray | None,
+  ) -> tuple[Float[Array, "B T d"], Float[Array, "B S h c"], Float[Array, "B S h c"]]:
     keys = (None, None) if key is None else jax.random.split(key)
     mixed, k, v = self.attention(self.attention_norm(x), attention_mask, cached)
     x = x + self.dropout(mixed, deterministic=key is None, rngs=keys[0])
@@ -155,7 +166,14 @@ class Connector(nnx.Module):
     attention_mask = jnp.concatenate([old.astype(bool), attention_mask], axis=2)
     return self._run(hidden, attention_mask, cache._replace(used=None), None)[0]
 
-  def _run(self, hidden, attention_mask, cache, key):
+  def _run(
+    self,
+    hidden: Float[Array, "B T D"],
+    attention_mask: Bool[Array, "#B T S"],
+    cache: ConnectorCache | None,
+    key: PRNGKeyArray | None,
+  ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B S h c"]], list[Float[Array, "B S h c"]]]:
+    """All layers; the output, and the keys and values of each, those of the cache included."""
     x = hidden.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
     x = self.input_proj(x)

@@ -59,8 +59,8 @@ class _Block(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "B P d"],
-    context: Float[Array, "B S E"] | None,
-    mask: Bool[Array, "B 1 1 S"] | None,
+    context: Float[Array, "B X De"] | None,
+    mask: Bool[Array, "B 1 1 X"] | None,
   ) -> Float[Array, "B P d"]:
     """`mask`: False for states of the context that are not attended to."""
     normed = self.norm(x)
@@ -70,7 +70,7 @@ class _Block(nnx.Module):
 
 
 class PromptGenerator(nnx.Module):
-  """Encoder states [B, S, E] and their mask [B, S] -> p(x) [B, P, D]."""
+  """Encoder states [B, X, De] and their mask [B, X] -> p(x) [B, P, D]."""
 
   def __init__(
     self,
@@ -92,7 +92,7 @@ class PromptGenerator(nnx.Module):
     self.output_proj = nnx.Linear(config.width, lm_width, use_bias=False, rngs=rngs, **init)
 
   def __call__(
-    self, states: Float[Array, "B S E"], mask: Int[Array | np.ndarray, "B S"]
+    self, states: Float[Array, "B X De"], mask: Int[Array | np.ndarray, "B X"]
   ) -> Float[Array, "B P D"]:
     """States that the mask leaves out count for nothing, whichever side they are on."""
     states = states.astype(jnp.float32)
