@@ -72,8 +72,8 @@ class TextStates:
     """Configures where the states come from.
 
     Args:
-      store: of the encoder's states.
-      encode: tokens and mask, int32 [N, X], padded on the right -> the states [N, X, De] in the
+      store: of the model's states.
+      encode: tokens and mask, int32 [N, S], padded on the right -> the states [N, S, De] in the
         dtype of the store. With several hosts each calls it for texts of its own, so it must be
         computed on the host's own devices.
       rows: N, of each call; a multiple of the number of parts into which devices split a batch.
@@ -83,14 +83,9 @@ class TextStates:
     self.hits = self.misses = 0
 
   def __call__(self, batch: HostBatch) -> dict[str, np.ndarray]:
-    """The batch with `encoder_states` [B, X, De] instead of `encoder_tokens` [B, X].
-
-    Positions outside `encoder_mask` are zeros. `encoder_cached`, int32 [B], is 1 where the row's
-    states were in the store (0 for a row without a text). A batch without encoder tokens is
-    returned unchanged.
-    """
-    batch = dict(batch)
-    if "encoder_tokens" not in batch:
+    """The batch with states, zeros at padded positions; one without tokens stays as it is."""
+    batch, names = dict(batch), self._keys
+    if names.tokens not in batch:
       return batch
     tokens, mask = batch[names.tokens], np.asarray(batch[names.mask]) > 0
     if names.replaces_tokens:

@@ -14,6 +14,7 @@ from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
+from frozen_jax.data.tasks import Task
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.identity import reading_of
@@ -44,9 +45,8 @@ def run_stage(
 ) -> TrainedStage:
   """Trains one stage, from its checkpoint where there is one.
 
-  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part of
-  the trained tree starts from the stage that the stage's `init_from` names if that stage ran, else
-  from `initial`, else fresh.
+  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part starts
+  from the stage that `stage.init_from` names if that ran, else from `initial`, else fresh.
   """
   mesh = make_mesh() if lm.mesh is None else lm.mesh
   model = stage.tuned_model(lm)
@@ -66,17 +66,14 @@ def run_stage(
   states = text_states(model)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
-  reads_encoder = model.method.reads_encoder
   dependencies = {
     **stage.dependencies(),
     "train": train,
-    "lengths": list(task.lengths),  # those of the settings, as far as the context holds them
     "training_data": source.digest,
     "validation_data": validation_digest,
     "init_from": checksum({part: given[part] for part in start if part in given}),
     "frozen_inputs": checksum(frozen_inputs),
-    **reading_of(lm, stage.data.template, reads_encoder),
-    "answer_end": getattr(task, "end_id", lm.tokenizer.eos_token_id),
+    **_reading_of(lm, stage, task),
   }
   rates = learning_rates(train, model.method.learning_rates, start)
   result = fit(
@@ -88,7 +85,7 @@ def run_stage(
     train,
     StageRun(
       *(stage.name, workdir, mesh, writer, dependencies),
-      fingerprint=lm.fingerprints if reads_encoder else lm.fingerprint,
+      fingerprint=lm.fingerprints if stage.reads_encoder else lm.fingerprint,
       source=stage.data.train,
       timeout=stage.data.timeout,
     ),
@@ -98,6 +95,15 @@ def run_stage(
   )
   counts = {**batches.counts, "left_out": source.num_without_target}
   return TrainedStage(stage, model.with_trained(result.best), result, counts, epoch_rows)
+
+
+def _reading_of(lm: FrozenLM, stage: StageSettings, task: Task) -> dict[str, Any]:
+  """How the frozen models compute, and what texts and answers become."""
+  return {
+    **reading_of(lm, stage.data.template, stage.reads_encoder),
+    "lengths": list(task.lengths),  # those of the settings, as far as the context holds them
+    "answer_end": getattr(task, "end_id", lm.tokenizer.eos_token_id),
+  }
 
 
 def _log_start(stage: StageSettings, parameters: int, steps: int, epoch_rows: int) -> None:

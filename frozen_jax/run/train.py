@@ -20,7 +20,6 @@ from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.early_checks import check_given, check_stages, check_with_model
-from frozen_jax.run.inputs import data_digests, input_digests
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
@@ -83,7 +82,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
     initial = _initial(run.init_from, lm)
-    read = {"data": data_digests(run), "inputs": input_digests(run, lm)}
+    read = {"data": workdir.data_digests(run), "inputs": workdir.input_digests(run, lm)}
     pipelines = open_pipelines(run, lm, folder)
     for pipeline in pipelines:
       run = pipeline.prepare(run, writer)
