@@ -45,8 +45,8 @@ def run_stage(
 ) -> TrainedStage:
   """Trains one stage, from its checkpoint where there is one.
 
-  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part starts
-  from the stage that `stage.init_from` names if that ran, else from `initial`, else fresh.
+  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part
+  starts from the stage that `stage.init_from` names if that ran, else from `initial`, else fresh.
   """
   mesh = make_mesh() if lm.mesh is None else lm.mesh
   model = stage.tuned_model(lm)
