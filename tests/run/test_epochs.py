@@ -27,10 +27,10 @@ def stages_of(*given, config="recursive:smoke"):
 
 def test_steps_are_the_default():
   assert stages_of()[0] == {
-    "prompt": (3, 0.0),
-    "baseline": (3, 0.0),
+    "prompt": (2, 0.0),
+    "baseline": (2, 0.0),
     "pretrain": (2, 0.0),
-    "finetune": (3, 0.0),
+    "finetune": (2, 0.0),
   }
 
 
