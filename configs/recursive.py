@@ -45,7 +45,23 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_every = config.train.checkpoint_every = 20
   config.train.validate_examples = 200
   config.evaluate.max_examples = 300
-  config.stages = ConfigDict(
+  config.stages = _stages()
+  if variant == "smoke":
+    _smoke(config)
+  elif variant == "nq":
+    natural_questions(config)
+    config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
+  elif variant in LARGE_MODELS:
+    large_model(config, variant)
+    config.stages.pretrain.data.lengths = config.data.lengths
+    config.stages.pretrain.train.batch_size = config.train.batch_size
+  elif variant:
+    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, {', '.join(LARGE_MODELS)}")
+  return config
+
+
+def _stages() -> ConfigDict:
+  return ConfigDict(
     {
       "prompt": {
         "method": "prompt_tuning",
@@ -75,18 +91,6 @@ def get_config(variant: str = "") -> ConfigDict:
       },
     }
   )
-  if variant == "smoke":
-    _smoke(config)
-  elif variant == "nq":
-    natural_questions(config)
-    config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
-  elif variant in LARGE_MODELS:
-    large_model(config, variant)
-    config.stages.pretrain.data.lengths = config.data.lengths
-    config.stages.pretrain.train.batch_size = config.train.batch_size
-  elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, {', '.join(LARGE_MODELS)}")
-  return config
 
 
 def _smoke(config: ConfigDict) -> None:
@@ -94,4 +98,4 @@ def _smoke(config: ConfigDict) -> None:
   # As `baseline`, whose step is then compiled already.
   config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
   config.stages.pretrain.data.lengths = (64,)
-  config.stages.pretrain.train.update({"steps": 2, "batch_size": 2, "validate_examples": 2})
+  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})

@@ -39,7 +39,7 @@ Config = EncoderConfig
 
 def embed(
   params: Params, config: EncoderConfig, tokens: Int[HostOrDevice, "B T"], *, trained: bool = False
-) -> Float[Array, "B T De"]:
+) -> Float[Array, "B T Ee"]:
   """Token ids -> word embeddings, in the dtype of the table.
 
   A trained prompt can be put before them; `hidden` adds the other embeddings. With `trained` the
@@ -52,7 +52,7 @@ def embed(
 def hidden(
   params: Params,
   config: EncoderConfig,
-  x: Float[HostOrDevice, "B T De"],
+  x: Float[HostOrDevice, "B T Ee"],
   mask: Int[HostOrDevice, "B T"] | None = None,
   types: Int[HostOrDevice, "B T"] | None = None,
   output_positions: Int[HostOrDevice, "B O"] | None = None,
@@ -112,7 +112,7 @@ def hidden(
 def pool(
   params: Params,
   config: EncoderConfig,
-  states: Float[HostOrDevice, "B T D"],
+  states: Float[HostOrDevice, "B T De"],
   mask: Int[HostOrDevice, "B T"] | None = None,
   *,
   trained: bool = False,
@@ -156,7 +156,7 @@ def pool(
 
 
 def _positions(
-  x: Float[HostOrDevice, "B T De"], mask: Int[HostOrDevice, "B T"] | None
+  x: Float[HostOrDevice, "B T Ee"], mask: Int[HostOrDevice, "B T"] | None
 ) -> Int[Array, "#B T"]:
   """The position of each token within its text, int32; one row if there is no mask."""
   index = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
@@ -169,11 +169,11 @@ def _positions(
 def _embed_inputs(
   params: Params,
   config: EncoderConfig,
-  x: Float[HostOrDevice, "B T De"],
+  x: Float[HostOrDevice, "B T Ee"],
   positions: Int[Array, "#B T"],
   types: Int[HostOrDevice, "B T"] | None,
   product: Product,
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "B T De"]:
   """Word embeddings -> the residual stream before the first layer, float32."""
   x, tables = jnp.asarray(x).astype(jnp.float32), params["embed"]
   if config.positions == "learned":

@@ -30,7 +30,7 @@ def apply_layer(
   skip_norm: Bool[Array, ""] | None,
   product: Product,
   output_positions: Int[Array, "B O"] | None = None,
-) -> Float[Array, "B T D"] | Float[Array, "B O De"]:
+) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
   """One layer of the residual stream x, float32.
 
   `skip_norm`: whether this layer leaves out its first norm (None: no layer does). With
@@ -61,7 +61,7 @@ def _attention(
   inputs: AttentionInputs,
   product: Product,
   output_positions: Int[Array, "B O"] | None,
-) -> Float[Array, "B T D"] | Float[Array, "B O De"]:
+) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
   """x float32 -> the output of attention, at all positions or at `output_positions`."""
   attn, dtype = weights["attn"], weights["mlp_norm"]["scale"].dtype
   query_inputs = _inputs_at_positions(inputs, output_positions)

@@ -10,7 +10,7 @@ Glossary of shapes (einsum letters, annotations and comments use these letters):
   A   answer choices of a row    N  tokens of a row's choices   Q   questions of a batch
   G   passages of a question     X  tokens of an encoder's text J   query heads of a key head
   O   positions of a row whose states are returned              W   beams of a prompt
-  r   half of a head's rotated width
+  r   half of a head's rotated width   Ee  width of an encoder's word embeddings
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 The lock is the kernel's (`flock`), on the file `.lock`, which says who holds it. It ends with the
 process, however that ends, and on a network file system when the server gives up the host. On
 several hosts the first one holds it for all. Where a file system has no locks none is held. On an
-object store it is that of `run/store_lock.py`.
+object store it is that of `core/store_lock.py`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import IO
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import user_write_errors
 from frozen_jax.core.object_store import AnyPath, StorePath
-from frozen_jax.run.store_lock import StoreLock, held_by, this_process
+from frozen_jax.core.store_lock import StoreLock, held_by, this_process
 from frozen_jax.sharding.hosts import gather_bytes, is_first_host
 
 LOCK_FILE = ".lock"

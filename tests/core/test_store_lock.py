@@ -9,11 +9,14 @@ import time
 
 import pytest
 
+from frozen_jax.core import store_lock
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.store_lock import StoreLock, this_process
 from frozen_jax.core.user_path import user_path
-from frozen_jax.run import lock, store_lock
-from frozen_jax.run.store_lock import StoreLock, this_process
+from frozen_jax.run import lock
 from tests import object_stores
+
+pytestmark = pytest.mark.program
 
 ELSEWHERE = this_process() | {"host": "node-b", "machine": "another one"}
 
