@@ -15,7 +15,7 @@ class Side:
 
   def __init__(self, module: str, *arguments: str):
     self.name = " ".join([module, *arguments])
-    self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed on exit)  # noqa: SIM115 (closed in __exit__)
+    self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
     self._process = subprocess.Popen(
       [sys.executable, "-m", module, *arguments],
       stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 
+from tests import object_stores
 from tests.processes import share_compiled, xla_flags
 
 FLAGS = xla_flags(devices=8)
@@ -63,6 +64,13 @@ def _compiled():
   import jax
 
   jax.clear_caches()
+
+
+@pytest.fixture(scope="module", params=object_stores.SCHEMES)
+def store(request):
+  """Each of the emulated object stores."""
+  with object_stores.store(request.param) as running:
+    yield running
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,6 @@ from frozen_jax.core.line_file import LineFile
 from frozen_jax.core.object_store import StorePath, any_path
 from frozen_jax.core.text_file import numbered_lines
 from frozen_jax.core.user_path import local_path, user_path
-from tests import object_stores
-
-
-@pytest.fixture(scope="module", params=object_stores.SCHEMES)
-def store(request):
-  with object_stores.store(request.param) as running:
-    yield running
 
 
 @pytest.fixture

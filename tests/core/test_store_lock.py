@@ -14,17 +14,10 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.store_lock import StoreLock, this_process
 from frozen_jax.core.user_path import user_path
 from frozen_jax.run import lock
-from tests import object_stores
 
 pytestmark = pytest.mark.program
 
 ELSEWHERE = this_process() | {"host": "node-b", "machine": "another one"}
-
-
-@pytest.fixture(scope="module", params=object_stores.SCHEMES)
-def store(request):
-  with object_stores.store(request.param) as running:
-    yield running
 
 
 @pytest.fixture

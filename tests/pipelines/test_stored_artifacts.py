@@ -9,15 +9,8 @@ from frozen_jax.core.object_store import StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.pipelines import stored_artifacts
 from frozen_jax.pipelines.artifacts import Artifacts
-from tests import object_stores
 
 ROWS = [{"n": number} for number in range(6)]
-
-
-@pytest.fixture(scope="module", params=object_stores.SCHEMES)
-def store(request):
-  with object_stores.store(request.param) as running:
-    yield running
 
 
 @pytest.fixture

@@ -159,7 +159,8 @@ def test_not_with_a_model_that_was_rewritten_in_place(again, tiny, make_folder, 
 def test_a_model_that_is_gone_under_its_name(again, tiny, tmp_path):
   own = again.folder / "run" / "config.json"
   own.write_text(own.read_text().replace(str(tiny), str(tmp_path / "gone")))
-  again({"model.name": str(tmp_path / "gone")})
+  record = json.loads((again.folder / "run" / "results.json").read_text())
+  assert again({"model.name": str(tmp_path / "gone")}) == record
 
 
 def test_not_with_another_model(again, make_folder):

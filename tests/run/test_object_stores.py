@@ -11,7 +11,6 @@ from frozen_jax.core.object_store import StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.tools import compare, inspect
 from frozen_jax.training.checkpoint_folders import COMMITTED, complete_checkpoints
-from tests import object_stores
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
@@ -30,12 +29,6 @@ def waiting(path, source):
 StorePath.upload = waiting
 sys.exit(main.main(sys.argv))
 """
-
-
-@pytest.fixture(scope="module", params=object_stores.SCHEMES)
-def store(request):
-  with object_stores.store(request.param) as running:
-    yield running
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from frozen_jax.training.checkpoints import Checkpoints, load_best, read_record
 from frozen_jax.training.optimizer import make_optimizer
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
-from tests import object_stores
 from tests.processes import ROOT, cluster, environment
 
 pytestmark = pytest.mark.program
@@ -60,12 +59,6 @@ def same_bits(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     assert one.dtype == other.dtype and raw(one).tobytes() == raw(other).tobytes()
-
-
-@pytest.fixture(scope="module", params=object_stores.SCHEMES)
-def store(request):
-  with object_stores.store(request.param) as running:
-    yield running
 
 
 @pytest.fixture
