@@ -4,44 +4,36 @@ The input is embeddings and the output hidden states; gradients flow to the inpu
 weights. Matrices multiply in the dtype in which they are stored; the residual stream, norms, rotary
 embeddings and softmaxes are float32. A layer is written once (`decoder_layer`) and used by the full
 pass, by the prefill and by the passes after a cache: the single-token step, and the scoring of
-several continuations at once. The parameters are described in `decoder_params`; the differences
-between model families are all in the config.
+several continuations at once (`decoder_layers`, which can run some of the layers alone). The
+parameters are described in `decoder_params`; the differences between model families are all in the
+config.
 
 Layers may have trained PEFT parameters (`peft`, see `peft_layers`), to which gradients flow. Only
 full fine-tuning, the baseline of the frozen methods, asks for gradients of the weights themselves
 (`trained=True`).
 """
 
-import functools
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import (
-  attention,
-  attention_inputs,
-  lm_head,
-  peft_layers,
-  splash_attention,
-  stack,
-)
-from frozen_jax.backbones import cache as kv_cache
+from frozen_jax.backbones import decoder_layers, lm_head, peft_layers, stack
 from frozen_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.backbones.decoder_layer import SAVED_NAMES, Layer, apply_layer, norm
-from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
+from frozen_jax.backbones.decoder_layer import norm
 from frozen_jax.backbones.decoder_params import PARAM_AXES as PARAM_AXES
+from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.decoder_params import param_shapes as param_shapes
 from frozen_jax.backbones.decoder_params import random_params as random_params
 from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.linear import project, project_trained
 from frozen_jax.core.types import HostOrDevice
-from frozen_jax.sharding.activations import constrain, constrain_rows, gather_weights, platform_of
+from frozen_jax.sharding.activations import constrain, constrain_rows
 
 Config = DecoderConfig
+
+_SAMPLE_TOKENS = 64  # of which the size of the stream is measured
 
 
 def embed(
@@ -70,6 +62,19 @@ def embedding_rms(
   return jnp.sqrt(total / (config.vocab_size * config.width))
 
 
+def stream_rms(params: Params, config: DecoderConfig, layer: int) -> Float[Array, ""]:
+  """The root mean square of the residual stream before a layer, float32.
+
+  The median over the positions of a text of tokens from all over the vocabulary: at the first
+  positions of a text the stream of many models is a hundred times as large as elsewhere.
+  """
+  count = min(_SAMPLE_TOKENS, config.context)
+  tokens = jnp.arange(count) * (config.vocab_size // count)
+  stream = input_stream(params, config, embed(params, config, tokens[None]), None)
+  stream = decoder_layers.run(params, config, stream, None, range(layer))
+  return jnp.median(jnp.sqrt(jnp.mean(jnp.square(stream), axis=-1)))
+
+
 def hidden(
   params: Params,
   config: DecoderConfig,
@@ -87,8 +92,11 @@ def hidden(
   keeps for the backward pass, see `core.remat`. `peft`: trained parameters within the layers. With
   `trained` the weights get a gradient, too.
   """
-  options = _PassOptions(peft, trained, stack.saved_values(remat, SAVED_NAMES), return_kv=False)
-  return _full_pass(params, config, x, mask, 0, options)[0]
+  stream = input_stream(params, config, x, mask, peft_layers.prefix_length(peft))
+  stream = decoder_layers.run(
+    params, config, stream, mask, all_layers(config), peft=peft, trained=trained, remat=remat
+  )
+  return output_states(params, config, stream)
 
 
 def prefill(
@@ -106,11 +114,11 @@ def prefill(
   `free_slots`: how many free slots the cache has; None: `max_new_tokens`, then the same for all
   rows. A prefix in `peft` takes the first slots of the cache.
   """
-  options = _PassOptions(peft, trained=False, saved=None, return_kv=True)
-  states, (k, v) = _full_pass(params, config, x, mask, max_new_tokens, options)
-  mask = peft_layers.prepend_prefix_mask(mask, peft)
-  free_slots = max_new_tokens if free_slots is None else free_slots
-  return states, kv_cache.from_prefill(k, v, mask, max_new_tokens, free_slots, config.cache)
+  stream = input_stream(params, config, x, mask, peft_layers.prefix_length(peft))
+  stream, cache = decoder_layers.prefill(
+    params, config, stream, mask, max_new_tokens, free_slots, all_layers(config), peft=peft
+  )
+  return output_states(params, config, stream), cache
 
 
 def step(
@@ -123,75 +131,11 @@ def step(
 ) -> tuple[Float[Array, "B 1 D"], KVCache]:
   """One more token a row: its hidden state and the longer cache; `peft` as in `prefill`.
 
-  The caller ensures that a slot is free: otherwise the last slot is overwritten. Each layer writes
-  the token's keys and values into its slots before it reads them: if it read the old slots as well,
-  XLA would copy them all.
+  The caller ensures that a slot is free: otherwise the last slot is overwritten.
   """
-  positions = cache.position[:, None]
-  longer, slot = kv_cache.advance(cache)
-  mask = longer.mask[:, None] > 0
-  key_positions = attention_inputs.position_ids(longer.mask)
-  inputs = attention_inputs.per_kind(config, positions, key_positions, mask, cache.final_length)
-  stream, peft = _embed_inputs(params, config, x, positions), peft_layers.without_prefix(peft)
-  layers = _step_in_loop if cache.is_stacked else _step_layer_by_layer
-  stream, (k, v) = layers(params, config, stream, (cache.k, cache.v, slot), inputs, peft)
-  return _final_norm(params, config, stream), longer._replace(k=k, v=v)
-
-
-def _step_layer_by_layer(params, config, stream, cache, inputs, peft):
-  """The layers of `step` written out one by one; they are stacked, or apart (`stack.unstack`).
-
-  On a CPU a loop would copy each layer's weights and cache at each token.
-  """
-  old_keys, old_values, slot = cache
-  keys, values = [], []
-  for index, kind_id in enumerate(attention_inputs.kind_ids(config)):
-    weights = stack.layer(params["layers"], index)
-    layer_peft = jax.tree.map(lambda a, index=index: a[index], peft)
-    kv = old_keys[index], old_values[index]
-    stream, (k, v) = _step_layer(config, weights, layer_peft, stream, kv, slot, inputs[kind_id])
-    keys.append(k)
-    values.append(v)
-  return stream, (tuple(keys), tuple(values))
-
-
-@functools.partial(jax.jit, static_argnames="config")  # equal layers are traced once
-def _step_layer(config, weights, peft, stream, old_kv, slot, inputs):
-  """One layer of `_step_layer_by_layer`: the stream, and its longer keys and values."""
-
-  def attend(q, k, v, inputs):
-    slots = (
-      kv_cache.write_slot(old_kv[0], k, slot, 3),
-      kv_cache.write_slot(old_kv[1], v, slot, 2),
-    )
-    return attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap), slots
-
-  return apply_layer(Layer(weights, peft, project), config, stream, inputs, attend)
-
-
-def _step_in_loop(params, config, stream, cache, inputs, peft):
-  """The layers of `step` as a loop, which updates the one array of keys and of values in place."""
-  keys, values, slot = cache
-
-  def body(carry, scanned):
-    (stream, keys, values), ((weights, kind_id, index), layer_peft) = carry, scanned
-
-    def attend(q, k, v, inputs):
-      new_keys = kv_cache.write_stacked_slot(keys, k, slot, 3, index)
-      new_values = kv_cache.write_stacked_slot(values, v, slot, 2, index)
-      slots = kv_cache.layer_slots(new_keys, index), kv_cache.layer_slots(new_values, index)
-      mixed = attention.attend_to_cache(q, slots, inputs.mask, inputs.bias, config.score_cap)
-      return mixed, (new_keys, new_values)
-
-    layer = Layer(weights, layer_peft, project)
-    kind_inputs = attention_inputs.select(inputs, kind_id)
-    stream, kv = apply_layer(layer, config, stream, kind_inputs, attend)
-    return (stream, *kv), None
-
-  scanned = (params["layers"], _kind_ids(config), jnp.arange(config.layers))
-  carry = (stream, keys, values)
-  (stream, *kv), _ = stack.scan(body, carry, scanned, trained=peft or {})
-  return stream, tuple(kv)
+  stream = input_stream_at(params, config, x, cache.position[:, None])
+  stream, cache = decoder_layers.step(params, config, stream, cache, all_layers(config), peft=peft)
+  return output_states(params, config, stream), cache
 
 
 def hidden_after_cache(
@@ -212,30 +156,11 @@ def hidden_after_cache(
   end of the cache; 0 for the first token of a continuation. The cache is not changed and needs no
   free slots; `peft` as in `prefill`.
   """
-  position_ids = cache.position[:, None] + position_ids
-  key_positions = jnp.concatenate([attention_inputs.position_ids(cache.mask), position_ids], axis=1)
-  cache_mask = (*attention_mask.shape[:2], cache.mask.shape[1])
-  cache_mask = jnp.broadcast_to(cache.mask[:, None] > 0, cache_mask)
-  mask = jnp.concatenate([cache_mask, attention_mask], axis=2)
-  inputs = attention_inputs.per_kind(config, position_ids, key_positions, mask, cache.final_length)
-
-  def body(stream, scanned):
-    (weights, k_slots, v_slots, kind_id), layer_peft = scanned
-
-    def attend(q, k, v, inputs):
-      mixed = attention.attend_to_cache(
-        q, (k_slots, v_slots), inputs.mask, inputs.bias, config.score_cap, (k, v)
-      )
-      return mixed, None
-
-    layer = Layer(gather_weights(weights, LAYER_AXES), layer_peft, project)
-    return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
-
-  slots = kv_cache.by_layer(cache.k), kv_cache.by_layer(cache.v)
-  scanned = (params["layers"], *slots, _kind_ids(config))
-  stream = _embed_inputs(params, config, x, position_ids)
-  stream, _ = stack.scan(body, stream, scanned, trained=peft_layers.without_prefix(peft))
-  return _final_norm(params, config, stream)
+  stream = input_stream_at(params, config, x, cache.position[:, None] + position_ids)
+  stream = decoder_layers.after_cache(
+    params, config, stream, cache, position_ids, attention_mask, all_layers(config), peft=peft
+  )
+  return output_states(params, config, stream)
 
 
 def logits(
@@ -255,87 +180,32 @@ def logits(
   return constrain(scores, "batch", *(None,) * (scores.ndim - 2), "vocab")
 
 
-class _PassOptions(NamedTuple):
-  """What a full pass over the layers computes with, saves and returns."""
-
-  peft: Params | None
-  trained: bool
-  saved: stack.SavedValues | None
-  return_kv: bool
+def all_layers(config: DecoderConfig) -> range:
+  """The numbers of all layers, for the functions of `decoder_layers`."""
+  return range(config.layers)
 
 
-def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
-  """Hidden states of a whole text, and the layers' keys and values if `options.return_kv`."""
-  num_prefix = peft_layers.prefix_length(options.peft)
-  positions, length = _text_positions(x, mask, num_prefix)
-  key_positions, attention_mask = positions, None
-  use_splash = not num_prefix and _has_splash(params, config)
-  if not use_splash:
-    attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
-  if num_prefix:
-    key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
-    prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
-    key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
-    before = ((0, 0), (0, 0), (num_prefix, 0))
-    attention_mask = jnp.pad(attention_mask, before, constant_values=True)
-    attention_mask = jnp.broadcast_to(attention_mask, (x.shape[0], *attention_mask.shape[1:]))
-  inputs = attention_inputs.per_kind(
-    config, positions, key_positions, attention_mask, length + max_new_tokens
-  )
+def input_stream(
+  params: Params,
+  config: DecoderConfig,
+  x: Float[HostOrDevice, "B T D"],
+  mask: Int[HostOrDevice, "B T"] | None,
+  num_prefix: int = 0,
+) -> Float[Array, "B T D"]:
+  """Input embeddings of whole texts -> the residual stream before the first layer, float32.
 
-  def body(stream, scanned):
-    (weights, kind_id), peft = scanned
-
-    def attend(q, k, v, inputs):
-      if use_splash:
-        real = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
-        return splash_attention.attend(q, k, v, real, config), (k, v) if options.return_kv else None
-      k, v = peft_layers.prepend_prefix(k, v, peft)
-      mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, not num_prefix, config.score_cap)
-      return mixed, (k, v) if options.return_kv else None
-
-    weights = gather_weights(weights, LAYER_AXES)
-    layer = Layer(weights, peft, project_trained if options.trained else project)
-    return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
-
-  stream = _embed_inputs(params, config, x, positions)
-  scanned, peft = (params["layers"], _kind_ids(config)), options.peft or {}
-  if options.trained:
-    without_peft = lambda stream, scanned: body(stream, (scanned, {}))
-    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.saved)
-  else:
-    stream, kv = stack.scan(body, stream, scanned, options.saved, trained=peft)
-  return _final_norm(params, config, stream), kv
+  num_prefix: how many positions a prefix has before the text.
+  """
+  return input_stream_at(params, config, x, decoder_layers.text_positions(x, mask, num_prefix)[0])
 
 
-def _has_splash(params: Params, config: DecoderConfig) -> bool:
-  on_tpu = platform_of(params["final_norm"]["scale"]) == "tpu"
-  return on_tpu and splash_attention.can_attend(config)
-
-
-def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:
-  return jnp.asarray(attention_inputs.kind_ids(config), jnp.int32)
-
-
-def _text_positions(x, mask, num_prefix: int) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
-  """The position ids of a text after a prefix, and the number of real tokens with the prefix."""
-  if mask is None:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    positions = num_prefix + positions
-    length = jnp.full((x.shape[0],), num_prefix + x.shape[1], jnp.int32)
-  else:
-    positions = num_prefix + attention_inputs.position_ids(mask)
-    length = jnp.asarray(num_prefix + mask.astype(jnp.int32).sum(axis=1))
-  return positions, length
-
-
-def _embed_inputs(
+def input_stream_at(
   params: Params,
   config: DecoderConfig,
   x: Float[HostOrDevice, "B T D"],
   positions: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
-  """Input embeddings -> the residual stream before the first layer, float32."""
+  """`input_stream` of tokens at these position ids."""
   x = jnp.asarray(x).astype(jnp.float32)
   if config.embed_norm:
     x = norm(params["embed_norm"], config, x)
@@ -345,7 +215,7 @@ def _embed_inputs(
   return constrain_rows(x, like=params["final_norm"]["scale"])
 
 
-def _final_norm(
+def output_states(
   params: Params, config: DecoderConfig, stream: Float[Array, "B T D"]
 ) -> Float[Array, "B T D"]:
   """The residual stream after the last layer -> hidden states in the dtype of the weights."""

@@ -97,10 +97,10 @@ def hidden(
     return apply_layer(*layer), None
 
   scanned = (_stacked_layers(params, config), _layer_flags(config))
-  count = config.layers - (output_positions is not None)
+  layers = range(config.layers - (output_positions is not None))
   keep_all = trained and remat == "none"
   saved = None if keep_all else stack.saved_values(remat, SAVED_NAMES)
-  stream, _ = scan(body, stream, scanned, saved=saved, count=count)
+  stream, _ = scan(body, stream, scanned, saved=saved, layers=layers)
   if output_positions is not None:
     map_arrays = jax.tree.map if trained else stack.map_arrays  # the latter has no derivative
     stream, _ = body(stream, map_arrays(lambda a: a[-1], scanned), jnp.asarray(output_positions))

@@ -46,11 +46,11 @@ def scan(
   stacked: Tree,
   saved: SavedValues | None = None,
   trained: Tree = None,
-  count: int | None = None,
+  layers: range | None = None,
 ) -> tuple[Any, Tree]:
   """`lax.scan` of body(carry, slices) -> (carry, outputs) over trees of [L, ...] arrays.
 
-  `count`: how many slices are used, from the first on; None: all.
+  `layers`: which slices are used, one after the other; None: all. `trained` has those alone.
 
   No gradient flows to `stacked`: it is frozen, or a cache. If there is a `trained` tree (float32,
   [L, ...] too), the body gets (slices, slices of it) and gradients flow to it. For the backward
@@ -60,19 +60,16 @@ def scan(
 
   def step(carry, scanned):
     index, trained_slices = scanned
-    index, layers = keep_in_loop(index, stacked)
-    slices = jax.tree.map(
-      lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), pack(layers)
-    )
-    slices = unpack(slices, dtypes)
+    slices = slices_at(stacked, index)
     carry, outputs = body(carry, slices if trained is None else (slices, trained_slices))
     output_dtypes.append(jax.tree.map(lambda a: a.dtype, outputs))
     return carry, pack(outputs)
 
-  dtypes, output_dtypes = jax.tree.map(lambda a: a.dtype, stacked), []
-  count = jax.tree.leaves(stacked)[0].shape[0] if count is None else count
+  output_dtypes: list[Tree] = []
+  layers = range(jax.tree.leaves(stacked)[0].shape[0]) if layers is None else layers
   step = _saving_only(step, saved)
-  carry, outputs = jax.lax.scan(step, carry, (jnp.arange(count), trained))
+  indices = jnp.arange(layers.start, layers.stop)
+  carry, outputs = jax.lax.scan(step, carry, (indices, trained))
   return carry, unpack(outputs, output_dtypes[-1])
 
 
@@ -81,15 +78,24 @@ def scan_trained(
   carry: Any,
   stacked: Tree,
   saved: SavedValues | None = None,
-  count: int | None = None,
+  layers: range | None = None,
 ) -> tuple[Any, Tree]:
   """`scan` over layers that are trained themselves: gradients flow to all of `stacked`.
 
   If everything is saved the steps are unrolled: stacking what each step saves, and slicing it out
   again, would cost a third of a training step.
   """
-  stacked = jax.tree.map(lambda a: a[:count], stacked)
+  if layers is not None:
+    stacked = jax.tree.map(lambda a: a[layers.start : layers.stop], stacked)
   return jax.lax.scan(_saving_only(body, saved), carry, stacked, unroll=saved is None)
+
+
+def slices_at(stacked: Tree, index: Int[HostOrDevice, ""]) -> Tree:
+  """The slices of [L, ...] arrays at an index that a loop counts, without widening a stack."""
+  dtypes = jax.tree.map(lambda a: a.dtype, stacked)
+  index, arrays = keep_in_loop(index, stacked)
+  at_index = lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False)
+  return unpack(jax.tree.map(at_index, pack(arrays)), dtypes)
 
 
 def _saving_only(step: Callable, saved: SavedValues | None) -> Callable:

@@ -74,7 +74,7 @@ class Batch(Prompts):
   target_positions   int32 [B, M]  the text position whose hidden state predicts the target
   target_ids         int32 [B, M]  the token to predict there
   target_mask        int32 [B, M]  1 for real targets
-  first_pass_states  [B, T, D]     for a recursive LM: what its first pass makes of the tokens
+  first_pass_states  [B, T, _]     for a recursive LM: what its first pass makes of the tokens
   first_pass_cached  int32 [B]     alongside them: 1 where they were known before
   """
 
@@ -257,14 +257,17 @@ class TwoPass(Protocol):
 class CachesFirstPass(Protocol):
   """A method whose training batches may hold the states of its first pass, which are frozen.
 
-  caches_first_pass: whether they shall.
+  caches_first_pass: whether they shall. first_pass_layers: names the layers that they come from.
   """
 
   @property
   def caches_first_pass(self) -> bool: ...
 
+  @property
+  def first_pass_layers(self) -> str: ...
+
   def first_pass_states(self, frozen: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Tokens and mask [B, T] -> the states [B, T, D] for `Batch`'s `first_pass_states`."""
+    """Tokens and mask [B, T] -> the states [B, T, _] for `Batch`'s `first_pass_states`."""
     ...
 
 
@@ -285,6 +288,8 @@ class Base(Protocol):
 
   @property
   def embedding_rms(self) -> float: ...  # root mean square of the token embeddings
+
+  def stream_rms(self, layer: int) -> float: ...  # that of the residual stream before a layer
 
   @property
   def encoder(self) -> Any: ...  # a text encoder with config, params and tokenizer, or None

@@ -19,17 +19,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Base, Batch, Metrics, Prompts, Tree
+from frozen_jax.core.types import Base, Batch, HostOrDevice, Metrics, Prompts, Tree
+from frozen_jax.methods.late_prompt import LatePrompt, late_layer
 from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.nnx_params import module_params, with_params
+from frozen_jax.modules.position_connectors import normalised
 from frozen_jax.modules.prompt_generator import GeneratorConfig, PromptGenerator
 from frozen_jax.modules.settings import PromptSettings, check_heads
 from frozen_jax.sharding.activations import constrain_rows
@@ -62,7 +64,7 @@ class GeneratorSettings(Section):
 class InputDependentPromptTuning(SinglePass):
   """The LM after a prompt that a small network generates for each text.
 
-  encoder          sizes of the text encoder
+  encoder          sizes of the text encoder; None: the LM's own states are read
   generator        sizes of the prompt generator
   embedding_rms    root mean square of the LM's token embeddings, the size of the generator's output
   settings         how long the prompt is, and where its constant part starts
@@ -70,7 +72,7 @@ class InputDependentPromptTuning(SinglePass):
   p_prime_length   of p'; 0: there is none
   """
 
-  encoder: EncoderConfig
+  encoder: EncoderConfig | None
   generator: GeneratorConfig
   embedding_rms: float
   settings: PromptSettings = dataclasses.field(compare=False)
@@ -101,27 +103,33 @@ class InputDependentPromptTuning(SinglePass):
   ) -> "InputDependentPromptTuning":
     """See `core.types.Method.build`."""
     del datasets
-    if base.encoder is None:
-      raise UserError(
-        "ID-PT needs a text encoder; name one, such as --config.model.encoder=minilm-l6-v2"
-      )
     generator, prompt = sections["generator"], sections["prompt"]
+    late = late_layer(base, prompt)
+    if base.encoder is None and not late:
+      raise UserError(
+        "ID-PT needs a text encoder; name one, such as --config.model.encoder=minilm-l6-v2, or let"
+        " it read the LM's own states with --config.prompt.layer=0.2"
+      )
     sizes = {"width": generator.width, "heads": generator.heads, "layers": generator.layers}
     config = GeneratorConfig(prompt.length, **sizes, zero_output=generator.constant)
-    return cls(
+    kind = LateInputDependentPromptTuning if late else cls
+    return kind(
       base.config,
-      base.encoder.config,
+      None if base.encoder is None else base.encoder.config,
       config,
       base.embedding_rms,
       prompt,
       generator.constant,
-      generator.p_prime_length,
+      0 if base.encoder is None else generator.p_prime_length,
       remat=remat,
+      **late,
     )
 
   @property
   def encoder_input(self) -> str:
     """See `core.types.Method.encoder_input`; p' changes the states whenever it is trained."""
+    if self.encoder is None:
+      return ""
     return "encoder_tokens" if self.p_prime_length else "encoder_states"
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
@@ -141,7 +149,14 @@ class InputDependentPromptTuning(SinglePass):
 
   def prompt(self, trainable: Tree, frozen: Tree, prompts: Prompts) -> Float[Array, "B P D"]:
     """p(x) of each row, float32."""
-    states, mask = self._encoder_states(trainable, frozen, prompts)
+    return self._generate(trainable, *self._encoder_states(trainable, frozen, prompts))
+
+  def _generate(
+    self,
+    trainable: Tree,
+    states: Float[HostOrDevice, "B X De"],
+    mask: Int[HostOrDevice, "B X"],
+  ) -> Float[Array, "B P D"]:
     generated = with_params(self._new_generator, trainable["generator"])(states, mask)
     generated = constrain_rows(generated)
     constant = soft_prompt.prompt_vectors(trainable, "prompt")
@@ -176,5 +191,41 @@ class InputDependentPromptTuning(SinglePass):
     return text_encoder.hidden(params, self.encoder, x, mask, remat=self.remat), mask
 
   def _new_generator(self, key: PRNGKeyArray) -> PromptGenerator:
-    rngs, widths = nnx.Rngs(key), (self.encoder.width, self.decoder.width)
-    return PromptGenerator(*widths, self.generator, self.embedding_rms, rngs)
+    rngs, width = nnx.Rngs(key), self.decoder.width
+    read = width if self.encoder is None else self.encoder.width
+    return PromptGenerator(read, width, self.generator, self.embedding_rms, rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class LateInputDependentPromptTuning(LatePrompt, InputDependentPromptTuning):
+  """ID-PT whose prompt joins the text within the stack (Liu et al., 2022).
+
+  Without a text encoder the generator reads the LM's own states of the question where the prompt
+  joins it: nothing but the LM is needed, and its lower layers run once for both.
+  """
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """As `InputDependentPromptTuning.init`; the constant part starts as its own states there."""
+    tree = super().init(base, key)
+    if self.constant:
+      start = self.start_vectors(base, tree["prompt"]["vectors"])
+      tree["prompt"] = soft_prompt.prompt_params(start)
+    return tree
+
+  def late_vectors(
+    self, trainable: Tree, frozen: Tree, prompts: Prompts, below: Float[Array, "B T D"]
+  ) -> Float[Array, "*B P D"] | None:
+    """See `LatePrompt.late_vectors`."""
+    if self.encoder is not None:
+      return self.prompt(trainable, frozen, prompts)
+    return self._generate(trainable, normalised(below), _question_mask(prompts))
+
+
+def _question_mask(prompts: Prompts) -> Int[HostOrDevice, "B T"]:
+  """The mask of what stands before a row's first target: of a training row, its question."""
+  mask = prompts["mask"]
+  if "target_positions" not in prompts:
+    return mask
+  length = mask.shape[1]
+  positions = jnp.where(prompts["target_mask"] > 0, prompts["target_positions"], length)
+  return mask * (jnp.arange(length) <= positions.min(axis=1, keepdims=True))

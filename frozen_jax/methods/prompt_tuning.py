@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Prompts, Tree
+from frozen_jax.methods.late_prompt import LatePrompt, late_layer
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.settings import PromptSettings
@@ -51,7 +52,10 @@ class PromptTuning(SinglePass):
   ) -> "PromptTuning":
     """See `core.types.Method.build`."""
     settings = sections["prompt"]
-    return cls(base.config, settings, len(datasets) if settings.per_task else 0, remat=remat)
+    late = late_layer(base, settings)
+    kind = LatePromptTuning if late else cls
+    num_tasks = len(datasets) if settings.per_task else 0
+    return kind(base.config, settings, num_tasks, remat=remat, **late)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"prompt": {"vectors": ...}}; all data sets start from one prompt."""
@@ -76,6 +80,17 @@ class PromptTuning(SinglePass):
     """See `core.types.Method.num_virtual_tokens`."""
     del frozen
     return trainable["prompt"]["vectors"].shape[-2]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatePromptTuning(LatePrompt, PromptTuning):
+  """Prompt tuning within the stack (Liu et al., 2022), with the trained tree of `PromptTuning`."""
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """Trained tree: {"prompt": {"vectors": ...}}; a prompt starts as its own states there."""
+    start = self.start_vectors(base, initial_prompt(base, self.settings, key))
+    tasks = (self.num_tasks,) if self.num_tasks else ()
+    return {"prompt": soft_prompt.prompt_params(jnp.broadcast_to(start, (*tasks, *start.shape)))}
 
 
 def initial_prompt(base: Base, settings: PromptSettings, key: PRNGKeyArray) -> Float[Array, "P D"]:

@@ -99,6 +99,10 @@ class FrozenLM:
     """Root mean square of the token embeddings."""
     return float(_embedding_rms(self.params, self.config))
 
+  def stream_rms(self, layer: int) -> float:
+    """Root mean square of the residual stream before a layer, counted from 0."""
+    return float(_stream_rms(self.params, self.config, layer))
+
   @property
   def fingerprints(self) -> str:
     """Names everything that is frozen: the LM's weights and, where there is one, the encoder's."""
@@ -113,6 +117,7 @@ class FrozenLM:
 _embed = jax.jit(decoder.embed, static_argnums=1)
 _hidden = jax.jit(decoder.hidden, static_argnums=1)
 _embedding_rms = jax.jit(decoder.embedding_rms, static_argnums=1)
+_stream_rms = jax.jit(decoder.stream_rms, static_argnums=(1, 2))
 
 
 @jax.jit(static_argnums=1)

@@ -28,6 +28,11 @@ class ModelOutline(FrozenLM):
 
   embedding_rms: ClassVar[float] = 1.0  # type: ignore[misc]  # of no weights; a scale of outputs
 
+  def stream_rms(self, layer: int) -> float:
+    """As `embedding_rms`."""
+    del layer
+    return 1.0
+
 
 def outline_model(settings: ModelSettings) -> ModelOutline:
   """What `models.frozen_lm.load_model` loads, without weights; UserError as that.

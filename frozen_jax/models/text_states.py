@@ -54,6 +54,7 @@ def _first_pass_states(model: TunedModel, method: CachesFirstPass) -> TextStates
     "lm": model.lm.fingerprint,
     "config": changed_fields(model.lm.config),
     "weights": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(model.lm.params)}),
+    "layers": method.first_pass_layers,
     "first_prompt": checksum(model.frozen["frozen_inputs"].get("first_prompt", {})),
   }
   text = json.dumps(depends_on, sort_keys=True)

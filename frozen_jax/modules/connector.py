@@ -1,4 +1,4 @@
-"""The Connector: from the final hidden states of one pass to the input embeddings of the next.
+"""The Connector: from the states of one pass to the input of the next.
 
 A small causal Transformer (docs/paper.md, 4.2; two layers in the paper's reading). Its input is
 normalised and its output scaled to the size of the frozen token embeddings: a frozen LM's final
@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from frozen_jax.core.masking import MASKED_SCORE
+from frozen_jax.modules.position_connectors import normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Connector(nnx.Module):
   """[B, T, D] -> [B, T, D], position-wise but for causal attention; float32 throughout."""
 
   def __init__(self, lm_width: int, config: ConnectorConfig, output_scale: float, rngs: nnx.Rngs):
-    """`output_scale`: root mean square of the frozen LM's token embeddings."""
+    """`output_scale`: root mean square of the stream that the output joins, as of embeddings."""
     self.config, self.output_scale = config, output_scale
     d = config.width
     self.input_proj = nnx.Linear(lm_width, d, rngs=rngs)
@@ -174,9 +175,7 @@ class Connector(nnx.Module):
     key: PRNGKeyArray | None,
   ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B S h c"]], list[Float[Array, "B S h c"]]]:
     """All layers; the output, and the keys and values of each, those of the cache included."""
-    x = hidden.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-    x = self.input_proj(x)
+    x = self.input_proj(normalised(hidden))
     keys, values = [], []
     for index in range(self.config.layers):
       cached = None if cache is None else (cache.keys[index], cache.values[index], cache.used)

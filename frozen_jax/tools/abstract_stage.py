@@ -25,6 +25,10 @@ class AbstractModel:
   ):
     self._network, self.config, self.params, self.encoder = network, config, params, encoder
 
+  def stream_rms(self, layer: int) -> float:
+    del layer
+    return 1.0
+
   def embed(self, token_ids: jax.Array) -> jax.Array:
     return self._network.embed(self.params, self.config, token_ids)
 

@@ -18,6 +18,7 @@ from frozen_jax.core.types import Prompt
 from frozen_jax.decoding import beam
 from frozen_jax.decoding.engine import Engine
 from frozen_jax.decoding.requests import Sampling
+from frozen_jax.methods.layer_passes import LayerPasses
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.methods.zero_shot import ZeroShot
@@ -137,7 +138,7 @@ def test_equals_transformers(peer, num_beams, new):
 
 METHODS = [
   PromptTuning(CONFIG, START),
-  NeuralRecursion(CONFIG, ConnectorConfig(16, 2, 2, zero_output=False), 0.1, START),
+  NeuralRecursion(LayerPasses(CONFIG), ConnectorConfig(16, 2, 2, zero_output=False), 0.1, START),
 ]
 
 

@@ -16,6 +16,7 @@ from frozen_jax.decoding import sampling as sampling_module
 from frozen_jax.decoding.engine import Engine
 from frozen_jax.decoding.prompts import group_buckets
 from frozen_jax.decoding.requests import Sampling, seed_of
+from frozen_jax.methods.layer_passes import LayerPasses
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
@@ -34,7 +35,8 @@ PARAMS = lm.random_params(CONFIG, jax.random.key(0))
 FROZEN = {"lm": PARAMS, "frozen_inputs": {}}
 START = PromptSettings(length=3, text="")
 SINGLE = ZeroShot(CONFIG)
-RECURSION = NeuralRecursion(CONFIG, ConnectorConfig(16, 2, 2, zero_output=False), 0.1, START)
+CONNECTOR = ConnectorConfig(16, 2, 2, zero_output=False)
+RECURSION = NeuralRecursion(LayerPasses(CONFIG), CONNECTOR, 0.1, START)
 LENGTHS = (3, 1, 7, 19, 40, 70, 3, 12, 30)
 PROMPTS = [
   Prompt(np.random.default_rng(n).integers(1, 60, length).tolist())

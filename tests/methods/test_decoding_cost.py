@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.methods.layer_passes import LayerPasses
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
@@ -32,7 +33,7 @@ def step_flops(method, length):
 
 def test_a_token_costs_two_single_token_passes_however_long_the_text():
   once = ZeroShot(CONFIG)
-  twice = NeuralRecursion(CONFIG, CONNECTOR, 0.1, SETTINGS, last_prompt="none")
+  twice = NeuralRecursion(LayerPasses(CONFIG), CONNECTOR, 0.1, SETTINGS, last_prompt="none")
   short, long = 64, 1024
   growth = step_flops(twice, long) - step_flops(twice, short)
   # Attention's own: each further slot is read by the layers of both passes and of the Connector,

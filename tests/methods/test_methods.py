@@ -14,16 +14,29 @@ from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods.adapters import Adapters
 from frozen_jax.methods.fine_tuning import FineTuning
-from frozen_jax.methods.id_pt import InputDependentPromptTuning
+from frozen_jax.methods.id_pt import (
+  InputDependentPromptTuning,
+  LateInputDependentPromptTuning,
+)
 from frozen_jax.methods.lora import Lora, LoraSettings
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prefix_tuning import PrefixTuning
-from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.methods.prompt_tuning import LatePromptTuning, PromptTuning
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
 from frozen_jax.modules.prompt_generator import GeneratorConfig
 from frozen_jax.text.padding import pad_sequences
-from tests.methods.tiny import CONFIG, ENCODER, ENCODER_PARAMS, PARAMS, RANDOM_START, SETTINGS, base
+from frozen_jax.tools import flop_count
+from tests.methods.tiny import (
+  CONFIG,
+  ENCODER,
+  ENCODER_PARAMS,
+  PARAMS,
+  RANDOM_START,
+  SETTINGS,
+  base,
+  recursion,
+)
 
 pytestmark = pytest.mark.program
 
@@ -60,11 +73,6 @@ def other_inputs(rows: int, spare: int = 0):
   return {"encoder_tokens": tokens, "encoder_mask": mask, "task": np.arange(rows, dtype=np.int32)}
 
 
-def recursion(**options):
-  connector = ConnectorConfig(width=16, heads=2, zero_output=options.pop("zero_output", False))
-  return NeuralRecursion(CONFIG, connector, 0.1, RANDOM_START, **options)
-
-
 GENERATOR = GeneratorConfig(5, width=16, heads=2, zero_output=False)
 ID_PT = (CONFIG, ENCODER, GENERATOR, 0.1, RANDOM_START)
 METHODS = {
@@ -82,6 +90,17 @@ METHODS = {
   "plain_recursion": recursion(input_skip=False),
   "three_passes": recursion(passes=3),
   "both_prompts_trained": recursion(first_prompt="trained"),
+  "within_the_stack": recursion(read=2, write=1, passes=3, prompt_unit=5.0),
+  "late_prompt_alone": recursion(kind="none", write=1, passes=1, first_prompt="none"),
+  "control_of_one_pass": recursion(write=1, passes=1),
+  "late_prompt_tuning": LatePromptTuning(CONFIG, RANDOM_START, prompt_layer=1, prompt_unit=5.0),
+  "late_id_pt": LateInputDependentPromptTuning(
+    CONFIG, None, *ID_PT[2:], prompt_layer=2, prompt_unit=5.0
+  ),
+  "late_id_pt_with_encoder": LateInputDependentPromptTuning(*ID_PT, prompt_layer=1),
+  "linear": recursion(kind="linear", read=2, write=1),
+  "mix": recursion(kind="mix", write=1),
+  "tokens": recursion(kind="tokens", read=2, write=1),
 }
 
 
@@ -108,7 +127,15 @@ def trained_tree(method):
 
 @functools.cache
 def _trained_tree(method, settings):  # the settings of a start are not compared with a method
-  return jax.jit(lambda key: method.init(base(), key))(jax.random.key(2))
+  tree = jax.jit(lambda key: method.init(base(), key))(jax.random.key(2))
+  if not isinstance(method, NeuralRecursion):
+    return tree
+  noise = lambda leaf: 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+  return jax.tree.map(lambda leaf: leaf if leaf.any() else noise(leaf), tree)
+
+
+def with_zeros(tree):
+  return jax.tree.map(jnp.zeros_like, tree)
 
 
 @pytest.fixture(params=METHODS)
@@ -146,6 +173,9 @@ def test_empty_rows_count_for_nothing(method):
 
 def test_decoding_token_by_token_equals_reading_at_once(method):
   trained = trained_tree(method)
+  if isinstance(method, LateInputDependentPromptTuning):  # of a longer text it makes another prompt
+    constant = with_zeros(trained["generator"]["output_proj"])
+    trained = {**trained, "generator": {**trained["generator"], "output_proj": constant}}
   tokens = np.array([TEXTS[0], TEXTS[0][::-1], TEXTS[0][4:] + TEXTS[0][:4]], np.int32)
   step = jax.jit(method.decode)
   logits, state = prefill(method, trained, tokens[:, :4], np.ones((3, 4), np.int32), 5)
@@ -162,19 +192,22 @@ def test_prefill_agrees_with_the_loss(method):
   """The next-token distributions of `prefill` give the likelihood that `loss` reports."""
   trained, one = trained_tree(method), batch()
   lengths, rows = one["mask"].sum(axis=1), np.arange(len(TEXTS))
+  # Of a generator that reads the question, the prompt of a longer text is another one.
+  targets = 1 if isinstance(method, LateInputDependentPromptTuning) else 2
+  one["target_mask"][:, targets:] = 0
   expected = 0.0
-  for target in range(2):
+  for target in range(targets):
     mask = np.arange(9) < (lengths - 2 + target)[:, None]  # the text before that target
     logits, _ = prefill(method, trained, one["tokens"], mask.astype(np.int32), 0)
     expected -= np.asarray(jax.nn.log_softmax(logits))[rows, one["target_ids"][:, target]].sum()
   loss, _ = loss_of(method, trained, one)
-  np.testing.assert_allclose(loss, expected / 6, rtol=1e-5)
+  np.testing.assert_allclose(loss, expected / (3 * targets), rtol=1e-5)
 
 
 def test_with_zero_output_the_recursion_starts_as_the_single_pass():
   twice = recursion(zero_output=True)
   once = METHODS["prompt_tuning"]
-  trained = trained_tree(twice)
+  trained = twice.init(base(), jax.random.key(2))
   a, _ = loss_of(twice, trained, batch())
   b, _ = loss_of(once, trained_tree(once), batch())
   assert a == b
@@ -191,8 +224,8 @@ def test_the_recursion_is_causal():
 
 
 def test_dropout_needs_a_key_and_is_reproducible():
-  connector = ConnectorConfig(width=16, heads=2, dropout=0.5, zero_output=False)
-  twice = NeuralRecursion(CONFIG, connector, 0.1, RANDOM_START)
+  dropping = ConnectorConfig(width=16, heads=2, dropout=0.5, zero_output=False)
+  twice = recursion(connector=dropping)
   trained = trained_tree(twice)
   loss = lambda key: float(loss_of(twice, trained, batch(), key)[0])
   assert loss(None) == loss(None)
@@ -240,3 +273,47 @@ def test_fine_tuning_refuses_what_would_get_no_gradient():
   )
   with pytest.raises(UserError, match="model.quantize"):
     FineTuning.build(base(params=paths.unflatten(leaves)), {})
+
+
+FORMS = {
+  "paper": {},
+  "read below the end": {"read": 2},
+  "within the stack": {"read": 2, "write": 1},
+  "one pass": {"write": 1, "passes": 1},
+  "three passes": {"read": 2, "write": 1, "passes": 3},
+}
+
+
+@pytest.mark.parametrize("kind", ["transformer", "linear", "mix", "tokens"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_starts_as_the_single_pass_after_its_prompt(kind, form):
+  """Nothing is added at the start, and a later prompt starts as the first one's own states."""
+  method = recursion(kind=kind, zero_output=True, prompt_unit=5.0, **FORMS[form])
+  once = METHODS["prompt_tuning"]
+  tree = method.init(base(), jax.random.key(2))
+  if not method.layers.write:
+    tree["prompt"] = {"vectors": PROMPT}
+  expected = loss_of(once, {"prompt": {"vectors": PROMPT}}, batch())[0]
+  np.testing.assert_allclose(loss_of(method, tree, batch())[0], expected, rtol=1e-6)
+
+
+def test_a_late_prompt_starts_as_the_states_of_its_text():
+  """Only the text's own states below differ from those after a prompt at the input."""
+  method = LatePromptTuning(CONFIG, RANDOM_START, prompt_layer=1, prompt_unit=5.0)
+  vectors = trained_tree(method)["prompt"]["vectors"]
+  at_input = trained_tree(METHODS["prompt_tuning"])["prompt"]["vectors"]
+  stream = method.layers.prompt_below(PARAMS, at_input)
+  np.testing.assert_allclose(vectors * 5.0, stream, rtol=1e-5)
+
+
+def test_a_first_pass_costs_only_the_layers_that_are_read():
+  def flops(method):
+    loss = lambda t: method.loss(t, frozen(method), batch(spare=100), None)[0]
+    return flop_count.flops(loss, trained_tree(method))
+
+  kind = {"kind": "mix", "last_prompt": "none"}
+  one, whole = flops(METHODS["prompt_tuning"]), flops(recursion(**kind))
+  # Of three layers: two in pass one, and two more after the shared one; or two passes of one.
+  shared = flops(recursion(read=2, write=1, **kind))
+  layer = (whole - one) / 3
+  assert shared - one == pytest.approx(layer, rel=0.15)

@@ -8,6 +8,9 @@ from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones import encoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.methods.layer_passes import LayerPasses
+from frozen_jax.methods.neural_recursion import NeuralRecursion
+from frozen_jax.modules.connector import ConnectorConfig
 from frozen_jax.modules.settings import PromptSettings
 
 CONFIG = DecoderConfig(
@@ -28,6 +31,15 @@ def tokenizer(text, add_special_tokens):
   return {"input_ids": [5, 17, 44]}
 
 
+def recursion(config=CONFIG, connector=None, **options):
+  """A recursive LM with a Connector that does not start at zero; options: of its layers too."""
+  sizes = {"width": 16, "heads": 2, "zero_output": options.pop("zero_output", False)}
+  names = ("write", "read", "passes")
+  layers = LayerPasses(config, **{name: options.pop(name) for name in names if name in options})
+  connector = connector or ConnectorConfig(**sizes)
+  return NeuralRecursion(layers, connector, 0.1, RANDOM_START, **options)
+
+
 def base(config=CONFIG, params=PARAMS, **changes):
   """What `Method.build` and `Method.init` see; see `core.types.Base`."""
   text_encoder = types.SimpleNamespace(
@@ -42,6 +54,7 @@ def base(config=CONFIG, params=PARAMS, **changes):
     "tokenizer": tokenizer,
     "embed": lambda ids: lm.embed(params, config, ids),
     "embedding_rms": 0.1,
+    "stream_rms": lambda layer: 0.5,
     "encoder": text_encoder,
   }
   return types.SimpleNamespace(**(parts | changes))

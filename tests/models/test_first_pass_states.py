@@ -9,25 +9,27 @@ import pytest
 
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.methods.neural_recursion import NeuralRecursion, RecursionSettings
+from frozen_jax.methods.recursion_settings import RecursionSettings
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.modules.connector import ConnectorConfig
-from tests.methods.tiny import CONFIG, PARAMS, RANDOM_START, base
+from tests.methods.tiny import CONFIG, PARAMS, base, recursion
 
-CONNECTOR = ConnectorConfig(width=16, heads=2, zero_output=False)
 PROMPT = {"vectors": 0.1 * jax.random.normal(jax.random.key(5), (4, CONFIG.width))}
 VARIANTS = {
   "frozen prompt": {},
   "no prompt": {"first_prompt": "none"},
   "three passes": {"passes": 3},
   "plain": {"input_skip": False, "last_prompt": "none"},
+  "within the stack": {"read": 2, "write": 1},
+  "within the stack, no prompt": {"read": 2, "write": 1, "first_prompt": "none"},
+  "one pass": {"write": 1, "passes": 1},
+  "written within the stack": {"write": 1, "passes": 3},
 }
 
 
 def tuned(prompt=PROMPT, params=PARAMS, fingerprint="f" * 64, **options):
-  method = NeuralRecursion(CONFIG, CONNECTOR, 0.1, RANDOM_START, caches_first_pass=True, **options)
+  method = recursion(caches_first_pass=True, **options)
   lm = FrozenLM("tiny", CONFIG, params, None, fingerprint)
   given = {} if method.first_prompt == "none" else {"first_prompt": prompt}
   return TunedModel(lm, method, method.init(base(params=params), jax.random.key(1)), given)

@@ -11,8 +11,8 @@ import numpy as np
 from frozen_jax.backbones import decoder, encoder
 from frozen_jax.core.paths import flatten, unflatten
 from frozen_jax.methods import METHODS
-from frozen_jax.methods.neural_recursion import RecursionSettings
 from frozen_jax.methods.re_ranker import ReRanker
+from frozen_jax.methods.recursion_settings import RecursionSettings
 from frozen_jax.modules.score_head import HeadConfig
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.sharding import hosts

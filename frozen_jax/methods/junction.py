@@ -1,0 +1,88 @@
+"""The junction between two passes: a Connector, and what it reads (see `layer_passes.Junction`)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from frozen_jax.backbones import decoder as lm
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.linear import project
+from frozen_jax.core.types import Tree
+from frozen_jax.modules.connector import Connector
+from frozen_jax.modules.position_connectors import JunctionInput, PositionConnector
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorJunction:
+  """What a Connector makes of the states of one pass, as the input of the next.
+
+  is_normed   whether what is read went through the final norm
+  input_skip  whether its output is added to the stream that the pass starts from
+  key         drives dropout; None: none
+  """
+
+  connector: Connector | PositionConnector
+  params: Tree
+  decoder: DecoderConfig
+  is_normed: bool
+  input_skip: bool
+  key: PRNGKeyArray | None = None
+
+  def text(
+    self,
+    index: int,
+    handed: Float[Array, "B T D"],
+    below: Float[Array, "B T D"],
+    mask: Int[Array | np.ndarray, "B T"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B T D"], Tree]:
+    """See `Junction.text`."""
+    if isinstance(self.connector, PositionConnector):
+      return self._positions(handed, below), ()
+    key = None if self.key is None else jax.random.fold_in(self.key, index + 1)
+    output, cache = self.connector(handed, mask, key, free_slots)
+    return self._joined(output, below), cache
+
+  def step(
+    self, handed: Float[Array, "B 1 D"], below: Float[Array, "B 1 D"], cache: Tree
+  ) -> tuple[Float[Array, "B 1 D"], Tree]:
+    """See `Junction.step`."""
+    if isinstance(self.connector, PositionConnector):
+      return self._positions(handed, below), cache
+    output, cache = self.connector.step(handed, cache)
+    return self._joined(output, below), cache
+
+  def after_cache(
+    self,
+    handed: Float[Array, "B N D"],
+    below: Float[Array, "B N D"],
+    cache: Tree,
+    mask: Bool[Array, "B N N"],
+  ) -> Float[Array, "B N D"]:
+    """See `Junction.after_cache`."""
+    if isinstance(self.connector, PositionConnector):
+      return self._positions(handed, below)
+    return self._joined(self.connector.hidden_after_cache(handed, cache, mask), below)
+
+  def _positions(
+    self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
+    expected = self._expected(handed) if self.connector.reads_tokens else None
+    return self._joined(self.connector.output(JunctionInput(handed, below, expected)), below)
+
+  def _expected(self, handed: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The mean embedding of the next token as read off states, by the LM's own head."""
+    states = handed if self.is_normed else lm.output_states(self.params, self.decoder, handed)
+    probabilities = jax.nn.softmax(lm.logits(self.params, self.decoder, states))
+    return project(probabilities, self.params["embed"]["tokens"], 0)
+
+  def _joined(
+    self, output: Float[Array, "B T D"], below: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
+    """The next pass's input, in the dtype of the stream that it takes the place of."""
+    if self.input_skip:
+      output = output + below.astype(jnp.float32)
+    return output.astype(below.dtype)

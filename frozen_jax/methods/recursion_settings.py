@@ -1,0 +1,101 @@
+"""The `recursion` section of a config, and the numbers of layers that it names.
+
+Imports no jax: configs name it.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from frozen_jax.config.section import Section, setting
+from frozen_jax.core.errors import UserError
+from frozen_jax.modules.settings import LAYER, check_heads, layer_number, written_layer
+
+CONNECTORS = ("transformer", "linear", "mix", "tokens", "none")
+_FIRST_PROMPTS = ("none", "frozen", "trained")
+_LAST_PROMPTS = ("none", "trained")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorSettings(Section):
+  """The network between two passes."""
+
+  section: ClassVar[str] = "recursion.connector"
+
+  kind: str = setting(
+    "transformer",
+    "transformer: causal, of the paper; linear, mix, tokens: by position; none: no network",
+    choices=CONNECTORS,
+  )
+  width: int = setting(256, "of a transformer", at_least=1)
+  layers: int = setting(2, "of a transformer", at_least=1)
+  heads: int = setting(4, "attention heads of a transformer", at_least=1)
+  dropout: float = setting(0.1, "share that a transformer drops in training", at_least=0, below=1)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_heads(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecursionSettings(Section):
+  """The recursive LM."""
+
+  section: ClassVar[str] = "recursion"
+
+  passes: int = setting(
+    2, "how often the LM runs; 1: a Connector between its layers and no second pass", at_least=1
+  )
+  read: str = setting(
+    "final", "how many layers a pass has run where its states are read", pattern=LAYER
+  )
+  write: str = setting(
+    "embeddings",
+    "how many layers run once, before the passes start; the Connector writes there",
+    pattern=LAYER,
+  )
+  input_skip: bool = setting(
+    True, "add what is written to the stream that is there; False: the paper's plain form"
+  )
+  first_prompt: str = setting(
+    "frozen",
+    "before the first pass; frozen: the tuned one",
+    choices=_FIRST_PROMPTS,
+  )
+  last_prompt: str = setting("trained", "before the later passes", choices=_LAST_PROMPTS)
+  connector: ConnectorSettings = setting(ConnectorSettings(), "the network between two passes")
+  cache_first_pass: bool = setting(
+    False,
+    "keep what is not trained of each text (states of the shared layers and of the first pass) in"
+    " memory and on disk: later epochs cost less; needs a first prompt that is not trained",
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.cache_first_pass and self.first_prompt == "trained":
+      raise UserError(
+        "recursion.cache_first_pass keeps what a trained first prompt changes; set it to False, or"
+        " recursion.first_prompt to frozen or none"
+      )
+    if self.connector.kind == "none" and self.passes > 1:
+      raise UserError(
+        "recursion.connector.kind=none joins no passes; set recursion.passes=1 (a prompt at layer"
+        " recursion.write alone), or another kind"
+      )
+
+
+def layers_of(settings: RecursionSettings, num_layers: int) -> tuple[int, int | None]:
+  """Where a model of so many layers is written to and read: layers run before; None: all of them.
+
+  Raises UserError for layers that it does not have, and for a pass that would read below where it
+  starts.
+  """
+  write = written_layer(settings.write, num_layers, "recursion.write")
+  if settings.passes == 1:
+    return write, None
+  read = layer_number(settings.read, num_layers, "recursion.read")
+  if read <= write:
+    raise UserError(
+      f"recursion.read is {settings.read!r} and recursion.write {settings.write!r}: a pass reads"
+      " above where it starts; choose a higher layer to read, or recursion.passes=1"
+    )
+  return write, None if read == num_layers else read
