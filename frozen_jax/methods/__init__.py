@@ -12,6 +12,7 @@ from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.p_tuning import PTuning
 from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.methods.recirculation import Looped, Recirculation
 from frozen_jax.methods.textual_recursion import TextualRecursion
 from frozen_jax.methods.zero_shot import ZeroShot
 
@@ -26,4 +27,6 @@ METHODS: dict[str, type[Method]] = {
   "fine_tuning": FineTuning,
   "textual_recursion": TextualRecursion,
   "neural_recursion": NeuralRecursion,
+  "recirculation": Recirculation,
+  "looped": Looped,
 }

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompts, Tree
 from frozen_jax.methods.junction import ConnectorJunction
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, NoConnector
@@ -169,9 +170,12 @@ class NeuralRecursion(Layered):
     return soft_prompt.prompt_vectors(frozen["frozen_inputs"], "first_prompt")
 
   def _later_prompt(
-    self, trainable: Tree, below: Float[Array, "B T D"], first: Float[Array, "*B P D"] | None
-  ) -> Float[Array, "*B P D"] | None:
-    """The prompt of the later passes; first: the first prompt where they start."""
+    self, trainable: Tree, below: Float[Array, "B T D"], first: Float[Array, "*B _ D"] | None
+  ) -> Float[Array, "*_ _ D"] | None:
+    """The prompt of the later passes; first: the first prompt where they start.
+
+    Raises UserError for two prompts of other lengths that are to be added.
+    """
     del below
     vectors = soft_prompt.prompt_vectors(trainable, "prompt")
     if not self.layers.write:
@@ -179,7 +183,14 @@ class NeuralRecursion(Layered):
     if vectors is None:
       return first
     late = vectors * self.prompt_unit
-    return late if first is None else first + late
+    if first is None:
+      return late
+    if first.shape[-2] != len(late):
+      raise UserError(
+        f"the first prompt has {first.shape[-2]} vectors and the later one, which is added to its"
+        f" states, {len(late)}; set config.prompt.length={first.shape[-2]}"
+      )
+    return first + late
 
   def _late_start(
     self, base: Base, start: Callable[[], Float[Array, "P D"]]

@@ -2,20 +2,24 @@
 
 Recirculation (Mozer et al., 2026): the stream before layer `write` is moved a share `alpha` towards
 the states before layer `read`, which are scaled to its size, and the layers from `write` on run
-again. In the parallel form all tokens of a pass do so at once, and the second pass predicts. In the
-serial form tokens are read one after the other: the first pass predicts, and later tokens attend to
-the keys and values of the second.
+again. All tokens of a text do so at once, and the second pass predicts (the parallel form).
 
 Looping: the layers from `start` to `stop` run several times, each time from a stream that is moved
 a share `damping` towards what they made of it before.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from frozen_jax.config.section import Section, setting
+from frozen_jax.core.types import Base, HostOrDevice, Prompts, Tree
+from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses
+from frozen_jax.methods.layered import Layered
 from frozen_jax.modules.position_connectors import mix
-from frozen_jax.modules.settings import LAYER
+from frozen_jax.modules.settings import LAYER, layers_between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +54,117 @@ class Mix(NamedTuple):
   share: float
   matched: bool
 
-  def text(self, index, handed, below, mask, free_slots):
-    """See `Junction`."""
+  def text(
+    self,
+    index: int,
+    handed: Float[Array, "B T D"],
+    below: Float[Array, "B T D"],
+    mask: Int[HostOrDevice, "B T"],
+    free_slots: int,
+  ) -> tuple[Float[Array, "B T D"], Tree]:
+    """See `Junction.text`."""
+    del index, mask, free_slots
     return self._mixed(handed, below), ()
 
-  def step(self, handed, below, cache):
-    """See `Junction`."""
+  def step(
+    self, handed: Float[Array, "B 1 D"], below: Float[Array, "B 1 D"], cache: Tree
+  ) -> tuple[Float[Array, "B 1 D"], Tree]:
+    """See `Junction.step`."""
     return self._mixed(handed, below), cache
 
-  def after_cache(self, handed, below, cache, mask):
-    """See `Junction`."""
+  def after_cache(
+    self,
+    handed: Float[Array, "B N D"],
+    below: Float[Array, "B N D"],
+    cache: Tree,
+    mask: Bool[Array, "B N N"],
+  ) -> Float[Array, "B N D"]:
+    """See `Junction.after_cache`."""
+    del cache, mask
     return self._mixed(handed, below)
 
-  def _mixed(self, handed, below):
+  def _mixed(
+    self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
     moved = mix(handed, below, self.share) if self.matched else self.share * (handed - below)
     return below + moved.astype(below.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Untrained(Layered):
+  """Layers that run again, with a fixed junction; the trained tree is {}."""
+
+  layers: LayerPasses
+  mix: Mix
+
+  learning_rates: ClassVar[Mapping[str, float]] = {}
+  no_decay: ClassVar[tuple[str, ...]] = ()
+  reads_encoder: ClassVar[bool] = False
+  encoder_input: ClassVar[str] = ""
+
+  def init(self, base: Base, key: PRNGKeyArray) -> Tree:
+    """Nothing is trained: {}."""
+    del base, key
+    return {}
+
+  def num_virtual_tokens(self, trainable: Tree, frozen: Tree) -> int:
+    """See `core.types.Method.num_virtual_tokens`: there are none."""
+    del trainable, frozen
+    return 0
+
+  def added(
+    self, trainable: Tree, frozen: Tree, prompts: Prompts, key: PRNGKeyArray | None
+  ) -> Added:
+    """See `Layered.added`."""
+    del trainable, frozen, prompts, key
+    return Added(None, lambda below, first: None, self.mix)
+
+  def junction(self, trainable: Tree, frozen: Tree, key: PRNGKeyArray | None = None) -> Junction:
+    """See `Layered.junction`."""
+    del trainable, frozen, key
+    return self.mix
+
+
+class Recirculation(_Untrained):
+  """A second pass from the mix of a middle layer's stream with a higher one's states."""
+
+  name: ClassVar[str] = "recirculation"
+  sections: ClassVar[Mapping[str, type]] = {"recirculation": RecirculationSettings}
+
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: str = "none",
+    datasets: Sequence[str] = (),
+  ) -> "Recirculation":
+    """See `core.types.Method.build`."""
+    del datasets
+    settings = sections["recirculation"]
+    write, read = layers_between(settings, "write", "read", base.config.layers)
+    return cls(LayerPasses(base.config, write, read, 2, remat), Mix(settings.alpha, matched=True))
+
+
+class Looped(_Untrained):
+  """Middle layers that run several times, damped."""
+
+  name: ClassVar[str] = "looped"
+  sections: ClassVar[Mapping[str, type]] = {"looped": LoopedSettings}
+
+  @classmethod
+  def build(
+    cls,
+    base: Base,
+    sections: Mapping[str, Any],
+    *,
+    remat: str = "none",
+    datasets: Sequence[str] = (),
+  ) -> "Looped":
+    """See `core.types.Method.build`."""
+    del datasets
+    settings = sections["looped"]
+    start, stop = layers_between(settings, "start", "stop", base.config.layers)
+    passes = LayerPasses(base.config, start, stop, settings.repeats + 1, remat)
+    return cls(passes, Mix(settings.damping, matched=False))

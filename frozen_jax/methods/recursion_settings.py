@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
-from frozen_jax.modules.settings import LAYER, check_heads, layer_number, written_layer
+from frozen_jax.modules.settings import LAYER, check_heads, layers_between, written_layer
 
 CONNECTORS = ("transformer", "linear", "mix", "tokens", "none")
 _FIRST_PROMPTS = ("none", "frozen", "trained")
@@ -89,13 +89,6 @@ def layers_of(settings: RecursionSettings, num_layers: int) -> tuple[int, int | 
   Raises UserError for layers that it does not have, and for a pass that would read below where it
   starts.
   """
-  write = written_layer(settings.write, num_layers, "recursion.write")
   if settings.passes == 1:
-    return write, None
-  read = layer_number(settings.read, num_layers, "recursion.read")
-  if read <= write:
-    raise UserError(
-      f"recursion.read is {settings.read!r} and recursion.write {settings.write!r}: a pass reads"
-      " above where it starts; choose a higher layer to read, or recursion.passes=1"
-    )
-  return write, None if read == num_layers else read
+    return written_layer(settings.write, num_layers, "recursion.write"), None
+  return layers_between(settings, "write", "read", num_layers)

@@ -69,6 +69,22 @@ def written_layer(text: str, num_layers: int, key: str) -> int:
   return number
 
 
+def layers_between(section: Any, start: str, stop: str, num_layers: int) -> tuple[int, int | None]:
+  """Where the layers between two settings of a section start and stop; None: after all of them.
+
+  Raises UserError for layers that the model does not have, and where none is between.
+  """
+  keys = f"{section.section}.{start}", f"{section.section}.{stop}"
+  first = written_layer(getattr(section, start), num_layers, keys[0])
+  last = layer_number(getattr(section, stop), num_layers, keys[1])
+  if last <= first:
+    raise UserError(
+      f"config.{keys[1]} is {getattr(section, stop)!r} and {keys[0]} {getattr(section, start)!r}:"
+      " no layer is between; choose a higher one for the first"
+    )
+  return first, None if last == num_layers else last
+
+
 def check_heads(network: Any) -> None:
   """UserError for a section of a network whose `width` its `heads` do not divide."""
   if network.width % network.heads:

@@ -13,10 +13,9 @@ some tens of FLOPs for each trained parameter.
 
 import argparse
 import dataclasses
-import functools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,8 +29,8 @@ from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.tools.abstract_stage import AbstractStage, prompt_shapes, target_shapes
 from frozen_jax.tools.arguments import Parser, add_config, parse_with_config, positive
-from frozen_jax.tools.flop_count import by_layers, flops
-from frozen_jax.tools.model_sizes import Models, encoder_of_depth, encoder_shapes, find_models
+from frozen_jax.tools.flop_count import flops
+from frozen_jax.tools.model_sizes import Models, encoder_shapes, find_models
 
 LENGTH = 512
 TARGETS = 16  # of a row in training
@@ -108,14 +107,8 @@ def _measured(stage: AbstractStage, models: Models, text: Text) -> Cost:
       f"--length={text.length} and {num_virtual_tokens} positions of the method do not fit the LM's"
       f" context of {models.lm.context}; lower it"
     )
-  depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
-
-  def counted(program: Callable[..., float], text: Text, **how: bool) -> float:
-    return by_layers(lambda *layers: program(models.of_depth(*layers), text, **how), *depths)
-
-  plain = functools.partial(_read, stage.without_method())
-  step = functools.partial(_step, stage)
-  alone = counted(plain, text)
+  plain = stage.without_method()
+  alone = _read(plain, models, text)
   wider = dataclasses.replace(text, length=text.length + num_virtual_tokens)
   return Cost(
     stage=stage.settings.name,
@@ -126,11 +119,11 @@ def _measured(stage: AbstractStage, models: Models, text: Text) -> Cost:
     encoder=num_parameters(models.shapes().get("encoder", {})),
     trained=num_parameters(stage.trained(models)),
     alone=alone,
-    with_method=counted(functools.partial(_read, stage), text),
+    with_method=_read(stage, models, text),
     encoding=_encoding(models.encoder, text),
-    longer=counted(plain, wider) - alone,
-    step=counted(step, text),
-    cached_step=counted(step, text, cached=True) if reads == "encoder_states" else None,
+    longer=_read(plain, models, wider) - alone,
+    step=_step(stage, models, text),
+    cached_step=_step(stage, models, text, cached=True) if reads == "encoder_states" else None,
   )
 
 
@@ -139,14 +132,10 @@ def _encoding(config: EncoderConfig | None, text: Text) -> float:
   if config is None:
     return 0.0
 
-  def count(layers: int) -> float:
-    shallow = encoder_of_depth(config, layers)
-    run = lambda params, tokens, mask: encoder.hidden(
-      params, shallow, encoder.embed(params, shallow, tokens), mask
-    )
-    return flops(run, encoder_shapes(shallow), *[_ints(text.encoder_length)] * 2)
-
-  return by_layers(count, config.layers)
+  run = lambda params, tokens, mask: encoder.hidden(
+    params, config, encoder.embed(params, config, tokens), mask
+  )
+  return flops(run, encoder_shapes(config), *[_ints(text.encoder_length)] * 2)
 
 
 def _read(stage: AbstractStage, models: Models, text: Text) -> float:

@@ -19,22 +19,10 @@ class Models:
   lm: DecoderConfig
   encoder: EncoderConfig | None
 
-  def of_depth(self, layers: int, encoder_layers: int = 0) -> "Models":
-    """The same models with fewer layers."""
-    lm = dataclasses.replace(self.lm, layers=layers, kinds=self.lm.kinds[:layers])
-    if self.encoder is None:
-      return Models(lm, None)
-    return Models(lm, encoder_of_depth(self.encoder, encoder_layers))
-
   def shapes(self) -> Tree:
     """The frozen models' parameters as a method takes them in `frozen`."""
     frozen = {"lm": decoder.param_shapes(self.lm)}
     return frozen | ({} if self.encoder is None else {"encoder": encoder_shapes(self.encoder)})
-
-
-def encoder_of_depth(config: EncoderConfig, layers: int) -> EncoderConfig:
-  """The same encoder with fewer layers."""
-  return dataclasses.replace(config, layers=layers, local=config.local[:layers])
 
 
 def encoder_shapes(config: EncoderConfig) -> Tree:

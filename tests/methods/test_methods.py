@@ -1,5 +1,6 @@
 """Every method on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
+import dataclasses
 import functools
 import re
 import types
@@ -18,10 +19,12 @@ from frozen_jax.methods.id_pt import (
   InputDependentPromptTuning,
   LateInputDependentPromptTuning,
 )
+from frozen_jax.methods.layer_passes import LayerPasses
 from frozen_jax.methods.lora import Lora, LoraSettings
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import LatePromptTuning, PromptTuning
+from frozen_jax.methods.recirculation import Looped, Mix, Recirculation
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
 from frozen_jax.modules.prompt_generator import GeneratorConfig
@@ -98,6 +101,8 @@ METHODS = {
     CONFIG, None, *ID_PT[2:], prompt_layer=2, prompt_unit=5.0
   ),
   "late_id_pt_with_encoder": LateInputDependentPromptTuning(*ID_PT, prompt_layer=1),
+  "recirculation": Recirculation(LayerPasses(CONFIG, 1, 2), Mix(0.3, matched=True)),
+  "looped": Looped(LayerPasses(CONFIG, 1, 2, 3), Mix(0.3, matched=False)),
   "linear": recursion(kind="linear", read=2, write=1),
   "mix": recursion(kind="mix", write=1),
   "tokens": recursion(kind="tokens", read=2, write=1),
@@ -317,3 +322,12 @@ def test_a_first_pass_costs_only_the_layers_that_are_read():
   shared = flops(recursion(read=2, write=1, **kind))
   layer = (whole - one) / 3
   assert shared - one == pytest.approx(layer, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["recirculation", "looped"])
+def test_a_share_of_nothing_is_the_lm(name):
+  method = METHODS[name]
+  identity = dataclasses.replace(method, mix=method.mix._replace(share=0.0))
+  (loss, _), (other, _) = (loss_of(one, {}, batch()) for one in (identity, METHODS["zero_shot"]))
+  assert loss == other
+  assert abs(loss_of(method, {}, batch())[0] - loss) > 1e-3

@@ -15,7 +15,7 @@ from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
 from tests.methods.tiny import CONFIG, PARAMS, base, recursion
 
-PROMPT = {"vectors": 0.1 * jax.random.normal(jax.random.key(5), (4, CONFIG.width))}
+PROMPT = {"vectors": 0.1 * jax.random.normal(jax.random.key(5), (5, CONFIG.width))}
 VARIANTS = {
   "frozen prompt": {},
   "no prompt": {"first_prompt": "none"},
@@ -64,7 +64,9 @@ def test_loss_and_gradients_are_those_of_the_pass_itself(variant):
   model, one = tuned(**VARIANTS[variant]), batch()
   with_states = text_states(model)(one)
   assert set(with_states) == {*one, "first_pass_states", "first_pass_cached"}
-  assert with_states["first_pass_states"].shape == (*one["tokens"].shape, CONFIG.width)
+  layers = model.method.layers
+  kept = (layers.write > 0) + (layers.passes > 1)  # what is shared, and what pass one hands on
+  assert with_states["first_pass_states"].shape == (*one["tokens"].shape, kept * CONFIG.width)
   loss, gradients = loss_and_gradients(model, one)
   kept_loss, kept_gradients = loss_and_gradients(model, with_states)
   np.testing.assert_allclose(kept_loss, loss, rtol=1e-5)

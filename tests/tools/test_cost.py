@@ -1,6 +1,5 @@
 """The counted FLOPs are those of the program in full, and no weight exists at any time."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from frozen_jax.models.settings import ModelSettings
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.tools import cost, model_sizes
 from frozen_jax.tools.abstract_stage import AbstractStage
-from frozen_jax.tools.flop_count import by_layers, flops
+from frozen_jax.tools.flop_count import flops
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
 
@@ -114,11 +113,13 @@ def test_every_iteration_of_a_loop_counts():
     return jax.lax.scan(lambda y, _: (y @ x, None), x, None, length=iterations)[0]
 
   once = 2 * 16**3
-  assert flops(lambda x: powers(x, 1), matrix) == once + 2  # the number of the one iteration
-  assert flops(lambda x: powers(x, 7), matrix) == 7 * once
-  assert flops(lambda x: jax.jit(lambda x: powers(x, 7))(x), matrix) == 7 * once
+  times = lambda count: pytest.approx(count * once, rel=1e-3)  # a loop counts its iterations
+  assert flops(lambda x: powers(x, 1), matrix) == times(1)
+  assert flops(lambda x: powers(x, 7), matrix) == times(7)
+  assert flops(lambda x: jax.jit(lambda x: powers(x, 7))(x), matrix) == times(7)
   inner = lambda x: jax.lax.scan(lambda y, _: (powers(y, 3), None), x, None, length=5)[0]
-  assert flops(inner, matrix) == 15 * once
+  assert flops(inner, matrix) == times(15)
+  assert flops(jax.checkpoint(inner), matrix) == times(15)
   gradient = jax.grad(lambda x: powers(x, 7).sum())
   assert flops(gradient, matrix) == pytest.approx(3 * 7 * once, rel=0.1)
 
@@ -127,21 +128,6 @@ def test_a_loop_without_a_known_end_is_refused():
   search = lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y * 2, x)
   with pytest.raises(ValueError, match="iterations depend on computed values"):
     flops(search, jax.ShapeDtypeStruct((4,), jnp.float32))
-
-
-def test_stacks_are_measured_apart():
-  assert by_layers(lambda a, b: 5 + 3 * a + 7 * b, 30, 12) == 5 + 90 + 84
-  assert by_layers(lambda a: 5 + 3 * a, 1) == 8
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("program", ["read", "step"])
-def test_two_depths_give_what_the_whole_program_takes(name, program):
-  stage, models = first_stage(CASES[name])
-  depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
-  count = functools.partial(getattr(cost, f"_{program}"), stage)
-  counted = by_layers(lambda *layers: count(models.of_depth(*layers), TEXT), *depths)
-  assert counted == pytest.approx(count(models, TEXT), rel=2e-3)
 
 
 def matrices(config):

@@ -12,7 +12,7 @@ from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.tools.abstract_stage import AbstractStage, target_shapes
-from frozen_jax.tools.flop_count import by_layers, flops
+from frozen_jax.tools.flop_count import flops
 from frozen_jax.tools.model_sizes import Models, find_models
 from frozen_jax.tools.pod_plan.chips import chip_of
 from frozen_jax.tools.pod_plan.plan import ProgramPlan, plan_program
@@ -138,15 +138,9 @@ def model_flops(
   def batch_of(shapes: Tree) -> Tree:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-  depths = [models.lm.layers] + ([models.encoder.layers] if models.encoder else [])
-
   def counted(program: Any) -> float:
-    def of(*layers: int) -> float:
-      shallow = models.of_depth(*layers)
-      run = lambda trained, frozen: program(stage.method(shallow, frozen), trained, frozen)
-      return flops(run, stage.trained(shallow), stage.frozen(shallow))
-
-    return sizes.rows * by_layers(of, *depths)
+    run = lambda trained, frozen: program(stage.method(models, frozen), trained, frozen)
+    return sizes.rows * flops(run, stage.trained(models), stage.frozen(models))
 
   found = {}
   if only in ("", "train_step"):
