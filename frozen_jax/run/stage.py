@@ -31,6 +31,7 @@ from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.loop import StageRun, fit
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import learning_rates, make_optimizer
+from frozen_jax.training.result import untrained_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def run_stage(
   states = text_states(model)
   batches = rows if states is None else EncodedBatches(rows, states)
   validate, validation_digest = _validator(stage, model, states)
+  if not start:
+    return TrainedStage(stage, model, untrained_result(start, validate(start)), {})
   dependencies = {
     **stage.dependencies(),
     "train": train,

@@ -89,6 +89,23 @@ def without_end(
   return best
 
 
+def untrained_result(tree: Tree, metrics: Mapping[str, float]) -> TrainingResult:
+  """The result of a stage whose method trains nothing; metrics: its validation."""
+  return TrainingResult(
+    best=tree,
+    last=tree,
+    best_step=0,
+    best_metrics=dict(metrics),
+    steps=0,
+    seconds=0.0,
+    tokens=0,
+    tokens_per_second=0.0,
+    skipped=0,
+    validation=[{"step": 0, **metrics}],
+    checkpoint_bytes=0,
+  )
+
+
 def training_result(
   state: TrainState, best: Tree | None, progress: TrainingProgress, checkpoint_bytes: int
 ) -> TrainingResult:

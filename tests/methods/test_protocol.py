@@ -17,9 +17,11 @@ VARIANTS = {
   "neural_recursion": [
     {"recursion": {"first_prompt": "trained"}},
     {"recursion": {"first_prompt": "none", "last_prompt": "none"}},
+    {"recursion": {"read": "2", "write": "0.3", "connector": {"kind": "tokens"}}},
+    {"recursion": {"passes": 1, "write": "1", "connector": {"kind": "none"}}},
   ],
-  "id_pt": [{"generator": {"constant": False, "p_prime_length": 0}}],
-  "prompt_tuning": [{"prompt": {"per_task": True}}],
+  "id_pt": [{"generator": {"constant": False, "p_prime_length": 0}}, {"prompt": {"layer": "0.3"}}],
+  "prompt_tuning": [{"prompt": {"per_task": True}}, {"prompt": {"layer": "2"}}],
 }
 
 
@@ -94,7 +96,7 @@ def test_a_start_without_text_depends_on_the_key():
     ("lora", {"lora": {"rank": 0}}, "lora.rank is 0"),
     ("lora", {"lora": {"targets": ("attn/x",)}}, "lora.targets names attn/x; this model has attn"),
     ("lora", {"lora": {"targets": ()}}, "lora.targets is empty"),
-    ("neural_recursion", {"recursion": {"passes": 1}}, "recursion.passes is 1"),
+    ("neural_recursion", {"recursion": {"passes": 0}}, "recursion.passes is 0"),
     ("neural_recursion", {"recursion": {"connector": {"width": 9}}}, "connector.width is 9"),
   ],
 )
