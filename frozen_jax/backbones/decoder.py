@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 from frozen_jax.backbones import (
   attention,
   attention_inputs,
+  kernels,
   lm_head,
   peft_layers,
-  splash_attention,
   stack,
 )
 from frozen_jax.backbones import cache as kv_cache
@@ -39,7 +39,7 @@ from frozen_jax.backbones.decoder_params import random_params as random_params
 from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.linear import project, project_trained
 from frozen_jax.core.types import HostOrDevice
-from frozen_jax.sharding.activations import constrain, constrain_rows, gather_weights, platform_of
+from frozen_jax.sharding.activations import constrain, constrain_rows, gather_weights
 
 Config = DecoderConfig
 
@@ -87,7 +87,8 @@ def hidden(
   keeps for the backward pass, see `core.remat`. `peft`: trained parameters within the layers. With
   `trained` the weights get a gradient, too.
   """
-  options = _PassOptions(peft, trained, stack.saved_values(remat, SAVED_NAMES), return_kv=False)
+  saved = stack.saved_values(remat, SAVED_NAMES, params["final_norm"]["scale"])
+  options = _PassOptions(peft, trained, saved, return_kv=False)
   return _full_pass(params, config, x, mask, 0, options)[0]
 
 
@@ -107,7 +108,7 @@ def prefill(
   rows. A prefix in `peft` takes the first slots of the cache.
   """
   options = _PassOptions(peft, trained=False, saved=None, return_kv=True)
-  states, (k, v) = _full_pass(params, config, x, mask, max_new_tokens, options)
+  states, (k, v), mask = _full_pass(params, config, x, mask, max_new_tokens, options)
   mask = peft_layers.prepend_prefix_mask(mask, peft)
   free_slots = max_new_tokens if free_slots is None else free_slots
   return states, kv_cache.from_prefill(k, v, mask, max_new_tokens, free_slots, config.cache)
@@ -265,20 +266,23 @@ class _PassOptions(NamedTuple):
 
 
 def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
-  """Hidden states of a whole text, and the layers' keys and values if `options.return_kv`."""
+  """Hidden states of a whole text; its layers' keys and values if `options.return_kv`, their mask.
+
+  These are of the prefix and the text, and may be in another order than the text.
+  """
   num_prefix = peft_layers.prefix_length(options.peft)
+  kernel = kernels.of_decoder(config, params["final_norm"]["scale"], num_prefix + x.shape[1])
+  given_order = None
+  if kernel is not None and kernel.needs_order and mask is not None:
+    order, given_order = kernels.padding_last(mask)
+    x, mask = kernels.reorder(x, order), kernels.reorder(mask, order)
   positions, length = _text_positions(x, mask, num_prefix)
-  key_positions, attention_mask = positions, None
-  use_splash = not num_prefix and _has_splash(params, config)
-  if not use_splash:
-    attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
-  if num_prefix:
-    key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
-    prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
-    key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
-    before = ((0, 0), (0, 0), (num_prefix, 0))
-    attention_mask = jnp.pad(attention_mask, before, constant_values=True)
-    attention_mask = jnp.broadcast_to(attention_mask, (x.shape[0], *attention_mask.shape[1:]))
+  if kernel is None:
+    key_positions, attention_mask = _attended(x, mask, positions, num_prefix)
+  else:
+    key_positions, attention_mask = positions, None
+    segments = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
+    segments = peft_layers.prepend_prefix_mask(segments, options.peft)
   inputs = attention_inputs.per_kind(
     config, positions, key_positions, attention_mask, length + max_new_tokens
   )
@@ -287,11 +291,12 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
     (weights, kind_id), peft = scanned
 
     def attend(q, k, v, inputs):
-      if use_splash:
-        real = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
-        return splash_attention.attend(q, k, v, real, config), (k, v) if options.return_kv else None
       k, v = peft_layers.prepend_prefix(k, v, peft)
-      mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, not num_prefix, config.score_cap)
+      if kernel is not None:
+        mixed = kernel.attend(q, k, v, segments, kind_id)
+      else:
+        causal = not num_prefix
+        mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, causal, config.score_cap)
       return mixed, (k, v) if options.return_kv else None
 
     weights = gather_weights(weights, LAYER_AXES)
@@ -305,12 +310,21 @@ def _full_pass(params, config, x, mask, max_new_tokens, options: _PassOptions):
     stream, kv = stack.scan_trained(without_peft, stream, scanned, options.saved)
   else:
     stream, kv = stack.scan(body, stream, scanned, options.saved, trained=peft)
-  return _final_norm(params, config, stream), kv
+  states = _final_norm(params, config, stream)
+  return states if given_order is None else kernels.reorder(states, given_order), kv, mask
 
 
-def _has_splash(params: Params, config: DecoderConfig) -> bool:
-  on_tpu = platform_of(params["final_norm"]["scale"]) == "tpu"
-  return on_tpu and splash_attention.can_attend(config)
+def _attended(x, mask, positions, num_prefix: int):
+  """The positions of the keys of a text after a prefix, and which keys a query attends to."""
+  attention_mask = attention.causal_mask(None if mask is None else jnp.asarray(mask), x.shape[1])
+  if not num_prefix:
+    return positions, attention_mask
+  key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
+  prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
+  key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
+  before = ((0, 0), (0, 0), (num_prefix, 0))
+  attention_mask = jnp.pad(attention_mask, before, constant_values=True)
+  return key_positions, jnp.broadcast_to(attention_mask, (x.shape[0], *attention_mask.shape[1:]))
 
 
 def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:
