@@ -43,16 +43,15 @@ def per_kind(
   """The attention inputs of each kind of layer, in the order of `kind_ids`.
 
   mask: True where a query may attend to a key, before windows are applied; None: none is needed.
-  final_length: how many
-  real tokens a row may have in the end.
+  final_length: how many real tokens a row may have in the end.
   """
   bias = None
   if config.positions == "alibi":
     slope = attention.alibi_slopes(config.heads)[:, None, None]
     bias = slope * key_positions[:, None, None, :].astype(jnp.float32)
 
-  kinds = _kinds(config)
-  if len(kinds) > 1 and mask is not None:  # so that all of them have the same shape
+  all_kinds = kinds(config)
+  if len(all_kinds) > 1 and mask is not None:  # so that all of them have the same shape
     mask = jnp.broadcast_to(mask, (len(query_positions), *mask.shape[1:]))
 
   def inputs(kind: str) -> AttentionInputs:
@@ -67,13 +66,13 @@ def per_kind(
       cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
     return AttentionInputs((cos, sin), kind_mask, bias)
 
-  return tuple(inputs(kind) for kind in kinds)
+  return tuple(inputs(kind) for kind in all_kinds)
 
 
 def kind_ids(config: DecoderConfig) -> list[int]:
   """For each of the L layers, the index of its kind of attention among those of the model."""
-  kinds = _kinds(config)
-  return [kinds.index(kind) for kind in config.layer_kinds]
+  all_kinds = kinds(config)
+  return [all_kinds.index(kind) for kind in config.layer_kinds]
 
 
 def select(inputs: tuple[AttentionInputs, ...], kind_id: Int[Array, ""]) -> AttentionInputs:
@@ -83,5 +82,6 @@ def select(inputs: tuple[AttentionInputs, ...], kind_id: Int[Array, ""]) -> Atte
   return jax.tree.map(lambda *arrays: jax.lax.select_n(kind_id, *arrays), *inputs)
 
 
-def _kinds(config: DecoderConfig) -> tuple[str, ...]:
+def kinds(config: DecoderConfig) -> tuple[str, ...]:
+  """The kinds of layers of a model, each once."""
   return tuple(dict.fromkeys(config.layer_kinds))

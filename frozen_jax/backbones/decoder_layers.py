@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, attention_inputs, peft_layers, splash_attention, stack
+from frozen_jax.backbones import attention, attention_inputs, kernels, peft_layers, stack
 from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
@@ -21,7 +21,7 @@ from frozen_jax.backbones.decoder_layer import SAVED_NAMES, Layer, apply_layer
 from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
 from frozen_jax.backbones.linear import project, project_trained
 from frozen_jax.core.types import HostOrDevice
-from frozen_jax.sharding.activations import gather_weights, platform_of
+from frozen_jax.sharding.activations import gather_weights
 
 
 class _PassOptions(NamedTuple):
@@ -46,7 +46,7 @@ def run(
   remat: str = "none",
 ) -> Float[Array, "B T D"]:
   """The stream of whole texts after these layers; the options are those of `decoder.hidden`."""
-  saved = stack.saved_values(remat, SAVED_NAMES)
+  saved = stack.saved_values(remat, SAVED_NAMES, params["final_norm"]["scale"])
   options = _PassOptions(layers, peft, trained, saved, return_kv=False)
   return _full_pass(params, config, stream, mask, 0, options)[0]
 
@@ -64,7 +64,7 @@ def prefill(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """`run`, and a cache of these layers; the other arguments are those of `decoder.prefill`."""
   options = _PassOptions(layers, peft, trained=False, saved=None, return_kv=True)
-  stream, (k, v) = _full_pass(params, config, stream, mask, max_new_tokens, options)
+  stream, (k, v), mask = _full_pass(params, config, stream, mask, max_new_tokens, options)
   mask = peft_layers.prepend_prefix_mask(mask, peft)
   free_slots = max_new_tokens if free_slots is None else free_slots
   return stream, kv_cache.from_prefill(k, v, mask, max_new_tokens, free_slots, config.cache)
@@ -196,22 +196,24 @@ def after_cache(
 
 
 def _full_pass(params, config, stream, mask, max_new_tokens, options: _PassOptions):
-  """The stream of whole texts after the layers, and their keys and values if `return_kv`."""
+  """The stream of whole texts after the layers; keys and values if `return_kv`, and their mask.
+
+  These are of the prefix and the text, and may be in another order than the text.
+  """
   num_prefix = peft_layers.prefix_length(options.peft)
+  like = params["final_norm"]["scale"]
+  kernel = kernels.of_decoder(config, like, num_prefix + stream.shape[1])
+  given_order = None
+  if kernel is not None and kernel.needs_order and mask is not None:
+    order, given_order = kernels.padding_last(mask)
+    stream, mask = kernels.reorder(stream, order), kernels.reorder(mask, order)
   positions, length = text_positions(stream, mask, num_prefix)
-  key_positions, attention_mask = positions, None
-  use_splash = not num_prefix and _has_splash(params, config)
-  if not use_splash:
-    attention_mask = attention.causal_mask(
-      None if mask is None else jnp.asarray(mask), stream.shape[1]
-    )
-  if num_prefix:
-    key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
-    prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
-    key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
-    before = ((0, 0), (0, 0), (num_prefix, 0))
-    attention_mask = jnp.pad(attention_mask, before, constant_values=True)
-    attention_mask = jnp.broadcast_to(attention_mask, (len(stream), *attention_mask.shape[1:]))
+  if kernel is None:
+    key_positions, attention_mask = _attended(stream, mask, positions, num_prefix)
+  else:
+    key_positions, attention_mask = positions, None
+    segments = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
+    segments = peft_layers.prepend_prefix_mask(segments, options.peft)
   inputs = attention_inputs.per_kind(
     config, positions, key_positions, attention_mask, length + max_new_tokens
   )
@@ -220,11 +222,12 @@ def _full_pass(params, config, stream, mask, max_new_tokens, options: _PassOptio
     (weights, kind_id), peft = scanned
 
     def attend(q, k, v, inputs):
-      if use_splash:
-        real = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
-        return splash_attention.attend(q, k, v, real, config), (k, v) if options.return_kv else None
       k, v = peft_layers.prepend_prefix(k, v, peft)
-      mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, not num_prefix, config.score_cap)
+      if kernel is not None:
+        mixed = kernel.attend(q, k, v, segments, kind_id)
+      else:
+        causal = not num_prefix
+        mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, causal, config.score_cap)
       return mixed, (k, v) if options.return_kv else None
 
     weights = gather_weights(weights, LAYER_AXES)
@@ -234,18 +237,30 @@ def _full_pass(params, config, stream, mask, max_new_tokens, options: _PassOptio
   scanned, peft = (params["layers"], _kind_ids(config)), _peft_of(options.peft, options.layers)
   if options.trained:
     without_peft = lambda stream, scanned: body(stream, (scanned, {}))
-    return stack.scan_trained(without_peft, stream, scanned, options.saved, options.layers)
-  return stack.scan(body, stream, scanned, options.saved, trained=peft, layers=options.layers)
+    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.saved, options.layers)
+  else:
+    saved = options.saved
+    stream, kv = stack.scan(body, stream, scanned, saved, trained=peft, layers=options.layers)
+  return stream if given_order is None else kernels.reorder(stream, given_order), kv, mask
+
+
+def _attended(stream, mask, positions, num_prefix: int):
+  """The positions of the keys of a text after a prefix, and which keys a query attends to."""
+  real = None if mask is None else jnp.asarray(mask)
+  attention_mask = attention.causal_mask(real, stream.shape[1])
+  if not num_prefix:
+    return positions, attention_mask
+  key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
+  prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
+  key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
+  before = ((0, 0), (0, 0), (num_prefix, 0))
+  attention_mask = jnp.pad(attention_mask, before, constant_values=True)
+  return key_positions, jnp.broadcast_to(attention_mask, (len(stream), *attention_mask.shape[1:]))
 
 
 def _peft_of(peft: Params | None, layers: range) -> Params:
   """The trained parameters within these layers."""
   return jax.tree.map(lambda a: a[layers.start : layers.stop], peft or {})
-
-
-def _has_splash(params: Params, config: DecoderConfig) -> bool:
-  on_tpu = platform_of(params["final_norm"]["scale"]) == "tpu"
-  return on_tpu and splash_attention.can_attend(config)
 
 
 def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:

@@ -18,13 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import rope, stack
+from frozen_jax.backbones import kernels, rope, stack
 from frozen_jax.backbones.attention_inputs import AttentionInputs
 from frozen_jax.backbones.config import Rope
 from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from frozen_jax.backbones.encoder_layer import SAVED_NAMES, Product, apply_layer, linear, norm
+from frozen_jax.backbones.encoder_layer import (
+  SAVED_NAMES,
+  Product,
+  apply_layer,
+  attend_with_mask,
+  linear,
+  norm,
+)
 from frozen_jax.backbones.encoder_params import LAYER_AXES
 from frozen_jax.backbones.encoder_params import PARAM_AXES as PARAM_AXES
 from frozen_jax.backbones.encoder_params import param_shapes as param_shapes
@@ -84,6 +91,8 @@ def hidden(
   positions = _positions(x, mask)
   stream = _embed_inputs(params, config, x, positions, types, product)
   global_inputs, local_inputs = _attention_inputs(params, config, positions, mask)
+  like = params["layers"]["mlp_norm"]["scale"]
+  kernel = kernels.of_encoder(config, like, x.shape[1])
 
   def body(stream, scanned, output_positions=None):
     weights, flags = scanned
@@ -92,21 +101,26 @@ def hidden(
     if local_inputs is not None:
       choose = lambda local, other: jnp.where(flags["local"], local, other)
       inputs = jax.tree.map(choose, local_inputs, global_inputs)
+    attend = attend_with_mask
+    if kernel is not None and output_positions is None:
+      segments = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
+      kind_id = jnp.asarray(flags.get("local", 0), jnp.int32)
+      attend = lambda q, k, v, _: kernel.attend(q, k, v, segments, kind_id)
     skip_norm = flags.get("skip_norm")
-    layer = (weights, config, stream, inputs, skip_norm, product, output_positions)
+    layer = (weights, config, stream, inputs, attend, skip_norm, product, output_positions)
     return apply_layer(*layer), None
 
   scanned = (_stacked_layers(params, config), _layer_flags(config))
   layers = range(config.layers - (output_positions is not None))
   keep_all = trained and remat == "none"
-  saved = None if keep_all else stack.saved_values(remat, SAVED_NAMES)
+  saved = None if keep_all else stack.saved_values(remat, SAVED_NAMES, like)
   stream, _ = scan(body, stream, scanned, saved=saved, layers=layers)
   if output_positions is not None:
     map_arrays = jax.tree.map if trained else stack.map_arrays  # the latter has no derivative
     stream, _ = body(stream, map_arrays(lambda a: a[-1], scanned), jnp.asarray(output_positions))
   if config.norm_first:
     stream = norm(params["final_norm"], config, stream)
-  return constrain_rows(stream.astype(params["layers"]["mlp_norm"]["scale"].dtype))
+  return constrain_rows(stream.astype(like.dtype))
 
 
 def pool(

@@ -16,6 +16,7 @@ from frozen_jax.backbones.norms import layer_norm, rms_norm
 from frozen_jax.sharding.activations import constrain, constrain_rows
 
 Product = Callable[[Array, Array], Array]  # x [..., I] and a kernel [I, O] -> float32 [..., O]
+Attend = Callable[[Array, Array, Array, AttentionInputs], Array]  # of q, k, v [B, T, H, C]
 
 # The values that a layer saves for its backward pass: all whose recomputation would need a product
 # with a weight matrix (see `decoder_layer.SAVED_NAMES`).
@@ -27,14 +28,16 @@ def apply_layer(
   config: EncoderConfig,
   x: Float[Array, "B T D"],
   inputs: AttentionInputs,
+  attend: Attend,
   skip_norm: Bool[Array, ""] | None,
   product: Product,
   output_positions: Int[Array, "B O"] | None = None,
 ) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
   """One layer of the residual stream x, float32.
 
-  `skip_norm`: whether this layer leaves out its first norm (None: no layer does). With
-  `output_positions` only the stream at these O positions is returned.
+  `attend`: `attend_with_mask`, or a kernel that gives the same. `skip_norm`: whether this layer
+  leaves out its first norm (None: no layer does). With `output_positions` only the stream at these
+  O positions is returned.
   """
   # Saved in another shape than the layer's input: XLA starts equal stacks as copies of one another.
   save = lambda x, name: checkpoint_name(constrain_rows(x)[:, None], name)[:, 0]
@@ -42,12 +45,12 @@ def apply_layer(
     normed = norm(weights["attn_norm"], config, x)
     normed = normed if skip_norm is None else jnp.where(skip_norm, x, normed)
     x = _at_positions(x, output_positions)
-    x = x + _attention(weights, config, normed, inputs, product, output_positions)
+    x = x + _attention(weights, config, normed, inputs, attend, product, output_positions)
     x = save(x, "middle")
     x = x + _mlp(weights, config, norm(weights["mlp_norm"], config, x), product)
     return constrain_rows(x)
   residual = _at_positions(x, output_positions)
-  x = residual + _attention(weights, config, x, inputs, product, output_positions)
+  x = residual + _attention(weights, config, x, inputs, attend, product, output_positions)
   x = save(x, "middle")
   x = norm(weights["attn_norm"], config, x)
   x = save(x + _mlp(weights, config, x, product), "end")
@@ -59,6 +62,7 @@ def _attention(
   config: EncoderConfig,
   x: Float[Array, "B T D"],
   inputs: AttentionInputs,
+  attend: Attend,
   product: Product,
   output_positions: Int[Array, "B O"] | None,
 ) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
@@ -75,9 +79,19 @@ def _attention(
   if not config.scaled:  # attention divides by the root of C
     q = q * config.head_dim**0.5
   q, k, v = (constrain(a.astype(dtype), "batch", None, "heads", None) for a in (q, k, v))
-  mixed = attention.attend(q, k, v, query_inputs.mask, query_inputs.bias)  # [B, T, H, C]
+  mixed = attend(q, k, v, query_inputs)  # [B, T, H, C]
   mixed = constrain(mixed, "batch", None, "heads", None)
   return linear(mixed.reshape(*queries.shape[:2], -1), attn["o"], product)
+
+
+def attend_with_mask(
+  q: Float[Array, "B T H C"],
+  k: Float[Array, "B S H C"],
+  v: Float[Array, "B S H C"],
+  inputs: AttentionInputs,
+) -> Float[Array, "B T H C"]:
+  """`attention.attend` with the mask and the bias of a kind of layer."""
+  return attention.attend(q, k, v, inputs.mask, inputs.bias)
 
 
 def _at_positions(

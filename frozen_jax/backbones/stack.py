@@ -22,14 +22,21 @@ from frozen_jax.sharding.activations import platform_of
 
 
 class SavedValues(NamedTuple):
-  """The names of the values that a layer saves, and whether they wait in the host's memory."""
+  """What a layer saves besides its input: named values, and whether these wait on the host.
+
+  input_dtype: in which the input is kept, where nothing else is; None: as it is.
+  """
 
   names: tuple[str, ...]
   on_host: bool = False
+  input_dtype: jnp.dtype | None = None
 
 
-def saved_values(remat: str, names: tuple[str, ...]) -> SavedValues:
+def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues:
   """What a policy of `core.remat` saves of a layer that names these values.
+
+  like: a weight. "full" keeps inputs in its dtype, but on CPUs, which would convert more slowly
+  than they read.
 
   Raises:
     ValueError: an unknown policy.
@@ -37,7 +44,8 @@ def saved_values(remat: str, names: tuple[str, ...]) -> SavedValues:
   if remat not in REMAT_POLICIES:
     raise ValueError(f"remat is {remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
   saved = {"full": (), "attention": tuple(name for name in names if name == "attention")}
-  return SavedValues(saved.get(remat, names), on_host=remat == "offload")
+  narrow = remat == "full" and like.dtype.itemsize == 2 and platform_of(like) != "cpu"
+  return SavedValues(saved.get(remat, names), remat == "offload", like.dtype if narrow else None)
 
 
 def scan(
@@ -67,10 +75,47 @@ def scan(
 
   output_dtypes: list[Tree] = []
   layers = range(jax.tree.leaves(stacked)[0].shape[0]) if layers is None else layers
-  step = _saving_only(step, saved)
-  indices = jnp.arange(layers.start, layers.stop)
-  carry, outputs = jax.lax.scan(step, carry, (indices, trained))
+  scanned = (jnp.arange(layers.start, layers.stop), trained)
+  if saved is not None and saved.input_dtype is not None:
+    carry, outputs = _scan_keeping(step, carry, scanned, saved.input_dtype)
+  else:
+    carry, outputs = jax.lax.scan(_saving_only(step, saved), carry, scanned)
   return carry, unpack(outputs, output_dtypes[-1])
+
+
+def _scan_keeping(
+  step: Callable, carry: Float[Array, "..."], scanned: tuple, dtype: jnp.dtype
+) -> tuple[Float[Array, "..."], Tree]:
+  """`lax.scan` whose backward pass has only the carries, in this dtype, and recomputes the rest.
+
+  Of the forward pass nothing is rounded. The step has no outputs to which gradients flow.
+  """
+
+  @jax.custom_vjp
+  def run(carry, scanned):
+    return jax.lax.scan(step, carry, scanned)
+
+  def forward(carry, scanned):
+    def keeping(carry, slices):
+      after, outputs = step(carry, slices)
+      return after, (outputs, carry.astype(dtype))
+
+    after, (outputs, kept) = jax.lax.scan(keeping, carry, scanned)
+    return (after, outputs), (kept, scanned)
+
+  def backward(residuals, cotangents):
+    kept, (index, trained) = residuals
+
+    def back(cotangent, given):
+      kept, index, trained = given
+      again = lambda carry, trained: step(carry, (index, trained))[0]
+      return jax.vjp(again, kept.astype(carry.dtype), trained)[1](cotangent)
+
+    d_carry, d_trained = jax.lax.scan(back, cotangents[0], (kept, index, trained), reverse=True)
+    return d_carry, (None, d_trained)
+
+  run.defvjp(forward, backward)
+  return run(carry, scanned)
 
 
 def scan_trained(

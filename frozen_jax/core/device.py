@@ -21,3 +21,13 @@ def memory_bytes() -> int:
   """The memory of one device; 8 GiB where it does not report it (CPUs)."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("bytes_limit", _DEFAULT_MEMORY)
+
+
+@functools.cache
+def has_cudnn_attention() -> bool:
+  """Whether cuDNN has attention for the GPUs of this process: NVIDIA's, from Ampere on."""
+  try:
+    devices = jax.local_devices(backend="cuda")
+  except RuntimeError:
+    return False
+  return all(float(device.compute_capability) >= 8 for device in devices)
