@@ -1,13 +1,13 @@
 """The parameter tree of the frozen encoder: its arrays for a config, and their logical axes.
 
 Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`. A norm has a scale, and
-a bias if `norm_bias`. De is the width of the word embeddings.
+a bias if `norm_bias`.
 
-  embed/tokens [V, De]           embed/positions [rows, De]       embed/types [types, De]
+  embed/tokens [V, Ee]           embed/positions [rows, Ee]       embed/types [types, Ee]
   embed_norm                     embed_project/{kernel,bias}      buckets/table [buckets, H]
   layers/attn_norm               layers/attn/{q,k,v,o}/{kernel,bias}
   layers/mlp_norm                layers/mlp/{gate,up,down}/{kernel,bias}
-  later/attn_norm [L-1, D]       (instead of layers/attn_norm if `skip_first_norm`)
+  later/attn_norm [L-1, De]      (instead of layers/attn_norm if `skip_first_norm`)
   final_norm                     pooler/{kernel,bias}
 """
 
