@@ -4,7 +4,7 @@ import dataclasses
 
 from frozen_jax.backbones.config import Rope
 
-POOLINGS = ("", "pooler", "mean", "cls", "max")
+POOLINGS = ("", "mean", "cls", "max")
 POOLINGS += ("mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # of sentence-transformers
 
 
@@ -61,11 +61,10 @@ class EncoderConfig:
   gated: bool = False
   mlp_bias: bool = True
 
-  # Pooling of the states to one vector a text: "pooler" (a trained layer over the first token),
-  # "mean", "cls" (the first token), "lasttoken", "max", "mean_sqrt_len_tokens" (the sum over the
-  # root of the number of tokens), "weightedmean" (the n-th token counts n times), or "" if the
-  # model does not define it; normalise: the vector to length 1. vector_width: how many of its
-  # numbers are kept after that (0: all).
+  # Pooling of the states to one vector a text: "mean", "cls" (the first token), "lasttoken", "max",
+  # "mean_sqrt_len_tokens" (the sum over the root of the number of tokens), "weightedmean" (the n-th
+  # token counts n times), or "" where only the states are of use; normalise: the vector to length
+  # 1. vector_width: how many of its numbers are kept after that (0: all).
   pooling: str = ""
   normalise: bool = False
   vector_width: int = 0

@@ -95,9 +95,8 @@ class ReRanker:
       raise UserError(f"dtype is {dtype!r}; choose float32 or bfloat16")
     if train == "lora":
       check_lora(lora, text_encoder.param_shapes(config), "encoder")
-    params = {name: tree for name, tree in encoder.params.items() if name != "pooler"}
     config = dataclasses.replace(config, pooling="", normalise=False, vector_width=0)
-    return cls(config, head, train, lora, dtype, remat, params, initial_head)
+    return cls(config, head, train, lora, dtype, remat, encoder.params, initial_head)
 
   def init(self, key: PRNGKeyArray) -> Tree:
     """Trained tree, float32: {"head": ..., "encoder"?: ..., "lora"?: see `lora.init_updates`}."""

@@ -48,7 +48,7 @@ class FrozenEncoder:
   def encode_query(self, texts: Sequence[str]) -> Float[np.ndarray, "N width"]:
     """One float32 vector a query, as `encode_query` of sentence-transformers.
 
-    Raises UserError without a tokenizer, and where the folder defines no pooling.
+    Raises UserError without a tokenizer.
     """
     return self._encode(texts, self.texts.query_prompt)
 
@@ -138,17 +138,14 @@ class FrozenEncoder:
   def pool(
     self, states: Float[Array, "B T De"], mask: Int[Array, "B T"] | None = None
   ) -> Float[Array, "B width"]:
-    """The states of `hidden` -> one float32 vector a text, as the model's folder says.
-
-    Raises UserError where it does not say.
-    """
-    return _pool(self.params, self.config, jnp.asarray(states), _array(mask))
+    """The states of `hidden` -> one float32 vector a text, as the model's folder says."""
+    return _pool(self.config, jnp.asarray(states), _array(mask))
 
 
 _TEXTS_AT_ONCE = 64
 
 _embed = jax.jit(encoder.embed, static_argnums=1)
-_pool = jax.jit(encoder.pool, static_argnums=1)
+_pool = jax.jit(encoder.pool, static_argnums=0)
 
 
 @jax.jit(static_argnums=1)

@@ -76,6 +76,11 @@ class RetrieveRead:
     check_reader(run, lm)
 
   @classmethod
+  def check_questions(cls, run: RunSettings, lm: Any, examples: Sequence[Example]) -> list[Example]:
+    """See `without_passages`."""
+    return without_passages(run, lm, examples)
+
+  @classmethod
   def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
     """The corpus, the encoders of the dense retriever, the base of the re-ranker."""
     settings: ReaderSettings = run.pipelines["reader"]
@@ -166,14 +171,7 @@ class RetrieveRead:
     Raises UserError for what is no question, and where the re-ranker that is needed is not there.
     """
     ranking, budget = self._reads[self._run.stages[-1].name]
-    questions = []
-    for row in examples:
-      if "question" not in row:
-        raise UserError(
-          f'{row["id"]} is no question; a reader takes lines of text, or {{"question"}} rows'
-        )
-      questions.append(Question(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
-    rows: Iterable[Row] = self.retrieval.rows(questions)
+    rows: Iterable[Row] = self.retrieval.rows(asked_questions(examples))
     if ranking in ("re_ranked", "blended"):
       for needed in (RE_RANKER, BLEND) if ranking == "blended" else (RE_RANKER,):
         if not self.artifacts.found(needed).exists():
