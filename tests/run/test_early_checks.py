@@ -234,14 +234,14 @@ TERSE = {"question": "Where?"}
   "changes, rows, message",
   [
     ({}, QUESTIONS, None),
-    ({}, [TERSE, LONG], "the question with id 2 of .*rows.jsonl has .* do not fit the model's"),
-    ({"prompt.length": 100}, [MIDDLE], "the question with id 1 .* the 100 of the trained prompt"),
+    ({}, [TERSE, LONG], "the question with id 1 of .*rows.jsonl has .* do not fit the model's"),
+    ({"prompt.length": 100}, [MIDDLE], "the question with id 0 .* the 100 of the trained prompt"),
     ({"evaluate.max_new_tokens": 120}, QUESTIONS, "with 120 new ones"),
     (TEXTUAL, QUESTIONS, None),
-    (TEXTUAL, [TERSE, LONG], "the question with id 2"),
+    (TEXTUAL, [TERSE, LONG], "the question with id 1"),
     (READER, [TERSE], None),
     (READER, [TERSE, MIDDLE], "with its template and the budget leaves"),
-    (READER, [{"input": "Where?"}], "1 is no question"),
+    (READER, [{"input": "Where?"}], "0 is no question"),
     (READER | {"reader.corpus": "nowhere.jsonl"}, [TERSE], "reader.corpus: there is no file"),
   ],
 )

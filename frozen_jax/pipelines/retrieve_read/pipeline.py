@@ -34,9 +34,15 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, table
-from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads, room_beside_text
+from frozen_jax.pipelines.retrieve_read.early_checks import (
+  check_reader,
+  reads,
+  room_beside_text,
+  without_passages,
+)
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
+  asked_questions,
   corpus_fingerprint,
   digest_of,
   open_passages,
