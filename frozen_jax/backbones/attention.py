@@ -182,13 +182,13 @@ def _weights(scores, mask, bias, soft_cap):
 
 
 def attend_to_cache(
-  q: Float[Array, "B N H C"],
+  q: Float[Array, "B new H C"],
   slots: tuple[cache.Slots, cache.Slots],
-  mask: Bool[Array, "B N S"],
-  bias: Float[Array, "#B H #N S"] | None = None,
+  mask: Bool[Array, "B new S"],
+  bias: Float[Array, "#B H #new S"] | None = None,
   soft_cap: float | None = None,
-  new: tuple[Float[Array, "B N K C"], Float[Array, "B N K C"]] | None = None,
-) -> Float[Array, "B N H C"]:
+  new: tuple[Float[Array, "B new K C"], Float[Array, "B new K C"]] | None = None,
+) -> Float[Array, "B new H C"]:
   """`attend` to the keys and values of a cache, which are read in their layout; no derivative.
 
   slots: keys and values of one layer of a `cache.KVCache`. new: keys and values that are in no
@@ -212,8 +212,8 @@ def attend_to_cache(
 
 
 def _scaled(
-  x: Float[Array, "B K J N S"], scales: Float[Array, "B K slots"] | None
-) -> Float[Array, "B K J N S"]:
+  x: Float[Array, "B K J new S"], scales: Float[Array, "B K slots"] | None
+) -> Float[Array, "B K J new S"]:
   """x times the scale of each quantised slot; columns after the slots are left unchanged."""
   if scales is None:
     return x
@@ -233,7 +233,7 @@ def _backward(is_causal, soft_cap, residuals, cotangent):
   saved, mask, bias, like_q = residuals
   q, k, v, mixed, log_sum = stack.unpack(saved, (like_q.dtype,) * 4 + (jnp.dtype("float32"),))
   v, mixed = v[:, :, 0], mixed[:, :, 0]
-  # FlashAttention's D, [B, T, H]: the sum of weight * its cotangent over the keys of a query.
+  # FlashAttention's delta, [B, T, H]: the sum of weight * its cotangent over a query's keys.
   delta = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)
   backward_rows = lambda *arrays: _attend_causal_backward(*arrays, is_causal, soft_cap)
   arrays = (q, k, v, mask, cotangent, delta, log_sum, bias)

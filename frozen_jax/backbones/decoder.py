@@ -141,17 +141,17 @@ def step(
 def hidden_after_cache(
   params: Params,
   config: DecoderConfig,
-  x: Float[HostOrDevice, "B N D"],
+  x: Float[HostOrDevice, "B new D"],
   cache: KVCache,
-  position_ids: Int[HostOrDevice, "B N"],
-  attention_mask: Bool[HostOrDevice, "B N N"],
+  position_ids: Int[HostOrDevice, "B new"],
+  attention_mask: Bool[HostOrDevice, "B new new"],
   *,
   peft: Params | None = None,
-) -> Float[Array, "B N D"]:
-  """Hidden states of N tokens a row that continue its cache, for scoring continuations.
+) -> Float[Array, "B new D"]:
+  """Hidden states of new tokens that continue its cache, for scoring continuations.
 
-  A row's N tokens may be several continuations side by side: all of them are computed in one pass.
-  `attention_mask` is True where a token (second axis) attends to another of the N (last axis); each
+  They may be several continuations of a row side by side: all are computed in one pass.
+  `attention_mask` is True where a token (second axis) attends to another of them (last axis); each
   attends to all real tokens of its row's cache, too. `position_ids`: each token's distance from the
   end of the cache; 0 for the first token of a continuation. The cache is not changed and needs no
   free slots; `peft` as in `prefill`.

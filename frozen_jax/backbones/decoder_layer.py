@@ -32,7 +32,7 @@ class Layer(NamedTuple):
   peft: Params
   product: Callable[[Array, Array], Array]
 
-  def linear(self, path: str, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
+  def linear(self, path: str, x: Float[Array, "*N in"]) -> Float[Array, "*N out"]:
     """x through the linear layer at a path such as "attn/q": kernel, bias and LoRA."""
     block, name = path.split("/")
     weights = self.weights[block][name]

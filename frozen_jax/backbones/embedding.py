@@ -10,8 +10,8 @@ from frozen_jax.sharding.activations import constrain, constrain_rows
 
 
 def look_up(
-  table: Float[HostOrDevice, "V D"] | Quantized, ids: Int[HostOrDevice, "*B T"], trained: bool
-) -> Float[Array, "*B T D"]:
+  table: Float[HostOrDevice, "V width"] | Quantized, ids: Int[HostOrDevice, "*B T"], trained: bool
+) -> Float[Array, "*B T width"]:
   """The rows of the table at these ids; with `trained` the table gets a gradient.
 
   The rows of a batch end up split over `data` and `fsdp`. On the way `fsdp` splits the features, as

@@ -124,24 +124,21 @@ def hidden(
 
 
 def pool(
-  params: Params,
   config: EncoderConfig,
   states: Float[HostOrDevice, "B T De"],
   mask: Int[HostOrDevice, "B T"] | None = None,
-  *,
-  trained: bool = False,
 ) -> Float[Array, "B width"]:
   """The states of `hidden` -> one vector a text, float32, as the model's folder defines it.
 
-  Of D numbers, or of the first `config.vector_width`.
+  Of De numbers, or of the first `config.vector_width`.
 
   Raises:
-    UserError: the folder does not define a pooling (`config.pooling` is empty).
+    UserError: the config has no pooling.
   """
   if not config.pooling:
     raise UserError(
-      "this encoder defines no pooling of its states; use the states themselves, or set "
-      "config.pooling to mean, cls or max with dataclasses.replace"
+      "this encoder has no pooling of its states; use the states themselves, or set config.pooling"
+      " to mean, cls or max with dataclasses.replace"
     )
   states = states.astype(jnp.float32)
   real = jnp.ones(states.shape[:2], bool) if mask is None else mask > 0
@@ -160,9 +157,6 @@ def pool(
     else:
       position = jnp.argmax(real, axis=1)
     vector = jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
-  if config.pooling == "pooler":
-    weights = params["pooler"] if trained else jax.lax.stop_gradient(params["pooler"])
-    vector = jnp.tanh(linear(vector, weights, project_trained if trained else project))
   if config.normalise:
     square = jnp.square(vector).sum(axis=-1, keepdims=True)
     vector = vector * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

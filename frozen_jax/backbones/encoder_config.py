@@ -4,7 +4,7 @@ import dataclasses
 
 from frozen_jax.backbones.config import Rope
 
-POOLINGS = ("", "pooler", "mean", "cls", "max")
+POOLINGS = ("", "mean", "cls", "max")
 POOLINGS += ("mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # of sentence-transformers
 
 
@@ -15,7 +15,7 @@ class EncoderConfig:
   The defaults are those of BERT. Raises ValueError if the sizes contradict each other.
   """
 
-  # Sizes: V, D, L, H, C (H * C need not equal D), F; `context`: the number of positions of
+  # Sizes: V, De, L, H, C (H * C need not equal D), F; `context`: the number of positions of
   # pretraining, which is a hard limit if positions are learned.
   vocab_size: int
   width: int
@@ -25,8 +25,8 @@ class EncoderConfig:
   mlp_width: int
   context: int = 512
 
-  # Embeddings: of width `embed_width` De (0: D; if they differ, a projection follows); `types`: the
-  # number of token types (0: no such embedding); the sum is normed if `embed_norm`.
+  # Embeddings: of width `embed_width` Ee (0: De; if they differ, a projection follows); `types`:
+  # the number of token types (0: no such embedding); the sum is normed if `embed_norm`.
   embed_width: int = 0
   types: int = 2
   embed_norm: bool = True
@@ -61,11 +61,10 @@ class EncoderConfig:
   gated: bool = False
   mlp_bias: bool = True
 
-  # Pooling of the states to one vector a text: "pooler" (a trained layer over the first token),
-  # "mean", "cls" (the first token), "lasttoken", "max", "mean_sqrt_len_tokens" (the sum over the
-  # root of the number of tokens), "weightedmean" (the n-th token counts n times), or "" if the
-  # model does not define it; normalise: the vector to length 1. vector_width: how many of its
-  # numbers are kept after that (0: all D).
+  # Pooling of the states to one vector a text: "mean", "cls" (the first token), "lasttoken", "max",
+  # "mean_sqrt_len_tokens" (the sum over the root of the number of tokens), "weightedmean" (the n-th
+  # token counts n times), or "" where only the states are of use; normalise: the vector to length
+  # 1. vector_width: how many of its numbers are kept after that (0: all).
   pooling: str = ""
   normalise: bool = False
   vector_width: int = 0
@@ -98,7 +97,7 @@ class EncoderConfig:
 
   @property
   def embedding_width(self) -> int:
-    """The width of the word embeddings, De."""
+    """The width of the word embeddings, Ee."""
     return self.embed_width or self.width
 
   @property

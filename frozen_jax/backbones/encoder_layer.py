@@ -15,7 +15,7 @@ from frozen_jax.backbones.gated import gated
 from frozen_jax.backbones.norms import layer_norm, rms_norm
 from frozen_jax.sharding.activations import constrain, constrain_rows
 
-Product = Callable[[Array, Array], Array]  # x [..., I] and a kernel [I, O] -> float32 [..., O]
+Product = Callable[[Array, Array], Array]  # x [..., in], kernel [in, out] -> float32 [..., out]
 Attend = Callable[[Array, Array, Array, AttentionInputs], Array]  # of q, k, v [B, T, H, C]
 
 # The values that a layer saves for its backward pass: all whose recomputation would need a product
@@ -26,13 +26,13 @@ SAVED_NAMES = ("attention", "gated", "middle", "end")
 def apply_layer(
   weights: Params,
   config: EncoderConfig,
-  x: Float[Array, "B T D"],
+  x: Float[Array, "B T De"],
   inputs: AttentionInputs,
   attend: Attend,
   skip_norm: Bool[Array, ""] | None,
   product: Product,
   output_positions: Int[Array, "B O"] | None = None,
-) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
+) -> Float[Array, "B T De"] | Float[Array, "B O De"]:
   """One layer of the residual stream x, float32.
 
   `attend`: `attend_with_mask`, or a kernel that gives the same. `skip_norm`: whether this layer
@@ -60,12 +60,12 @@ def apply_layer(
 def _attention(
   weights: Params,
   config: EncoderConfig,
-  x: Float[Array, "B T D"],
+  x: Float[Array, "B T De"],
   inputs: AttentionInputs,
   attend: Attend,
   product: Product,
   output_positions: Int[Array, "B O"] | None,
-) -> Float[Array, "B T D"] | Float[Array, "B O D"]:
+) -> Float[Array, "B T De"] | Float[Array, "B O De"]:
   """x float32 -> the output of attention, at all positions or at `output_positions`."""
   attn, dtype = weights["attn"], weights["mlp_norm"]["scale"].dtype
   query_inputs = _inputs_at_positions(inputs, output_positions)
@@ -119,8 +119,8 @@ def _inputs_at_positions(
 
 
 def _mlp(
-  weights: Params, config: EncoderConfig, x: Float[Array, "B T D"], product: Product
-) -> Float[Array, "B T D"]:
+  weights: Params, config: EncoderConfig, x: Float[Array, "B T De"], product: Product
+) -> Float[Array, "B T De"]:
   """x float32 -> the output of the MLP."""
   mlp, dtype = weights["mlp"], weights["mlp_norm"]["scale"].dtype
   up = linear(x, mlp["up"], product)
@@ -132,13 +132,13 @@ def _mlp(
   return linear(constrain(inner, "batch", None, "mlp"), mlp["down"], product)
 
 
-def linear(x: Float[Array, "*N I"], weights: Params, product: Product) -> Float[Array, "*N O"]:
+def linear(x: Float[Array, "*N in"], weights: Params, product: Product) -> Float[Array, "*N out"]:
   """x through a linear layer, float32."""
   output = product(x, weights["kernel"])
   return output + weights["bias"].astype(jnp.float32) if "bias" in weights else output
 
 
-def norm(weights: Params, config: EncoderConfig, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+def norm(weights: Params, config: EncoderConfig, x: Float[Array, "*N De"]) -> Float[Array, "*N De"]:
   """The norm that the config asks for, float32, over the last axis."""
   if config.norm == "rms":
     return rms_norm(x, weights["scale"], config.norm_eps)

@@ -1,14 +1,14 @@
 """The parameter tree of the frozen encoder: its arrays for a config, and their logical axes.
 
 Kernels are [in, out]; layers are stacked on the first axis for `lax.scan`. A norm has a scale, and
-a bias if `norm_bias`. De is the width of the word embeddings.
+a bias if `norm_bias`.
 
-  embed/tokens [V, De]           embed/positions [rows, De]       embed/types [types, De]
+  embed/tokens [V, Ee]           embed/positions [rows, Ee]       embed/types [types, Ee]
   embed_norm                     embed_project/{kernel,bias}      buckets/table [buckets, H]
   layers/attn_norm               layers/attn/{q,k,v,o}/{kernel,bias}
   layers/mlp_norm                layers/mlp/{gate,up,down}/{kernel,bias}
-  later/attn_norm [L-1, D]       (instead of layers/attn_norm if `skip_first_norm`)
-  final_norm                     pooler/{kernel,bias}
+  later/attn_norm [L-1, De]      (instead of layers/attn_norm if `skip_first_norm`)
+  final_norm
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
   r"embed/tokens": ("vocab", "embed"),
   r"embed/(positions|types)": (None, "embed"),
   r"(embed|final)_norm/(scale|bias)": ("embed",),
-  r"(embed_project|pooler)/kernel": (None, "embed"),
-  r"(embed_project|pooler)/bias": ("embed",),
+  r"embed_project/kernel": (None, "embed"),
+  r"embed_project/bias": ("embed",),
   r"buckets/table": (None, "heads"),
   r"(layers|later)/(attn|mlp)_norm/(scale|bias)": ("layers", "embed"),
   r"layers/attn/[qkv]/kernel": ("layers", "embed", "heads"),
@@ -63,8 +63,6 @@ def param_shapes(config: EncoderConfig, dtype: Any = jnp.float32) -> Params:
     shapes |= {path: (config.layers - 1, *shape) for path, shape in norm.items()}
   if config.norm_first:
     shapes |= _norm(config, "final_norm", config.width)
-  if config.pooling == "pooler":
-    shapes |= _linear("pooler", config.width, config.width, True)
   return paths.unflatten({p: jax.ShapeDtypeStruct(s, dtype) for p, s in shapes.items()})
 
 

@@ -15,7 +15,7 @@ TYPES: dict[str, tuple[str, ...]] = {"int8": ("Q8_0",), "int4": ("Q4_0", "Q4_1")
 
 
 class Blocks(NamedTuple):
-  """codes [rows, I] in an integer type; scale and offset (or None) float16 [rows, I / 32]."""
+  """codes [rows, in] in an integer type; scale and offset (or None) float16 [rows, in / 32]."""
 
   codes: np.ndarray
   scale: np.ndarray
@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
 
 
 def unpack_blocks(data: np.ndarray, gguf_type: str, shape: tuple[int, ...]) -> Blocks:
-  """The bytes of a tensor of one of the types in `TYPES`; `shape` is row-major, [rows, I]."""
+  """The bytes of a tensor of one of the types in `TYPES`; `shape` is row-major, [rows, in]."""
   count, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[gguf_type]]
   blocks = np.ascontiguousarray(data).reshape(-1, size).view(np.uint8)
   num_halves = 2 if gguf_type == "Q4_1" else 1  # float16 numbers before the codes

@@ -29,15 +29,15 @@ def _contract(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(
-  x: Float[HostOrDevice, "*N I"],
-  kernel: Float[Array, "I O"] | Float[Array, "O I"] | Quantized,
+  x: Float[HostOrDevice, "*N in"],
+  kernel: Float[Array, "in out"] | Float[Array, "out in"] | Quantized,
   axis: int = 0,
-) -> Float[Array, "*N O"]:
+) -> Float[Array, "*N out"]:
   """x times a frozen kernel, float32.
 
-  `axis` is the kernel's axis that is summed over: 0 for a kernel [I, O], 1 for one stored [O, I]
-  (an embedding table used as LM head). x is cast to the kernel's dtype, sums are float32. Only x
-  gets a gradient.
+  `axis` is the kernel's axis that is summed over: 0 for a kernel [in, out], 1 for one stored
+  [out, in] (an embedding table used as LM head). x is cast to the kernel's dtype, sums are float32.
+  Only x gets a gradient.
   """
   return _contract(x, dequantize(kernel), axis)
 
@@ -57,10 +57,10 @@ project.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project_trained(
-  x: Float[HostOrDevice, "*N I"],
-  kernel: Float[HostOrDevice, "I O"] | Float[HostOrDevice, "O I"],
+  x: Float[HostOrDevice, "*N in"],
+  kernel: Float[HostOrDevice, "in out"] | Float[HostOrDevice, "out in"],
   axis: int = 0,
-) -> Float[Array, "*N O"]:
+) -> Float[Array, "*N out"]:
   """`project` with a kernel that is itself trained: it gets a gradient, too."""
   return _contract(x, kernel, axis)
 
@@ -82,7 +82,7 @@ def _trained_backward(axis, residuals, cotangent):
   return d_x, d_kernel.astype(kernel.dtype)
 
 
-def _transposed(x: Float[Array, "... I"]) -> Float[Array, "I N"]:
+def _transposed(x: Float[Array, "... in"]) -> Float[Array, "in N"]:
   """Rows as columns, through three axes: a transpose that ends in a reshape.
 
   After a bare transpose XLA's CPU backend would widen both operands of a product to float32. If x
@@ -102,8 +102,8 @@ project_trained.defvjp(_trained_forward, _trained_backward)
 
 @jax.custom_vjp
 def project_groups(
-  x: Float[Array, "N I"], kernels: Float[Array, "E I O"] | Quantized, sizes: Int[Array, "E"]
-) -> Float[Array, "N O"]:
+  x: Float[Array, "N in"], kernels: Float[Array, "E in out"] | Quantized, sizes: Int[Array, "E"]
+) -> Float[Array, "N out"]:
   """Rows of x, sorted by group, each times the frozen kernel of its group, float32.
 
   `sizes`: how many rows each of the E groups has; they sum to N. Only x gets a gradient.
@@ -112,8 +112,8 @@ def project_groups(
 
 
 def _contract_groups(
-  x: Float[Array, "N I"], kernels: Float[Array, "E I O"], sizes: Int[Array, "E"]
-) -> Float[Array, "N O"]:
+  x: Float[Array, "N in"], kernels: Float[Array, "E in out"], sizes: Int[Array, "E"]
+) -> Float[Array, "N out"]:
   return jax.lax.ragged_dot(
     x.astype(kernels.dtype), kernels, sizes, preferred_element_type=jnp.float32
   )

@@ -19,8 +19,6 @@ from frozen_jax.backbones.sentence_config import TextSettings
 from frozen_jax.core.errors import UserError
 from frozen_jax.text import tokenizer as tokenizers
 
-_POOLER = "pooler/kernel"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
@@ -122,19 +120,8 @@ def plan_encoder(
   Raises:
     UserError: the pooling is not understood, or the stored tensors are not those of this model.
   """
-  config = dataclasses.replace(stored.config, **_pooling_fields(folder, stored))
+  fields = sentence_config.pooling_fields(folder, stored.config.width)
+  config = dataclasses.replace(stored.config, **fields)
   leaves = assemble.plan_leaves(config, stored.family, "hf")
   assemble.check_tensors(leaves, stored, stored.family.derived)
   return config, leaves
-
-
-def _pooling_fields(folder: pathlib.Path, stored: HFFolder) -> dict[str, Any]:
-  """The config's fields `pooling` and `normalise`: from modules.json, else the pooler if any.
-
-  Raises:
-    UserError: modules.json has a module that is not understood.
-  """
-  if (folder / sentence_config.MODULES).is_file():
-    return sentence_config.pooling_fields(folder, stored.config.width)
-  poolers = [key.hf.name for key in stored.family.keys if key.path == _POOLER]
-  return {"pooling": "pooler" if any(name in stored.shapes for name in poolers) else ""}

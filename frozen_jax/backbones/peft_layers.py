@@ -2,8 +2,8 @@
 
 A tree of float32 arrays, stacked over the layers like the weights; each part is optional:
 
-  lora/{attn|mlp}/{q,k,v,o,gate,up,down}/{a [L, I, r], b [L, r, O]}    Hu et al. 2021
-  adapters/{attn|mlp}/{down {kernel [L, D, r], bias [L, r]}, up {kernel [L, r, D], bias [L, D]}}
+  lora/{attn|mlp}/{q,k,v,o,gate,up,down}/{a [L, in, rank], b [L, rank, out]}   Hu et al. 2021
+  adapters/{attn|mlp}/{down {kernel [L, D, d], bias [L, d]}, up {kernel [L, d, D], bias [L, D]}}
                                                                        Houlsby et al. 2019
   prefix/{k, v} [L, P, K, C]                                           Li and Liang 2021
 
@@ -24,12 +24,12 @@ PeftParams = dict[str, Any]  # of one layer, or stacked over the layers
 
 
 def add_lora(
-  output: Float[Array, "*N O"],
-  x: Float[Array, "*N I"],
+  output: Float[Array, "*N out"],
+  x: Float[Array, "*N in"],
   peft: PeftParams,
   block: str,
   name: str,
-) -> Float[Array, "*N O"]:
+) -> Float[Array, "*N out"]:
   """The output of the linear layer `block`/`name` for x, plus its LoRA update if there is one."""
   lora = peft.get("lora", {}).get(block, {}).get(name)
   if lora is None:

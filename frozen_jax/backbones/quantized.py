@@ -72,7 +72,7 @@ def summed_axis(path: str) -> int | None:
 
 @functools.partial(jax.jit, static_argnames=("kind", "axis", "dtype"))
 def quantize(matrix: Float[Array, "... _ _"], kind: str, axis: int, dtype: Any) -> Quantized:
-  """A floating point matrix at fewer bits: [I, O], or [O, I] with `axis` -1, its summed axis.
+  """A floating point matrix at fewer bits: [in, out], or [out, in] with `axis` -1, its summed axis.
 
   In a stack of matrices the axis is -2 or -1, and each matrix has scales of its own. `dtype`: in
   which it will be used. Scales are float16, those of int8 float32.

@@ -57,12 +57,14 @@ class TextSettings:
 def pooling_fields(folder: pathlib.Path, width: int) -> dict[str, Any]:
   """The fields of the encoder's config that say how states become one vector a text.
 
-  By modules.json, and `truncate_dim`, which as in sentence-transformers cuts a vector after it is
-  normalised, if it is.
+  As in sentence-transformers: by modules.json, and `truncate_dim`, which cuts a vector after it is
+  normalised, if it is. Without modules.json the mean; the last token of a causal LM.
 
   Raises:
     UserError: modules.json has a module that is not understood, or truncate_dim is no size.
   """
+  if not (folder / MODULES).is_file():
+    return {"pooling": _default_pooling(folder / "config.json")}
   fields: dict[str, Any] = {"pooling": "", "vector_width": _vector_width(folder / PROMPTS, width)}
   for number, module in enumerate(read_json(folder / MODULES, list)):
     module = module if isinstance(module, dict) else {}
@@ -77,7 +79,7 @@ def pooling_fields(folder: pathlib.Path, width: int) -> dict[str, Any]:
     else:
       raise UserError(
         f"{folder / MODULES} has a step that frozen_jax does not understand: {module};"
-        " remove the file to load the encoder without pooling"
+        " remove the file to pool the states by their mean"
       )
   return fields
 
@@ -177,6 +179,14 @@ def _normalises_vectors(path: pathlib.Path) -> bool:
     None,
     "sentence_embedding",
   }
+
+
+def _default_pooling(path: pathlib.Path) -> str:
+  """The pooling of a folder that is not of sentence-transformers."""
+  values = read_json(path)
+  kinds = values.get("architectures") or [""]
+  causal = str(kinds[0]).endswith("ForCausalLM") and values.get("is_causal", True)
+  return "lasttoken" if causal else "mean"
 
 
 def _pooling_mode(path: pathlib.Path, width: int) -> str:

@@ -7,10 +7,15 @@ Glossary of shapes (einsum letters, annotations and comments use these letters):
   D   width of the frozen LM     d  width of a small module     De  width of a text encoder
   F   width of the MLP           H  query heads                 K   key/value heads
   C   width of one head          E  experts                     V   vocabulary
-  A   answer choices of a row    N  tokens of a row's choices   Q   questions of a batch
+  A   answer choices of a row    W  beams of a prompt           Q   questions of a batch
   G   passages of a question     X  tokens of an encoder's text J   query heads of a key head
-  O   positions of a row whose states are returned              W   beams of a prompt
+  U   units of a batch of pairs  R  rows of packed texts        k   the best k of a ranking
+  O   positions of a row whose states are returned              N   as many as there are (*N: axes)
   r   half of a head's rotated width   Ee  width of an encoder's word embeddings
+  h, c   heads and width of a head of a small module
+
+Words stand for themselves: `in`, `out` of a matrix, `rank` of a low-rank one, `new` tokens after
+those of a cache, `texts` of a row, `rows`, `width`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,14 +93,14 @@ class Batch(Prompts):
 class Pairs(TypedDict):
   """A batch of questions, each with the G passages among which it is scored.
 
-  A text is a question joined to one of its passages. Up to P texts are packed into a row, and rows
+  A text is a question joined to one of its passages. Several texts are packed into a row, and rows
   are padded on the right. The texts of Q questions share the R rows of a unit; a batch has U units.
 
-  tokens      int32 [U, R, T]     ids of the text encoder's tokenizer
-  types       int32 [U, R, T]     token types: 1 for the passage, if the encoder has token types
-  mask        int32 [U, R, P, T]  1 for the tokens of the row's text p; all 0: there is no text p
-  text_index  int32 [U, Q, G]     index of each passage's text among the unit's R * P, the positive
-                                  passage first; -1: no passage
+  tokens      int32 [U, R, T]         ids of the text encoder's tokenizer
+  types       int32 [U, R, T]         token types: 1 for the passage, if the encoder has them
+  mask        int32 [U, R, texts, T]  1 for the tokens of the row's text; all 0: there is none
+  text_index  int32 [U, Q, G]         index of each passage's text among the R * texts of the
+                                      unit, the positive passage first; -1: no passage
   """
 
   tokens: HostOrDevice

@@ -39,7 +39,7 @@ class ResumableBatches(Protocol):
 
 
 class StateKeys(NamedTuple):
-  """Keys of a batch: a text's tokens and mask [B, S], its states [B, S, De], and who had them.
+  """Keys of a batch: tokens and mask [B, tokens] of texts, their states, and who had them.
 
   cached, int32 [B]: 1 where the row's states were in the store (0 for a row without a text).
   replaces_tokens: whether the tokens have done their work where the states are there.
@@ -73,9 +73,9 @@ class TextStates:
 
     Args:
       store: of the model's states.
-      encode: tokens and mask, int32 [N, S], padded on the right -> the states [N, S, De] in the
-        dtype of the store. With several hosts each calls it for texts of its own, so it must be
-        computed on the host's own devices.
+      encode: tokens and mask, int32 [N, tokens], padded on the right -> the states
+        [N, tokens, width] in the dtype of the store. With several hosts each calls it for texts of
+        its own, so it must be computed on the host's own devices.
       rows: N, of each call; a multiple of the number of parts into which devices split a batch.
       keys: where a batch has its texts, and where the states go.
     """

@@ -143,9 +143,9 @@ def _resized(types: Sequence[int], count: int) -> Sequence[int]:
 
 
 def pad_pairs(texts: Sequence[Pair], lengths: Sequence[int], size: int | None = None) -> HostBatch:
-  """One text per row as arrays `tokens` and `types` [N, T] and `mask` [N, 1, T], int32.
+  """One text per row as arrays `tokens` and `types` [R, T] and `mask` [R, 1, T], int32.
 
-  T is the first of `lengths` that holds the longest; N is `size` (default: the number of texts).
+  T is the first of `lengths` that holds the longest; R is `size` (default: the number of texts).
   """
   max_length = max(len(text.tokens) for text in texts)
   width = next(length for length in lengths if length >= max_length)

@@ -27,7 +27,7 @@ from frozen_jax.data.pair_encoder import Pair, PairEncoder
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.text.padding import pad_sequences, power_of_two
 
-_TEXTS_PER_ROW = 8  # P, at most
+_TEXTS_PER_ROW = 8  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,7 @@ def pack_texts(lengths: Sequence[int], width: int, max_texts: int) -> list[list[
 
 
 def _packed_arrays(rows: Sequence[Sequence[Pair]], width: int, count: int) -> HostBatch:
-  """Rows of texts as arrays `tokens` and `types` [count, T] and `mask` [count, P, T]."""
+  """Rows of texts as arrays `tokens` and `types` [count, T] and `mask` [count, texts, T]."""
   joined = lambda name: [[i for text in row for i in getattr(text, name)] for row in rows]
   tokens, _ = pad_sequences(joined("tokens"), width, count)
   types, _ = pad_sequences(joined("types"), width, count)

@@ -30,16 +30,16 @@ from frozen_jax.text.padding import power_of_two
 
 
 class Beams(NamedTuple):
-  """Continuations of B prompts, W of each, the best first; N tokens at most.
+  """Continuations of B prompts, W of each, the best first.
 
-  scores     float32 [B, W]     -inf: no such continuation
-  tokens     int32 [B, W, N]    -1 after the last
-  log_probs  float32 [B, W, N]  of each token
+  scores     float32 [B, W]       -inf: no such continuation
+  tokens     int32 [B, W, new]    -1 after the last
+  log_probs  float32 [B, W, new]  of each token
   """
 
   scores: Float[Array, "B W"]
-  tokens: Int[Array, "B W N"]
-  log_probs: Float[Array, "B W N"]
+  tokens: Int[Array, "B W new"]
+  log_probs: Float[Array, "B W new"]
 
 
 def search(
@@ -93,7 +93,7 @@ def _max_rows(
 def _completions(
   engine: Engine, scores: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray
 ) -> list[Completion]:
-  """The beams of one prompt: scores [W], tokens and their log-probabilities [W, N]."""
+  """The beams of one prompt: scores [W], tokens and their log-probabilities [W, new]."""
   completions = []
   for score, row, row_log_probs in zip(
     scores.tolist(), tokens.tolist(), log_probs.tolist(), strict=True
@@ -152,11 +152,11 @@ def _extend(live, finished, logits, position, end_ids) -> tuple[Beams, Beams, Ar
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(rows, num_beams, -1)
   # This many are enough: of the extensions of one beam at most the end tokens do not stay live.
   count = num_beams * (1 + len(end_ids))
-  log_probs, tokens = jax.lax.top_k(log_probs, min(count, log_probs.shape[-1]))  # [B, W, M]
+  log_probs, tokens = jax.lax.top_k(log_probs, min(count, log_probs.shape[-1]))  # [B, W, count]
   totals = live.scores[..., None] + log_probs
   scores, index = jax.lax.top_k(
     totals.reshape(rows, -1), min(count, num_beams * totals.shape[-1])
-  )  # [B, n]
+  )  # [B, count]
   beam = index // totals.shape[-1]
   take = lambda a: jnp.take_along_axis(a.reshape(rows, -1), index, axis=1)
   tokens = take(tokens)
@@ -177,12 +177,12 @@ def _extend(live, finished, logits, position, end_ids) -> tuple[Beams, Beams, Ar
   return _take_beams(live, best_live), _take_beams(finished, best_finished), source.reshape(-1)
 
 
-def _mask_beams(beams: Beams, keep: Bool[Array, "B n"]) -> Beams:
+def _mask_beams(beams: Beams, keep: Bool[Array, "B count"]) -> Beams:
   """The beams with the scores of all but those to keep at -inf."""
   return beams._replace(scores=jnp.where(keep, beams.scores, -jnp.inf))
 
 
-def _take_beams(beams: Beams, index: Int[Array, "B n"]) -> Beams:
+def _take_beams(beams: Beams, index: Int[Array, "B count"]) -> Beams:
   """Some beams of each prompt."""
 
   def take(a: Any) -> Array:

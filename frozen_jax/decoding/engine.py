@@ -292,6 +292,6 @@ class _Prefilled(NamedTuple):
   Of each sample: (row of the state, number of the prompt, seed, number of the sample).
   """
 
-  logits: Float[Array, "b V"]
+  logits: Float[Array, "prompts V"]
   state: Tree
   samples: collections.deque[tuple[int, int, int, int]]

@@ -105,8 +105,8 @@ def insert(
 def _insert_rows(
   state: Shaped[Array, "B *rest"],
   prefill_state: Shaped[Array, "prompts *rest"],
-  source: Int[Array | np.ndarray, "new"],
-  rows: Int[Array | np.ndarray, "new"],
+  source: Int[Array | np.ndarray, "samples"],
+  rows: Int[Array | np.ndarray, "samples"],
 ) -> Shaped[Array, "B *rest"]:
   """An array of the state in which `rows` are those of `source` of a prefill's.
 

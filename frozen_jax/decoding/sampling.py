@@ -18,34 +18,34 @@ _BLOCK = 256  # of the vocabulary, for the two steps of the search in a cumulati
 class SamplingOptions(NamedTuple):
   """How each row is sampled.
 
-  temperature  float32 [R]  0 takes the likeliest token
-  top_k        int32 [R]    only the k likeliest are sampled from; 0: all. Ties with the k-th stay
-  top_p        float32 [R]  then only the fewest likeliest with this share of the remaining
+  temperature  float32 [B]  0 takes the likeliest token
+  top_k        int32 [B]    only the k likeliest are sampled from; 0: all. Ties with the k-th stay
+  top_p        float32 [B]  then only the fewest likeliest with this share of the remaining
                             probability; 1: all. Ties with the last stay
   """
 
-  temperature: Float[Array | np.ndarray, "R"]
-  top_k: Int[Array | np.ndarray, "R"]
-  top_p: Float[Array | np.ndarray, "R"]
+  temperature: Float[Array | np.ndarray, "B"]
+  top_k: Int[Array | np.ndarray, "B"]
+  top_p: Float[Array | np.ndarray, "B"]
 
 
 class SampledTokens(NamedTuple):
   """A token a row, and how sure the model was of it.
 
-  tokens     int32 [R]
-  log_probs  float32 [R]  in nats, under the unmodified distribution (temperature 1, not truncated)
-  margins    float32 [R]  by how much the token is likelier than the likeliest other one, in nats;
+  tokens     int32 [B]
+  log_probs  float32 [B]  in nats, under the unmodified distribution (temperature 1, not truncated)
+  margins    float32 [B]  by how much the token is likelier than the likeliest other one, in nats;
                           NaN where any row is sampled
   """
 
-  tokens: Int[Array, "*R"]
-  log_probs: Float[Array, "*R"]
-  margins: Float[Array, "*R"]
+  tokens: Int[Array, "*B"]
+  log_probs: Float[Array, "*B"]
+  margins: Float[Array, "*B"]
 
 
 def sample(
-  logits: Float[Array, "R V"],
-  uniforms: Float[Array, "R"],
+  logits: Float[Array, "B V"],
+  uniforms: Float[Array, "B"],
   options: SamplingOptions,
   *,
   sampled: bool,
@@ -78,8 +78,8 @@ def sample(
 
 
 def uniforms(
-  seeds: UInt[Array, "R"], samples: Int[Array, "R"], positions: Int[Array, "R"]
-) -> Float[Array, "R"]:
+  seeds: UInt[Array, "B"], samples: Int[Array, "B"], positions: Int[Array, "B"]
+) -> Float[Array, "B"]:
   """A random number from 0 to below 1 for each row, of its seed, sample and position."""
 
   def one(seed, sample, position):
@@ -89,7 +89,7 @@ def uniforms(
   return jax.vmap(one)(seeds, samples, positions)
 
 
-def _argmax(logits: Float[Array, "R V"]) -> Int[Array, "R"]:
+def _argmax(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
   """The first of the largest logits.
 
   As two plain reductions: XLA's CPU backend makes a scalar loop of an arg max.
@@ -99,15 +99,15 @@ def _argmax(logits: Float[Array, "R V"]) -> Int[Array, "R"]:
   return jnp.where(largest, jnp.arange(last + 1), last).min(axis=-1)
 
 
-def _largest_other_logit(logits: Float[Array, "R V"], tokens: Int[Array, "R"]) -> Float[Array, "R"]:
+def _largest_other_logit(logits: Float[Array, "B V"], tokens: Int[Array, "B"]) -> Float[Array, "B"]:
   """The largest logit but the token's; -inf in a vocabulary of one."""
   others = jnp.arange(logits.shape[-1]) != tokens[:, None]
   return jnp.where(others, logits, -jnp.inf).max(axis=-1)
 
 
 def _keep_mask(
-  scores: Float[Array, "R V"], weights: Float[Array, "R V"], options: SamplingOptions
-) -> Bool[Array, "R V"]:
+  scores: Float[Array, "B V"], weights: Float[Array, "B V"], options: SamplingOptions
+) -> Bool[Array, "B V"]:
   """The tokens that top-k and then top-p leave."""
   ranks = _sortable_bits(scores)
   k = jnp.where(options.top_k > 0, options.top_k, scores.shape[-1])
@@ -121,7 +121,7 @@ def _keep_mask(
   return keep & (ranks >= _threshold(ranks, enough)[:, None])
 
 
-def _sortable_bits(scores: Float[Array, "R V"]) -> UInt[Array, "R V"]:
+def _sortable_bits(scores: Float[Array, "B V"]) -> UInt[Array, "B V"]:
   """Unsigned integers in the order of the scores."""
   bits = jax.lax.bitcast_convert_type(scores + 0.0, jnp.uint32)  # -0.0 + 0.0 is 0.0
   negative = bits >> 31 == 1
@@ -129,8 +129,8 @@ def _sortable_bits(scores: Float[Array, "R V"]) -> UInt[Array, "R V"]:
 
 
 def _threshold(
-  ranks: UInt[Array, "R V"], enough: Callable[[Bool[Array, "R V"]], Bool[Array, "R"]]
-) -> UInt[Array, "R"]:
+  ranks: UInt[Array, "B V"], enough: Callable[[Bool[Array, "B V"]], Bool[Array, "B"]]
+) -> UInt[Array, "B"]:
   """The largest number t of each row such that `enough` holds of those of at least t."""
 
   def set_bit(index, threshold):
@@ -140,7 +140,7 @@ def _threshold(
   return jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(len(ranks), jnp.uint32))
 
 
-def _inverse_cdf(weights: Float[Array, "R V"], uniforms: Float[Array, "R"]) -> Int[Array, "R"]:
+def _inverse_cdf(weights: Float[Array, "B V"], uniforms: Float[Array, "B"]) -> Int[Array, "B"]:
   """The token of each row where the cumulative sum of its weights passes its random number.
 
   Numbers count as shares of the sum. Searched for in two steps, blocks and then tokens.
@@ -156,8 +156,8 @@ def _inverse_cdf(weights: Float[Array, "R V"], uniforms: Float[Array, "R"]) -> I
 
 
 def _search_cumsum(
-  weights: Float[Array, "R N"], values: Float[Array, "R"]
-) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
+  weights: Float[Array, "B N"], values: Float[Array, "B"]
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
   """Index of the weight at which the cumulative sum passes the value, and the sum before it.
 
   Past all of them it is the last weight that is not 0.

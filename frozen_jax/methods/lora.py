@@ -1,7 +1,8 @@
 """LoRA (Hu et al., 2021): low-rank updates of the frozen matrices; a baseline (docs/paper.md, 0).
 
-Frozen: the LM. Trained: `lora/BLOCK/NAME/{a [L, I, r], b [L, r, O]}` for each chosen product. The
-update a b is never formed: (x a) b is added to the product with the frozen matrix, times alpha / r.
+Frozen: the LM. Trained: `lora/BLOCK/NAME/{a [L, in, rank], b [L, rank, out]}` for each chosen
+product. The update a b is never formed: (x a) b is added to the product with the frozen matrix,
+times alpha / rank.
 
 The functions on settings and updates serve the re-ranker's text encoder, too.
 """
@@ -85,7 +86,7 @@ def check_lora(lora: LoraSettings, shapes: Tree, network: str) -> None:
 
 
 def init_updates(lora: LoraSettings, shapes: Tree, key: PRNGKeyArray) -> Tree:
-  """{BLOCK: {NAME: {"a", "b"}}}, float32: a random with variance 1 / I, b zero.
+  """{BLOCK: {NAME: {"a", "b"}}}, float32: a random with variance 1 / in, b zero.
 
   So training starts from the unmodified network. `shapes`: of all its parameters.
   """

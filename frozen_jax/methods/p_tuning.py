@@ -93,7 +93,7 @@ def _mlp(encoder: Tree, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
   return hidden @ encoder["layer_2"]["kernel"] + encoder["layer_2"]["bias"]
 
 
-def _hidden(encoder: Tree, x: Float[Array, "P D"]) -> Float[Array, "P width"]:
+def _hidden(encoder: Tree, x: Float[Array, "P D"]) -> Float[Array, "P d"]:
   """The activations before the last layer."""
   for name in ("layer_0", "layer_1"):
     x = jax.nn.relu(x @ encoder[name]["kernel"] + encoder[name]["bias"])

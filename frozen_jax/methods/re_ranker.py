@@ -95,9 +95,8 @@ class ReRanker:
       raise UserError(f"dtype is {dtype!r}; choose float32 or bfloat16")
     if train == "lora":
       check_lora(lora, text_encoder.param_shapes(config), "encoder")
-    params = {name: tree for name, tree in encoder.params.items() if name != "pooler"}
     config = dataclasses.replace(config, pooling="", normalise=False, vector_width=0)
-    return cls(config, head, train, lora, dtype, remat, params, initial_head)
+    return cls(config, head, train, lora, dtype, remat, encoder.params, initial_head)
 
   def init(self, key: PRNGKeyArray) -> Tree:
     """Trained tree, float32: {"head": ..., "encoder"?: ..., "lora"?: see `lora.init_updates`}."""
@@ -141,17 +140,17 @@ class ReRanker:
     network: Tree,
     batch: Pairs | Mapping[str, Any],
     key: PRNGKeyArray | None = None,
-  ) -> Float[Array, "... P"]:
-    """The score of each text of `core.types.Pairs`, float32; any number of axes before P and T.
+  ) -> Float[Array, "... texts"]:
+    """The score of each text of `core.types.Pairs`, float32; any number of axes before texts and T.
 
     Higher is likelier; there is no unit. A text without real tokens gets a number without meaning.
     `network`: what the method `network` returns; `key` drives dropout, None switches it off.
     """
-    shape = batch["mask"].shape  # [..., P, T]
+    shape = batch["mask"].shape  # [..., texts, T]
     tokens, types = (
       jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in ("tokens", "types")
     )
-    texts = jnp.asarray(batch["mask"]).reshape(-1, *shape[-2:])  # [N, P, T]
+    texts = jnp.asarray(batch["mask"]).reshape(-1, *shape[-2:])  # [R, texts, T]
     mask = (texts * jnp.arange(1, shape[-2] + 1, dtype=texts.dtype)[:, None]).sum(axis=1)
     params, trained = network["encoder"], self.train != "head"
     x = text_encoder.embed(params, self.encoder, tokens, trained=self.train == "encoder")
@@ -160,7 +159,7 @@ class ReRanker:
       params, self.encoder, x, mask, types, *positions, trained=trained, remat=self.remat
     ).astype(jnp.float32)
     if self.head.pooling == "first":
-      pooled = states(texts.argmax(axis=-1))  # [N, P, D]
+      pooled = states(texts.argmax(axis=-1))  # [R, texts, De]
     else:
       pooled = _mean_states(states(), texts)
     pooled = pooled.reshape(-1, pooled.shape[-1])
@@ -193,8 +192,8 @@ class ReRanker:
 
 
 def _mean_states(
-  states: Float[Array, "N T D"], texts: Int[Array, "N P T"]
-) -> Float[Array, "N P D"]:
+  states: Float[Array, "R T De"], texts: Int[Array, "R texts T"]
+) -> Float[Array, "R texts De"]:
   """The mean of each text's states; `texts` is 1 for its tokens."""
   real = texts.astype(jnp.float32)
   return jnp.einsum("npt,ntd->npd", real, states) / jnp.maximum(real.sum(-1, keepdims=True), 1)

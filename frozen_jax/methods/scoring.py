@@ -1,6 +1,6 @@
 """Continuation scoring: how likely each of several choices is after one prompt, read once.
 
-The choices of a row are read together as one sequence of N = A (M - 1) tokens after the prompt's
+The choices of a row are read together as one sequence of A (M - 1) new tokens after the prompt's
 cache (`backbones.decoder.hidden_after_cache`): each token attends to the prompt and to the earlier
 tokens of its own choice, and its position counts from the end of the prompt. The last token of a
 choice is predicted and never read; the first tokens are all predicted from the prompt's last
@@ -24,9 +24,9 @@ from frozen_jax.core.types import Tree
 class Continuations(NamedTuple):
   """The choices of each row as one sequence; see `backbones.decoder.hidden_after_cache`."""
 
-  tokens: Int[Array, "B N"]
-  position_ids: Int[Array, "B N"]
-  attention_mask: Bool[Array, "B N N"]
+  tokens: Int[Array, "B new"]
+  position_ids: Int[Array, "B new"]
+  attention_mask: Bool[Array, "B new new"]
 
 
 def longest_choice(mask: Int[Array | np.ndarray, "B A M"]) -> Int[Array, "B"]:
@@ -40,7 +40,7 @@ def choice_log_likelihoods(
   last_hidden: Float[Array, "B 1 D"],
   choices: Int[Array | np.ndarray, "B A M"],
   mask: Int[Array | np.ndarray, "B A M"],
-  hidden_of: Callable[[Continuations], Float[Array, "B N D"]],
+  hidden_of: Callable[[Continuations], Float[Array, "B new D"]],
 ) -> Float[Array, "B A"]:
   """See `core.types.Method.log_likelihoods`.
 
@@ -61,7 +61,7 @@ def choice_log_likelihoods(
   return total + jnp.where(real[:, :, 1:], rest, 0.0).sum(axis=2)
 
 
-def _flatten_choices(tokens: Int[Array, "B A m"], real: Bool[Array, "B A m"]) -> Continuations:
+def _flatten_choices(tokens: Int[Array, "B A _"], real: Bool[Array, "B A _"]) -> Continuations:
   """Tokens to read, of which those in `real` are no padding; padded on the right."""
   rows, count, length = tokens.shape
   flat = (rows, count * length)

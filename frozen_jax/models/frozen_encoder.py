@@ -48,7 +48,7 @@ class FrozenEncoder:
   def encode_query(self, texts: Sequence[str]) -> Float[np.ndarray, "N width"]:
     """One float32 vector a query, as `encode_query` of sentence-transformers.
 
-    Raises UserError without a tokenizer, and where the folder defines no pooling.
+    Raises UserError without a tokenizer.
     """
     return self._encode(texts, self.texts.query_prompt)
 
@@ -70,7 +70,7 @@ class FrozenEncoder:
   def text_embedder(
     self, prompt: str = "", max_length: int = 0, shard_batch: ShardBatch = dict
   ) -> Embed:
-    """A function of up to a batch of texts, each after the prompt -> float32 [n, D].
+    """A function of up to a batch of texts, each after the prompt -> float32 [N, width].
 
     max_length: tokens to which texts are truncated, if the model's own limit is not lower (0: to
     that limit). shard_batch: puts a batch on the mesh. Raises UserError without a tokenizer.
@@ -114,7 +114,7 @@ class FrozenEncoder:
     ids = self.tokenizer([prompt], truncation=True, max_length=max_length)["input_ids"][0]
     return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
-  def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+  def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T Ee"]:
     """Token ids -> word embeddings alone; UserError for an id that the model does not have."""
     return _embed(self.params, self.config, checked_ids(token_ids, None, self.config.vocab_size))
 
@@ -123,7 +123,7 @@ class FrozenEncoder:
     token_ids: Int[Array, "B T"],
     mask: Int[Array, "B T"] | None = None,
     types: Int[Array, "B T"] | None = None,
-  ) -> Float[Array, "B T D"]:
+  ) -> Float[Array, "B T De"]:
     """Token ids -> the states of the last layer; `types` are the token types (None: all 0).
 
     Padding (mask 0) may be of any id and type. Raises UserError for another id or type that the
@@ -136,19 +136,16 @@ class FrozenEncoder:
     return _hidden(self.params, self.config, ids, _array(mask), _array(types))
 
   def pool(
-    self, states: Float[Array, "B T D"], mask: Int[Array, "B T"] | None = None
+    self, states: Float[Array, "B T De"], mask: Int[Array, "B T"] | None = None
   ) -> Float[Array, "B width"]:
-    """The states of `hidden` -> one float32 vector a text, as the model's folder says.
-
-    Raises UserError where it does not say.
-    """
-    return _pool(self.params, self.config, jnp.asarray(states), _array(mask))
+    """The states of `hidden` -> one float32 vector a text, as the model's folder says."""
+    return _pool(self.config, jnp.asarray(states), _array(mask))
 
 
 _TEXTS_AT_ONCE = 64
 
 _embed = jax.jit(encoder.embed, static_argnums=1)
-_pool = jax.jit(encoder.pool, static_argnums=1)
+_pool = jax.jit(encoder.pool, static_argnums=0)
 
 
 @jax.jit(static_argnums=1)

@@ -71,7 +71,7 @@ def _states(
   kind: str,
   keys: StateKeys,
 ) -> TextStates:
-  """States in the store of this fingerprint; `read`: tokens, mask [N, S] -> states [N, S, De]."""
+  """States in the store of this fingerprint; `read`: tokens, mask [N, tokens] -> their states."""
   mesh, ids = model.lm.mesh, jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shape = jax.eval_shape(read, ids, ids)
   store = FeatureStore(store_folder(fingerprint, shape.dtype, kind), shape.shape[-1], shape.dtype)

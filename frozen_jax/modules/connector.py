@@ -154,11 +154,11 @@ class Connector(nnx.Module):
 
   def hidden_after_cache(
     self,
-    hidden: Float[Array, "B N D"],
+    hidden: Float[Array, "B new D"],
     cache: ConnectorCache,
-    attention_mask: Bool[Array, "B N N"],
-  ) -> Float[Array, "B N D"]:
-    """Reads N more positions a row that continue it in several ways at once.
+    attention_mask: Bool[Array, "B new new"],
+  ) -> Float[Array, "B new D"]:
+    """Reads more positions a row, which continue it in several ways at once.
 
     Each attends to all of its row's cache and to those of the new ones that `attention_mask` has
     (the last axis is attended to). The cache needs no free slot and is not made longer.

@@ -61,7 +61,7 @@ class HeadConfig:
 
 
 class ScoreHead(nnx.Module):
-  """Pooled states [N, D] -> scores float32 [N]."""
+  """Pooled states [N, De] -> scores float32 [N]."""
 
   def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs):
     self.config = config
@@ -75,7 +75,7 @@ class ScoreHead(nnx.Module):
     self.dropout = nnx.Dropout(config.dropout)
 
   def __call__(
-    self, states: Float[Array, "N D"], key: PRNGKeyArray | None = None
+    self, states: Float[Array, "N De"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "N"]:
     """`key` drives dropout; None switches it off."""
     keys = (None, None) if key is None else jax.random.split(key)
@@ -97,9 +97,9 @@ def init_params(width: int, config: HeadConfig, key: PRNGKeyArray) -> dict[str, 
 def scores(
   params: dict[str, Any],
   config: HeadConfig,
-  states: Float[Array, "N D"],
+  states: Float[Array, "N De"],
   key: PRNGKeyArray | None = None,
 ) -> Float[Array, "N"]:
-  """The head with these parameters: pooled states [N, D] -> scores float32 [N]."""
+  """The head with these parameters: pooled states [N, De] -> scores float32 [N]."""
   create = lambda key: ScoreHead(states.shape[-1], config, nnx.Rngs(key))
   return with_params(create, params)(states, key)

@@ -33,6 +33,14 @@ class Pipeline(Protocol):
     ...
 
   @classmethod
+  def check_questions(cls, run: RunSettings, lm: Any, examples: Sequence[Example]) -> list[Example]:
+    """Questions at prediction time as the last stage reads them, less what takes a weight.
+
+    lm: as in `check`. Raises UserError for what is no question or cannot be read as one.
+    """
+    ...
+
+  @classmethod
   def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
     """{config key: what reads the digest} of the files and models that it reads under that key,
     besides the data of the stages.

@@ -64,7 +64,7 @@ class DenseRetriever:
     batch: int = 64,
     device_bytes: int = DEVICE_BYTES,
   ):
-    """embed: up to `batch` questions -> float32 [n, d]. mesh: None is the default device."""
+    """embed: up to `batch` questions -> float32 [N, width]. mesh: None is the default device."""
     self.index, self._embed, self._batch = index, embed, batch
     self._mesh = make_mesh() if mesh is None else mesh
     rows_per_device = -(-len(index) // self._mesh.size)
@@ -94,7 +94,7 @@ class DenseRetriever:
     return self.search_vectors(embed_sorted(queries, self._embed, self._batch), k)
 
   def search_vectors(self, vectors: np.ndarray, k: int) -> SearchResult:
-    """As `search`, for the questions' vectors, float32 [Q, d]; UserError for another width too."""
+    """As `search`, for the questions' float32 vectors [Q, width]; UserError for another width."""
     check_k(k, len(self))
     vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != self.index.width:
@@ -172,7 +172,7 @@ class DenseRetriever:
     return scores[: len(vectors)], ids[: len(vectors)]
 
   def _blocks(self) -> Iterator[tuple[int, jax.Array]]:
-    """The first position of each block and the block [rows, d], sharded over the devices."""
+    """The first position of each block and the block [rows, width], sharded over the devices."""
     for number, first in enumerate(range(0, len(self), self._block_rows)):
       if number < len(self._device_blocks):
         yield first, self._device_blocks[number]
@@ -183,7 +183,7 @@ class DenseRetriever:
       yield first, block
 
   def _load_block(self, first: int) -> jax.Array:
-    """A block [rows, d] of the index on the devices; its rows after the last passage are zero."""
+    """A block [rows, width] of the index on the devices; rows after the last passage are zero."""
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(self._block_rows)
@@ -198,7 +198,7 @@ class DenseRetriever:
 
 
 def inner_products(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """Scores float32 [Q, K] of vectors [Q, d] with rows [Q, K, d] (or [1, K, d], the same for all).
+  """Scores float32 [Q, rows] of vectors [Q, width] with rows [Q, rows, width], or [1, rows, width].
 
   The products of float32 numbers are exact in float64. The sum adds the upper half of the
   components to the lower half (of an odd number, the middle one is left as it is) until one
@@ -209,7 +209,7 @@ def inner_products(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
   for query, vector in enumerate(vectors.astype(np.float64)):
     query_rows = rows[query if len(rows) > 1 else 0]
     for first in range(0, len(query_rows), step):
-      products = query_rows[first : first + step] * vector  # [K, d], float64
+      products = query_rows[first : first + step] * vector  # [rows, width], float64
       width = products.shape[1]
       while width > 1:
         half = (width + 1) // 2
@@ -228,11 +228,11 @@ def _merge(
   size: jax.Array,
   top: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-  """The best K of the previous best and a block, by the devices' scores.
+  """The best of the previous best and a block, by the devices' scores.
 
   Args:
-    questions: float32 [Q, d]. block: [n, d], sharded over the devices. first: position of its first
-      row. size: N. top: the previous best, scores [Q, K] and positions [Q, K].
+    questions: float32 [Q, width]. block: [rows, width], sharded over the devices. first: position
+      of its first row. size: N. top: the previous best, scores [Q, count] and positions [Q, count].
   """
   axes = mesh.axis_names
 

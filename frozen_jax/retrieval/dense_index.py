@@ -19,7 +19,7 @@ from frozen_jax.core.files import atomic_file
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.retrieval.corpus import Corpus
 
-Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> float32 [n, d]
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> float32 [N, width]
 
 VECTOR_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -29,7 +29,7 @@ _INDEX, _BUILD = "index.json", "build.json"
 
 @dataclasses.dataclass(frozen=True)
 class DenseIndex:
-  """The vectors of all passages, [N, d] in `dtype`.
+  """The vectors of all passages, [N, width] in `dtype`.
 
   passages: N. width: d. max_norm: the greatest Euclidean norm of a vector.
   """
@@ -58,7 +58,7 @@ class DenseIndex:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   def gather(self, positions: np.ndarray) -> np.ndarray:
-    """The vectors of these positions, [..., d]."""
+    """The vectors of these positions, [..., width]."""
     flat = positions.ravel()
     vectors = np.empty((len(flat), self.width), VECTOR_DTYPES[self.dtype])
     shards = flat // self.shard_rows
@@ -91,7 +91,7 @@ def build_dense(
   """Embeds every passage; shards that an earlier, killed call has finished are kept.
 
   Args:
-    embed: up to `batch` texts -> float32 [n, d]; the texts are sorted by length, longest first.
+    embed: up to `batch` texts -> float32 [N, width]; the texts are sorted by length, longest first.
     encoder: the encoder's fingerprint (of both, where questions have an encoder of their own).
     dtype: of the vectors on disk, one of `VECTOR_DTYPES`.
     separator: between a passage's title and its text (`" [SEP] "` for DPR's encoder).
@@ -140,7 +140,7 @@ def build_dense(
 def embed_sorted(
   texts: Sequence[str], embed: Embed, batch: int, report: Callable[[int], Any] = lambda count: None
 ) -> np.ndarray:
-  """The texts' vectors float32 [n, d], in their order; embedded in batches of similar length.
+  """The texts' vectors float32 [N, width], in their order; embedded in batches of similar length.
 
   report: called with the number of texts after each batch.
 

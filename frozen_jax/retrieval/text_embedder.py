@@ -20,11 +20,11 @@ def text_embedder(
   shard_batch: ShardBatch = dict,
   prompt: str = "",
 ) -> Embed:
-  """A function: texts -> float32 [n, d].
+  """A function: texts -> float32 [N, width].
 
   Args:
     tokenizer: a transformers fast tokenizer; its special tokens are added to each text.
-    encode: token ids and mask, int32 [B, T] each, padded on the right -> vectors [B, d].
+    encode: token ids and mask, int32 [B, T] each, padded on the right -> vectors [B, width].
     max_length: texts are truncated to this many tokens.
     prompt: put before each text.
     shard_batch: puts a batch on the mesh (`sharding.batch.shard_batch`).

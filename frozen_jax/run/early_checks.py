@@ -3,20 +3,23 @@
 Every host checks it, so the first one says it and none waits for the others.
 """
 
-import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.batches import check_fit
+from frozen_jax.data.examples import Example
 from frozen_jax.data.field_names import check_fields
 from frozen_jax.data.mixture import check_held_out
 from frozen_jax.data.settings import DataSettings
 from frozen_jax.data.sources import Source, open_source
+from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation import retention
+from frozen_jax.evaluation.predictions import check_question_lengths
 from frozen_jax.evaluation.scores import check_test_questions
 from frozen_jax.methods import METHODS
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -141,11 +144,31 @@ def check_evaluation(run: RunSettings, folder: AnyPath) -> None:
   for name in run.pipelines:
     PIPELINES[name].check(run, lm, training=False)
   if not run.pipelines:
-    inputs = info.get("inputs")
-    stored = inputs if isinstance(inputs, Mapping) else {}
-    data = last.with_data(template=stored.get("template", last.data.template)).data
-    check_test_questions(lm, data, last.evaluate, last.prompt.length)
-    _check_scored(dataclasses.replace(last, data=data), lm)
+    last = _as_tuned(last, info)
+    check_test_questions(lm, last.data, last.evaluate, last.prompt.length)
+    _check_scored(last, lm)
+
+
+def check_questions(
+  run: RunSettings, folder: AnyPath, lm: ModelOutline, examples: Sequence[Example], where: str
+) -> None:
+  """Checks questions that a finished run is to answer, as far as that takes no weight.
+
+  where: what they come from. Raises UserError for what is no question, or is too long.
+  """
+  for name in run.pipelines:
+    examples = PIPELINES[name].check_questions(run, lm, examples)
+  last = _as_tuned(run.stages[-1], read_stored(folder)[1])
+  task = QuestionTask(lm.tokenizer, last.data.template)
+  max_new_tokens, prompt_length = last.evaluate.max_new_tokens, last.prompt.length
+  check_question_lengths(lm, task, examples, where, max_new_tokens, prompt_length)
+
+
+def _as_tuned(stage: StageSettings, info: Mapping[str, Any]) -> StageSettings:
+  """The stage with the template that an adapter, by its description, was tuned with."""
+  inputs = info.get("inputs")
+  stored = inputs if isinstance(inputs, Mapping) else {}
+  return stage.with_data(template=stored.get("template", stage.data.template))
 
 
 def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:

@@ -23,11 +23,12 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.seed_folders import seed_folder, seeds_in
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.json_lines import ENDINGS, is_row_file
+from frozen_jax.decoding.settings import GenerationSettings
 from frozen_jax.methods import METHODS
 from frozen_jax.models.frozen_lm import load_model
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.fitting import check_cascade
-from frozen_jax.pipelines.experiment import RunSettings, StageSettings
+from frozen_jax.pipelines.experiment import RunSettings, StageSettings, subsection
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter, read_stored
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
@@ -144,9 +145,9 @@ def open_run(config: Any, folder: AnyPath) -> tuple[RunSettings, TunedModel]:
 
 def _as_configured(model: TunedModel, stage: StageSettings) -> TunedModel:
   """A loaded model with the generation and the lengths of texts of a stage's settings."""
-  like = stage.tuned_model(model.lm) if not stage.prompt.per_task else model
-  inputs = dataclasses.replace(model.inputs, lengths=like.inputs.lengths)
-  return dataclasses.replace(model, inputs=inputs, generation=like.generation)
+  inputs = dataclasses.replace(model.inputs, lengths=stage.data.lengths)
+  generation = subsection(stage.evaluate, GenerationSettings)
+  return dataclasses.replace(model, inputs=inputs, generation=generation)
 
 
 def _models(run: RunSettings, model: TunedModel, folder: AnyPath) -> dict[str, ScoredModel]:

@@ -15,12 +15,14 @@ from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_questions
 from frozen_jax.evaluation.predictions import check_question_lengths, prediction_rows
+from frozen_jax.models.outline import outline_model
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.inference import replies
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
+from frozen_jax.run.early_checks import check_questions
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.scoring import open_pipelines
@@ -44,10 +46,13 @@ def _predict(config: Any, folder: AnyPath) -> list[Row]:
   run = resolve_run(config)
   read_stored(folder)  # what is wrong with either is said before the model is loaded
   check_writable(folder)
-  where = run.values["predict"]["input"]
-  given = open_questions(where, run.data.fields, run.data.templates)
-  predictor = open_predictor(config, folder)
-  rows = predictor([given[index] for index in range(len(given))], where)
+  lm = outline_model(run.model)  # and whatever is wrong with that, before anyone types a question
+  spec = run.values["predict"]["input"]
+  where = "standard input" if spec == "-" else spec
+  given = open_questions(spec, run.data.fields, run.data.templates)
+  examples = [given[index] for index in range(len(given))]
+  check_questions(run, folder, lm, examples, where)
+  rows = open_predictor(config, folder)(examples, where)
   check()
   if is_first_host():
     write_lines(folder / workdir.PREDICTIONS, rows)

@@ -30,7 +30,7 @@ from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.tools.abstract_stage import AbstractStage, prompt_shapes, target_shapes
 from frozen_jax.tools.arguments import Parser, add_config, parse_with_config, positive
 from frozen_jax.tools.flop_count import flops
-from frozen_jax.tools.model_sizes import Models, encoder_shapes, find_models
+from frozen_jax.tools.model_sizes import Models, find_models
 
 LENGTH = 512
 TARGETS = 16  # of a row in training
@@ -135,7 +135,7 @@ def _encoding(config: EncoderConfig | None, text: Text) -> float:
   run = lambda params, tokens, mask: encoder.hidden(
     params, config, encoder.embed(params, config, tokens), mask
   )
-  return flops(run, encoder_shapes(config), *[_ints(text.encoder_length)] * 2)
+  return flops(run, encoder.param_shapes(config), *[_ints(text.encoder_length)] * 2)
 
 
 def _read(stage: AbstractStage, models: Models, text: Text) -> float:

@@ -22,12 +22,9 @@ class Models:
   def shapes(self) -> Tree:
     """The frozen models' parameters as a method takes them in `frozen`."""
     frozen = {"lm": decoder.param_shapes(self.lm)}
-    return frozen | ({} if self.encoder is None else {"encoder": encoder_shapes(self.encoder)})
-
-
-def encoder_shapes(config: EncoderConfig) -> Tree:
-  """The parameters that an encoder's hidden states depend on."""
-  return {name: part for name, part in encoder.param_shapes(config).items() if name != "pooler"}
+    if self.encoder is not None:
+      frozen["encoder"] = encoder.param_shapes(self.encoder)
+    return frozen
 
 
 def find_models(model: ModelSettings) -> Models:

@@ -1,4 +1,4 @@
-"""The encoder's gradients if it is trained, its poolers, rematerialisation and bfloat16 weights."""
+"""The encoder's gradients if it is trained, rematerialisation and bfloat16 weights."""
 
 import functools
 
@@ -10,11 +10,9 @@ import torch
 from frozen_jax.backbones import encoder
 from frozen_jax.backbones.load_encoder import load_encoder
 from frozen_jax.core import paths
-from tests.backbones.encoder_cases import KINDS, LENGTH, inputs, make, run
+from tests.backbones.encoder_cases import LENGTH, inputs, make, run
 
 pytestmark = pytest.mark.program
-
-POOLED = [name for name in KINDS if name.startswith(("bert", "roberta"))]
 
 
 def torch_gradients(model, name, total, folder):
@@ -34,10 +32,7 @@ def torch_gradients(model, name, total, folder):
 def gradients(params, config, trained, remat, tokens, mask, types, weight):
   x = encoder.embed(params, config, tokens, trained=trained)
   states = encoder.hidden(params, config, x, mask, types, trained=trained, remat=remat)
-  total = (states * weight).sum()
-  if config.pooling == "pooler":
-    total += (encoder.pool(params, config, states, mask, trained=trained) * weight[:, 0]).sum()
-  return total
+  return (states * weight).sum()
 
 
 @pytest.mark.parametrize(
@@ -60,8 +55,6 @@ def test_parameter_gradients_of_a_trained_encoder_equal_torch(encoder_pair, name
   x = model.get_input_embeddings()(torch.tensor(tokens))
   out = run(model, config, x, mask, types)
   total = (out.last_hidden_state * torch.tensor(weight)).sum()
-  if config.pooling == "pooler":
-    total = total + (out.pooler_output * torch.tensor(weight[:, 0])).sum()
   theirs = torch_gradients(model, name, total, tmp_path)
   ours = paths.flatten(gradients(loaded.params, config, True, remat, tokens, mask, types, weight))
   assert ours.keys() == theirs.keys()
@@ -89,19 +82,6 @@ def test_a_frozen_encoder_has_no_parameter_gradients(encoder_pair, name):
   by_path = paths.flatten(gradients(*arguments))
   by_path.pop("embed/tokens")  # `embed` is not frozen: its result is an input, which has a gradient
   assert by_path and all(np.abs(gradient).max() == 0 for gradient in by_path.values())
-
-
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("name", POOLED)
-def test_the_pooler_equals_transformers(encoder_pair, name, padding):
-  model, loaded = encoder_pair(name)
-  config = loaded.config
-  assert config.pooling == "pooler"
-  tokens, mask, types = inputs(config, padding)
-  states = np.random.default_rng(2).normal(size=(3, LENGTH, config.width)).astype(np.float32)
-  first = mask.argmax(axis=1)
-  theirs = model.pooler(torch.tensor(states[np.arange(3), first][:, None])).detach().numpy()
-  np.testing.assert_allclose(encoder.pool(loaded.params, config, states, mask), theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.models.frozen_encoder import load_encoder
 from frozen_jax.pipelines.retrieve_read.retrieve import embedding
 from frozen_jax.sharding.mesh import make_mesh
+from tests.backbones import encoder_cases
 
 pytestmark = pytest.mark.program
 
@@ -28,25 +29,31 @@ TEXTS = [
 ]
 PROMPTS_FILE = "config_sentence_transformers.json"
 PROMPTS = {"query": "query: ", "document": "passage: the "}
+NOT_POOLED = {"prompts": PROMPTS, "prompt_counts": False}
+
+
+def save_tokenizer(path, **settings):
+  """A cased tokenizer of whole words."""
+  words = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+  )
+  words.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  words.post_processor = TemplateProcessing(
+    single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+  )
+  named = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP")}
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=words, model_max_length=16, **named, **settings
+  ).save_pretrained(path)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-  """A folder of a random BERT and a RoBERTa with a cased tokenizer of whole words."""
+  """A folder of a random BERT and a RoBERTa."""
   made = {}
   for kind in ("Bert", "Roberta"):
     path = made[kind] = tmp_path_factory.mktemp(kind)
-    words = tokenizers.Tokenizer(
-      tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    words.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    words.post_processor = TemplateProcessing(
-      single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    named = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP")}
-    transformers.PreTrainedTokenizerFast(
-      tokenizer_object=words, model_max_length=16, **named
-    ).save_pretrained(path)
+    save_tokenizer(path)
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
       vocab_size=len(WORDS),
@@ -89,8 +96,8 @@ CASES = {
     {"kind": "Roberta", "mode": "max", "prompts": PROMPTS},
     {"max_seq_length": 8, "do_lower_case": True},
   ),
-  "prompts that are not pooled": ({"prompts": PROMPTS, "prompt_counts": False}, {}),
-  "cls after a prompt": ({"prompts": PROMPTS, "prompt_counts": False, "mode": "cls"}, {}),
+  "prompts that are not pooled": (NOT_POOLED, {}),
+  "cls after a prompt": ({**NOT_POOLED, "mode": "cls"}, {}),
   "lasttoken": ({"prompts": PROMPTS, "mode": "lasttoken"}, {}),
   "weightedmean": ({"prompts": PROMPTS, "mode": "weightedmean"}, {}),
   "mean_sqrt_len_tokens": ({"mode": "mean_sqrt_len_tokens", "normalise": False}, {}),
@@ -126,6 +133,61 @@ def test_vectors_equal_those_of_sentence_transformers(case, base, tmp_path):
     assert ours.texts_fingerprint != plain.texts_fingerprint
   width = min(how.get("truncate_dim", 24), 24)
   assert ours.encode_query([]).shape == (0, width) and dense.shape[1] == width
+
+
+@pytest.mark.parametrize(
+  "how, settings",
+  [
+    ({"mode": "lasttoken", "prompts": PROMPTS}, {}),
+    (
+      {"mode": "lasttoken", "prompts": PROMPTS, "prompt_counts": False},
+      {"truncation_side": "left"},
+    ),
+    ({"mode": "cls", "prompts": PROMPTS, "prompt_counts": False}, {}),
+    ({"mode": "weightedmean", "prompts": PROMPTS}, {}),
+    ({"mode": "lasttoken", "kind": "Bert"}, {}),
+  ],
+)
+def test_a_tokenizer_that_pads_on_the_left(how, settings, base, tmp_path):
+  """BERT's own positions count the padding, so its texts are compared one by one."""
+  folder = save(base, tmp_path / "saved", **{"kind": "Roberta"} | how)
+  edit(folder / "tokenizer_config.json", padding_side="left", **settings)
+  edit(folder / "sentence_bert_config.json", max_seq_length=9)
+  theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+  assert theirs.tokenizer.padding_side == "left"
+  ours, size = load_encoder(str(folder)), 1 if "kind" in how else len(TEXTS)
+  for name in ("encode_query", "encode_document"):
+    expected = getattr(theirs, name)(TEXTS, batch_size=size)
+    np.testing.assert_allclose(getattr(ours, name)(TEXTS), expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "kind, architecture, pooling",
+  [
+    ("bert", "BertForPreTraining", "mean"),
+    ("roberta", "RobertaForMaskedLM", "mean"),
+    ("roberta", "RobertaForCausalLM", "lasttoken"),
+    ("electra", None, "mean"),
+    ("t5", "T5EncoderModel", "mean"),
+    ("modernbert", "ModernBertForMaskedLM", "mean"),
+  ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_folder_that_is_not_of_sentence_transformers(kind, architecture, pooling, side, tmp_path):
+  """Without modules.json; BERT's and ELECTRA's positions count padding on the left."""
+  changes = {} if kind in ("t5", "modernbert") else {"pad_token_id": 0}
+  encoder_cases.make(kind, **changes).save_pretrained(tmp_path)
+  save_tokenizer(tmp_path, padding_side=side)
+  edit(tmp_path / "config.json", architectures=architecture and [architecture])
+  theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+  size = 1 if side == "left" and kind in ("bert", "electra") else len(TEXTS)
+  expected = theirs.encode_query(TEXTS, batch_size=size)
+  ours = load_encoder(str(tmp_path))
+  assert ours.config.pooling == pooling and "pooler" not in ours.params
+  np.testing.assert_allclose(ours.encode_query(TEXTS), expected, atol=1e-5)
+  batch = ours.tokenizer(TEXTS, padding=True, truncation=True, return_tensors="np")
+  tokens, mask = batch["input_ids"], batch["attention_mask"]
+  np.testing.assert_allclose(ours.pool(ours.hidden(tokens, mask), mask), expected, atol=1e-5)
 
 
 def test_files_of_older_versions(base, tmp_path):

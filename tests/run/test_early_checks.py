@@ -1,11 +1,14 @@
 """Mistakes that are found before any weight is read."""
 
 import importlib
+import io
+import sys
 
 import pytest
 
 from frozen_jax.backbones import assemble
 from frozen_jax.core.errors import UserError
+from frozen_jax.data import sources
 from frozen_jax.run import export, predict, train
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
 from tests.run.task_files import lines_file
@@ -222,3 +225,48 @@ def test_the_other_modes(config, tmp_path, prompt_run):
   ):
     with pytest.raises(UserError, match=message):
       evaluate(with_value(config, key, value), prompt_run.workdir)
+
+
+TERSE = {"question": "Where?"}
+
+
+@pytest.mark.parametrize(
+  "changes, rows, message",
+  [
+    ({}, QUESTIONS, None),
+    ({}, [TERSE, LONG], "the question with id 1 of .*rows.jsonl has .* do not fit the model's"),
+    ({"prompt.length": 100}, [MIDDLE], "the question with id 0 .* the 100 of the trained prompt"),
+    ({"evaluate.max_new_tokens": 120}, QUESTIONS, "with 120 new ones"),
+    (TEXTUAL, QUESTIONS, None),
+    (TEXTUAL, [TERSE, LONG], "the question with id 1"),
+    (READER, [TERSE], None),
+    (READER, [TERSE, MIDDLE], "with its template and the budget leaves"),
+    (READER, [{"input": "Where?"}], "0 is no question"),
+    (READER | {"reader.corpus": "nowhere.jsonl"}, [TERSE], "reader.corpus: there is no file"),
+  ],
+)
+def test_prediction(config, tmp_path, prompt_run, changes, rows, message):
+  """The adapter is of one stage, as far as the checks go."""
+  rows = [{key: value for key, value in row.items() if key != "answers"} for row in rows]
+  config = config | {key: value for key, value in changes.items() if "." not in key}
+  for key, value in changes.items():
+    config = with_value(config, key, value) if "." in key else config
+  config = with_value(config, "predict.input", str(lines_file(tmp_path / "rows.jsonl", *rows)))
+  with pytest.raises(WeightsRead if message is None else UserError, match=message):
+    predict(config, prompt_run.workdir)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a_folder"])
+def test_nobody_types_a_question_in_vain(config, prompt_run, monkeypatch, tmp_path, name):
+  """Where the model cannot be read, that is said before standard input is."""
+  (tmp_path / "a_folder").mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sources, "standard_input_lines", lambda: pytest.fail("input was read"))
+  with pytest.raises(UserError, match=name):
+    predict(with_value(config, "model.name", name), prompt_run.workdir)
+
+
+def test_what_is_typed_is_checked_before_any_weight_too(config, prompt_run, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.StringIO(f"Where?\n{LONG['question']}\n"))
+  with pytest.raises(UserError, match="the question with id 2 of standard input"):
+    predict(config, prompt_run.workdir)

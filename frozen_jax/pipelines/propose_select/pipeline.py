@@ -71,6 +71,11 @@ class ProposeSelect:
     check_candidates(run, lm, training)
 
   @classmethod
+  def check_questions(cls, run: RunSettings, lm: Any, examples: Sequence[Example]) -> list[Example]:
+    """As pass one reads them; what it proposes is not known."""
+    return list(examples)
+
+  @classmethod
   def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
     """Nothing: it reads the questions of pass one alone."""
     return {}

@@ -65,7 +65,7 @@ def blended(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[Row]:
 
 
 def _features(row: Row, names: Sequence[str]) -> np.ndarray:
-  """The scores of re-ranker and retrievers for each passage of a row, float64 [P, names].
+  """The scores of re-ranker and retrievers for each passage of a row, float64 [G, names].
 
   A passage that a retriever has not found counts as the worst that it has.
   """
@@ -78,7 +78,7 @@ def _features(row: Row, names: Sequence[str]) -> np.ndarray:
 
 
 def _right(row: Row) -> np.ndarray:
-  """Which of a row's passages answer it, bool [P]."""
+  """Which of a row's passages answer it, bool [G]."""
   if row["positive_ids"]:
     return np.array([one["id"] in row["positive_ids"] for one in row["ctxs"]], bool)
   wanted = [normalise(answer) for answer in row["answers"]]

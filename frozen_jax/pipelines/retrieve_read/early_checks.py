@@ -1,13 +1,19 @@
 """What can be known to be wrong with a reader before any weight is read."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import user_path
+from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.retrieve_read.pack import make_packer
-from frozen_jax.pipelines.retrieve_read.questions import BUILTIN_CORPUS, question_of
+from frozen_jax.pipelines.retrieve_read.questions import (
+  BUILTIN_CORPUS,
+  asked_questions,
+  question_of,
+)
 from frozen_jax.pipelines.retrieve_read.settings import ReaderSettings
 
 
@@ -22,8 +28,7 @@ def check_reader(run: RunSettings, lm: Any) -> None:
       question with answers; a question that leaves no budget room; no file of passages.
   """
   settings: ReaderSettings = run.pipelines["reader"]
-  if settings.corpus != BUILTIN_CORPUS and not user_path(settings.corpus).is_file():
-    raise UserError(f"reader.corpus: there is no file {settings.corpus}; check the path")
+  _check_corpus(settings)
   budgets = [*settings.budgets, *(reads(stage)[1] for stage in run.stages)]
   room = room_beside_text(run)
   longest = min(stage.data.lengths[-1] + stage.prompt.length for stage in run.stages)
@@ -44,6 +49,24 @@ def check_reader(run: RunSettings, lm: Any) -> None:
     source = open_source(spec, run.data.fields)
     for number in range(min(len(source), count)):
       packer.pack(question_of(source[number], f"{spec}, question {number + 1}"), ())
+
+
+def without_passages(run: RunSettings, lm: Any, examples: Sequence[Example]) -> list[Example]:
+  """Questions at prediction time as the last stage reads one for which nothing is found.
+
+  lm: as in `check_reader`. Raises UserError for what is no question or leaves the budget no room,
+  and where there is no file of passages.
+  """
+  settings: ReaderSettings = run.pipelines["reader"]
+  _check_corpus(settings)
+  packer = make_packer(lm, settings, reads(run.stages[-1])[1], "none", *room_beside_text(run))
+  asked = asked_questions(examples)
+  return [{"id": one.id, "input": packer.pack(one.question, ()).prompt} for one in asked]
+
+
+def _check_corpus(settings: ReaderSettings) -> None:
+  if settings.corpus != BUILTIN_CORPUS and not user_path(settings.corpus).is_file():
+    raise UserError(f"reader.corpus: there is no file {settings.corpus}; check the path")
 
 
 class Room(NamedTuple):

@@ -34,9 +34,15 @@ from frozen_jax.pipelines.experiment import (
 )
 from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.pipelines.retrieve_read import blend, pack, re_rank, retrieve, table
-from frozen_jax.pipelines.retrieve_read.early_checks import check_reader, reads, room_beside_text
+from frozen_jax.pipelines.retrieve_read.early_checks import (
+  check_reader,
+  reads,
+  room_beside_text,
+  without_passages,
+)
 from frozen_jax.pipelines.retrieve_read.questions import (
   Question,
+  asked_questions,
   corpus_fingerprint,
   digest_of,
   open_passages,
@@ -74,6 +80,11 @@ class RetrieveRead:
     """See `check_reader`; an evaluation finds passages for all questions where they are not there
     yet, as training does."""
     check_reader(run, lm)
+
+  @classmethod
+  def check_questions(cls, run: RunSettings, lm: Any, examples: Sequence[Example]) -> list[Example]:
+    """See `without_passages`."""
+    return without_passages(run, lm, examples)
 
   @classmethod
   def dependencies(cls, run: RunSettings) -> dict[str, Callable[[], str]]:
@@ -166,14 +177,7 @@ class RetrieveRead:
     Raises UserError for what is no question, and where the re-ranker that is needed is not there.
     """
     ranking, budget = self._reads[self._run.stages[-1].name]
-    questions = []
-    for row in examples:
-      if "question" not in row:
-        raise UserError(
-          f'{row["id"]} is no question; a reader takes lines of text, or {{"question"}} rows'
-        )
-      questions.append(Question(row["id"], row["question"], tuple(row.get("answers") or ()), ()))
-    rows: Iterable[Row] = self.retrieval.rows(questions)
+    rows: Iterable[Row] = self.retrieval.rows(asked_questions(examples))
     if ranking in ("re_ranked", "blended"):
       for needed in (RE_RANKER, BLEND) if ranking == "blended" else (RE_RANKER,):
         if not self.artifacts.found(needed).exists():

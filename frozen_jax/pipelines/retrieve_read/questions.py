@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.builders import world_passages
+from frozen_jax.data.examples import Example
 from frozen_jax.data.sources import open_source
 from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.retrieval.corpus import (
@@ -88,6 +89,18 @@ def question_of(row: Mapping[str, Any], where: str) -> str:
   if not isinstance(row.get("question"), str) or not row.get("answers"):
     raise UserError(f'{where}: a reader takes {{"question", "answers"}}; fix that row')
   return row["question"]
+
+
+def asked_questions(examples: Sequence[Example]) -> list[Question]:
+  """The questions of prediction time; UserError for a row that is none."""
+  for row in examples:
+    if "question" not in row:
+      raise UserError(
+        f'{row["id"]} is no question; a reader takes lines of text, or {{"question"}} rows'
+      )
+  return [
+    Question(row["id"], row["question"], tuple(row.get("answers") or ()), ()) for row in examples
+  ]
 
 
 def digest_of(questions: Sequence[Question]) -> str:
