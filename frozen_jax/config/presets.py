@@ -41,6 +41,23 @@ def many_tasks(config: ConfigDict) -> None:
   config.train.learning_rate.update({"prefix": 0.05, "lora": 3e-3, "adapters": 3e-3, "lm": 1e-4})
 
 
+def chains(config: ConfigDict) -> None:
+  """Lets a config train on the built-in chains of friends, with longer ones held out."""
+  config.data.update(
+    {
+      "train": "chains/train",
+      "validation": "chains/validation",
+      "test": "chains/test",
+      "held_out": ("chains/longer",),
+      "template": "{question}",  # the last sentence is to be completed
+      "lengths": (48, 56, 80),
+    }
+  )
+  config.prompt.text = "Read who is whose friend and complete the last sentence with a name."
+  config.train.validate_examples = 300
+  config.evaluate.update({"max_examples": 900, "max_new_tokens": 4})
+
+
 def t0(config: ConfigDict) -> None:
   """T0/P3 rows from files, which are named by flags where they lie elsewhere."""
   config.data.update(

@@ -12,6 +12,10 @@ Rows of multi-task data are of the second form; their other fields are converted
   "definition": str            an instruction, which goes before the input
   "dataset", "template": str   which data set of a mixture, which prompt template
 
+A question may name its kind, by which its figures are given apart:
+
+  "kind": str                  "1_hop"
+
 So every example with an input has `target`, those with several accepted answers `answers` too, and
 those with choices `choices`. Other keys are kept.
 

@@ -18,7 +18,7 @@ from frozen_jax.core.json_row import array_rows, is_array, parse_row, with_id
 from frozen_jax.core.reading import open_unpacked, unpacked_name
 from frozen_jax.core.text_file import check_characters, standard_input_lines, text_lines
 from frozen_jax.core.user_path import user_path
-from frozen_jax.data.builtin import BUILTIN_SPECS
+from frozen_jax.data.builtin import BUILTIN_SPECS, SPECS_APART
 from frozen_jax.data.examples import Example, parse_example
 from frozen_jax.data.indexed_rows import IndexedRows, Templates
 from frozen_jax.data.json_lines import JsonLines, is_row_file
@@ -139,7 +139,8 @@ def open_source(
       "hf:NAME[:CONFIG]/SPLIT" (by the package datasets), the path of a file of rows (.jsonl, .json,
       .csv, .tsv, each gzipped or not), or several of these, joined by commas. Of several, each
       whose rows name no `dataset` is a data set under its own name (world_facts, NAME, the file's
-      name without ending, with as many folders before it as tell it apart).
+      name without ending, with as many folders before it as tell it apart; of a split in
+      SPECS_APART the spec itself).
     fields: our names of fields to those of the source, ("question=query", "answers=answer.text") or
       the same as a dict; they apply to the sources that have such fields.
     targets: False: rows need no answers or target (to predict).
@@ -303,6 +304,8 @@ def _dataset_names(specs: Sequence[str]) -> list[str]:
 
 
 def _dataset_name(spec: str, folders: int) -> str:
+  if spec in SPECS_APART:
+    return spec
   if not _is_file(spec):
     return spec.removeprefix("tfds:").removeprefix("hf:").rpartition("/")[0]
   path = user_path(spec).resolve()

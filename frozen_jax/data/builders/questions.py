@@ -17,7 +17,8 @@ from frozen_jax.data.examples import Example
 class Relation:
   """One kind of question: its phrasings, and the field of Country that holds the answers.
 
-  Phrasings are str.format texts over `country`, `capital` and `demonym`.
+  Phrasings are str.format texts over `country`, `capital` and `demonym`. kind: `1_hop`, or
+  `2_hops` where the country has to be found first.
   """
 
   name: str
@@ -25,6 +26,7 @@ class Relation:
   shared: tuple[str, ...]
   train: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
+  kind: str = "1_hop"
 
 
 _OF_CAPITAL = "the country whose capital is {capital}"
@@ -88,11 +90,13 @@ RELATIONS = (
     "continents",
     shared=(f"On which continent is {_OF_CAPITAL}?",),
     train=("On which continent is the city of {capital}?",),
+    kind="2_hops",
   ),
   Relation(
     "capital_to_subregion",
     "subregions",
     shared=(f"In which part of the world is {_OF_CAPITAL}?",),
+    kind="2_hops",
   ),
   Relation(
     "capital_to_currency",
@@ -100,25 +104,30 @@ RELATIONS = (
     shared=(f"What is the currency of {_OF_CAPITAL}?",),
     train=(f"Which currency is used in {_OF_CAPITAL}?",),
     test=("What money do people pay with in {capital}?",),
+    kind="2_hops",
   ),
   Relation(
     "capital_to_language",
     "languages",
     shared=(f"What is an official language of {_OF_CAPITAL}?",),
     train=("Which language is spoken in {capital}?",),
+    kind="2_hops",
   ),
   Relation(
     "capital_to_demonym",
     "demonyms",
     shared=(f"What do you call a person from {_OF_CAPITAL}?",),
+    kind="2_hops",
   ),
   Relation(
     "demonym_to_capital",
     "capitals",
     shared=("What is the capital of the country whose people are called {demonym}?",),
+    kind="2_hops",
   ),
 )
 _FROM_CAPITAL = tuple(one.name for one in RELATIONS if one.name.startswith("capital_to_"))
+_KINDS = {one.name: one.kind for one in RELATIONS}
 
 
 def questions(split: str) -> Iterator[Example]:
@@ -136,6 +145,11 @@ def questions(split: str) -> Iterator[Example]:
       continue
     for relation in RELATIONS:
       yield from _questions_of(country, relation, split, other_names)
+
+
+def kind_of(example_id: str) -> str:
+  """The kind (`Relation.kind`) of the question of that id."""
+  return _KINDS[example_id.split("/")[1]]
 
 
 def _questions_of(

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.countries import SPLITS
-from frozen_jax.data.builders.questions import questions
+from frozen_jax.data.builders.questions import kind_of, questions
 from frozen_jax.data.examples import Example
 
 
@@ -17,6 +17,7 @@ class WorldFacts(tfds.core.GeneratorBasedBuilder):
   """Questions with their accepted answers, the usual one first: {"id", "question", "answers"}."""
 
   VERSION = tfds.core.Version("1.0.0")
+  kind_of = staticmethod(kind_of)
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text
