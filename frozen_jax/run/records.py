@@ -20,7 +20,7 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.version import __version__
 from frozen_jax.evaluation.answers import grade
-from frozen_jax.evaluation.intervals import paired_difference
+from frozen_jax.evaluation.intervals import means_with_intervals, paired_difference
 from frozen_jax.evaluation.plots import draw_report
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -32,6 +32,7 @@ Record = dict[str, Any]
 
 FORMAT = 2  # of results.json
 SCRIPT = "frozen-jax"  # of pyproject.toml
+_MOST_KINDS = 20
 UNITS = {
   "loss": "nats per target",
   "perplexity": "exp of the loss",
@@ -67,6 +68,7 @@ def make_record(
   figures = {name: own.metrics for name, own in scores.items()}
   baseline = run.baseline if run.baseline in figures else next(iter(figures))
   test = {source for own in scores.values() for source in own.held_out}
+  answered = _answered(scores)
   record = {
     "format": FORMAT,
     **_origin(run),
@@ -77,7 +79,8 @@ def make_record(
     "baseline": {"name": baseline} | figures[baseline],
     "rows": {name: own for name, own in figures.items() if name not in (last, baseline)},
     "table": {"rows": list(figures), "metrics": last, "baseline": baseline},
-    "paired": _paired(scores, last),
+    "paired": _paired(answered, last),
+    "by_kind": _by_kind(answered, last),
     "held_out": {
       source: {row: own.held_out[source] for row, own in scores.items() if source in own.held_out}
       for source in sorted(test)
@@ -238,12 +241,44 @@ def _commit() -> str:
   return found.stdout.strip()
 
 
-def _paired(scores: Mapping[str, Scores], last: str) -> dict[str, dict[str, float]]:
+def _answered(scores: Mapping[str, Scores]) -> dict[str, Sequence[Row]]:
+  """The predictions of each row of a table whose answers have an exact match."""
+  return {
+    name: own.predictions
+    for name, own in scores.items()
+    if own.predictions and "exact_match_low" in own.metrics
+  }
+
+
+def _graded(rows: Sequence[Row]) -> list[dict[str, float]]:
+  return [grade([row["prediction"]], [row["answers"]]) for row in rows]
+
+
+def _by_kind(answered: Mapping[str, Sequence[Row]], last: str) -> dict[str, Record]:
+  """{kind: {"rows": figures of each row, "paired": as in the record}} of questions that name their
+  kind; {} where they are of one kind, or of too many for a table.
+  """
+  named = [row.get("kind") for rows in answered.values() for row in rows]
+  kinds = sorted({kind for kind in named if isinstance(kind, str)})
+  found: dict[str, Record] = {}
+  for kind in kinds if 1 < len(kinds) <= _MOST_KINDS else ():
+    of_kind = {
+      name: own
+      for name, rows in answered.items()
+      if (own := [row for row in rows if row.get("kind") == kind])
+    }
+    figures = {
+      name: means_with_intervals(_graded(rows)) | {"examples": len(rows)}
+      for name, rows in of_kind.items()
+    }
+    found[kind] = {"rows": figures, "paired": _paired(of_kind, last)}
+  return found
+
+
+def _paired(answered: Mapping[str, Sequence[Row]], last: str) -> dict[str, dict[str, float]]:
   """How much higher the last row's exact match is than that of each other row, by questions."""
   exact = {
-    name: np.array([grade([row["prediction"]], [row["answers"]])["exact_match"] for row in rows])
-    for name, rows in ((name, own.predictions) for name, own in scores.items())
-    if rows and "exact_match_low" in scores[name].metrics
+    name: np.array([one["exact_match"] for one in _graded(rows)]) for name, rows in answered.items()
   }
   if last not in exact:
     return {}

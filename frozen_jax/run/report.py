@@ -3,7 +3,7 @@
 import itertools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core.object_store import AnyPath, any_path
@@ -52,8 +52,15 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
   match of questions comes its 95% interval.
   """
   names = _columns(rows)
-  cells = {row: [_figure_cell(figures, name) for name in names] for row, figures in rows.items()}
-  first = max(map(len, rows)) + 2
+  return _aligned(
+    names,
+    {row: [_figure_cell(figures, name) for name in names] for row, figures in rows.items()},
+  )
+
+
+def _aligned(names: Sequence[str], cells: Mapping[str, Sequence[str]]) -> str:
+  """A table with these columns: the cells of each row by its name."""
+  first = max(map(len, cells)) + 2
   widths = [
     max(len(name), *(len(own[index]) for own in cells.values())) + 2
     for index, name in enumerate(names)
@@ -95,6 +102,8 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
   parts = [metrics_table(rename(table_rows(record)))]
   for name, rows in record.get("held_out", {}).items():
     parts.append(f"held out: {name}\n{metrics_table(rename(rows))}")
+  if "by_kind" in record:
+    parts.append(_kinds_table(record, titles))
   parts.append("\n".join(explained(table_rows(record), *record.get("held_out", {}).values())))
   lines = ["\n\n".join(parts), *_difference(record), *_left_out(record)]
   for name, found in record.get("forgetting", {}).items():
@@ -137,16 +146,34 @@ def row_titles(methods: Mapping[str, str]) -> dict[str, str]:
   return {name: f"{name}: {method}" for name, method in methods.items()}
 
 
+def _kinds_table(record: Record, titles: Mapping[str, str]) -> str:
+  """The exact match of each row, a column for each kind of question."""
+  by_kind = record["by_kind"]
+  cells = {
+    titles.get(row, row): [_kind_cell(own["rows"].get(row)) for own in by_kind.values()]
+    for row in table_rows(record)
+    if any(row in own["rows"] for own in by_kind.values())
+  }
+  return f"exact match by kind of question (95%)\n{_aligned(list(by_kind), cells)}"
+
+
+def _kind_cell(figures: Mapping[str, float] | None) -> str:
+  if figures is None:
+    return "-"
+  low, high = figures["exact_match_low"], figures["exact_match_high"]
+  return f"{figures['exact_match']:.1f} ({low:.1f}-{high:.1f})"
+
+
 def _difference(record: Record) -> list[str]:
-  """The last row's exact match against the baseline's, where both have one."""
+  """The last row's exact match against the baseline's, where both have one; and by kind."""
   name = record["table"]["baseline"]
-  found = record.get("paired", {}).get(name)
-  if found is None:
-    return []
-  low, high = found["difference_low"], found["difference_high"]
+  paired = {"": record.get("paired", {})}
+  paired |= {f", {kind}": own["paired"] for kind, own in record.get("by_kind", {}).items()}
   return [
-    f"exact match against {name}: {found['difference']:+.1f} points"
-    f" (95%: {low:+.1f} to {high:+.1f})"
+    f"exact match against {name}{kind}: {own[name]['difference']:+.1f} points"
+    f" (95%: {own[name]['difference_low']:+.1f} to {own[name]['difference_high']:+.1f})"
+    for kind, own in paired.items()
+    if name in own
   ]
 
 

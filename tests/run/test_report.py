@@ -1,6 +1,7 @@
 """A record as text, and a table's rows out of it."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -72,6 +73,34 @@ def test_the_difference_to_the_baseline_is_a_line():
   assert record_text(RECORD | {"paired": paired}, {})[-1] == (
     "exact match against lm: +1.2 points (95%: -0.5 to +3.0)"
   )
+
+
+def of_kind(exact_match, difference):
+  bounds = {"exact_match_low": exact_match - 5.0, "exact_match_high": exact_match + 4.0}
+  paired = {"difference": difference, "difference_low": -1.0, "difference_high": 9.0}
+  rows = {"lm": {"exact_match": 20.0, **bounds}, "second": {"exact_match": exact_match, **bounds}}
+  return {"rows": rows, "paired": {"lm": paired}}
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_the_exact_match_of_each_kind_of_question_is_a_column(count):
+  kinds = {f"{hops}_hops": of_kind(50.0 + hops, 30.0 + hops) for hops in range(count)}
+  text = "\n".join(record_text(RECORD | {"by_kind": kinds}, row_titles({"second": "lora"})))
+  table = text.partition("exact match by kind of question (95%)\n")[2].partition("\n\nloss")[0]
+  words = table.split()
+  assert max(map(len, text.splitlines())) <= 100 and "first" not in words
+  for hops, kind in enumerate(kinds):
+    assert words.count(kind) == 1
+    assert f"{50 + hops}.0 ({45 + hops}.0-{54 + hops}.0)" in table
+    said = f"exact match against lm, {kind}: +{30 + hops}.0 points (95%: -1.0 to +9.0)"
+    assert said in text.splitlines()
+
+
+def test_a_row_without_a_kind_has_a_gap():
+  kinds = {"easy": of_kind(60.0, 1.0), "hard": of_kind(50.0, 1.0)}
+  del kinds["hard"]["rows"]["lm"]
+  text = "\n".join(record_text(RECORD | {"by_kind": kinds}, {}))
+  assert re.search(r"^lm +20.0 \(55.0-64.0\) +-$", text, re.M)
 
 
 def test_rows_that_were_skipped_cut_or_left_out_are_said():
