@@ -35,6 +35,15 @@ def override(config: ConfigDict, given: Iterable[tuple[str, str]]) -> None:
     values[key] = value
     _put(config, key, value)
   _replace_durations(config, values)
+  _replace_seeds(config, values)
+
+
+def _replace_seeds(config: ConfigDict, given: Mapping[str, Any]) -> None:
+  """Where one seed is given, it replaces several; UserError for both."""
+  if "seed" in given and given.get("seeds"):
+    raise UserError("config.seed and config.seeds are both given; give one of them")
+  if "seed" in given and "seeds" in config:
+    _put(config, "seeds", ())
 
 
 def _replace_durations(config: ConfigDict, given: Mapping[str, Any]) -> None:
@@ -145,7 +154,8 @@ def nearest_key(config: ConfigDict, key: str) -> str:
   """The key that a misspelt or misplaced one most likely means; "" where none is near.
 
   First comes one of the same section (of a stage: of the same stage), then one of the same name in
-  another section, then one that is spelt alike as a whole.
+  another section (of a key without a section that comes first), then one that is spelt alike as a
+  whole.
   """
   keys = all_keys(config)
   names = key.split(".")
@@ -163,9 +173,10 @@ def _nearest(keys: list[str], key: str) -> str:
     return key
   section, _, name = key.rpartition(".")
   siblings = {one.rpartition(".")[2]: one for one in keys if one.rpartition(".")[0] == section}
-  if near := _closest(name, list(siblings)):
+  same_name = [one for one in keys if one.rpartition(".")[2] == name]
+  if (section or not same_name) and (near := _closest(name, list(siblings))):
     return siblings[near]
-  if same_name := [one for one in keys if one.rpartition(".")[2] == name]:
+  if same_name:
     alike = lambda one: difflib.SequenceMatcher(None, key, one).ratio()
     return max(same_name, key=alike)
   return _closest(key, keys)
@@ -184,11 +195,11 @@ def own_values_of_stages(
   for stage in config.stage_order:
     own = known_keys(config.stages[stage]) if stage in config.stages else {}
     for key in given:
-      alike = [one for one in (key, _other_duration(key)) if one]
+      alike = ["seed"] if key == "seeds" else [one for one in (key, _other_duration(key)) if one]
       if any(f"stages.{stage}.{one}" in given for one in alike):
         continue
       for one in alike:
-        other = own.get(one) != known_keys(config).get(one)
+        other = key == "seeds" or own.get(one) != known_keys(config).get(one)
         if one in own and other and (own[one] or len(alike) == 1):
           found.setdefault(stage, {})[one] = own[one]
   return found

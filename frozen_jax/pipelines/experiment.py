@@ -105,6 +105,7 @@ class RunSettings:
   values: Mapping[str, Any]
   stages: tuple[StageSettings, ...]
   seed: int
+  seeds: tuple[int, ...]
   init_from: str
   baseline: str
   stop_after: str

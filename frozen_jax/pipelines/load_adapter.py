@@ -10,6 +10,7 @@ from frozen_jax.config.section import resolve
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.seed_folders import seeds_in, several_runs
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.settings import InputSettings
@@ -59,6 +60,8 @@ def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
       return read_adapter(folder)
   if not path.exists():
     raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
+  if seeds := seeds_in(path):
+    raise UserError(several_runs(path, seeds))
   raise UserError(f"no adapter in {path}; let the training run there come to its end first")
 
 

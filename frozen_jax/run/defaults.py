@@ -6,11 +6,15 @@ config is resolved (`run.settings`).
 """
 
 import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from frozen_jax.config.presets import as_config
 from frozen_jax.config.section import setting
+from frozen_jax.core.errors import UserError
 from frozen_jax.data.settings import DataSettings
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.models.settings import ModelSettings
@@ -35,6 +39,9 @@ _NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the firs
 # Keys of the run as a whole that are in no section, as fields of one.
 RUN_KEYS: dict[str, dataclasses.Field] = {
   "seed": setting(0, "of everything random: any whole number"),
+  "seeds": setting(
+    (), "in place of one, as 0,1,2: each is run in WORKDIR/seed_N, and their tables are joined"
+  ),
   "init_from": setting("", "a workdir or an exported adapter to start the trained parts from"),
   "stage_order": setting(
     (), "the stages that run, in this order; each is an entry of `stages`", nonempty=True
@@ -57,6 +64,22 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
     "", "name of an evaluation, WORKDIR/evaluations/NAME; default: from data.test", pattern=_NAME
   ),
 }
+
+
+def several_seeds(given: Sequence[Any]) -> tuple[int, ...]:
+  """`config.seeds` as numbers; UserError for what is none, for one seed, and for one twice."""
+  for one in given:
+    if isinstance(one, bool) or not re.fullmatch(r"-?\d+", str(one), re.ASCII):
+      raise UserError(f"config.seeds holds {one!r}; write whole numbers, as 0,1,2")
+  seeds = tuple(int(one) for one in given)
+  if len(seeds) == 1:
+    raise UserError(
+      f"config.seeds is {seeds[0]} alone; give several seeds, as 0,1,2, or --config.seed={seeds[0]}"
+      " for one run"
+    )
+  if len(set(seeds)) < len(seeds):
+    raise UserError(f"config.seeds has a seed twice: {', '.join(map(str, seeds))}; give each once")
+  return seeds
 
 
 def defaults() -> ConfigDict:

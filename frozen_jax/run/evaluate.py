@@ -7,7 +7,7 @@ import itertools
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from frozen_jax.config.section import differences, identity, resolve, section_values
@@ -20,6 +20,7 @@ from frozen_jax.core.files import (
   write_json,
 )
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.seed_folders import seed_folder, seeds_in
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.json_lines import ENDINGS, is_row_file
 from frozen_jax.methods import METHODS
@@ -35,6 +36,7 @@ from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.records import Record, make_record, write_record
 from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
+from frozen_jax.run.seeds import join, of_seed
 from frozen_jax.run.settings import METHOD_SECTIONS, compiled_as_asked, resolve_run
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import is_first_host
@@ -52,10 +54,32 @@ def evaluate(config: Any, folder: str | AnyPath) -> Record:
   What was trained keeps its method, sections, template and seed (`as_trained`), whatever the config
   says. Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
   predictions.jsonl, by_task.json, report.png), as a whole, and returns it; what the training wrote
-  stays as it is. Raises Interrupted when SIGTERM or SIGINT came.
+  stays as it is. In a workdir of several seeds it scores each of them (or those that the config
+  gives), and returns what seeds.json holds (`run.seeds`). Raises Interrupted when SIGTERM or SIGINT
+  came.
   """
   with stoppable():
-    return _evaluate(config, user_path(folder))
+    run, folder = resolve_run(config), user_path(folder)
+    if seeds := run.seeds or seeds_in(folder):
+      return _evaluate_seeds(run, folder, seeds)
+    return _evaluate(config, folder)
+
+
+def _evaluate_seeds(run: RunSettings, folder: AnyPath, seeds: Sequence[int]) -> Record:
+  """Scores each seed, under a name that is the same for all, and joins their tables."""
+  folders = [seed_folder(folder, seed) for seed in seeds]
+  for one in folders:
+    read_stored(one)  # what is missing is said before any is scored
+  name = _place(folder, run).name
+  if not run.values["evaluation"]:
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    taken = lambda name: any((one / workdir.EVALUATIONS / name).exists() for one in folders)
+    name = next(itertools.filterfalse(taken, names))
+  for seed, one in zip(seeds, folders, strict=True):
+    _LOG.info("seed %d", seed)
+    _evaluate({**of_seed(run, seed), "evaluation": name}, one)
+  scored = [one / workdir.EVALUATIONS / name for one in folders]
+  return join(scored, folder / workdir.EVALUATIONS / name)
 
 
 def _evaluate(config: Any, folder: AnyPath) -> Record:

@@ -31,7 +31,7 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
-from frozen_jax.run.defaults import RUN_KEYS, SECTIONS
+from frozen_jax.run.defaults import RUN_KEYS, SECTIONS, several_seeds
 from frozen_jax.training.settings import check_schedule
 
 T = TypeVar("T")
@@ -109,6 +109,8 @@ def resolve_run(config: Any) -> RunSettings:
     with_defaults(config if isinstance(config, ConfigDict) else ConfigDict(config))
   )
   _check_keys(values)
+  seeds = several_seeds(values["seeds"])
+  values["seeds"] = list(seeds)
   every = {name: _stage(values, name) for name in (*values["stage_order"], *values["stages"])}
   stages = tuple(every[name] for name in values["stage_order"])
   steps = [step for name, one in PIPELINES.items() if name in values for step in one.steps]
@@ -121,6 +123,7 @@ def resolve_run(config: Any) -> RunSettings:
     values=values,
     stages=stages,
     pipelines=_pipelines(values),
+    seeds=seeds,
     **{key: values[key] for key in _RUN_FIELDS},
     **run,
   )

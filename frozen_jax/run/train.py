@@ -31,6 +31,7 @@ from frozen_jax.run.records import (
 )
 from frozen_jax.run.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
+from frozen_jax.run.seeds import check_single, train_seeds
 from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.run.stage import run_stage
 from frozen_jax.sharding.checksum import checksum
@@ -46,10 +47,19 @@ _LOG = logging.getLogger(__name__)
 def train(config: Any, folder: str | AnyPath) -> Record:
   """Runs the config's stages in the workdir `folder`, evaluates, returns what results.json holds.
 
-  Run again, it continues where it was, or returns the results of the complete run. Raises UserError
-  for whatever the user can fix, Interrupted when SIGTERM or SIGINT came.
+  Run again, it continues where it was, or returns the results of the complete run. Of a config with
+  `seeds` it runs each, and returns what seeds.json holds (`run.seeds`). Raises UserError for
+  whatever the user can fix, Interrupted when SIGTERM or SIGINT came.
   """
   run, folder = resolve_run(config), user_path(folder)
+  if run.seeds:
+    return train_seeds(run, folder, _train_one)
+  check_single(folder)
+  return _train_one(config, folder)
+
+
+def _train_one(config: Any, folder: AnyPath) -> Record:
+  run = resolve_run(config)
   mesh = make_mesh(**dataclasses.asdict(run.mesh), rows=run.rows)
   for stage in run.running:
     name = f"stage {stage.name}: train.batch_size"

@@ -15,6 +15,7 @@ from typing import Any
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.core.text_file import check_characters, standard_input_lines
 from frozen_jax.core.user_path import user_path
+from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.run.predict import Predictor, open_predictor
 from frozen_jax.run.workdir import CONFIG, read_workdir_json
 from frozen_jax.tools.inspect import Parser
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("question", nargs="?", help="what to ask; without it: one after another")
     given = parser.parse_args(argv)
     folder = user_path(given.workdir)
+    read_stored(folder)  # says what is missing
     predictor = open_predictor(read_workdir_json(folder / CONFIG), folder)
     asked = given.question and check_characters(given.question, "the question")
     for question in [asked] if asked else _questions():

@@ -2,7 +2,7 @@
 
     python -m frozen_jax.tools.compare RUN... [--format=terminal|markdown|csv|json]
 
-`tools.comparison` computes, `tools.comparison_formats` writes. No file is written.
+`run.comparison` computes, `run.comparison_formats` writes. No file is written.
 """
 
 import argparse
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from frozen_jax.core.errors import exit_status
-from frozen_jax.tools.comparison import compare_runs
-from frozen_jax.tools.comparison_formats import CSV_COLUMNS, OUTPUT_FORMATS
+from frozen_jax.run.comparison import compare_runs
+from frozen_jax.run.comparison_formats import CSV_COLUMNS, OUTPUT_FORMATS
 from frozen_jax.tools.inspect import Parser
 
 DESCRIPTION = """\
-Several runs as one table. RUN is the workdir of a run, an evaluation (WORKDIR/evaluations/NAME) or
-a results.json file.
+Several runs as one table. RUN is the workdir of a run or of several seeds, an evaluation
+(WORKDIR/evaluations/NAME) or a results.json file.
 
 Runs whose config.json differs in nothing but the seed are one group, shown as mean ± standard error
 over its n runs. A run of its own is shown with the 95% intervals over test questions that its

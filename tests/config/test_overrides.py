@@ -94,6 +94,35 @@ def test_anything_else_is_the_users_error(config, key, text, message):
 
 
 @pytest.mark.parametrize(
+  "text, seeds", [("0,1,2", (0, 1, 2)), ("(5, -7)", (5, -7)), ("[3,1]", (3, 1)), ("", ())]
+)
+def test_seeds_are_numbers(config, text, seeds):
+  override(config, [("seeds", text), ("train.warmup_steps", "1")])
+  run = resolve_run(config)
+  assert run.seeds == seeds and run.values["seeds"] == list(seeds)
+
+
+def test_one_seed_replaces_those_of_the_config(config):
+  override(config, [("seeds", "0,1"), ("train.warmup_steps", "1")])
+  override(config, [("seed", "5")])
+  assert (resolve_run(config).seed, resolve_run(config).seeds) == (5, ())
+
+
+@pytest.mark.parametrize("first", ["seed", "seeds"])
+def test_one_seed_and_several_are_not_given_together(config, first):
+  values = {"seed": "3", "seeds": "0,1"}
+  given = sorted(values.items(), key=lambda one: one[0] != first)
+  with pytest.raises(UserError, match="config.seed and config.seeds are both given; give one"):
+    override(config, given)
+
+
+def test_a_stage_with_a_seed_of_its_own_keeps_it_with_several_seeds(config):
+  given = [("seeds", "0,1")]
+  override(config, [("stages.second.seed", "0"), *given])
+  assert own_values_of_stages(config, given) == {"second": {"seed": 0}}
+
+
+@pytest.mark.parametrize(
   "key, near",
   [
     ("train.step", "train.steps"),  # of the same section

@@ -93,6 +93,14 @@ def test_an_entry_of_a_stage_is_laid_over_the_run():
     ("stage_order", [], "config.stage_order is empty"),
     ("stage_order", ["other"], "config.stage_order names stage 'other'; config.stages has prompt"),
     ("stop_after", "pack", "stop_after is 'pack'; it is empty or one of nothing else"),
+    ("seeds", 3, "config.seeds is 3, but it takes a value such as"),
+    ("seeds", [3], "seeds is 3 alone; give several seeds, as 0,1,2, or --config.seed=3 for one"),
+    ("seeds", [0, 1, 0], "config.seeds has a seed twice: 0, 1, 0; give each once"),
+    ("seeds", ["1", 1], "config.seeds has a seed twice: 1, 1"),
+    ("seeds", ["0-2"], "config.seeds holds '0-2'; write whole numbers, as 0,1,2"),
+    ("seeds", [0, 1.0], "config.seeds holds 1.0; write whole numbers"),
+    ("seeds", [0, True], "config.seeds holds True; write whole numbers"),
+    ("stages.prompt.seeds", [0, 1], "did you mean config.seeds, of the run as a whole"),
   ],
 )
 def test_what_cannot_be_is_refused(config, key, value, message):

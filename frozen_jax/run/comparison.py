@@ -1,11 +1,11 @@
-"""The computation of `tools.compare`: records grouped by config, means over seeds, differences.
+"""Records grouped by config: means over seeds, and differences.
 
 A standard error is over the runs of a group: the standard deviation (n - 1 in the variance) over
 the square root of n. An interval is over test questions (`evaluation.intervals`).
+`run.comparison_formats` writes it.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -15,54 +15,17 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.json_row import parse_row
 from frozen_jax.core.object_store import AnyPath
-from frozen_jax.core.reading import user_read_errors
-from frozen_jax.core.text_file import numbered_lines
+from frozen_jax.core.seed_folders import seed_folder, seeds_in
 from frozen_jax.core.user_path import user_path
-from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.intervals import paired_difference
-from frozen_jax.run.records import FORMAT, Record, table_rows
+from frozen_jax.run.compared_runs import DIFFERENCE, QuestionKey, Run, last_row_matches, read_run
+from frozen_jax.run.records import table_rows
 from frozen_jax.run.report import COLUMNS
-from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_workdir_json
+from frozen_jax.run.workdir import CONFIG, RESULTS
 
 # Keys of a config in which the runs of a group may differ.
-_NOT_COMPARED = ("seed", "evaluation", "mesh", "predict", "export")
-
-_DIFFERENCE = "difference"
-_RECORD_TYPES = {
-  "method": str,
-  "model": str,
-  "test": str,
-  "seed": int,
-  "units": dict,
-  "table": dict,
-}
-
-QuestionKey = tuple[str, str]  # id, input
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A record and the files next to it.
-
-  path         as given
-  folder       of its results.json; None for a file of another name, which has no neighbours
-  name         of its workdir, WORKDIR/NAME for an evaluation; the path where that is not unique
-  evaluation   name of the evaluation, empty for the record of a training
-  config       of the workdir; None without config.json
-  """
-
-  path: AnyPath
-  folder: AnyPath | None
-  name: str
-  evaluation: str
-  config: Mapping[str, Any] | None
-  record: Record
-
-  @property
-  def last_row(self) -> str:
-    return self.record["table"]["metrics"]
+_NOT_COMPARED = ("seed", "seeds", "evaluation", "mesh", "predict", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,22 +47,30 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The rows of a group on one source of test data: {row: {metric: estimate}}."""
+  """The rows of a group on one source of test data: {row: {metric: estimate}}.
+
+  by_kind: whether they are of the exact match of each kind of question: {row: {kind: estimate}}
+  """
 
   test: str
   held_out: bool
   rows: Mapping[str, Mapping[str, Estimate]]
+  by_kind: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """How much higher the exact match of `row` is than that of `against`, in percentage points."""
+  """How much higher the exact match of `row` is than that of `against`, in percentage points.
+
+  kind: of the questions on which it is; "": all of them
+  """
 
   group: str
   row: str
   against_group: str
   against: str
   estimate: Estimate
+  kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +96,12 @@ class Comparison:
 def compare_runs(paths: Sequence[str | AnyPath]) -> Comparison:
   """The comparison of workdirs, folders of evaluations and results.json files.
 
+  A workdir of several seeds stands for those of them all.
+
   Raises UserError for a record that is missing, damaged, of another format or given twice, for
   damaged predictions, and where the groups have no row or no metric in common.
   """
-  runs = _unique([read_run(user_path(path)) for path in paths])
+  runs = _unique([read_run(one) for path in paths for one in _of_each_seed(user_path(path))])
   groups = tuple(_group(members) for members in _by_config(runs))
   _check_comparable(groups)
   differences, notes = _between_groups(groups) if len(groups) > 1 else ([], [])
@@ -137,98 +110,11 @@ def compare_runs(paths: Sequence[str | AnyPath]) -> Comparison:
   return Comparison(groups, tuple(differences), units, tuple(notes))
 
 
-def read_run(path: AnyPath) -> Run:
-  """The run of a workdir, an evaluation's folder or a results.json file.
-
-  Raises UserError for a file that is missing, damaged or of another format.
-  """
-  file = path / RESULTS if path.is_dir() else path
-  record = _read_object(file)
-  _check_record(file, record)
-  if file.name != RESULTS:
-    return Run(path, None, file.name, "", None, record)
-  folder = file.parent.resolve()
-  evaluation = folder.name if folder.parent.name == EVALUATIONS else ""
-  workdir = folder.parents[1] if evaluation else folder
-  config = next((c for c in (folder / CONFIG, workdir / CONFIG) if c.exists()), None)
-  name = f"{workdir.name}/{evaluation}" if evaluation else workdir.name
-  values = None if config is None else _read_object(config)
-  return Run(path, folder, name, evaluation, values, record)
-
-
-def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
-  """Exact match of the last row in percent, by question; or, as text, why there is none."""
-  if "exact_match_low" not in run.record["metrics"]:
-    return f"{run.name} has no exact match of single questions"
-  if run.folder is None or not (run.folder / PREDICTIONS).exists():
-    return f"{run.name} has no {PREDICTIONS}"
-  file = run.folder / PREDICTIONS
-  written = run.record.get("predictions_sha256")
-  if written is not None and written != hashlib.sha256(file.read_bytes()).hexdigest():
-    return _replaced(run)
-  matches: dict[QuestionKey, float] = {}
-  for number, _, line in numbered_lines(file):
-    row = parse_row(line, f"{file}, line {number}")
-    texts = [row.get(name) for name in ("id", "input", "prediction")]
-    if all(isinstance(text, str) for text in texts) and not row.get("answers"):
-      return _replaced(run)
-    try:
-      question = row["id"], row["input"]
-      score = grade([row["prediction"]], [row["answers"]])["exact_match"]
-    except (AttributeError, KeyError, TypeError) as error:
-      reason = f"{type(error).__name__}: {error}"
-      raise UserError(f"{file}, line {number} is damaged ({reason}); score the run again") from None
-    if question in matches:
-      return f"{run.name} has the question with id {row['id']} twice"
-    matches[question] = score
-  if matches and len(matches) != run.record["metrics"].get("examples", len(matches)):
-    return _replaced(run)
-  return matches or f"{run.name} has no predictions"
-
-
-def _replaced(run: Run) -> str:
-  """What is said of predictions that are not those that the record was made of."""
-  return (
-    f"{PREDICTIONS} of {run.name} no longer holds what was scored, but the answers of a later"
-    " --mode=predict; score the run again with --mode=evaluate and compare that folder"
-  )
-
-
-def _read_object(path: AnyPath) -> dict[str, Any]:
-  with user_read_errors(path):
-    value = read_workdir_json(path)
-  if not isinstance(value, dict):
-    raise UserError(f"{path} is damaged (no JSON object); restore it or train again")
-  return value
-
-
-def _check_record(path: AnyPath, record: Record) -> None:
-  """UserError for a record of another format, or without what a comparison reads."""
-  if not {"format", "metrics", "table"} & record.keys():
-    raise UserError(
-      f"{path} is no record of a run; give a workdir, an evaluation's folder or a {RESULTS}"
-    )
-  version = record.get("format", 1)
-  if type(version) is not int or version != FORMAT:
-    raise UserError(
-      f"{path} has format {version!r}, and this version reads {FORMAT}; score the run again with"
-      " --mode=evaluate, or use the version that wrote it"
-    )
-  try:
-    for key, kind in _RECORD_TYPES.items():
-      if type(record.get(key, kind())) is not kind:
-        raise TypeError(f"{key} is {record[key]!r}")
-    _ = record["method"], record["model"], record["seed"], record["table"]["metrics"]
-    tables = [table_rows(record), *record.get("held_out", {}).values()]
-    figures = [row for table in tables for row in table.values()]
-    for row in [*figures, *record.get("paired", {}).values()]:
-      for name in (*COLUMNS, _DIFFERENCE):
-        for key in (name, f"{name}_low", f"{name}_high"):
-          if type(row.get(key, 0)) not in (int, float):
-            raise TypeError(f"{key} is {row[key]!r}")
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"{path} is damaged ({reason}); restore it or score the run again") from None
+def _of_each_seed(path: AnyPath) -> list[AnyPath]:
+  """The workdirs of the seeds of a workdir that holds no run of its own; else the path alone."""
+  if (path / CONFIG).exists() or (path / RESULTS).exists():
+    return [path]
+  return [seed_folder(path, seed) for seed in seeds_in(path)] or [path]
 
 
 def _unique(runs: Sequence[Run]) -> list[Run]:
@@ -272,18 +158,46 @@ def _key(run: Run) -> str:
 
 def _group(runs: Sequence[Run]) -> RunGroup:
   title = ", ".join(run.name for run in runs)
-  record = runs[0].record
-  tables = [Table(record.get("test", ""), False, _rows([table_rows(run.record) for run in runs]))]
+  test = runs[0].record.get("test", "")
+  tables = [Table(test, False, _rows([table_rows(run.record) for run in runs]))]
   for source in dict.fromkeys(name for run in runs for name in run.record.get("held_out", {})):
     each = [run.record.get("held_out", {}).get(source, {}) for run in runs]
     tables.append(Table(source, True, _rows(each)))
-  paired = [run.record.get("paired", {}) for run in runs]
+  kinds = list(dict.fromkeys(kind for run in runs for kind in run.record.get("by_kind", {})))
+  if kinds:
+    tables.append(Table(test, False, _kind_rows(runs, kinds, list(tables[0].rows)), by_kind=True))
+  differences = [one for kind in ("", *kinds) for one in _differences(runs, title, kind)]
+  return RunGroup(title, tuple(runs), tuple(tables), tuple(differences))
+
+
+def _of_kind(run: Run, kind: str) -> Mapping[str, Any]:
+  """What a record has of a kind of question: its `rows` and `paired`."""
+  return run.record.get("by_kind", {}).get(kind, {"rows": {}, "paired": {}})
+
+
+def _kind_rows(
+  runs: Sequence[Run], kinds: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+  """The exact match of each row by kind."""
+  rows: dict[str, dict[str, Estimate]] = {name: {} for name in names}
+  for kind in kinds:
+    tables = [_of_kind(run, kind)["rows"] for run in runs]
+    for name, own in rows.items():
+      found = _estimate([table[name] for table in tables if name in table], "exact_match")
+      if found is not None:
+        own[kind] = found
+  return {name: own for name, own in rows.items() if own}
+
+
+def _differences(runs: Sequence[Run], title: str, kind: str) -> list[Difference]:
+  """The last row against each other one, within each run; kind: of these questions alone."""
+  paired = [_of_kind(run, kind)["paired"] if kind else run.record.get("paired", {}) for run in runs]
   differences = []
   for other in dict.fromkeys(name for rows in paired for name in rows):
-    found = _estimate([rows[other] for rows in paired if other in rows], _DIFFERENCE)
+    found = _estimate([rows[other] for rows in paired if other in rows], DIFFERENCE)
     if found is not None:
-      differences.append(Difference(title, runs[0].last_row, title, other, found))
-  return RunGroup(title, tuple(runs), tuple(tables), tuple(differences))
+      differences.append(Difference(title, runs[0].last_row, title, other, found, kind))
+  return differences
 
 
 def _rows(
@@ -376,7 +290,7 @@ def _between_groups(groups: Sequence[RunGroup]) -> tuple[list[Difference], list[
     sizes = {len(group.runs), len(against.runs)}
     low, high = paired["difference_low"], paired["difference_high"]
     estimate = Estimate(
-      sizes.pop() if len(sizes) == 1 else None, paired[_DIFFERENCE], None, low, high
+      sizes.pop() if len(sizes) == 1 else None, paired[DIFFERENCE], None, low, high
     )
     rows = group.runs[0].last_row, against.runs[0].last_row
     differences.append(Difference(group.title, rows[0], against.title, rows[1], estimate))
@@ -385,10 +299,12 @@ def _between_groups(groups: Sequence[RunGroup]) -> tuple[list[Difference], list[
 
 def _mean_matches(group: RunGroup) -> dict[QuestionKey, float] | str:
   """Exact match of the last row by question, the mean over the runs; or why there is none."""
-  each = [last_row_matches(run) for run in group.runs]
-  for matches in each:
+  each: list[dict[QuestionKey, float]] = []
+  for run in group.runs:
+    matches = last_row_matches(run)
     if isinstance(matches, str):
       return matches
-    if matches.keys() != each[0].keys():
+    if each and matches.keys() != each[0].keys():
       return "its runs answered other questions"
+    each.append(matches)
   return {question: float(np.mean([own[question] for own in each])) for question in each[0]}

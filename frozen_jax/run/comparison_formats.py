@@ -1,4 +1,4 @@
-"""A comparison of runs (`tools.comparison`) as text: terminal, Markdown, CSV, JSON."""
+"""A comparison of runs (`run.comparison`) as text: terminal, Markdown, CSV, JSON."""
 
 import csv
 import dataclasses
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from frozen_jax.core.json_row import without_nan
 from frozen_jax.core.streams import is_unicode
+from frozen_jax.run.comparison import Comparison, Difference, Estimate, Run, RunGroup, Table
 from frozen_jax.run.report import COLUMNS
-from frozen_jax.tools.comparison import Comparison, Difference, Estimate, Run, RunGroup, Table
 
 CSV_COLUMNS = ("group", "row", "metric", "n", "mean", "standard_error", "low", "high", "test")
 
@@ -74,7 +74,11 @@ def csv_text(comparison: Comparison) -> str:
   for group in comparison.groups:
     for table in group.tables:
       for row, estimates in table.rows.items():
-        lines += [(group.title, row, name, one, table.test) for name, one in estimates.items()]
+        metric = "exact_match, {}" if table.by_kind else "{}"
+        lines += [
+          (group.title, row, metric.format(name), one, table.test)
+          for name, one in estimates.items()
+        ]
     lines += [_csv_difference(one, group.tables[0].test) for one in group.differences]
   tests = {group.title: group.tables[0].test for group in comparison.groups}
   lines += [_csv_difference(one, tests[one.group]) for one in comparison.differences]
@@ -87,6 +91,13 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def json_text(comparison: Comparison) -> str:
+  """`json_value` as text."""
+  ascii_alone = not is_unicode(sys.stdout)
+  value = json_value(comparison)
+  return json.dumps(value, indent=2, ensure_ascii=ascii_alone, allow_nan=False)
+
+
+def json_value(comparison: Comparison) -> dict[str, Any]:
   """The comparison as an object, with the origin of each run; null for what has no value."""
   groups = [
     {
@@ -104,8 +115,7 @@ def json_text(comparison: Comparison) -> str:
     "units": dict(comparison.units),
     "notes": list(comparison.notes),
   }
-  ascii_alone = not is_unicode(sys.stdout)
-  return json.dumps(without_nan(value), indent=2, ensure_ascii=ascii_alone, allow_nan=False)
+  return without_nan(value)
 
 
 OUTPUT_FORMATS: dict[str, Callable[[Comparison], str]] = {
@@ -150,7 +160,7 @@ def _group_grids(group: RunGroup, comparison: Comparison) -> list[Grid]:
   if group.differences:
     lines = [
       [
-        f"{one.row} - {one.against}",
+        f"{one.row} - {one.against}" + (f", {one.kind}" if one.kind else ""),
         str(one.estimate.n),
         _estimate_cell(one.estimate, "percent", "+"),
       ]
@@ -162,15 +172,18 @@ def _group_grids(group: RunGroup, comparison: Comparison) -> list[Grid]:
 
 
 def _table_grid(table: Table, units: Mapping[str, str]) -> Grid:
-  columns = [name for name in COLUMNS if any(name in row for row in table.rows.values())]
+  named = [name for row in table.rows.values() for name in row]
+  columns = sorted(set(named)) if table.by_kind else [name for name in COLUMNS if name in named]
+  unit_of = lambda column: "percent" if table.by_kind else units.get(column, "")
   lines = []
   for name, row in table.rows.items():
     n = max((one.n or 0 for one in row.values()), default=0)
-    cells = [_table_cell(row.get(column), units.get(column, ""), n) for column in columns]
+    cells = [_table_cell(row.get(column), unit_of(column), n) for column in columns]
     lines.append([name, str(n), *cells])
   title = f"held-out data: {table.test}" if table.held_out else ""
-  units_of = [units.get(column, "") for column in columns]
-  return Grid(title, ["row", "n", *columns], ["", "", *units_of], lines)
+  if table.by_kind:
+    title = "exact match by kind of question"
+  return Grid(title, ["row", "n", *columns], ["", "", *map(unit_of, columns)], lines)
 
 
 def _between_grids(comparison: Comparison) -> list[Grid]:
@@ -236,7 +249,8 @@ def _piped(grid: Grid) -> str:
 def _csv_difference(one: Difference, test: str) -> tuple[str, str, str, Estimate, str]:
   within = one.group == one.against_group
   group = one.group if within else f"{one.group} - {one.against_group}"
-  return group, f"{one.row} - {one.against}", "exact_match_difference", one.estimate, test
+  metric = "exact_match_difference" + (f", {one.kind}" if one.kind else "")
+  return group, f"{one.row} - {one.against}", metric, one.estimate, test
 
 
 def _shown(value: Any) -> str:
