@@ -256,9 +256,9 @@ def _graded(rows: Sequence[Row]) -> list[dict[str, float]]:
 
 def _by_kind(answered: Mapping[str, Sequence[Row]], last: str) -> dict[str, Record]:
   """{kind: {"rows": figures of each row, "paired": as in the record}} of questions that name their
-  kind; {} where they are of one kind, or of too many for a table.
+  kind; {} where those of the last row are of one kind, or of too many for a table.
   """
-  named = [row.get("kind") for rows in answered.values() for row in rows]
+  named = [row.get("kind") for row in answered.get(last, ())]
   kinds = sorted({kind for kind in named if isinstance(kind, str)})
   found: dict[str, Record] = {}
   for kind in kinds if 1 < len(kinds) <= _MOST_KINDS else ():

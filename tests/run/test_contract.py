@@ -107,10 +107,22 @@ def test_a_row_of_the_table_is_kept_once(run):
     method = found["stages"].get(name, {}).get("method")
     (line,) = [
       line.removeprefix(f"{name}: {method} " if method else f"{name} ")
-      for line in run.out.splitlines()
+      for line in run.out.partition("\n\n")[0].splitlines()
       if line.startswith(f"{name}: {method} " if method else f"{name} ")
     ]
     assert line.split()[0] == f"{figures['exact_match']:.3f}"
+
+
+def test_every_row_has_figures_of_each_kind_of_question(run):
+  found = results(run)
+  assert list(found["by_kind"]) == ["1_hop", "2_hops"]
+  for own in found["by_kind"].values():
+    assert list(own["rows"]) == run.rows and list(own["paired"]) == list(found["paired"])
+  for name, figures in table_rows(found).items():
+    kinds = [own["rows"][name] for own in found["by_kind"].values()]
+    assert sum(one["examples"] for one in kinds) == figures["examples"]
+    summed = sum(one["examples"] * one["exact_match"] for one in kinds)
+    assert summed == pytest.approx(figures["examples"] * figures["exact_match"])
 
 
 def test_the_record_says_where_it_comes_from(run):
@@ -159,7 +171,8 @@ def test_predictions(run):
   assert len(rows) == results(run)["metrics"]["examples"] > 0
   assert len({row["id"] for row in rows}) == len(rows)
   for row in rows:
-    assert set(row) == {"id", "input", "prediction", "answers", "scores", "predictions"}
+    keys = {"id", "input", "kind", "prediction", "answers", "scores", "predictions"}
+    assert set(row) == keys and row["kind"] in ("1_hop", "2_hops")
     assert isinstance(row["prediction"], str) and row["input"].endswith("?")
     assert row["answers"] and all(isinstance(answer, str) for answer in row["answers"])
     assert list(row["predictions"]) == run.rows[:-1]

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from frozen_jax.evaluation.scores import Scores
+from frozen_jax.run import records
 from frozen_jax.run.records import command_line, side_by_side, table_rows, units_of
 from frozen_jax.run.report import (
   COLUMNS,
@@ -73,6 +74,51 @@ def test_the_difference_to_the_baseline_is_a_line():
   assert record_text(RECORD | {"paired": paired}, {})[-1] == (
     "exact match against lm: +1.2 points (95%: -0.5 to +3.0)"
   )
+
+
+def answered(*kinds, right=()):
+  """Scores of answers to questions of these kinds (None: without one); right: which are so."""
+  rows = [
+    {"id": str(n), "prediction": "a" if n in right else "b", "answers": ["a"]}
+    | ({} if kind is None else {"kind": kind})
+    for n, kind in enumerate(kinds)
+  ]
+  return Scores({"exact_match_low": 0.0}, predictions=rows)
+
+
+def by_kind(**scores):
+  return records._by_kind(records._answered(scores), list(scores)[-1])
+
+
+def test_questions_are_counted_with_their_kind():
+  kinds = ("easy", "hard", "easy", "hard", None)
+  found = by_kind(lm=answered(*kinds, right=[0, 4]), own=answered(*kinds, right=[0, 1, 2]))
+  assert list(found) == ["easy", "hard"]
+  easy, hard = (found[kind]["rows"] for kind in found)
+  assert (easy["lm"]["exact_match"], easy["own"]["exact_match"]) == (50.0, 100.0)
+  assert (hard["lm"]["exact_match"], hard["own"]["exact_match"]) == (0.0, 50.0)
+  assert easy["lm"]["examples"] == hard["own"]["examples"] == 2
+  assert found["hard"]["paired"]["lm"] == {
+    "difference": 50.0,
+    "difference_low": 0.0,
+    "difference_high": 100.0,
+  }
+
+
+@pytest.mark.parametrize(
+  "kinds",
+  [(None, None), ("one", "one"), ("one", None), (["a"], ["b"]), (1, 2), tuple(map(str, range(21)))],
+  ids=str,
+)
+def test_no_kinds_one_or_too_many_have_no_figures(kinds):
+  assert by_kind(lm=answered("one", "two"), own=answered(*kinds)) == {}
+  assert by_kind(own=answered(*kinds, "one", "two")).keys() <= {"one", "two"}
+
+
+def test_a_row_that_answered_other_questions_has_no_difference():
+  found = by_kind(lm=answered("a", "b"), short=answered("a"), own=answered("a", "b", "b"))
+  assert found["a"]["paired"].keys() == {"lm", "short"}
+  assert found["b"]["paired"] == {} and found["b"]["rows"].keys() == {"lm", "own"}
 
 
 def of_kind(exact_match, difference):

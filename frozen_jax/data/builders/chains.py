@@ -38,7 +38,7 @@ _SEED = 0
 class Chains(tfds.core.GeneratorBasedBuilder):
   """Statements and a question to be completed: {"id", "question", "answers"}.
 
-  An id is "KIND/NUMBER", its kind the number of hops: `1_hop`, `2_hops`, ...
+  An id is "NUMBER/KIND", its kind the number of hops: `1_hop`, `2_hops`, ...
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -46,7 +46,7 @@ class Chains(tfds.core.GeneratorBasedBuilder):
   @staticmethod
   def kind_of(example_id: str) -> str:
     """The kind of the question of that id."""
-    return example_id.partition("/")[0]
+    return example_id.rpartition("/")[2]
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text
@@ -88,7 +88,7 @@ def _of_split(
     kind = f"{hops}_hops" if hops > 1 else "1_hop"
     asked = names[0] + hops * "'s friend"
     yield {
-      "id": f"{kind}/{len(told)}",
+      "id": f"{len(told)}/{kind}",
       "question": f"{' '.join(statements)} {asked} is",
       "answers": [names[hops]],
     }

@@ -26,6 +26,7 @@ from frozen_jax.core.json_row import Row
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.examples import Example
 from frozen_jax.data.json_lines import JsonLines
+from frozen_jax.data.settings import DataSettings
 from frozen_jax.evaluation.scores import Scores, score_model
 from frozen_jax.models.generation import end_ids
 from frozen_jax.models.identity import reading_of
@@ -141,7 +142,7 @@ class ProposeSelect:
     assert self._proposer is not None  # `stage` or `evaluated` comes first
     settings, model = self._proposer
     spec = getattr(settings.data, split)
-    asked = first_questions(settings.data, spec, max_questions)
+    asked = _questions(settings.data, spec, max_questions)
     sampled = self._sampled(f"sampled_{split}.jsonl", settings, model, asked)
     self._render(split, [sampled], 0, settings.seed)
     return list(JsonLines(sampled))
@@ -163,10 +164,10 @@ class ProposeSelect:
   def _train_texts(self, proposer: StageSettings, train: TrainStage) -> None:
     """The texts for pass two on the training questions, all proposed out of fold."""
     settings, data = self._settings, proposer.data
-    examples = first_questions(data, data.train)
+    examples = _questions(data, data.train)
     fold_of = folds_of(examples, settings.folds, proposer.seed)
     chosen = np.arange(len(examples)) < (settings.questions or len(examples))
-    held_out = first_questions(data, data.validation, proposer.train.validate_examples)
+    held_out = _questions(data, data.validation, proposer.train.validate_examples)
     validation = self._written("questions_validation.jsonl", held_out)
     sampled = []
     for fold in range(settings.folds):
@@ -232,6 +233,12 @@ class ProposeSelect:
         f"no {split} question has a right answer among the {settings.max_candidates} that are"
         " shown, so that pass two has nothing to learn from; set candidates.learn_from=all"
       )
+
+
+def _questions(data: DataSettings, spec: str, max_questions: int = 0) -> list[Example]:
+  """`first_questions` without their kind, which the files of earlier versions do not have."""
+  examples = first_questions(data, spec, max_questions)
+  return [{key: value for key, value in one.items() if key != "kind"} for one in examples]
 
 
 def _rows_digest(rows: Sequence[Any]) -> str:

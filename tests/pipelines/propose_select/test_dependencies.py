@@ -6,11 +6,16 @@ import pytest
 
 import frozen_jax
 from frozen_jax import run
+from frozen_jax.data.settings import DataSettings
+from frozen_jax.models.inputs import first_questions
 from frozen_jax.pipelines.experiment import TrainedStage, subsection
+from frozen_jax.pipelines.propose_select import pipeline
 from frozen_jax.pipelines.propose_select.pipeline import ProposeSelect
 from frozen_jax.pipelines.propose_select.settings import CandidateRendering, CandidateSampling
 from frozen_jax.run.settings import resolve_run
 from tests.pipelines.perturbed import Recorded, perturbed, unaffecting
+from tests.run.settings_cases import QUESTIONS
+from tests.run.task_files import lines_file
 
 # Section -> its name among the dependencies, and the artifacts that have it.
 DEPENDENTS = {
@@ -82,3 +87,14 @@ def test_what_the_training_texts_depend_on(changes, name, value, names):
   found = changes(**{name: value})
   assert {one.removesuffix(".jsonl") for one in found} == names
   assert all(changed == [name] for changed in found.values())
+
+
+def test_the_kind_of_a_question_is_in_no_artifact(tmp_path):
+  """So those of runs from before there were kinds stay valid."""
+  plain, named = (
+    lines_file(tmp_path / f"{name}.jsonl", *(row | more for row in QUESTIONS))
+    for name, more in (("plain", {}), ("named", {"kind": "1_hop"}))
+  )
+  assert first_questions(DataSettings(), str(named))[0]["kind"] == "1_hop"
+  of_file = lambda path: pipeline._rows_digest(pipeline._questions(DataSettings(), str(path)))
+  assert of_file(named) == of_file(plain)
