@@ -151,10 +151,12 @@ def reorder(x: Shaped[HostOrDevice, "B T *rest"], order: Int[Array, "B T"]) -> S
 
 
 def _saving(run: Callable[..., Array]) -> Callable[..., Array]:
-  """`run`(q, k, v, segments, branch), whose derivative saves all it needs as "attention".
+  """`run`(q, k, v, segments, branch), whose derivative saves the numbers it needs as "attention".
 
   So does `attention.attend` (see `core.remat`).
   """
+  is_float = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+  save = lambda a: checkpoint_name(a, "attention") if is_float(a) else a
 
   @jax.custom_vjp
   def named(q, k, v, segments, branch):
@@ -162,7 +164,7 @@ def _saving(run: Callable[..., Array]) -> Callable[..., Array]:
 
   def forward(q, k, v, segments, branch):
     result, derivative = jax.vjp(lambda *qkv: run(*qkv, segments, branch), q, k, v)
-    return result, jax.tree.map(lambda a: checkpoint_name(a, "attention"), derivative)
+    return result, jax.tree.map(save, derivative)
 
   named.defvjp(forward, lambda derivative, cotangent: (*derivative(cotangent), None, None))
   return named

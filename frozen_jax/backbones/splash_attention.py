@@ -50,7 +50,8 @@ def attend(
   q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
   segments = pad(segments)
   run = jax.vmap(kernel)
-  mixed = run(by_head(q), by_head(k), by_head(v), splash.SegmentIds(segments, segments))
+  with jax.named_scope(f"{'causal' if is_causal else 'both_ways'}_{window or 'all'}"):  # for plans
+    mixed = run(by_head(q), by_head(k), by_head(v), splash.SegmentIds(segments, segments))
   return mixed.swapaxes(1, 2)[:, :length]
 
 

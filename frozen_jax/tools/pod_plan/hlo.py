@@ -96,7 +96,10 @@ class Program:
 
   @functools.cached_property
   def runs(self) -> dict[str, float]:
-    """How often each computation runs when the program runs once."""
+    """How often each computation runs when the program runs once.
+
+    Of a conditional, all branches are taken to run equally often.
+    """
     counts = dict.fromkeys(self.computations, 0.0)
 
     def visit(name: str, times: float) -> None:
@@ -104,6 +107,7 @@ class Program:
       known = self.find(name)
       for operation in self.computations[name]:
         often = times * (self._trips(operation, known) if operation.opcode == "while" else 1)
+        often /= len(operation.called) if operation.opcode == "conditional" else 1
         for role, called in operation.called.items():
           if called in counts and role != "condition":
             visit(called, often)
