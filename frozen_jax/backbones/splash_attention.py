@@ -42,6 +42,7 @@ def attend(
       **sizes, block_kv_compute=min(block, 512), block_kv_dkv_compute=min(block, 512)
     ),
     attn_logits_soft_cap=soft_cap,
+    residual_checkpoint_name="attention",
     interpret=interpret,
   )
   pad = lambda a: jnp.pad(a, ((0, 0), (0, padded - length), *((0, 0),) * (a.ndim - 2)))
