@@ -72,7 +72,7 @@ def test_the_branches_of_a_conditional_run_equally_often(branches):
 )
 def test_a_kernel_of_attention_counts_the_keys_that_a_query_meets(scope, keys):
   array = "bf16[2,4,128,32]{3,2,1,0}"
-  name = f'metadata={{op_name="jit(f)/{scope}splash_mha_fwd"}}'
+  name = f'backend={{\n"a":1\n}}, metadata={{op_name="jit(f)/{scope}splash_mha_fwd"}}'
   text = f"""ENTRY %main (q: {array}) -> {array} {{
   %q = {array} parameter(0)
   ROOT %splash_mha_fwd_residuals.1 = {array} custom-call(%q, %q, %q), {name}

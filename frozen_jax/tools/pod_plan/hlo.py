@@ -182,15 +182,27 @@ def read_program(text: str) -> Program:
   """The program of `compiled.as_text()`."""
   computations: dict[str, list[Operation]] = {}
   entry, current, lines = "", "", _source_lines(text)
-  for line in text.splitlines():
+  for line in _whole_lines(text):
     header = _HEADER.match(line)
     if header:
       current = header[2]
       computations[current] = []
       entry = current if header[1] else entry
-    elif current and _LINE.match(line):  # an attribute may have lines of its own
+    elif current and _LINE.match(line):
       computations[current].append(_operation(line, lines))
   return Program(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+  """The lines of a program; the attributes of an operation may have lines of their own."""
+  whole = ""
+  for line in text.splitlines():
+    if _LINE.match(line) or _HEADER.match(line) or line.strip() in ("", "}"):
+      yield whole
+      whole = line
+    else:
+      whole += line
+  yield whole
 
 
 def _operation(line: str, lines: dict[str, str]) -> Operation:
