@@ -37,8 +37,7 @@ class SavedValues(NamedTuple):
 def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues:
   """What a policy of `core.remat` saves of a layer that names these values.
 
-  like: a weight. "full" keeps inputs in its dtype, but on CPUs, which would convert more slowly
-  than they read.
+  like: a weight. "full" keeps inputs in its dtype; on CPUs as they are, for the reason above.
 
   Raises:
     ValueError: an unknown policy.
