@@ -37,7 +37,7 @@ class SavedValues(NamedTuple):
 def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues:
   """What a policy of `core.remat` saves of a layer that names these values.
 
-  like: a weight. "full" keeps inputs in its dtype; on CPUs as they are, for the reason above.
+  like: a weight. Where it is bfloat16 "full" keeps inputs so; not on CPUs, for the reason above.
 
   Raises:
     ValueError: an unknown policy.
@@ -45,7 +45,7 @@ def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues
   if remat not in REMAT_POLICIES:
     raise ValueError(f"remat is {remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
   saved = {"full": (), "attention": tuple(name for name in names if name == "attention")}
-  narrow = remat == "full" and like.dtype.itemsize == 2 and platform_of(like) != "cpu"
+  narrow = remat == "full" and like.dtype == jnp.bfloat16 and platform_of(like) != "cpu"
   return SavedValues(saved.get(remat, names), remat == "offload", like.dtype if narrow else None)
 
 
@@ -93,7 +93,8 @@ def _scan_keeping(
 ) -> tuple[Float[Array, "..."], Tree]:
   """`lax.scan` whose backward pass has only the carries, in this dtype, and recomputes the rest.
 
-  Of the forward pass nothing is rounded. The step has no outputs to which gradients flow.
+  Of the forward pass nothing is rounded. No gradients flow to what the step closes over, nor from
+  its outputs.
   """
   # What the step closes over is an argument: `custom_vjp` may trace its rules after that is gone.
   first = jax.tree.map(lambda a: a[0], scanned)
