@@ -20,9 +20,9 @@ from frozen_jax.backbones.experts import mixture
 from frozen_jax.backbones.gated import gated
 from frozen_jax.sharding.activations import constrain, constrain_rows
 
-# The values that a layer saves for its backward pass (see `checkpoint_name` here, in attention and
-# in gated): all whose recomputation would need a product with a weight matrix.
-SAVED_NAMES = ("attention", "gated", "middle")
+# The values that a layer saves for its backward pass (see `checkpoint_name` here, in attention,
+# kernels and gated): all whose recomputation would need a product with a weight matrix.
+SAVED_NAMES = ("attention", "qkv", "gated", "middle")
 
 
 class Layer(NamedTuple):

@@ -20,7 +20,7 @@ Attend = Callable[[Array, Array, Array, AttentionInputs], Array]  # of q, k, v [
 
 # The values that a layer saves for its backward pass: all whose recomputation would need a product
 # with a weight matrix (see `decoder_layer.SAVED_NAMES`).
-SAVED_NAMES = ("attention", "gated", "middle", "end")
+SAVED_NAMES = ("attention", "qkv", "gated", "middle", "end")
 
 
 def apply_layer(

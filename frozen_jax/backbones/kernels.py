@@ -26,7 +26,9 @@ from frozen_jax.sharding.activations import mesh_of, platform_of
 from frozen_jax.sharding.rules import spec_of
 
 _CUDNN_HEAD = 128  # numbers of a head; a multiple of 8
-_SHORTEST = 256  # an encoder's texts: below, splash attention would compute mostly padding
+# Of an encoder's texts; a plan of BERT-base on a v5e: XLA's attention moves as much memory as the
+# products take time at 350 tokens, and needs less of it than the kernel at 128.
+_SHORTEST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Kernel:
     window has a branch of its own. Padding gets numbers without meaning.
     """
     prefix = k.shape[1] - q.shape[1]
+    q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
     if prefix:  # queries before those of the text make it a longer text
       q = jnp.pad(q, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
     windows = tuple(dict.fromkeys(self.windows))
     branch = jnp.asarray([windows.index(window) for window in self.windows], jnp.int32)[kind_id]
-    run = _saving(self._of_windows(windows))
+    run = self._of_windows(windows)
     mesh = mesh_of(q)
     if mesh is not None:
       heads = spec_of(k.shape, ("batch", None, "kv", None), mesh)
@@ -95,14 +98,13 @@ class Kernel:
       return splash_attention.attend(
         q, k, v, segments, window, self.is_causal, self.soft_cap, interpret=self.interpret
       )
-    return jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
+    attend = functools.partial(
+      jax.nn.dot_product_attention,
       is_causal=True,
       local_window_size=None if window is None else (window - 1, 0),
       implementation="xla" if self.interpret else "cudnn",
     )
+    return _saving(attend)(q, k, v)
 
 
 def of_decoder(config: DecoderConfig, like: Array, length: int) -> Kernel | None:
@@ -150,19 +152,20 @@ def reorder(x: Shaped[HostOrDevice, "B T *rest"], order: Int[Array, "B T"]) -> S
   return jax.vmap(take)(jnp.asarray(x), order)
 
 
-def _saving(run: Callable[..., Array]) -> Callable[..., Array]:
-  """`run`(q, k, v, segments, branch), whose derivative saves all it needs as "attention".
+def _saving(attend: Callable[..., Array]) -> Callable[..., Array]:
+  """`attend`(q, k, v), whose result and what its derivative needs are saved as "attention".
 
-  So does `attention.attend` (see `core.remat`).
+  So are those of `attention.attend` and of splash attention (see `core.remat`).
   """
+  save = lambda a: checkpoint_name(a, "attention")
 
   @jax.custom_vjp
-  def named(q, k, v, segments, branch):
-    return run(q, k, v, segments, branch)
+  def saving(q, k, v):
+    return attend(q, k, v)
 
-  def forward(q, k, v, segments, branch):
-    result, derivative = jax.vjp(lambda *qkv: run(*qkv, segments, branch), q, k, v)
-    return result, jax.tree.map(lambda a: checkpoint_name(a, "attention"), derivative)
+  def forward(q, k, v):
+    result, derivative = jax.vjp(attend, q, k, v)
+    return save(result), jax.tree.map(save, derivative)
 
-  named.defvjp(forward, lambda derivative, cotangent: (*derivative(cotangent), None, None))
-  return named
+  saving.defvjp(forward, lambda derivative, cotangent: derivative(cotangent))
+  return saving

@@ -42,6 +42,7 @@ def attend(
       **sizes, block_kv_compute=min(block, 512), block_kv_dkv_compute=min(block, 512)
     ),
     attn_logits_soft_cap=soft_cap,
+    residual_checkpoint_name="attention",
     interpret=interpret,
   )
   pad = lambda a: jnp.pad(a, ((0, 0), (0, padded - length), *((0, 0),) * (a.ndim - 2)))
@@ -50,7 +51,8 @@ def attend(
   q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
   segments = pad(segments)
   run = jax.vmap(kernel)
-  mixed = run(by_head(q), by_head(k), by_head(v), splash.SegmentIds(segments, segments))
+  with jax.named_scope(f"{'causal' if is_causal else 'both_ways'}_{window or 'all'}"):  # for plans
+    mixed = run(by_head(q), by_head(k), by_head(v), splash.SegmentIds(segments, segments))
   return mixed.swapaxes(1, 2)[:, :length]
 
 

@@ -6,12 +6,14 @@ bits are sliced directly. And it moves what does not change out of a loop, as a 
 unless a barrier keeps it in. Programs for other platforms have neither integers nor barriers.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -35,8 +37,7 @@ class SavedValues(NamedTuple):
 def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues:
   """What a policy of `core.remat` saves of a layer that names these values.
 
-  like: a weight. "full" keeps inputs in its dtype, but on CPUs, which would convert more slowly
-  than they read.
+  like: a weight. Where it is bfloat16 "full" keeps inputs so; not on CPUs, for the reason above.
 
   Raises:
     ValueError: an unknown policy.
@@ -44,7 +45,7 @@ def saved_values(remat: str, names: tuple[str, ...], like: Array) -> SavedValues
   if remat not in REMAT_POLICIES:
     raise ValueError(f"remat is {remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
   saved = {"full": (), "attention": tuple(name for name in names if name == "attention")}
-  narrow = remat == "full" and like.dtype.itemsize == 2 and platform_of(like) != "cpu"
+  narrow = remat == "full" and like.dtype == jnp.bfloat16 and platform_of(like) != "cpu"
   return SavedValues(saved.get(remat, names), remat == "offload", like.dtype if narrow else None)
 
 
@@ -88,34 +89,42 @@ def _scan_keeping(
 ) -> tuple[Float[Array, "..."], Tree]:
   """`lax.scan` whose backward pass has only the carries, in this dtype, and recomputes the rest.
 
-  Of the forward pass nothing is rounded. The step has no outputs to which gradients flow.
+  Of the forward pass nothing is rounded. No gradients flow to what the step closes over, nor from
+  its outputs.
   """
+  # What the step closes over is an argument: `custom_vjp` may trace its rules after that is gone.
+  first = jax.tree.map(lambda a: a[0], scanned)
+  traced, shapes = jax.make_jaxpr(step, return_shape=True)(carry, first)
+
+  def pure_step(constants, carry, slices):
+    run = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))
+    return jax.tree.unflatten(jax.tree.structure(shapes), run(*jax.tree.leaves((carry, slices))))
 
   @jax.custom_vjp
-  def run(carry, scanned):
-    return jax.lax.scan(step, carry, scanned)
+  def run(constants, carry, scanned):
+    return jax.lax.scan(functools.partial(pure_step, constants), carry, scanned)
 
-  def forward(carry, scanned):
+  def forward(constants, carry, scanned):
     def keeping(carry, slices):
-      after, outputs = step(carry, slices)
+      after, outputs = pure_step(constants, carry, slices)
       return after, (outputs, carry.astype(dtype))
 
     after, (outputs, kept) = jax.lax.scan(keeping, carry, scanned)
-    return (after, outputs), (kept, scanned)
+    return (after, outputs), (constants, kept, scanned)
 
   def backward(residuals, cotangents):
-    kept, (index, trained) = residuals
+    constants, kept, (index, trained) = residuals
 
     def back(cotangent, given):
       kept, index, trained = given
-      again = lambda carry, trained: step(carry, (index, trained))[0]
-      return jax.vjp(again, kept.astype(carry.dtype), trained)[1](cotangent)
+      again = lambda carry, trained: pure_step(constants, carry, (index, trained))[0]
+      return jax.vjp(again, kept.astype(cotangent.dtype), trained)[1](cotangent)
 
     d_carry, d_trained = jax.lax.scan(back, cotangents[0], (kept, index, trained), reverse=True)
-    return d_carry, (None, d_trained)
+    return None, d_carry, (None, d_trained)
 
   run.defvjp(forward, backward)
-  return run(carry, scanned)
+  return run(traced.consts, carry, scanned)
 
 
 def scan_trained(

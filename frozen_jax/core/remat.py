@@ -2,7 +2,8 @@
 
 none       what would take a product with a weight matrix to recompute
 attention  of that the results of attention alone
-full       the layer's input alone: the least memory, one more forward pass
+full       the layer's input alone, of bfloat16 models in bfloat16 (not on CPUs): the least memory,
+           one more forward pass
 offload    what `none` keeps, in the memory of the host
 """
 

@@ -60,6 +60,10 @@ def kernel(monkeypatch):
   return use
 
 
+def traced_anew(function, *arrays):
+  return jax.jit(lambda *given: function(*given))(*arrays)
+
+
 def prompted_texts(width, side):
   """Embedded texts after a prompt of four positions, which padding may part from them."""
   x = jax.random.normal(jax.random.key(3), (ROWS, LENGTH, width))
@@ -95,11 +99,10 @@ def test_a_decoder_with_a_kernel_equals_one_without(name, config, side, prefix, 
     return (decoder.hidden(params, config, x, mask, peft=peft, remat="attention") * weights).sum()
 
   peft = prefixes(config) if prefix else {}
-  run = lambda: jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(x, peft))
-  expected = run()
+  expected = traced_anew(jax.value_and_grad(loss, (0, 1)), x, peft)
   kernel(name)
-  jax.clear_caches()
-  for one, other in zip(expected, run(), strict=True):
+  found = traced_anew(jax.value_and_grad(loss, (0, 1)), x, peft)
+  for one, other in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
@@ -115,10 +118,9 @@ def test_decoding_goes_on_after_a_kernel(name, kernel):
     later, cache = decoder.step(params, CONFIG, new, cache, peft=peft)
     return states[:, -1:], later, decoder.step(params, CONFIG, new, cache, peft=peft)[0]
 
-  expected = jax.jit(run)(x, prefixes(CONFIG))
+  expected = traced_anew(run, x, prefixes(CONFIG))
   kernel(name)
-  jax.clear_caches()
-  for one, other in zip(expected, jax.jit(run)(x, prefixes(CONFIG)), strict=True):
+  for one, other in zip(expected, traced_anew(run, x, prefixes(CONFIG)), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
@@ -136,10 +138,9 @@ def test_an_encoder_with_a_kernel_equals_one_without(places, kernel):
     states = encoder.hidden(params, ENCODER, x, mask, output_positions=positions)
     return (states * weights).sum()
 
-  expected = jax.jit(jax.value_and_grad(loss))(x)
+  expected = traced_anew(jax.value_and_grad(loss), x)
   kernel("splash")
-  jax.clear_caches()
-  for one, other in zip(expected, jax.jit(jax.value_and_grad(loss))(x), strict=True):
+  for one, other in zip(expected, traced_anew(jax.value_and_grad(loss), x), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
@@ -209,19 +210,18 @@ def test_inputs_that_are_kept_in_bfloat16_change_no_loss(trained, monkeypatch):
   )
   peft = {"lora": {"attn": {"q": {"a": a, "b": b}}}} if trained else {}
 
-  def loss(x, peft):
-    states = decoder.hidden(params, config, x, mask, peft=peft, remat="full")
-    return (jnp.square(states.astype(jnp.float32)) * mask[..., None]).sum() / 100
-
   def run():
-    jax.clear_caches()
+    @jax.jit  # within the differentiated function: what is closed over is gone when it is traced
+    def states(x, peft):
+      return decoder.hidden(params, config, x, mask, peft=peft, remat="full").astype(jnp.float32)
+
+    loss = lambda x, peft: (jnp.square(states(x, peft)) * mask[..., None]).sum() / 100
     program = jax.jit(jax.value_and_grad(loss, (0, 1)))
     text = str(program.trace(x, peft).jaxpr)
     kept = [f"{dtype}[3,{ROWS},{LENGTH},32]" in text for dtype in ("f32", "bf16")]
     return kept, program(x, peft)
 
-  as_on_a_tpu = lambda array: "tpu"
-  monkeypatch.setattr(stack, "platform_of", as_on_a_tpu)
+  monkeypatch.setattr(stack, "platform_of", lambda array: "tpu")
   kept, (value, gradients) = run()
   assert kept == [False, True]
   monkeypatch.setattr(stack, "platform_of", lambda array: "cpu")

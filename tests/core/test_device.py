@@ -21,3 +21,18 @@ def test_memory_is_that_of_one_device(monkeypatch, stats, memory):
   device.memory_bytes.cache_clear()
   assert device.memory_bytes() == memory
   device.memory_bytes.cache_clear()
+
+
+@pytest.mark.parametrize(
+  "capabilities, expected", [(["8.0", "9.0"], True), (["7.5"], False), (None, False)]
+)
+def test_cudnn_has_attention_for_gpus_from_ampere_on(monkeypatch, capabilities, expected):
+  def local_devices(backend):
+    if capabilities is None:
+      raise RuntimeError(f"Unknown backend {backend}")
+    return [SimpleNamespace(compute_capability=one) for one in capabilities]
+
+  monkeypatch.setattr(jax, "local_devices", local_devices)
+  device.has_cudnn_attention.cache_clear()
+  assert device.has_cudnn_attention() is expected
+  device.has_cudnn_attention.cache_clear()

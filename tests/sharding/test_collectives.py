@@ -9,6 +9,8 @@ import functools
 import jax
 import pytest
 
+from frozen_jax.backbones import kernels
+from frozen_jax.backbones.kernels import Kernel
 from frozen_jax.methods import METHODS
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.mesh import make_mesh
@@ -99,6 +101,14 @@ def test_no_collective_of_generation_is_as_large_as_an_activation(method, mesh):
   assert max(collectives(given.prefill()), default=0) < ACTIVATION / 2
   cache = ROWS * LENGTH * LM["kv_heads"] * LM["head_dim"] * 4  # keys of a layer
   assert max(collectives(given.decode_step()), default=0) < cache / 2
+
+
+def test_moving_the_padding_for_a_kernel_exchanges_no_activation(monkeypatch):
+  kernel = Kernel("cudnn", interpret=True)
+  monkeypatch.setattr(kernels, "of_decoder", lambda *_: kernel)
+  given = programs("prompt_tuning", MESHES[1])
+  for lowered in (given.train_step(), given.prefill()):
+    assert max(collectives(lowered)) < ACTIVATION / 2
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -56,6 +56,30 @@ def test_loops_within_loops():
   assert roofline.costs(compiled(outer, (16, 8), (8, 8))).flops == 15 * 2 * 16 * 8 * 8
 
 
+@pytest.mark.parametrize("branches", [2, 3])
+def test_the_branches_of_a_conditional_run_equally_often(branches):
+  def chosen(x, y, index):
+    products = [lambda x, y, n=n: jnp.tanh(x + n) @ y for n in range(branches)]
+    step = lambda x, index: (jax.lax.switch(index, products, x, y), None)
+    return jax.lax.scan(step, x, index.astype(jnp.int32))[0]
+
+  found = roofline.costs(compiled(chosen, (64, 32), (32, 32), (6,)))
+  assert found.flops == pytest.approx(6 * 2 * 64 * 32 * 32)
+
+
+@pytest.mark.parametrize(
+  "scope, keys", [("", 64), ("causal_all/", 64), ("causal_5/", 5), ("both_ways_all/", 128)]
+)
+def test_a_kernel_of_attention_counts_the_keys_that_a_query_meets(scope, keys):
+  array = "bf16[2,4,128,32]{3,2,1,0}"
+  name = f'backend={{\n"a":1\n}}, metadata={{op_name="jit(f)/{scope}splash_mha_fwd"}}'
+  text = f"""ENTRY %main (q: {array}) -> {array} {{
+  %q = {array} parameter(0)
+  ROOT %splash_mha_fwd_residuals.1 = {array} custom-call(%q, %q, %q), {name}
+}}"""
+  assert roofline.costs(read_program(text)).flops == 2 * 2 * (2 * 4 * 128 * 32) * keys
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
 @pytest.mark.parametrize("kind, axes", [("all-gather", P()), ("all-to-all", P(None, "data"))])
 def test_collectives_by_kind(kind, axes):

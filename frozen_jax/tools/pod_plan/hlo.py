@@ -96,7 +96,10 @@ class Program:
 
   @functools.cached_property
   def runs(self) -> dict[str, float]:
-    """How often each computation runs when the program runs once."""
+    """How often each computation runs when the program runs once.
+
+    Of a conditional, all branches are taken to run equally often.
+    """
     counts = dict.fromkeys(self.computations, 0.0)
 
     def visit(name: str, times: float) -> None:
@@ -104,6 +107,7 @@ class Program:
       known = self.find(name)
       for operation in self.computations[name]:
         often = times * (self._trips(operation, known) if operation.opcode == "while" else 1)
+        often /= len(operation.called) if operation.opcode == "conditional" else 1
         for role, called in operation.called.items():
           if called in counts and role != "condition":
             visit(called, often)
@@ -178,15 +182,27 @@ def read_program(text: str) -> Program:
   """The program of `compiled.as_text()`."""
   computations: dict[str, list[Operation]] = {}
   entry, current, lines = "", "", _source_lines(text)
-  for line in text.splitlines():
+  for line in _whole_lines(text):
     header = _HEADER.match(line)
     if header:
       current = header[2]
       computations[current] = []
       entry = current if header[1] else entry
-    elif current and _LINE.match(line):  # an attribute may have lines of its own
+    elif current and _LINE.match(line):
       computations[current].append(_operation(line, lines))
   return Program(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+  """The lines of a program; the attributes of an operation may have lines of their own."""
+  whole = ""
+  for line in text.splitlines():
+    if _LINE.match(line) or _HEADER.match(line) or line.strip() in ("", "}"):
+      yield whole
+      whole = line
+    else:
+      whole += line
+  yield whole
 
 
 def _operation(line: str, lines: dict[str, str]) -> Operation:

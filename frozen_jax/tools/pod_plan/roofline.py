@@ -21,6 +21,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 # Products of queries and keys or weights and values in each kernel.
+_SPLASH_MASK = re.compile(r"(causal|both_ways)_(\d+|all)")
 _SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
@@ -86,12 +87,17 @@ def _flops(operation: Operation, known: dict[str, Operation]) -> float:
 
 
 def _splash_flops(operation: Operation, known: dict[str, Operation]) -> float:
-  """Of the kernels of splash attention with a causal mask: half of all queries and keys meet."""
+  """Of the kernels of splash attention, by how many keys a query meets (`splash_attention`)."""
   for name, products in _SPLASH_PRODUCTS.items():
     if name in operation.name:
       arrays = [known[one].outputs[0] for one in operation.operands]
       queries = max((a for a in arrays if "f" in a.dtype), key=lambda a: a.size)  # [.., T, C]
-      return float(products * queries.size * queries.shape[-2])
+      keys = float(queries.shape[-2])
+      found = _SPLASH_MASK.search(operation.attributes)
+      ways, window = found.groups() if found else ("causal", "all")
+      sides = 2 if ways == "both_ways" else 1
+      keys = keys * sides / 2 if window == "all" else min(keys, float(window)) * sides
+      return 2.0 * products * queries.size * keys
   return 0.0
 
 
