@@ -24,6 +24,7 @@ from frozen_jax.text.token_ids import check_ids
 MAX_TOKENS = 2**14  # of one batch, prompts and choices with their padding
 _MIN_PROMPT = 16  # prompts are padded to at least so many tokens
 _MIN_CHOICE = 4  # and what is read of choices to so many, where anything is
+_MIN_CHOICES = 4  # rows whose choices have one token each are filled up to so many choices
 
 # About how many tokens are read in the time that it takes to compile for one more shape.
 _COMPILING = {"cpu": 2**9, "gpu": 2**16}
@@ -152,7 +153,10 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
     longest = max(map(len, question.choices))
     width = _bucket_size(len(question.prompt.tokens), _MIN_PROMPT)
     length = 1 if longest == 1 else 1 + _bucket_size(longest - 1, _MIN_CHOICE)
-    shapes.setdefault(_Shape(width, len(question.choices), length), []).append(index)
+    count = len(question.choices)
+    if length == 1:  # nothing of the choices is read, so more of them cost nothing
+      count = power_of_two(count, _MIN_CHOICES)
+    shapes.setdefault(_Shape(width, count, length), []).append(index)
   limit = per_backend(_COMPILING)
   for shape in sorted(shapes, key=_Shape.tokens_read):
     larger = [
