@@ -141,6 +141,11 @@ class _Shape(NamedTuple):
     """Tokens of a row that go through the model: the last of a choice is only predicted."""
     return self.width + self.count * (self.length - 1)
 
+  def filled(self) -> "_Shape":
+    """With one of few counts where nothing of the choices is read, so that more cost nothing."""
+    count = power_of_two(self.count, _MIN_CHOICES) if self.length == 1 else self.count
+    return self._replace(count=count)
+
 
 def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
   """The rows that are padded to each shape: few shapes, and little padding.
@@ -153,10 +158,7 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
     longest = max(map(len, question.choices))
     width = _bucket_size(len(question.prompt.tokens), _MIN_PROMPT)
     length = 1 if longest == 1 else 1 + _bucket_size(longest - 1, _MIN_CHOICE)
-    count = len(question.choices)
-    if length == 1:  # nothing of the choices is read, so more of them cost nothing
-      count = power_of_two(count, _MIN_CHOICES)
-    shapes.setdefault(_Shape(width, count, length), []).append(index)
+    shapes.setdefault(_Shape(width, len(question.choices), length), []).append(index)
   limit = per_backend(_COMPILING)
   for shape in sorted(shapes, key=_Shape.tokens_read):
     larger = [
@@ -166,7 +168,10 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
       other = min(larger, key=_Shape.tokens_read)
       if len(shapes[shape]) * (other.tokens_read() - shape.tokens_read()) < limit:
         shapes[other] += shapes.pop(shape)
-  return shapes
+  filled: dict[_Shape, list[int]] = {}
+  for shape, members in shapes.items():
+    filled.setdefault(shape.filled(), []).extend(members)
+  return filled
 
 
 def _bucket_size(count: int, least: int) -> int:
