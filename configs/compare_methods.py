@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "smoke":
     shrink_many_tasks(config)
     first_layers(config)
+    config.evaluate.max_examples = 2  # a row to rank and one to write of test and of held-out data
   elif variant == "t0":
     t0(config)
   elif variant:

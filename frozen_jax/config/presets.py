@@ -117,14 +117,15 @@ def shrink(config: ConfigDict) -> None:
 
 def first_layers(config: ConfigDict) -> None:
   """Has a `:smoke` variant that compiles many programs do so on the first layers of the LM."""
-  config.model.num_layers = 6
+  config.model.num_layers = 2
 
 
 def shrink_many_tasks(config: ConfigDict) -> None:
   """`shrink` for a mixture of tasks: two short lengths; the built-in one rarely needs the second.
 
-  Two steps of two rows have the same number of targets, so each method's step is compiled once.
+  Two steps of two rows have the same number of targets, and the text encoder's inputs one length,
+  so each method's step is compiled once.
   """
   shrink(config)
-  config.data.lengths = (32, 64)
+  config.data.update({"lengths": (32, 64), "encoder_length": 16})
   config.train.update({"steps": 2, "batch_size": 2})

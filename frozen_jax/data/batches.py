@@ -6,7 +6,8 @@ of hosts trains on the same batches.
 
 Shapes. A program is compiled for each pair of shapes [B, T], [B, M] that occurs, so there are few:
 T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
-least 4) that holds the largest number of targets, and never below what half of all batches need.
+least 4, for scoring 8) that holds the largest number of targets, and never below what half of all
+batches need.
 Both depend on the rows of all hosts, which need equal shapes; so each host tokenises the whole
 batch.
 """
@@ -30,6 +31,7 @@ from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
 from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
 _MIN_TARGETS = 4
+_MIN_SCORED = 8  # so that sources of short answers, scored one after the other, have one shape
 _TARGETS_SAMPLE = 512  # examples, to estimate the usual number of targets
 PREFETCH = 4  # batches, in a thread
 
@@ -210,7 +212,7 @@ class ScoringBatches:
     self._rows = sorted(fitting, key=lambda row: len(row.tokens))
     self._lengths, self._size = task.lengths, max(batch_size, 1)
     max_targets = max(len(row.tokens) - row.target_start for row in fitting)
-    self._min_targets = min(targets_bucket(max_targets), 16)
+    self._min_targets = min(power_of_two(max_targets, _MIN_SCORED), 16)
 
   def __len__(self) -> int:
     return -(-len(self._rows) // self._size)

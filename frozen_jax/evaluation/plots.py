@@ -243,5 +243,6 @@ def _draw_losses(axis: Any, stage: str, lines: Sequence[Mapping[str, Any]]) -> N
       axis.plot(*zip(*points, strict=True), label=split, **style)
   axis.set_title(f"stage {stage}", fontsize=10)
   axis.set(xlabel="step", ylabel="loss (nats per target)")
+  axis.locator_params(axis="x", integer=True)
   axis.grid(color="0.92")
   axis.legend(frameon=False)

@@ -9,7 +9,15 @@ from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.models.generation import check_length
 
 # Keys of an example that its prediction has too, if they are not empty.
-_COPIED = ("dataset", "template", "kind", "choices", "passages", "candidates")
+_COPIED = (
+  "original_question",
+  "dataset",
+  "template",
+  "kind",
+  "choices",
+  "passages",
+  "candidates",
+)
 
 
 def prediction_rows(

@@ -24,6 +24,7 @@ from frozen_jax.text.token_ids import check_ids
 MAX_TOKENS = 2**14  # of one batch, prompts and choices with their padding
 _MIN_PROMPT = 16  # prompts are padded to at least so many tokens
 _MIN_CHOICE = 4  # and what is read of choices to so many, where anything is
+_MIN_CHOICES = 4  # rows whose choices have one token each are filled up to so many choices
 
 # About how many tokens are read in the time that it takes to compile for one more shape.
 _COMPILING = {"cpu": 2**9, "gpu": 2**16}
@@ -140,6 +141,11 @@ class _Shape(NamedTuple):
     """Tokens of a row that go through the model: the last of a choice is only predicted."""
     return self.width + self.count * (self.length - 1)
 
+  def filled(self) -> "_Shape":
+    """With one of few counts where nothing of the choices is read, so that more cost nothing."""
+    count = power_of_two(self.count, _MIN_CHOICES) if self.length == 1 else self.count
+    return self._replace(count=count)
+
 
 def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
   """The rows that are padded to each shape: few shapes, and little padding.
@@ -162,7 +168,10 @@ def _by_shape(questions: Sequence[ChoiceQuestion]) -> dict[_Shape, list[int]]:
       other = min(larger, key=_Shape.tokens_read)
       if len(shapes[shape]) * (other.tokens_read() - shape.tokens_read()) < limit:
         shapes[other] += shapes.pop(shape)
-  return shapes
+  filled: dict[_Shape, list[int]] = {}
+  for shape, members in shapes.items():
+    filled.setdefault(shape.filled(), []).extend(members)
+  return filled
 
 
 def _bucket_size(count: int, least: int) -> int:

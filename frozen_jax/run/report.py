@@ -132,18 +132,19 @@ def closing_tip(folder: str | AnyPath) -> list[str]:
 
 
 def _short_question(path: AnyPath) -> str:
-  """A question of predictions.jsonl that fits a line; else "" """
+  """A question of predictions.jsonl that fits a line, as it was asked; else "" """
   try:
     with path.open(encoding="utf-8") as lines:
-      inputs = [json.loads(line).get("input", "") for line in itertools.islice(lines, 100)]
+      rows = [json.loads(line) for line in itertools.islice(lines, 100)]
   except (OSError, ValueError):
     return ""
-  return next((one for one in inputs if 0 < len(one) <= 60 and one.isprintable()), "")
+  asked = (row.get("original_question") or row.get("input", "") for row in rows)
+  return next((one for one in asked if 0 < len(one) <= 60 and one.isprintable()), "")
 
 
 def row_titles(methods: Mapping[str, str]) -> dict[str, str]:
-  """{stage: method} -> the titles of the stages' rows: "stage: method"."""
-  return {name: f"{name}: {method}" for name, method in methods.items()}
+  """{stage: method} -> the titles of the stages' rows: "stage: method", or the name of both."""
+  return {name: name if name == method else f"{name}: {method}" for name, method in methods.items()}
 
 
 def _kinds_table(record: Record, titles: Mapping[str, str]) -> str:

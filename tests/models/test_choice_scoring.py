@@ -84,6 +84,15 @@ def test_shapes_of_few_rows_join_larger_ones(monkeypatch):
   assert sizes(*[small] * 17) == [9, 8]  # batches of one size
 
 
+def test_choices_of_one_token_have_few_counts():
+  """Nothing of them is read, so that a row with more of them takes no longer."""
+  counts = (1, 2, 3, 4, 5, 8)
+  rows = [question([1], *[[token] for token in range(2, 2 + count)]) for count in counts]
+  shapes = lambda rows: [one[2].shape for one in choice_scoring._batches(rows, 16, 1000)]
+  assert shapes(rows) == [(6, 8, 1)]
+  assert [shapes([row]) for row in rows] == [[(1, count, 1)] for count in (4, 4, 4, 4, 8, 8)]
+
+
 @pytest.mark.parametrize(
   "wrong, message",
   [

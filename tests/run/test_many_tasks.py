@@ -194,7 +194,7 @@ def test_methods_are_compared_on_equal_examples(run_here, tasks, lm, encoder, tm
   own = {name: value for name, value in results["metrics"].items() if name != "tokens_per_second"}
   assert results["baseline"] == {"name": "prompt_tuning"} | own
   assert results["frozen_unchanged"] is True and results["method"] == "prompt_tuning"
-  titles = ["zero_shot", "prefix_tuning: prefix_tuning", "prompt_tuning: prompt_tuning"]
+  titles = ["zero_shot", "prefix_tuning", "prompt_tuning"]
   table, _, held_out = out.partition(f"held out: {tasks['held_out']}\n")
   for text in (table, held_out):
     assert [line.split("  ")[0] for line in text.splitlines()[1:4]] == titles

@@ -210,6 +210,12 @@ def test_the_closing_tip_asks_a_question_of_the_runs_own_data(tmp_path, inputs, 
   assert tip.endswith(command if asked else "/adapter.")
 
 
+def test_the_closing_tip_of_a_run_that_reads_more_than_the_question(tmp_path):
+  row = {"id": "0", "input": "Question: Who?\nProposed answers: I\nAnswer:"}
+  (tmp_path / "predictions.jsonl").write_text(json.dumps(row | {"original_question": "Who?"}))
+  assert closing_tip(tmp_path)[0].endswith(f" {tmp_path} 'Who?'")
+
+
 def test_the_closing_tip_of_a_run_on_plain_text_asks_nothing(tmp_path):
   assert closing_tip(tmp_path) == [f"The adapter is in {tmp_path}/adapter."]
 

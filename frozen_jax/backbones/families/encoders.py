@@ -184,6 +184,8 @@ def _bert_keys(prefix: str) -> tuple[TensorKey, ...]:
     *linear_keys("layers/mlp/up", f"{layer}.intermediate.dense"),
     *linear_keys("layers/mlp/down", f"{layer}.output.dense"),
     *norm_keys("layers/mlp_norm", f"{layer}.output.LayerNorm"),
+    # No parameter of the encoder: a re-ranker's head starts from it (export.cross_encoder).
+    *linear_keys("pooler", f"{prefix}pooler.dense"),
   )
 
 

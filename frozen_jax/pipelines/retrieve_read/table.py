@@ -103,14 +103,21 @@ def recall(pipeline: Reader, settings: ReaderSettings, lm: Any) -> dict[str, Fig
 
 
 def recall_lines(recalls: Mapping[str, Figures]) -> list[str]:
-  """The recall table as text."""
-  names = list(dict.fromkeys(name for figures in recalls.values() for name in figures))
-  names = [name for name in names if "recall" in name]
+  """The recall table as text: a column for each rank, under the name of what is counted."""
   if not recalls:
     return []
-  lines = ["percent of test questions: " + ", ".join(names)]
+  names = dict.fromkeys(name for figures in recalls.values() for name in figures)
+  ranks: dict[str, list[str]] = {}
+  for kind, _, rank in (name.rpartition("_") for name in names if "recall" in name):
+    ranks.setdefault(kind, []).append(rank)
+  widths = {kind: max(8, -(-(len(kind) + 2) // len(of))) for kind, of in ranks.items()}
+  heads = (f"{kind:>{widths[kind] * len(of)}}" for kind, of in ranks.items())
+  columns = [(kind, rank) for kind, of in ranks.items() for rank in of]
+  lines = ["percent of test questions", " " * 12 + "".join(heads)]
+  lines.append(" " * 12 + "".join(f"{rank:>{widths[kind]}}" for kind, rank in columns))
   for ranking, figures in recalls.items():
-    cells = (f"{figures[name]:8.1f}" if name in figures else f"{'-':>8}" for name in names)
+    found = ((widths[kind], figures.get(f"{kind}_{rank}")) for kind, rank in columns)
+    cells = (f"{'-' if value is None else f'{value:.1f}':>{width}}" for width, value in found)
     lines.append(f"{ranking:<12}{''.join(cells)}")
   lines += [
     f"{ranking} found nothing for {figures['nothing_found']:.0f} test questions, which take no rank"
