@@ -111,6 +111,32 @@ def test_of_a_stack_the_bytes_of_a_layer_are_read():
   assert roofline.costs(read_program(SLICED)).memory_bytes == 2 * layer + index
 
 
+# A product with a matrix that is in another shape within the fusion.
+RESHAPED = """
+ENTRY %main (x: f32[8,64], y: f32[1,64,32]) -> f32[8,32] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %y = f32[1,64,32]{2,1,0} parameter(1)
+  ROOT %product = f32[8,32]{1,0:S(1)} fusion(%x, %y), kind=kOutput, calls=%fused
+}
+
+%fused (a: f32[8,64], b: f32[1,64,32]) -> f32[8,32] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %b = f32[1,64,32]{2,1,0} parameter(1)
+  %matrix = f32[64,32]{1,0} fusion(%b), kind=kLoop, calls=%same
+  ROOT %out = f32[8,32]{1,0} dot(%a, %matrix), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%same (c: f32[1,64,32]) -> f32[64,32] {
+  %c = f32[1,64,32]{2,1,0} parameter(0)
+  ROOT %flat = f32[64,32]{1,0} bitcast(%c)
+}
+"""
+
+
+def test_a_matrix_of_a_product_is_read_as_a_whole():
+  assert roofline.costs(read_program(RESHAPED)).memory_bytes == 64 * 32 * 4
+
+
 @pytest.mark.parametrize("wrong", ["v5p", "v9:2x2", "v5e:4by4", "v5e:0x4", "v5e:"])
 def test_an_unknown_topology_is_named(wrong):
   with pytest.raises(UserError, match="no topology; give a kind of chip"):
