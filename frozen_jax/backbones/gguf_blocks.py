@@ -36,6 +36,13 @@ def unpack_blocks(data: np.ndarray, gguf_type: str, shape: tuple[int, ...]) -> B
   )
 
 
+def block_dtypes(gguf_type: str) -> Blocks:
+  """The dtypes of the arrays of `unpack_blocks`."""
+  count, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[gguf_type]]
+  one = unpack_blocks(np.zeros(size, np.uint8), gguf_type, (1, count))
+  return Blocks(*(None if array is None else array.dtype for array in one))
+
+
 def _codes(packed: np.ndarray, gguf_type: str, count: int) -> np.ndarray:
   if gguf_type == "Q8_0":
     return packed.copy().view(np.int8)

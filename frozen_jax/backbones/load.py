@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from frozen_jax.backbones import (
@@ -140,10 +141,15 @@ def conversion(dtype: Any, quantize: str | None = None) -> Callable[[str], assem
   """
   if quantize is not None:
     quantized.check_quantization(quantize)
+  return functools.partial(quantized_reading.convert, weight_dtype(dtype), quantize)
+
+
+def weight_dtype(dtype: Any) -> np.dtype:
+  """The dtype of weights by its name; UserError unless it is one of WEIGHT_DTYPES."""
   with contextlib.suppress(TypeError):
     resolved = jnp.dtype(dtype)
     if resolved.name in WEIGHT_DTYPES:
-      return functools.partial(quantized_reading.convert, resolved, quantize)
+      return resolved
   raise UserError(f"dtype {dtype!r} is not supported; choose {' or '.join(WEIGHT_DTYPES)}")
 
 

@@ -67,7 +67,8 @@ def build(
   progress: bool,
 ) -> dict[str, Any]:
   """`assemble.load_params`, with each matrix as a `Quantized` of this kind, for use in `dtype`."""
-  in_blocks = [leaf for leaf in leaves if _in_blocks(leaf, stored, kind)]
+  types = block_types(leaves, stored, kind)
+  in_blocks = [leaf for leaf in leaves if leaf.path in types]
   others = [leaf for leaf in leaves if leaf not in in_blocks]
   conversion = functools.partial(convert, dtype, kind)
   tree = paths.flatten(assemble.load_params(others, stored, conversion, axes, mesh, progress))
@@ -82,6 +83,49 @@ def build(
     if isinstance(value, Blocks):
       tree[path] = _as_quantized(path, value, kind, dtype, axes, mesh)
   return paths.unflatten(tree)
+
+
+def block_types(leaves: Sequence[Leaf], stored: StoredTensors, kind: str) -> dict[str, str]:
+  """Path -> GGUF type, of the leaves whose blocks are used unchanged."""
+  return {
+    leaf.path: stored.dtypes[leaf.names[0]] for leaf in leaves if _in_blocks(leaf, stored, kind)
+  }
+
+
+def loaded_shapes(
+  shapes: Mapping[str, Any],
+  kind: str | None,
+  dtype: np.dtype,
+  blocks: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+  """The shapes of a model's parameters -> those of what is loaded; nothing is read.
+
+  shapes: nested dicts of `jax.ShapeDtypeStruct`s, as the result. kind None: nothing is quantised.
+  blocks: the `block_types` of its file, if it has any.
+  """
+
+  def loaded(path: str, array: jax.ShapeDtypeStruct) -> Any:
+    axis = None if kind is None else quantized.summed_axis(path)
+    if axis is None:
+      return jax.ShapeDtypeStruct(array.shape, dtype)
+    if blocks and path in blocks:
+      return _blocks_shapes(array.shape, axis, blocks[path], dtype)
+    return jax.eval_shape(
+      functools.partial(quantized.quantize, kind=kind, axis=axis, dtype=dtype), array
+    )
+
+  leaves = {path: loaded(path, array) for path, array in paths.flatten(shapes).items()}
+  return paths.unflatten(leaves)
+
+
+def _blocks_shapes(shape: tuple[int, ...], axis: int, gguf_type: str, dtype: np.dtype) -> Quantized:
+  """The shapes of a matrix of which the blocks are used; axis: the summed one."""
+  codes, *others = gguf_blocks.block_dtypes(gguf_type)
+  groups = list(shape)
+  groups[axis] //= quantized.MAX_GROUP_SIZE
+  scale, offset = (of and jax.ShapeDtypeStruct(tuple(groups), of) for of in others)
+  numbers = qwix.QArray(jax.ShapeDtypeStruct(shape, codes), scale, qtype=codes)
+  return Quantized(numbers, offset, dtype)
 
 
 def _as_quantized(

@@ -5,15 +5,13 @@ context, whether a method can have its settings with this model.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from frozen_jax.backbones.load import outline_decoder
 from frozen_jax.backbones.load_encoder import outline_encoder
-from frozen_jax.backbones.quantized import Quantized, summed_axis
-from frozen_jax.core import paths
-from frozen_jax.core.types import Tree
+from frozen_jax.backbones.quantized_reading import loaded_shapes
 from frozen_jax.models.frozen_encoder import FrozenEncoder
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.settings import ModelSettings
@@ -47,22 +45,9 @@ def outline_model(settings: ModelSettings) -> ModelOutline:
   return ModelOutline(
     found.name,
     dataclasses.replace(found.config, cache=settings.cache),
-    _as_stored(found.params, settings.quantize),
+    loaded_shapes(found.params, settings.quantize or None, jnp.dtype(settings.dtype)),
     found.tokenizer,
     "",
     encoder=encoder,
     end_ids=found.end_ids,
   )
-
-
-def _as_stored(shapes: Tree, quantize: str) -> Tree:
-  """The shapes, those of quantised matrices as `Quantized`."""
-  if not quantize:
-    return shapes
-
-  def stored(path: str, leaf: Any) -> Any:
-    quantised = summed_axis(path) is not None
-    return Quantized(leaf, None, jnp.dtype(leaf.dtype)) if quantised else leaf
-
-  leaves = {path: stored(path, leaf) for path, leaf in paths.flatten(shapes).items()}
-  return paths.unflatten(leaves)

@@ -101,7 +101,7 @@ def measure(run: RunSettings, text: Text) -> list[Cost]:
 def _measured(stage: AbstractStage, models: Models, text: Text) -> Cost:
   num_virtual_tokens, reads = stage.traits(models)
   if not reads:
-    models = Models(models.lm, None)
+    models = models.without_encoder()
   if text.length + num_virtual_tokens > models.lm.context:
     raise UserError(
       f"--length={text.length} and {num_virtual_tokens} positions of the method do not fit the LM's"

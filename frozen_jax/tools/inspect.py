@@ -18,10 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from frozen_jax.backbones import assemble, encoder, load, load_encoder
+from frozen_jax.backbones.quantized import check_quantization
+from frozen_jax.backbones.quantized_reading import block_types, loaded_shapes
 from frozen_jax.backbones.stored_tensors import StoredTensors
+from frozen_jax.core import paths
 from frozen_jax.core.dtypes import WEIGHT_DTYPES
 from frozen_jax.core.errors import UserError, exit_status
 from frozen_jax.sharding import rules
@@ -103,24 +107,32 @@ def inspect(options: argparse.Namespace) -> str:
   Raises:
     UserError: no such model, or its files are not those of a model.
   """
-  convert = load.conversion(options.dtype, options.quantize)
+  dtype, kind = load.weight_dtype(options.dtype), options.quantize
+  if kind is not None:
+    check_quantization(kind)
   path, stored = load.open_headers(options.name)
   if stored.family.network is encoder:
-    if options.quantize:
+    if kind is not None:
       raise UserError(f"{options.name} is an encoder, which is not quantised; leave --quantize out")
     config, leaves = load_encoder.plan_encoder(path, stored)
   else:
     config, leaves = stored.config, load.plan_decoder(stored)
-  rows = parameter_rows(leaves, stored, convert, options.mesh)
+  rows = parameter_rows(leaves, stored, dtype, kind, options.mesh)
   summary = _summary(stored, config, leaves)
   return "\n".join([*summary, "", *_table(rows, options.mesh), "", *_totals(rows, options.mesh)])
 
 
 def parameter_rows(
-  leaves: Sequence[assemble.Leaf], stored: StoredTensors, convert: Any, mesh: AbstractMesh
+  leaves: Sequence[assemble.Leaf],
+  stored: StoredTensors,
+  dtype: np.dtype,
+  kind: str | None,
+  mesh: AbstractMesh,
 ) -> list[ParameterRow]:
-  """The arrays of the tree as `assemble.load_params` would load and shard them."""
-  arrays = assemble.param_shapes(leaves, convert)
+  """The arrays of the tree as they would be loaded, quantised by this kind, and sharded."""
+  shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, np.float32) for leaf in leaves}
+  blocks = block_types(leaves, stored, kind) if kind else {}
+  arrays = paths.flatten(loaded_shapes(paths.unflatten(shapes), kind, dtype, blocks))
   rows = []
   for leaf in sorted(leaves, key=lambda leaf: leaf.path):
     dtypes = ", ".join(sorted({stored.dtypes[name] for name in leaf.names}))
@@ -132,7 +144,7 @@ def parameter_rows(
       shard = NamedSharding(mesh, spec).shard_shape(array.shape)
       rows.append(
         ParameterRow(
-          path=leaf.path + jax.tree_util.keystr(subpath),
+          path=leaf.path + jax.tree_util.keystr(subpath[-1:]),
           shape=array.shape,
           dtype=array.dtype.name,
           stored=f"{dtypes:6} {leaf.source.name}{part}",

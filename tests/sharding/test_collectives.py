@@ -15,7 +15,7 @@ from frozen_jax.methods import METHODS
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.tools.abstract_stage import AbstractStage
-from frozen_jax.tools.model_sizes import Models, find_models
+from frozen_jax.tools.model_sizes import find_models
 from frozen_jax.tools.pod_plan.hlo import read_program
 from frozen_jax.tools.pod_plan.programs import Programs, Sizes
 from frozen_jax.tools.pod_plan.roofline import collectives as find_collectives
@@ -70,7 +70,7 @@ def programs(method, sizes, remat="none", rows=ROWS):
   run = resolve_run(config)
   stage, models = AbstractStage.of(run, method), find_models(run.model)
   if not stage.traits(models)[1]:
-    models = Models(models.lm, None)
+    models = models.without_encoder()
   return Programs(stage, models, make_mesh(**sizes), Sizes(rows, LENGTH, TARGETS, 8))
 
 

@@ -50,7 +50,9 @@ def test_its_shapes_and_shardings_are_those_of_loading(folder, case):
   mesh = make_mesh(data=2, fsdp=2, tensor=2)
   stored = load.open_model(path)
   leaves = load.plan_decoder(stored)
-  rows = inspect.parameter_rows(leaves, stored, load.conversion("bfloat16"), mesh.abstract_mesh)
+  rows = inspect.parameter_rows(
+    leaves, stored, load.weight_dtype("bfloat16"), None, mesh.abstract_mesh
+  )
   params = load.load_decoder(str(path), "bfloat16", mesh, progress=False).params
   held = paths.flatten(params)
   assert [row.path for row in rows] == list(held)

@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec as P
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from frozen_jax.tools.pod_plan import __main__ as pod_plan
-from frozen_jax.tools.pod_plan import roofline, topology
+from frozen_jax.tools.pod_plan import planning, roofline, topology
 from frozen_jax.tools.pod_plan.chips import CHIPS, chip_of
 from frozen_jax.tools.pod_plan.hlo import read_program
 from frozen_jax.tools.pod_plan.plan import NOTHING, ProgramPlan
+from frozen_jax.tools.pod_plan.programs import Sizes
 
 pytestmark = pytest.mark.program
 
@@ -103,6 +104,63 @@ def test_memory_counts_slices_and_not_the_whole():
   assert roofline.costs(read_program(text)).memory_bytes < 8 * 4 * 64 * 4
 
 
+# How the compiler for TPUs slices a layer out of a stack: after a copy within the fusion, which is
+# in another layout only, and before or after it is converted.
+SLICED = """
+ENTRY %main (stack: u4[4,256,512], at: s32[]) -> f32[1,256,512] {
+  %stack = u4[4,256,512]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %slice = (u4[4,256,512]{2,1,0}, u4[1,256,512]{2,1,0:S(1)}, s32[]) slice-start(%stack)
+  ROOT %layer = f32[1,256,512]{2,1,0:S(1)} fusion(%stack, %at), kind=kLoop, calls=%fused
+}
+
+%fused (a: u4[4,256,512], b: s32[]) -> f32[1,256,512] {
+  %a = u4[4,256,512]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %copied = u4[4,256,512]{2,1,0} fusion(%a), kind=kLoop, calls=%same
+  %wide = f32[4,256,512]{2,1,0} convert(%copied)
+  ROOT %part = f32[1,256,512]{2,1,0} dynamic-slice(%wide, %b, %b, %b)
+}
+
+%same (c: u4[4,256,512]) -> u4[4,256,512] {
+  %c = u4[4,256,512]{2,1,0} parameter(0)
+  ROOT %copy = u4[4,256,512]{2,1,0} copy(%c)
+}
+"""
+
+
+def test_of_a_stack_the_bytes_of_a_layer_are_read():
+  layer = 256 * 512 / 2  # by the fusion, and by the slice
+  index = 4
+  assert roofline.costs(read_program(SLICED)).memory_bytes == 2 * layer + index
+
+
+# A product with a matrix that is in another shape within the fusion.
+RESHAPED = """
+ENTRY %main (x: f32[8,64], y: f32[1,64,32]) -> f32[8,32] {
+  %x = f32[8,64]{1,0:S(1)} parameter(0)
+  %y = f32[1,64,32]{2,1,0} parameter(1)
+  ROOT %product = f32[8,32]{1,0:S(1)} fusion(%x, %y), kind=kOutput, calls=%fused
+}
+
+%fused (a: f32[8,64], b: f32[1,64,32]) -> f32[8,32] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %b = f32[1,64,32]{2,1,0} parameter(1)
+  %matrix = f32[64,32]{1,0} fusion(%b), kind=kLoop, calls=%same
+  ROOT %out = f32[8,32]{1,0} dot(%a, %matrix), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%same (c: f32[1,64,32]) -> f32[64,32] {
+  %c = f32[1,64,32]{2,1,0} parameter(0)
+  ROOT %flat = f32[64,32]{1,0} bitcast(%c)
+}
+"""
+
+
+def test_a_matrix_of_a_product_is_read_as_a_whole():
+  assert roofline.costs(read_program(RESHAPED)).memory_bytes == 64 * 32 * 4
+
+
 @pytest.mark.parametrize("wrong", ["v5p", "v9:2x2", "v5e:4by4", "v5e:0x4", "v5e:"])
 def test_an_unknown_topology_is_named(wrong):
   with pytest.raises(UserError, match="no topology; give a kind of chip"):
@@ -118,6 +176,30 @@ def test_what_takes_longest_binds():
   assert ProgramPlan("train_step", CHIPS["v5p"], {}, NOTHING, 1.0).mfu == 0
 
 
+def made_plan(rows, flops=1e12, moved=1e9, training_bytes=0.0, decoding_bytes=0.0):
+  """A plan of these rows, with programs of these costs."""
+  made = lambda name, size, costs: ProgramPlan(name, CHIPS["v5e"], {"arguments": size}, costs, 1e12)
+  programs = (
+    made("train_step", training_bytes, roofline.Costs(flops, 0.0, {}, 0.0)),
+    made("prefill", 0.0, NOTHING),
+    made("decode_step", decoding_bytes, roofline.Costs(0.0, moved, {}, 0.0)),
+  )
+  return planning.Plan(None, {}, Sizes(rows, 8, 8, 8), programs)
+
+
+def test_plans_are_ranked_by_training_or_by_decoding():
+  quick_step, quick_token = made_plan(8), made_plan(8, flops=2e12, moved=5e8)
+  more_rows = made_plan(64, flops=3e12, moved=2e9)
+  large = made_plan(99, flops=1e11, moved=1e7, training_bytes=17e9)
+  larger = made_plan(98, flops=1e11, moved=1e7, decoding_bytes=17e9)
+  plans = [more_rows, large, larger, quick_token, quick_step]
+  order = [larger, quick_step, quick_token, more_rows, large]
+  assert planning.ranked(plans, "training") == order
+  order = [large, more_rows, quick_token, quick_step, larger]
+  assert planning.ranked(plans, "decoding") == order
+  assert quick_token.tokens_per_second == pytest.approx(8 / (5e8 / 819e9))
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -127,6 +209,7 @@ def test_what_takes_longest_binds():
     (["--config=configs/lora.py", "--topology=v5e:4x4", "--stage=a"], "is no stage of the config"),
     (["--config=configs/lora.py", "--topology=v5e:4x4", "--rows=0"], "no such number"),
     (["--config=configs/lora.py", "--topologie=v5e:4x4"], "did you mean --topology?"),
+    (["--config=configs/lora.py", "--topology=v5e:4x4", "--sweep=rows"], "invalid choice: 'rows'"),
   ],
 )
 def test_an_error_is_one_line_and_status_2(arguments, message, capsys):
@@ -149,7 +232,7 @@ def test_without_the_compiler_the_way_to_get_it_is_named(monkeypatch):
 def config(tmp_path):
   """A config of a tiny model; `sizes` may be replaced."""
 
-  def write(method="prompt_tuning", **sizes):
+  def write(method="prompt_tuning", quantize="", **sizes):
     text = (
       "from ml_collections import ConfigDict\n"
       "from frozen_jax.run.defaults import defaults\n\n"
@@ -159,6 +242,7 @@ def config(tmp_path):
       f"  config.stages.tune = ConfigDict({{'method': '{method}'}})\n"
       f"  config.model.sizes = ConfigDict({TINY | sizes})\n"
       "  config.model.update({'dtype': 'bfloat16', 'remat': 'full'})\n"
+      f"  config.model.quantize = '{quantize}'\n"
       "  config.data.lengths = (256,)\n"
       "  config.mesh.update({'data': 1, 'fsdp': 0})\n"
       "  return config\n"
@@ -194,6 +278,27 @@ def test_a_small_topology_is_planned(config, tmp_path, capsys):
 
 
 @needs_compiler
+def test_quantised_weights_are_planned(config, tmp_path):
+  out = tmp_path / "plan.json"
+  path = config(quantize="int4")
+  arguments = [f"--config={path}", "--topology=v5e:2x2", "--rows=4", f"--json={out}"]
+  assert pod_plan.main(arguments) == 0
+  programs = {one["name"]: one for one in json.loads(out.read_text())["programs"]}
+  # Two codes a byte; a scale and an offset of 2 bytes for 32 of them; on one of four chips.
+  layer = 256 * (4 + 2 * 2 + 4) * 128 + 3 * 256 * 512
+  weights = (3 * layer + 2 * 512 * 256) * (1 / 2 + 4 / 32) / 4
+  assert programs["prefill"]["bytes_per_chip"]["arguments"] == pytest.approx(weights, rel=0.15)
+  # They are gathered as codes.
+  assert programs["prefill"]["collective_bytes_per_chip"]["all-gather"] < 4 * 1.3 * weights
+
+
+@needs_compiler
+def test_a_sweep_of_what_trains_nothing_is_one_of_decoding(config, capsys):
+  assert pod_plan.main([f"--config={config('zero_shot')}", "--topology=v5e:2x2", "--sweep"]) == 2
+  assert "stage tune trains nothing; give --sweep=decoding" in capsys.readouterr().err
+
+
+@needs_compiler
 def test_what_does_not_fit_ends_with_1(config, capsys):
   large = {"layers": 80, "width": 8192, "heads": 64, "mlp_width": 28672}
   arguments = [f"--config={config(**large)}", "--topology=v5e:2x2"]
@@ -203,14 +308,18 @@ def test_what_does_not_fit_ends_with_1(config, capsys):
 
 @needs_compiler
 def test_a_sweep_ranks_meshes(config, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr("frozen_jax.tools.pod_plan.planning.ROWS_PER_GROUP", (1,))
+  monkeypatch.setattr(planning, "ROWS_PER_GROUP", (1,))
+  monkeypatch.setattr(planning, "MAX_TENSOR", 1)
   out = tmp_path / "sweep.json"
-  arguments = [f"--config={config()}", "--topology=v5e:2x2", "--sweep", f"--json={out}"]
+  path = config(layers=1)
+  arguments = [f"--config={path}", "--topology=v5e:2x2", "--sweep=decoding", f"--json={out}"]
   assert pod_plan.main(arguments) == 0
   plans = json.loads(out.read_text())
-  found = [plan["programs"][0]["mfu"] for plan in plans]
-  assert len(plans) > 3 and found == sorted(found, reverse=True)
-  assert capsys.readouterr().out.count("\n") == len(plans) + 1
+  found = [max(plan["programs"][2]["seconds"].values()) for plan in plans]
+  assert [plan["rows"] for plan in plans] == [4] * 3 and found == sorted(found)
+  title, header, *lines = capsys.readouterr().out.splitlines()
+  assert "training step" in title and "a token" in header and len(lines) == 3
+  assert all("ms" in line and max(map(len, lines)) <= 120 for line in lines)
 
 
 @needs_compiler

@@ -1,7 +1,8 @@
 """What a config would need on a TPU pod, and how fast it could be, without a pod.
 
     python -m frozen_jax.tools.pod_plan --config=configs/recursive.py:llama3_70b
-      --topology=v5p:4x4x8 [--mesh=data=1,fsdp=128,tensor=1 | --sweep] [--stage=NAME] [--json=FILE]
+      --topology=v5p:4x4x8 [--mesh=data=1,fsdp=128,tensor=1 | --sweep[=decoding]] [--stage=NAME]
+      [--json=FILE]
 
 The training step, the prefill and the decoding step are compiled for the topology by the compiler
 for TPUs (`pip install 'frozen_jax[plan]'`); no TPU is needed and no weight is read. Bytes, FLOPs
@@ -21,7 +22,7 @@ from frozen_jax.core.files import write_json
 from frozen_jax.core.user_path import user_path
 from frozen_jax.sharding.mesh import AXES
 from frozen_jax.tools.arguments import Parser, add_config, parse_mesh, parse_with_config, positive
-from frozen_jax.tools.pod_plan.planning import Request, plan_run, sweep
+from frozen_jax.tools.pod_plan.planning import WORKS, Request, plan_run, sweep
 from frozen_jax.tools.pod_plan.report import report_lines, sweep_lines
 
 EXAMPLES = """\
@@ -49,7 +50,11 @@ def parse(argv: Sequence[str]) -> tuple[Request, argparse.Namespace]:
   parser.add_argument("--rows", type=positive, help="of a batch (default: train.batch_size)")
   parser.add_argument("--targets", type=positive, default=64, help="of a row (default: 64)")
   parser.add_argument(
-    "--sweep", action="store_true", help="rank meshes and batch sizes by their training step"
+    "--sweep",
+    nargs="?",
+    const="training",
+    choices=WORKS,
+    help="rank meshes and batch sizes by training (default), or by decoding",
   )
   parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
   given, run = parse_with_config(parser, argv)
@@ -73,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   def act() -> None:
     request, given = parse(sys.argv[1:] if argv is None else argv)
     if given.sweep:
-      plans = sweep(request)
+      plans = sweep(request, given.sweep)
       lines, record = sweep_lines(plans), [plan.record() for plan in plans]
-      fits.append(any(plan.fits for plan in plans))
+      fits.append(any(plan.fits_for(given.sweep) for plan in plans))
     else:
       plan = plan_run(request)
       lines, record = report_lines(plan), plan.record()

@@ -1,7 +1,7 @@
 """From a config, a topology and a mesh to the plan of its programs; and the search for a mesh."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from frozen_jax.tools.pod_plan.topology import topology_mesh
 
 MAX_TENSOR = 16  # of the meshes that a sweep tries
 ROWS_PER_GROUP = (1, 2, 4)  # and of the batches
+# What a sweep may rank by, and the programs of it.
+WORKS = {"training": ("train_step",), "decoding": ("prefill", "decode_step")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Plan:
     """Whether each program fits into the memory of a chip."""
     return all(program.fits for program in self.programs)
 
+  def fits_for(self, work: str) -> bool:
+    """Whether the programs of one of `WORKS` fit."""
+    return all(program.fits for program in self.programs if program.name in WORKS[work])
+
+  def program(self, name: str) -> ProgramPlan | None:
+    """The program of this name; None where the method has none."""
+    return next((program for program in self.programs if program.name == name), None)
+
+  @property
+  def tokens_per_second(self) -> float:
+    """New tokens of all rows, at most; 0 where the decoding step does not fit the compiler."""
+    step = self.program("decode_step")
+    longest = max(step.seconds.values()) if step else 0.0
+    return self.sizes.rows / longest if longest else 0.0
+
   @property
   def chips(self) -> int:
     product = 1
@@ -81,30 +98,25 @@ class Plan:
     }
 
 
-def plan_run(request: Request, only: str = "") -> Plan:
-  """The plan of a request; `only`: of the program of this name.
+def plan_run(request: Request) -> Plan:
+  """The plan of a request.
 
   Raises:
     UserError: an unknown topology, a mesh that it cannot have, a model that cannot be planned.
   """
   chip, mesh = chip_of(request.topology), topology_mesh(request.topology, request.mesh)
   stage = AbstractStage.of(request.run, request.stage)
-  if stage.settings.model.quantize:
-    raise UserError("quantised weights cannot be planned yet; leave model.quantize empty")
   models = find_models(request.run.model)
   if not stage.traits(models)[1]:
-    models = Models(models.lm, None)
+    models = models.without_encoder()
   sizes = Sizes(
     rows=whole_rows(request.rows, mesh),
     length=stage.settings.data.lengths[-1],
     targets=request.targets,
     max_new_tokens=request.run.evaluate.max_new_tokens,
   )
-  counted = {
-    name: count / mesh.size for name, count in model_flops(stage, models, sizes, only).items()
-  }
-  programs = Programs(stage, models, mesh, sizes)
-  wanted = {name: one for name, one in programs.all().items() if only in ("", name)}
+  counted = {name: count / mesh.size for name, count in model_flops(stage, models, sizes).items()}
+  wanted = Programs(stage, models, mesh, sizes).all()
   plans = []
   with ProgressBar(total=len(wanted), desc="compile", unit="program", delay=2) as bar:
     for name, compile_program in wanted.items():
@@ -113,9 +125,7 @@ def plan_run(request: Request, only: str = "") -> Plan:
   return Plan(request, dict(mesh.shape), sizes, tuple(plans))
 
 
-def model_flops(
-  stage: AbstractStage, models: Models, sizes: Sizes, only: str = ""
-) -> dict[str, float]:
+def model_flops(stage: AbstractStage, models: Models, sizes: Sizes) -> dict[str, float]:
   """FLOPs of each program for the whole batch, with nothing computed twice, by its name."""
   settings = dataclasses.replace(
     stage.settings, model=dataclasses.replace(stage.settings.model, remat="none")
@@ -142,35 +152,44 @@ def model_flops(
     run = lambda trained, frozen: program(stage.method(models, frozen), trained, frozen)
     return sizes.rows * flops(run, stage.trained(models), stage.frozen(models))
 
-  found = {}
-  if only in ("", "train_step"):
-    found["train_step"] = counted(gradient)
-  if only in ("", "prefill", "decode_step"):
-    found["prefill"] = counted(reading)
-    found["decode_step"] = counted(step) - found["prefill"]
-  return found
+  found = {"train_step": counted(gradient), "prefill": counted(reading)}
+  return found | {"decode_step": counted(step) - found["prefill"]}
 
 
-def sweep(request: Request) -> list[Plan]:
-  """The plans of the training step on the topology's meshes and batch sizes, the best one first.
+def sweep(request: Request, work: str = "training") -> list[Plan]:
+  """The plans of the topology's meshes and batch sizes, the best one for this work first.
 
-  What fits stands first, by its MFU. Meshes that the topology cannot have are left out.
+  work: "training", ranked by the MFU of a step, or "decoding", ranked by new tokens a second. What
+  fits stands first. Meshes that the topology cannot have are left out.
 
   Raises:
-    UserError: none of them can be planned.
+    UserError: none of them can be planned, or there is nothing to train.
   """
+  stage = AbstractStage.of(request.run, request.stage)
+  if work == "training" and not jax.tree.leaves(stage.trained(find_models(request.run.model))):
+    raise UserError(f"stage {request.stage} trains nothing; give --sweep=decoding")
   plans, refused = [], None
   candidates = list(_candidates(request))
   with ProgressBar(total=len(candidates), desc="sweep", unit="mesh", delay=2) as bar:
     for candidate in candidates:
       try:
-        plans.append(plan_run(candidate, only="train_step"))
+        plans.append(plan_run(candidate))
       except UserError as error:
         refused = error
       bar.update(1)
   if not plans and refused:
     raise refused
-  return sorted(plans, key=lambda plan: (not plan.fits, -plan.programs[0].mfu))
+  return ranked(plans, work)
+
+
+def ranked(plans: Iterable[Plan], work: str) -> list[Plan]:
+  """The plans in the order of `sweep`."""
+
+  def rate(plan: Plan) -> float:
+    step = plan.program("train_step")
+    return step.mfu if work == "training" and step else plan.tokens_per_second
+
+  return sorted(plans, key=lambda plan: (not plan.fits_for(work), -rate(plan)))
 
 
 def _candidates(request: Request) -> Iterator[Request]:

@@ -62,20 +62,20 @@ class Programs:
     start = functools.partial(initial_state, optimizer)
     state = self._replicated(jax.eval_shape(start, self._trained, jax.random.key(0)))
     targets = self._split(target_shapes(self.sizes.rows, self.sizes.targets))
-    return step.lower(state, self._frozen, self._prompts | targets)
+    return step.lower(state, self.frozen, self._prompts | targets)
 
   def prefill(self) -> Any:
     """Reading the prompts, up to the next token's logits and the cache."""
-    return self._prefill.lower(self._trained, self._frozen, self._prompts)
+    return self._prefill.lower(self._trained, self.frozen, self._prompts)
 
   def decode_step(self) -> Any:
     """One more token of each row."""
-    _, shapes = jax.eval_shape(self._prefill, self._trained, self._frozen, self._prompts)
+    _, shapes = jax.eval_shape(self._prefill, self._trained, self.frozen, self._prompts)
     _, places = self._compiled_prefill.output_shardings
     places = jax.tree.map(lambda place: rows_sharding(place, self.sizes.rows), places)
     decode = jax.jit(self._method.decode, donate_argnums=3)
     tokens = self._split(jax.ShapeDtypeStruct((self.sizes.rows,), jnp.int32))
-    return decode.lower(self._trained, self._frozen, tokens, _placed(shapes, places))
+    return decode.lower(self._trained, self.frozen, tokens, _placed(shapes, places))
 
   @functools.cached_property
   def _compiled_prefill(self) -> Any:
@@ -98,23 +98,19 @@ class Programs:
 
   @functools.cached_property
   def _method(self) -> Any:
-    return self.stage.method(self.models, self.models.shapes())
+    return self.stage.method(self.models, self.frozen)
 
   @functools.cached_property
   def _trained(self) -> Tree:
     return self._replicated(self.stage.trained(self.models))
 
   @functools.cached_property
-  def _frozen(self) -> Tree:
-    dtype = jnp.dtype(self.stage.settings.model.dtype)
-    shapes = self.stage.frozen(self.models)
-    cast = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), tree)
+  def frozen(self) -> Tree:
+    """The shapes of the frozen weights on the mesh, as they are loaded."""
     tables = {"lm": decoder.PARAM_AXES, "encoder": encoder.PARAM_AXES}
-    frozen = {"frozen_inputs": self._replicated(shapes["frozen_inputs"])}
-    for name, axes in tables.items():
-      if name in shapes:
-        weights = cast(shapes[name])
-        frozen[name] = _placed(weights, shardings(weights, axes, self.mesh))
+    frozen = {"frozen_inputs": self._replicated(self.stage.frozen(self.models)["frozen_inputs"])}
+    for name, weights in self.models.loaded_shapes(self.stage.settings.model).items():
+      frozen[name] = _placed(weights, shardings(weights, tables[name], self.mesh))
     return frozen
 
   @functools.cached_property

@@ -54,24 +54,36 @@ def _program_lines(program: ProgramPlan) -> list[str]:
 
 def sweep_lines(plans: Sequence[Plan]) -> list[str]:
   """One line a mesh and batch size, the best first."""
-  header = ("data", "fsdp", "tensor", "rows", "GB", "fits", "seconds", "bound by", "MFU")
+  both = ("GB", "fits", "bound by")
+  header = ("data", "fsdp", "tensor", "rows", *both, "a step", "MFU", *both, "a token", "tokens/s")
   rows = [header]
   for plan in plans:
-    (program,) = plan.programs
-    longest = max(program.seconds.values())
+    training, decoding = plan.program("train_step"), plan.program("decode_step")
     rows.append(
       (
         *(str(size) for size in plan.mesh.values()),
         str(plan.sizes.rows),
-        _giga(program.total_bytes),
-        "yes" if program.fits else "no",
-        _time(longest) if longest else "-",
-        _BOUNDS[program.binds] if longest else "-",
-        f"{program.mfu:.1%}" if longest else "-",
+        *_step_cells(training, plan.fits_for("training")),
+        f"{training.mfu:.1%}" if training and training.mfu else "-",
+        *_step_cells(decoding, plan.fits_for("decoding")),
+        f"{plan.tokens_per_second:,.0f}" if plan.tokens_per_second else "-",
       )
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-  return ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in rows]
+  lines = ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in rows]
+  of_training = sum(widths[:4]) + 2 * 4
+  of_decoding = of_training + sum(widths[4:9]) + 2 * 5
+  title = f"{'':{of_training}}training step"
+  return [f"{title:{of_decoding}}decoding step", *lines]
+
+
+def _step_cells(program: ProgramPlan | None, fits: bool) -> tuple[str, ...]:
+  """Of a step of a sweep: bytes a chip, whether it fits, what bounds it, and its least time."""
+  if program is None:
+    return ("-",) * 4
+  longest = max(program.seconds.values())
+  bound, time = (_BOUNDS[program.binds], _time(longest)) if longest else ("-", "-")
+  return _giga(program.total_bytes), "yes" if fits else "no", bound, time
 
 
 def _short(line: str) -> str:

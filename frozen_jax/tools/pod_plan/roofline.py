@@ -18,6 +18,8 @@ _FREE = {
   *("async-update", "custom-call-done"),
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
+_SLICE_STARTS = ("slice-start", "dynamic-slice-start")
+_SAME_NUMBERS = ("bitcast", "reshape", "copy", "convert", "transpose")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 # Products of queries and keys or weights and values in each kernel.
@@ -192,6 +194,9 @@ def _operation_bytes(operation, known, operations) -> float:
     return 2 * in_memory(operation.outputs)
   if operation.opcode == "dynamic-update-slice":
     return 2 * in_memory(inputs[1].outputs)
+  if operation.opcode in _SLICE_STARTS:
+    source, result = operation.outputs[:2]
+    return result.nbytes * (source.in_main_memory + result.in_main_memory)
   if operation.opcode.endswith("-start"):
     return in_memory(operation.outputs)  # the operand's name and the result
   if operation.opcode != "fusion":
@@ -202,32 +207,42 @@ def _operation_bytes(operation, known, operations) -> float:
   total = _written(operation, body, passed)
   for number, one in enumerate(inputs):
     if not any(_same(a, b) for a in one.outputs for b in passed):
-      total += min(in_memory(one.outputs), _read(number, body, operations))
+      whole, size = in_memory(one.outputs), sum(a.size for a in one.outputs)
+      total += whole * min(1.0, _read(number, body, operations) / max(size, 1))
   return total
 
 
 def _read(number: int, body: dict[str, Operation], operations: dict[str, Any]) -> float:
-  """Bytes of a fusion's operand that it reads: where it slices it, only those of the slices."""
+  """How many of a fusion's operand's numbers it reads: where it slices it, those of the slices."""
   same = lambda one: one.opcode == "parameter" and one.arguments == str(number)
   parameter = next(filter(same, body.values()), None)
   return math.inf if parameter is None else _read_by_users(parameter.name, body, operations)
 
 
 def _read_by_users(name: str, body: dict[str, Operation], operations: dict[str, Any]) -> float:
+  users = [one for one in body.values() if name in one.operands]
+  if not users:
+    return math.inf  # a result
   total = 0.0
-  for user in (one for one in body.values() if name in one.operands):
+  for user in users:
     first = user.operands[0] == name
+    inner = operations[user.called["calls"]] if user.opcode == "fusion" else {}
     if first and user.opcode in _SLICES:
-      total += user.nbytes
-    elif user.opcode in ("bitcast", "reshape"):
+      total += user.outputs[0].size
+    elif user.opcode in _SAME_NUMBERS or _has_same_numbers(inner):
       total += _read_by_users(user.name, body, operations)
-    elif user.opcode == "fusion":
-      inner = operations[user.called["calls"]]
+    elif inner:
       places = [i for i, one in enumerate(user.operands) if one == name]
       total += sum(_read(i, inner, operations) for i in places)
     elif not (first and user.opcode == "dynamic-update-slice"):
       return math.inf
   return total
+
+
+def _has_same_numbers(body: dict[str, Operation]) -> bool:
+  """Whether a fusion gives the numbers of its one operand in another layout, shape or dtype."""
+  opcodes = [one.opcode for one in body.values()]
+  return opcodes.count("parameter") == 1 and set(opcodes) <= {"parameter", *_SAME_NUMBERS}
 
 
 def _written(operation: Operation, body: dict[str, Operation], passed: list[Array]) -> float:
