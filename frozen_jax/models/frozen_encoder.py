@@ -24,6 +24,8 @@ from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.models.token_arrays import check_context, checked_ids
 from frozen_jax.retrieval.dense_index import Embed, embed_sorted
 from frozen_jax.retrieval.text_embedder import ShardBatch, text_embedder
+from frozen_jax.sharding.batch import with_sharding_constraint
+from frozen_jax.sharding.rules import replicated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,15 +142,26 @@ class FrozenEncoder:
   ) -> Float[Array, "B width"]:
     """The states of `hidden` -> one float32 vector a text, as the model's folder says.
 
-    Raises UserError where it does not say.
+    Every host has all of them. Raises UserError where it does not say.
     """
-    return _pool(self.params, self.config, jnp.asarray(states), _array(mask))
+    sharding = None if self.mesh is None else replicated(self.mesh)
+    return _pool(self.params, self.config, jnp.asarray(states), _array(mask), sharding)
 
 
 _TEXTS_AT_ONCE = 64
 
 _embed = jax.jit(encoder.embed, static_argnums=1)
-_pool = jax.jit(encoder.pool, static_argnums=1)
+
+
+@jax.jit(static_argnums=(1, 4))
+def _pool(
+  params: Tree,
+  config: EncoderConfig,
+  states: jax.Array,
+  mask: jax.Array | None,
+  out_sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+  return with_sharding_constraint(encoder.pool(params, config, states, mask), out_sharding)
 
 
 @jax.jit(static_argnums=1)
