@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from frozen_jax.config import config_file, overrides
-from frozen_jax.core import files
+from frozen_jax.core import files, stalled
 from frozen_jax.core.compilation_cache import enable_compilation_cache
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
 from frozen_jax.core.host_memory import keep_freed_memory
@@ -264,7 +264,7 @@ def run(command: Command) -> None:
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
   hosts.start()
-  with peers.watched():
+  with peers.watched(), stalled.watched(command.config.data.timeout, peers.end):
     if hosts.is_first_host():
       for note in command.notes:
         logging.getLogger("frozen_jax").info("%s", note)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 import platform
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from frozen_jax.core.cache_dir import cache_dir
 from frozen_jax.core.errors import UserError
@@ -24,7 +24,7 @@ def enable_compilation_cache(environment: MutableMapping[str, str] = os.environ)
     if given.startswith("~"):  # jax takes it for a folder's name
       environment[_VARIABLE] = _expanded(given)
     return
-  folder = cache_dir() / "compiled" / _machine()
+  folder = own_folder()
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
@@ -32,6 +32,19 @@ def enable_compilation_cache(environment: MutableMapping[str, str] = os.environ)
   if os.access(folder, os.W_OK):
     environment[_VARIABLE] = str(folder)
     environment.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES))
+    # XLA's own caches for GPUs put this folder's name into JAX's keys, so that no other machine
+    # would find a program whose folder has another name (`core/stored_programs.py`).
+    environment.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+
+def own_folder() -> pathlib.Path:
+  """The folder in the user's cache, of this kind of machine."""
+  return cache_dir() / "compiled" / _machine()
+
+
+def is_own_folder_used(environment: Mapping[str, str] = os.environ) -> bool:
+  """Whether what is compiled is kept there, and not where the user says."""
+  return environment.get(_VARIABLE) == str(own_folder())
 
 
 def _expanded(given: str) -> str:

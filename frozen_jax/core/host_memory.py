@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
     adjust(_ARENA_MAX, 1)
     adjust(_MMAP_MAX, 0)
     adjust(_TRIM_THRESHOLD, -1)
-  import jax  # after malloc is set
+  import jax  # after malloc is set, which its threads share
 
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 

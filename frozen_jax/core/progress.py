@@ -74,3 +74,9 @@ class ProgressBar(tqdm):
       self.start_t += self._time() - self._waiting_since
       self.initial += 1
     self.update(1)
+
+  def back_to(self, count: int) -> None:
+    """Goes back; the work done so far still counts to the rate."""
+    if not self.disable:
+      self.initial -= self.n - count
+      self.update(count - self.n)

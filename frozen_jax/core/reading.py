@@ -21,6 +21,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import atomic_file, atomic_folder
 from frozen_jax.core.object_store import AnyPath, StorePath, StoreStat, in_parallel
 from frozen_jax.core.progress import ProgressBar
+from frozen_jax.core.stalled import waits_for
 
 _CHUNK_BYTES = 2**20
 _PROGRESS_DELAY = 2  # seconds before a progress bar shows
@@ -45,9 +46,29 @@ def unpacked_name(name: str) -> str:
 @contextlib.contextmanager
 def open_unpacked(path: AnyPath) -> Iterator[io.BufferedIOBase]:
   """The file, unpacked while it is read if its name ends in .gz; UserError as below."""
-  opener: Any = gzip.open if is_gzip(path.name) else open
-  with user_read_errors(path), opener(local_file(path), "rb") as file:
-    yield file
+  with user_read_errors(path):
+    local = local_file(path)
+    # What is typed into a pipe may come when it likes.
+    with _File(local) if local.is_file() else local.open("rb", buffering=0) as raw:
+      buffered = io.BufferedReader(raw, _CHUNK_BYTES)
+      yield gzip.GzipFile(fileobj=buffered) if is_gzip(path.name) else buffered
+
+
+class _File(io.FileIO):
+  """A file whose answers are waited for (`core.stalled`)."""
+
+  def readinto(self, buffer: Any) -> int | None:
+    with waits_for(str(self.name)):
+      return super().readinto(buffer)
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is None or size < 0:
+      return self.readall()
+    with waits_for(str(self.name)):
+      return super().read(size) or b""
+
+  def readall(self) -> bytes:
+    return io.RawIOBase.readall(self) or b""
 
 
 @contextlib.contextmanager

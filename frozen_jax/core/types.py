@@ -37,6 +37,7 @@ Tree = Any  # a pytree of arrays
 Metrics = Mapping[str, jax.Array | np.ndarray | np.generic]
 HostOrDevice = jax.Array | np.ndarray
 HostBatch = dict[str, np.ndarray]  # the arrays of a `Batch` or of `Pairs`, before a mesh has them
+ROW_INDEX = "row_index"  # of a `HostBatch`, int32 [B]: which row of its source each is; no input
 
 
 class Prompt(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
-from frozen_jax.core.types import HostBatch, Prompt
+from frozen_jax.core.types import ROW_INDEX, HostBatch, Prompt
 from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
@@ -40,6 +40,8 @@ _Counts = dict[str, int]
 
 class TrainingBatches:
   """An endless iterator of this host's rows of the batches; its position can be saved and restored.
+
+  `ROW_INDEX` says which example of the source, or which window of plain text, each row is.
 
   An example that is longer than the last of the task's lengths is skipped: it is replaced by the
   next one that fits, of the same data set if data sets are mixed (of the source, if none of the
@@ -133,6 +135,7 @@ class TrainingBatches:
     drawn = [int(index) for index in indices]
     chosen = [self._fitting_example(index) for index in drawn]
     batch = collate([encoded for encoded, _ in chosen], self._task.lengths, self._min_targets)
+    batch[ROW_INDEX] = np.array([own for _, own in chosen], np.int32)
     rows = {
       "skipped": [index for index, (_, own) in zip(drawn, chosen, strict=True) if own != index],
       "truncated": [own for encoded, own in chosen if encoded.truncated],

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.stalled import waits_for
 from frozen_jax.data.examples import (
   Example,
   fields_present,
@@ -71,7 +72,8 @@ class IndexedRows:
     self._rows, self._targets, self._templates = rows, targets, templates
     if not len(rows):
       raise UserError(f"{spec} holds no examples; choose another split")
-    stored = rows[0]
+    with waits_for(spec):
+      stored = rows[0]
     self.stored_names = tuple(sorted(stored))
     self._fields = fields_present(stored, fields)
     self._templates_used: dict[str, Sequence[JinjaTemplate]] = {}
@@ -90,7 +92,9 @@ class IndexedRows:
       (index, _NO_TEMPLATE) if self._entries is None else self._entries[index].tolist()
     )
     where = self._rows.describe(row)
-    fields = map_fields(self._rows[row], self._fields, where)
+    with waits_for(self.spec):
+      stored = self._rows[row]
+    fields = map_fields(stored, self._fields, where)
     if template == _NO_TEMPLATE:
       return parse_example(fields, where, self._targets)
     example = self._render(fields, self._templates_of(fields)[template], row)
@@ -134,7 +138,7 @@ class IndexedRows:
     """One pass over all rows: which examples there are, and which pair each is of."""
     pairs: dict[tuple[str, str], int] = {}
     entries, pair_index, self.num_without_target = [], [], 0
-    for row, stored in enumerate(_iterate(self._rows)):
+    for row, stored in enumerate(_iterate(self._rows, self.spec)):
       for template, example in self._examples_of(row, stored):
         if example is None or (self._targets and lacks_target(example)):
           self.num_without_target += 1
@@ -183,11 +187,11 @@ class IndexedRows:
     return self._templates.get(self._dataset_of(fields), self._templates.get("", ()))
 
 
-def _iterate(rows: StoredRows) -> Iterator[dict[str, Any]]:
+def _iterate(rows: StoredRows, spec: str) -> Iterator[dict[str, Any]]:
   """Every row once; rows of prepared data sets are read many at a time, which is faster."""
   for start in range(0, len(rows), _READ_TOGETHER):
-    indices = range(start, min(start + _READ_TOGETHER, len(rows)))
-    if hasattr(rows, "__getitems__"):
-      yield from rows.__getitems__(list(indices))
-    else:
-      yield from (rows[index] for index in indices)
+    indices = list(range(start, min(start + _READ_TOGETHER, len(rows))))
+    with waits_for(spec):
+      many = getattr(rows, "__getitems__", None)
+      found = [rows[index] for index in indices] if many is None else many(indices)
+    yield from found

@@ -4,7 +4,6 @@ Plain files of JSON lines are memory-mapped; what has no random access is held i
 """
 
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -17,7 +16,13 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.json_row import Row, array_rows, is_array, parse_row
 from frozen_jax.core.object_store import AnyPath, StorePath
-from frozen_jax.core.reading import is_gzip, local_file, unpacked_name, user_read_errors
+from frozen_jax.core.reading import (
+  is_gzip,
+  local_file,
+  open_unpacked,
+  unpacked_name,
+  user_read_errors,
+)
 from frozen_jax.core.tables import check_width, delimiter_of, header_of, table_records
 from frozen_jax.core.text_file import check_encoding, decode_whole, is_blank
 from frozen_jax.core.user_path import user_path
@@ -100,10 +105,10 @@ def _table_rows(contents: bytes, name: str) -> Iterator[tuple[str, str]]:
 
 def _read(given: AnyPath) -> bytes | mmap.mmap:
   with user_read_errors(given):
-    path = local_file(given)
-    if is_gzip(path.name):
-      with gzip.open(path) as file:
+    if is_gzip(given.name):
+      with open_unpacked(given) as file:
         return file.read()
+    path = local_file(given)
     with path.open("rb") as file:
       if not path.stat().st_size:
         return b""

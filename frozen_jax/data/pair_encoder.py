@@ -5,6 +5,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import HostBatch
 from frozen_jax.text.padding import pad_sequences
@@ -75,6 +77,11 @@ class PairEncoder:
     for text, tokens in ids.items():
       check_ids(tokens, self._vocab_size, f"the text {text[:60]!r}", self._tokenizer)
     return [self._join(question, ids[question], ids[passage]) for question, passage in pairs]
+
+  def text(self, ids: np.ndarray) -> str:
+    """The text of a pair's token ids, special tokens too."""
+    with self._lock:
+      return self._tokenizer.decode(ids.tolist())
 
   def _join(self, text: str, question: list[int], passage: list[int]) -> Pair:
     start, middle, end, types = self._special_tokens

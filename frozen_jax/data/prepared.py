@@ -14,6 +14,7 @@ from typing import Any
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import on_terminal
+from frozen_jax.core.stalled import waits_for
 from frozen_jax.core.user_path import local_path
 
 _HASHED_TOGETHER = 8192  # rows
@@ -73,8 +74,12 @@ class PreparedRows:
     key = (self._spec, *self.files_state)
     if self.files_state and key in _DIGESTS:
       return _DIGESTS[key]
-    hashed = hashlib.sha256()
-    for record in self._records():
+    hashed, records = hashlib.sha256(), iter(self._records())
+    while True:
+      with waits_for(self._spec):
+        record = next(records, None)
+      if record is None:
+        break
       hashed.update(len(record).to_bytes(8, "little"))
       hashed.update(record)
     return _DIGESTS.setdefault(key, hashed.hexdigest()) if self.files_state else hashed.hexdigest()

@@ -91,7 +91,7 @@ class DataSettings(InputSettings, MixtureSettings):
   )
   timeout: float = setting(
     600.0,
-    "seconds without a batch after which the source is named, twice that and training stops; 0:"
+    "seconds without a batch or a row after which the source is named, twice that and it ends; 0:"
     " never",
     affects_result=False,
     at_least=0,

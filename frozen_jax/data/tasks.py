@@ -287,6 +287,12 @@ def _document_text(example: Example, index: int) -> str:
   return example["text"]
 
 
+def decoded(tokenizer: Any, ids: np.ndarray) -> str:
+  """The text of token ids, special tokens too."""
+  with _TOKENIZER_LOCK:
+    return tokenizer.decode(ids.tolist())
+
+
 def _require_end_token(tokenizer: Any) -> Any:
   if tokenizer is None:
     raise UserError("this model has no tokenizer, so texts cannot be read; add its tokenizer files")

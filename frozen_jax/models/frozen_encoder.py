@@ -24,6 +24,8 @@ from frozen_jax.data.feature_store import tokenizer_hash
 from frozen_jax.models.token_arrays import check_context, checked_ids
 from frozen_jax.retrieval.dense_index import Embed, embed_sorted
 from frozen_jax.retrieval.text_embedder import ShardBatch, text_embedder
+from frozen_jax.sharding.batch import with_sharding_constraint
+from frozen_jax.sharding.rules import replicated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,14 +140,27 @@ class FrozenEncoder:
   def pool(
     self, states: Float[Array, "B T De"], mask: Int[Array, "B T"] | None = None
   ) -> Float[Array, "B width"]:
-    """The states of `hidden` -> one float32 vector a text, as the model's folder says."""
-    return _pool(self.config, jnp.asarray(states), _array(mask))
+    """The states of `hidden` -> one float32 vector a text, as the model's folder says.
+
+    Every host has all of them.
+    """
+    sharding = None if self.mesh is None else replicated(self.mesh)
+    return _pool(self.config, jnp.asarray(states), _array(mask), sharding)
 
 
 _TEXTS_AT_ONCE = 64
 
 _embed = jax.jit(encoder.embed, static_argnums=1)
-_pool = jax.jit(encoder.pool, static_argnums=0)
+
+
+@jax.jit(static_argnums=(0, 3))
+def _pool(
+  config: EncoderConfig,
+  states: jax.Array,
+  mask: jax.Array | None,
+  out_sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+  return with_sharding_constraint(encoder.pool(config, states, mask), out_sharding)
 
 
 @jax.jit(static_argnums=1)

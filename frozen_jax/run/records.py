@@ -110,6 +110,7 @@ def training_record(trained: Mapping[str, TrainedStage]) -> Record:
         "seconds": round(stage.result.seconds, 3),
         "tokens_per_second": stage.result.tokens_per_second,
         **({"skipped_updates": stage.result.skipped} if stage.result.skipped else {}),
+        **({"rolled_back": stage.result.rolled_back} if stage.result.rolled_back else {}),
         "trainable_parameters": num_parameters(stage.model.trained),
         "checkpoint_bytes": stage.result.checkpoint_bytes,
         "examples": dict(stage.counts),

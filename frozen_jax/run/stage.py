@@ -12,6 +12,7 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
+from frozen_jax.data.batch_texts import batch_texts
 from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
 from frozen_jax.data.tasks import Task
@@ -91,6 +92,7 @@ def run_stage(
       fingerprint=lm.fingerprints if stage.reads_encoder else lm.fingerprint,
       source=stage.data.train,
       timeout=stage.data.timeout,
+      texts=functools.partial(batch_texts, tokenizer=lm.tokenizer, source=source, task=task),
     ),
     key,
     validate=validate,

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.stored_programs import stored_programs
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation import retention
@@ -86,7 +87,11 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
   check_given(run)
   log_mesh(mesh)
   begun = time.monotonic()
-  with stoppable(folder), MetricsWriter(folder, run.tensorboard) as writer:
+  with (
+    stoppable(folder),
+    stored_programs(folder, is_first_host()),
+    MetricsWriter(folder, run.tensorboard) as writer,
+  ):
     check_with_model(run, outline_model(run.model))
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)

@@ -85,6 +85,18 @@ def watched() -> Iterator[None]:
   watch.say_goodbye(ENDED)
 
 
+def end(message: str) -> None:
+  """Ends this process with exit status 2 and one `error:` line, and so the others.
+
+  For a thread that finds a mistake of the user's while the main one hangs.
+  """
+  watch = _watch or _Watch(_Process(-1, ""), 0)
+  if watch.reports():
+    watch.say_goodbye(FAILED, message)
+    watch.let_others_end()
+    _exit(message, 2)
+
+
 def is_watched() -> bool:
   """Whether there are others, whom a process that fails must not wait for when it ends."""
   return _watch is not None
@@ -137,14 +149,12 @@ class _Watch:
 
   def end(self, message: str) -> None:
     """Ends this process with one line, unless it is about to end by an error of its own."""
-    self._reporting.acquire()  # for good: one line is enough
-    if self._fails:
-      return
-    with contextlib.suppress(OSError):
-      files.remove_unfinished()
-    with contextlib.suppress(OSError):
-      os.write(2, f"error: {' '.join(message.split())}\n".encode())
-    os._exit(1)
+    if self.reports() and not self._fails:
+      _exit(message, 1)
+
+  def reports(self) -> bool:
+    """Whether the caller is the first to say by what this process ends: one line is enough."""
+    return self._reporting.acquire(blocking=False)
 
 
 class _Coordinator(_Watch):
@@ -235,6 +245,14 @@ class _Worker(_Watch):
         if process.index == 0:
           return
     self.is_lost(self._first)
+
+
+def _exit(message: str, status: int) -> None:
+  with contextlib.suppress(OSError):
+    files.remove_unfinished()
+  with contextlib.suppress(OSError):
+    os.write(2, f"error: {' '.join(message.split())}\n".encode())
+  os._exit(status)
 
 
 def _connected(state: Any) -> _Watch:

@@ -84,8 +84,11 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
-    found = complete_checkpoints(self.folder)
-    return step_and_repeat(found[-1])[0] if found else None
+    return max(self.steps(), default=None)
+
+  def steps(self) -> list[int]:
+    """The steps of all complete checkpoints, rising."""
+    return [step_and_repeat(path)[0] for path in complete_checkpoints(self.folder)]
 
   def size(self) -> int:
     """Bytes of the newest complete checkpoint on disk; 0 without one."""
@@ -99,6 +102,7 @@ class Checkpoints:
     record: dict[str, Any],
     data: Any,
     earlier: Tree | None = None,
+    kept: int | None = None,
   ) -> int:
     """Writes the checkpoint of `state.step`, removes older ones, and returns its size in bytes.
 
@@ -108,6 +112,7 @@ class Checkpoints:
       record: JSON.
       data: this host's data position: bytes, or anything that JSON holds.
       earlier: the best tree before the last validation, where more steps would not have that.
+      kept: the step of an older checkpoint that is not removed.
 
     Raises:
       UserError: the disk refuses (full, read-only, no permission); older checkpoints stay.
@@ -139,12 +144,16 @@ class Checkpoints:
         raise
       raise UserError(self._disk_message(step, reason)) from error
     if is_first_host():
-      for checkpoint in older:
-        remove(checkpoint)
+      for checkpoint, (saved, _) in zip(older, map(step_and_repeat, older), strict=True):
+        if saved == step or saved != kept:
+          remove(checkpoint)
     return folder_bytes(path)
 
   def restore(
-    self, template: TrainState, may_differ: MayDiffer = lambda names, record: False
+    self,
+    template: TrainState,
+    may_differ: MayDiffer = lambda names, record: False,
+    step: int | None = None,
   ) -> Restored | None:
     """The newest checkpoint, or None when there is none.
 
@@ -152,11 +161,13 @@ class Checkpoints:
       template: a state of the same structure (arrays or shapes), such as that before step 1.
       may_differ: whether a checkpoint of this record is taken although the named dependencies are
         others than it was saved with.
+      step: whose checkpoint is restored in place of the newest.
 
     Raises:
       UserError: it belongs to another frozen model or another configuration, or is unreadable.
     """
     found = complete_checkpoints(self.folder)
+    found = [path for path in found if step in (None, step_and_repeat(path)[0])]
     if not found:
       return None
     path = found[-1]

@@ -5,8 +5,8 @@ device. Every metric and every decision depends only on what a checkpoint holds,
 continues bit by bit.
 """
 
+import collections
 import dataclasses
-import functools
 import logging
 import math
 import time
@@ -22,20 +22,16 @@ from frozen_jax.config.dependencies import Dependencies
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.progress import ProgressBar
-from frozen_jax.core.types import Learner, Tree
+from frozen_jax.core.types import ROW_INDEX, Learner, Tree
 from frozen_jax.sharding.hosts import global_batch, host_shard, is_first_host
 from frozen_jax.sharding.rules import check_batch_size
-from frozen_jax.training.checkpoints import STEPS, Checkpoints, recorded_steps
-from frozen_jax.training.health import check_applied
+from frozen_jax.training.checkpoints import Checkpoints
+from frozen_jax.training.health import Health, Texts
 from frozen_jax.training.interruption import Stopped, StopRequest
 from frozen_jax.training.metrics import MetricsWriter
 from frozen_jax.training.optimizer import Optimizer
-from frozen_jax.training.result import (
-  TrainingProgress,
-  TrainingResult,
-  training_result,
-  without_end,
-)
+from frozen_jax.training.result import TrainingProgress, TrainingResult, training_result
+from frozen_jax.training.resume import resume, roll_back
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import TrainState, copy_tree, create_state
 from frozen_jax.training.step import Step, make_train_step
@@ -59,6 +55,7 @@ class StageRun:
   fingerprint   of the frozen model; likewise
   source        the name of the training data
   timeout       seconds that it may take to give a batch (`TimedBatches`); 0: any
+  texts         what a row of a batch is, for people (`health.Texts`)
   """
 
   stage: str
@@ -69,6 +66,7 @@ class StageRun:
   fingerprint: str
   source: str = "the training data"
   timeout: float = 0.0
+  texts: Texts | None = None
 
   def open_checkpoints(self) -> Checkpoints:
     """The checkpoints of the stage."""
@@ -122,9 +120,8 @@ def fit(
   """
   _check_arguments(settings, best_by)
   checkpoints = run.open_checkpoints()
-  state, best, progress = _resume(
-    run, checkpoints, batches, create_state(trained, optimizer, key, run.mesh), settings
-  )
+  start = create_state(trained, optimizer, key, run.mesh)
+  state, best, progress = resume(checkpoints, run.writer, batches, start, settings)
   if not progress.complete:
     step = make_train_step(learner, optimizer, settings.accumulate, run.mesh)
     validation = _Validation(validate, validate_first, best_by)
@@ -140,46 +137,6 @@ def _check_arguments(settings: TrainSettings, best_by: str) -> None:
     raise UserError(f"{settings.section}.steps is {settings.steps}; it must be at least 1")
   if best_by not in BEST_BY:
     raise ValueError(f"best_by is {best_by!r}; it is one of {', '.join(BEST_BY)}")
-
-
-def _resume(
-  run: StageRun,
-  checkpoints: Checkpoints,
-  batches: Batches,
-  state: TrainState,
-  settings: TrainSettings,
-) -> tuple[TrainState, Tree | None, TrainingProgress]:
-  """State, best tree and progress of the checkpoint, if there is one, else those of the start.
-
-  Sets the batches to its position, and leaves of metrics.jsonl only the lines up to it: the rest is
-  written again.
-  """
-  best, progress, step = None, TrainingProgress(), -1
-  rewritten: set[str] = set()
-  restored = checkpoints.restore(state, functools.partial(_is_beginning_of, settings))
-  if restored is not None:
-    state, best = restored.state, restored.best
-    progress = TrainingProgress.from_record(restored.record)
-    step = int(state.step)
-    batches.set_state(checkpoints.data_position(restored.record))
-    if recorded_steps(restored.record) not in (None, settings.steps):
-      best = without_end(progress, best, restored.earlier, step, settings.validate_every)
-      rewritten |= {"train"} if step > 1 and step % settings.log_every else set()
-  if not any(entry["step"] == step for entry in progress.validation):
-    rewritten.add("validation")
-  run.writer.truncate(run.stage, step, rewritten)
-  return state, best, progress
-
-
-def _is_beginning_of(
-  settings: TrainSettings, differing: list[str], record: Mapping[str, Any]
-) -> bool:
-  """Whether what is saved is what the first steps of a stage with these settings give."""
-  step, best = record["step"], record.get("best")
-  lost = (
-    "earlier" not in record and best and best["step"] == step and step % settings.validate_every
-  )
-  return differing == [STEPS] and step < settings.steps and settings.same_until(step) and not lost
 
 
 class _Validation(NamedTuple):
@@ -200,6 +157,10 @@ class _Validation(NamedTuple):
     return rank(metrics) > rank(best)
 
 
+class _RollBack(Exception):
+  """Raised where an update is found not to be one, and the stage is to go back."""
+
+
 @dataclasses.dataclass
 class _Loop:
   """The loop's variables, and the steps that change them."""
@@ -217,11 +178,17 @@ class _Loop:
 
   def __post_init__(self) -> None:
     self._stop = StopRequest()
+    self._stopping = False
+    self._health = Health(self.settings, self.checkpoints, self.run.texts)
+    # --- batches that were taken and whose metrics are not read yet, and that are taken again
+    self._taken: collections.deque[Mapping[str, np.ndarray]] = collections.deque()
+    self._again: collections.deque[Mapping[str, np.ndarray]] = collections.deque()
     self._compiled: set[Any] = set()  # the batch shapes that the step has been compiled for
-    self._pending: tuple[int, bool, Mapping[str, jax.Array], Mapping[str, np.ndarray]] | None = None
+    self._pending: tuple[int, bool, Mapping[str, jax.Array]] | None = None
     self._timing_since: float | None = None  # when the span of timed steps began
     self._last_save = time.monotonic()
     self._size_logged = False
+    self._back_to = 0  # the step of the checkpoint that the stage would go back to
     self._earlier: Tree | None = (
       None  # the best tree before the last validation, see `TrainingProgress`
     )
@@ -241,38 +208,76 @@ class _Loop:
       disable=not is_first_host(),
     )
     with self._stop, self._bar:
-      # --- what an interruption left undone
-      if self._is_validation_due(first):
-        self._validate(first)
-      complete = self._is_complete(first)
-      if complete:
-        self._save()
-      # --- the steps
-      for step in range(first + 1, settings.steps + 1):
-        if complete:
-          break
-        self._dispatch(step)
-        stopping = self._stop.reached()
-        validating = self._is_validation_due(step)
-        saving = step % settings.checkpoint_every == 0
-        if not (stopping or validating or saving or step == settings.steps):
-          continue
-        # --- metrics first, then the checkpoint: what it records as done must have been written
-        self._flush()
-        if validating and not stopping:
-          self._validate(step)
-        complete = self._is_complete(step)
-        if complete or stopping or saving:
-          self._save()
-        if stopping:
-          raise Interrupted(step)
+      step, complete = first, self._begin(first)
+      while not complete and step < settings.steps:
+        try:
+          complete = self._take(step + 1)
+          step += 1
+        except _RollBack:
+          step = self._roll_back()
       self._bar.refresh()
     if self._stop.noted:
       raise Interrupted(int(self.state.step))
 
+  def _begin(self, step: int) -> bool:
+    """Does what an interruption left undone; whether the stage is complete."""
+    saved = self.checkpoints.steps()
+    planned = [one for one in saved if one % self.settings.checkpoint_every == 0]
+    self._back_to = max(planned or saved or [step])
+    due = self._is_validation_due(step)
+    if due:
+      self._validate(step)
+    complete = self._is_complete(step)
+    # There must be a checkpoint to go back to, and what it holds must be whole.
+    if complete or (self._rolls_back and (due or not saved)):
+      self._save()
+    return complete
+
+  def _take(self, step: int) -> bool:
+    """One step, with the validation and the checkpoint after it; whether the stage is complete."""
+    self._dispatch(step)
+    self._stopping = self._stop.reached() or self._stopping
+    stopping, validating = self._stopping, self._is_validation_due(step)
+    saving = step % self.settings.checkpoint_every == 0
+    if not (stopping or validating or saving or step == self.settings.steps):
+      return False
+    # --- metrics first, then the checkpoint: what it records as done must have been written
+    self._flush()
+    if validating and not stopping:
+      self._validate(step)
+    complete = self._is_complete(step)
+    if complete or stopping or saving:
+      self._save()
+    if stopping:
+      raise Interrupted(step)
+    return complete
+
+  @property
+  def _rolls_back(self) -> bool:
+    return self.settings.on_nonfinite == "rollback"
+
+  def _roll_back(self) -> int:
+    """Goes back to the last planned checkpoint, with the batches after the bad one; its step.
+
+    A checkpoint of a stop is passed over, and nothing is saved before the next step: so it goes on
+    alike whether it was stopped, killed or neither.
+    """
+    self._again.extend(self._taken)
+    self._taken.clear()
+    self._pending = self._timing_since = None
+    before = self.progress
+    self.state, self.best, self.progress = roll_back(
+      self.checkpoints, self.run.writer, self.state, self.settings, self._back_to
+    )
+    self.progress.rolled_back, self.progress.seconds = before.rolled_back, before.seconds
+    self._bar.back_to(self._back_to)
+    return self._back_to
+
   def _dispatch(self, step: int) -> None:
     """Sends step t to the device, then reads the metrics of step t - 1."""
-    rows, mesh = next(self.batches), self.run.mesh
+    rows, mesh = self._again.popleft() if self._again else next(self.batches), self.run.mesh
+    self._taken.append(rows)
+    rows = {name: value for name, value in rows.items() if name != ROW_INDEX}
     size = rows["tokens"].shape[0] * host_shard(mesh)[1]
     check_batch_size(size, mesh, self.settings.accumulate, f"{self.settings.section}.batch_size")
     shapes = tuple((name, value.shape) for name, value in sorted(rows.items()))
@@ -286,7 +291,7 @@ class _Loop:
     batch = global_batch(rows, mesh)
     self.state, metrics = self.train_step(self.state, self.frozen, batch)
     self._read_pending()
-    self._pending = (step, not compiles, metrics, rows)
+    self._pending = (step, not compiles, metrics)
     if compiles:
       self._flush()
 
@@ -300,18 +305,22 @@ class _Loop:
   def _read_pending(self) -> None:
     if self._pending is None:
       return
-    step, timed, on_device, rows = self._pending
-    self._pending = None
+    step, timed, on_device = self._pending
+    self._pending, rows = None, self._taken.popleft()
     values = {name: value.item() for name, value in jax.device_get(dict(on_device)).items()}
     metrics = {"loss": values.pop("loss"), **values}
-    check_applied(step, metrics, rows, self.settings, self.checkpoints, self.progress)
+    if self._health.goes_back(step, metrics, rows, self.progress, self._back_to):
+      raise _RollBack
     if not metrics["skipped"]:
       del metrics["skipped"]
     self.progress.tokens += int(metrics["tokens"])
     self.progress.timed_tokens += int(metrics["tokens"]) if timed else 0
     self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
     self._bar.advance(timed)
-    if step % self.settings.log_every == 0 or step in (1, self.settings.steps):
+    back = next((one for one in self.progress.rolled_back[-1:] if one["to"] == step - 1), None)
+    if back is not None:
+      metrics["rolled_back_from"] = back["from"]
+    if back or step % self.settings.log_every == 0 or step in (1, self.settings.steps):
       self.run.writer.write(self.run.stage, step, "train", **metrics)
 
   def _is_validation_due(self, step: int) -> bool:
@@ -361,7 +370,10 @@ class _Loop:
     record = dataclasses.asdict(self.progress)
     self.run.writer.flush()
     position = self.batches.get_state()
-    size = self.checkpoints.save(self.state, self.best, record, position, self._earlier)
+    if (step := int(self.state.step)) % self.settings.checkpoint_every == 0:
+      self._back_to = step
+    kept = self._back_to if self._rolls_back else None
+    size = self.checkpoints.save(self.state, self.best, record, position, self._earlier, kept)
     if not self._size_logged:
       _LOG.info("a checkpoint of stage %s takes %s", self.run.stage, _readable_size(size))
     self._size_logged = True

@@ -23,6 +23,7 @@ class TrainingResult:
   tokens             real text tokens trained on
   tokens_per_second  of them, over the training steps that compiled nothing
   skipped            updates that were not applied: the loss or its gradient was no number
+  rolled_back        `{"from": step, "to": step}` of each time that the stage went back for such one
   validation         `{"step": ..., metrics}` of each validation
   checkpoint_bytes   size of the checkpoint on disk
   """
@@ -36,6 +37,7 @@ class TrainingResult:
   tokens: int
   tokens_per_second: float
   skipped: int
+  rolled_back: list[dict[str, int]]
   validation: list[ValidationMetrics]
   checkpoint_bytes: int
 
@@ -57,6 +59,7 @@ class TrainingProgress:
   timed_tokens: int = 0
   skipped: int = 0
   skipped_in_a_row: int = 0
+  rolled_back: list[dict[str, int]] = dataclasses.field(default_factory=list)
   best: ValidationMetrics | None = None
   earlier: ValidationMetrics | None = None
   validation: list[ValidationMetrics] = dataclasses.field(default_factory=list)
@@ -126,6 +129,7 @@ def training_result(
     tokens=progress.tokens,
     tokens_per_second=tokens_per_second,
     skipped=progress.skipped,
+    rolled_back=progress.rolled_back,
     validation=progress.validation,
     checkpoint_bytes=checkpoint_bytes,
   )

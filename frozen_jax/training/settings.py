@@ -51,12 +51,15 @@ class TrainSettings(Section):
   on_nonfinite: str = setting(
     "stop",
     "what happens where a loss or a gradient is no number, or the loss above max_loss; skip: that"
-    " update is not applied",
+    " update is not applied; rollback: nor are those after the last of checkpoint_every",
     affects_result=False,
-    choices=("stop", "skip"),
+    choices=("stop", "skip", "rollback"),
   )
   max_skipped: int = setting(
     10, "skipped updates in a row after which training stops", affects_result=False, at_least=1
+  )
+  max_rollbacks: int = setting(
+    3, "roll-backs of a stage after which training stops", affects_result=False, at_least=1
   )
   max_loss: float = setting(1000.0, "a loss above it counts as no number; 0: no limit", at_least=0)
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from frozen_jax.core import stalled
 from frozen_jax.core.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -54,15 +55,12 @@ class TimedBatches:
         rows, error = fetched.get(timeout=self._timeout)
       except queue.Empty:
         if not final:
-          _LOG.warning("no batch has come from %s for %g s; waiting", self._source, self._timeout)
+          _LOG.warning("%s", stalled.waits("batch", self._source, self._timeout))
         continue
       if error is not None:
         raise error
       return rows
-    raise UserError(
-      f"no batch has come from {self._source} for {2 * self._timeout:g} s; see whether its files or"
-      " their server still answer, then run the same command again, or raise data.timeout"
-    )
+    raise UserError(stalled.gives_up("batch", self._source, 2 * self._timeout))
 
 
 def _fetch(batches: Batches, fetched: queue.Queue[tuple[Any, BaseException | None]]) -> None:

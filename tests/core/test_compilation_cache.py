@@ -20,6 +20,7 @@ def test_it_is_kept_in_a_folder_of_this_kind_of_machine(cache):
   folder = pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"])
   assert folder.is_dir() and folder.parent == cache / "compiled" and again == environment
   assert int(environment["JAX_COMPILATION_CACHE_MAX_SIZE"]) > 1e9
+  assert environment["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "none"
 
 
 @pytest.mark.parametrize("given", ["", "/elsewhere"])

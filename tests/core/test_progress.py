@@ -62,6 +62,19 @@ def test_the_rate_counts_from_the_second_step(clock, initial):
     assert "[00:08<" in drawn(bar) and "2.00s/step" in drawn(bar)
 
 
+@pytest.mark.parametrize("initial, to", [(0, 2), (4, 3)])
+def test_steps_that_are_taken_back_count_to_the_rate(clock, initial, to):
+  with stage(initial=initial, mininterval=0) as bar:
+    for _ in range(4):
+      clock[0] += 2
+      bar.advance()
+    bar.back_to(to)
+    assert f"{to}/10 [00:08<" in drawn(bar) and "2.00s/step" in drawn(bar)
+    clock[0] += 2
+    bar.advance()
+    assert f"{to + 1}/10 [00:10<" in drawn(bar) and "2.00s/step" in drawn(bar)
+
+
 def test_without_a_terminal_there_are_lines_now_and_then(lines, clock):
   with stage() as bar:
     with bar.doing("validating"):
@@ -108,6 +121,7 @@ def test_a_hidden_bar_says_nothing(lines, clock):
     bar.compiling()
     clock[0] += 100
     bar.advance(timed=False)
+    bar.back_to(0)
     with bar.doing("validating"):
       bar.refresh()
   assert lines.records == []

@@ -193,6 +193,7 @@ def other_values(tiny, encoder, files, folder):
     "train.checkpoint_every": 1,
     "train.on_nonfinite": "skip",
     "train.max_skipped": 2,
+    "train.max_rollbacks": 2,
     "evaluate.max_new_tokens": 4,
     "evaluate.num_beams": 2,
     "evaluate.batch_size": 2,

@@ -100,6 +100,20 @@ def test_the_newest_replaces_the_older(tmp_path):
   assert checkpoints.latest() == 10
 
 
+def test_one_that_is_kept_stays_beside_the_newest(tmp_path):
+  """And it can be restored, also where its step was saved twice."""
+  checkpoints = opened(tmp_path)
+  for step, kept in ((3, 0), (3, 3), (5, 3), (4, 3)):
+    checkpoints.save(state_at(step), None, {"kept": kept}, step, kept=kept)
+  assert folders(tmp_path) == ["00000003-1", "00000004"] and checkpoints.steps() == [3, 4]
+  kept = checkpoints.restore(state_at(0), step=3)
+  same_bits(kept.state, state_at(3))
+  assert (kept.record["kept"], checkpoints.restore(state_at(0)).record["step"]) == (3, 4)
+  assert checkpoints.restore(state_at(0), step=5) is None
+  checkpoints.save(state_at(6), None, {}, 6, kept=6)
+  assert folders(tmp_path) == ["00000006"]
+
+
 def test_a_step_can_be_saved_again(tmp_path):
   """After an interruption in a validation: same step, more in the record."""
   checkpoints = opened(tmp_path)

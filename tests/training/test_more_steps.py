@@ -149,7 +149,7 @@ def test_a_checkpoint_that_has_lost_the_tree_before_is_refused(tmp_path, monkeyp
   how = CONSTANT | {"validate": bettering}
   save = Checkpoints.save
 
-  def older(self, state, best, record, data, earlier=None):
+  def older(self, state, best, record, data, *_):
     return save(self, state, best, {k: v for k, v in record.items() if k != "earlier"}, data)
 
   monkeypatch.setattr(Checkpoints, "save", older)

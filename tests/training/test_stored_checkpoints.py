@@ -87,6 +87,14 @@ def test_all_bits_come_back_and_the_one_before_goes(workdir):
   assert read_record(path)["step"] == saved_step(workdir) == saved_step(str(workdir)) == 5
 
 
+def test_one_that_is_kept_stays(workdir):
+  checkpoints = opened(workdir)
+  for step in (3, 5, 6):
+    checkpoints.save(state_at(step), None, {}, b"", kept=3)
+  assert names(workdir) == ["00000003", "00000006"]
+  same_bits(checkpoints.restore(state_at(0), step=3).state, state_at(3))
+
+
 def test_what_is_half_uploaded_or_half_removed_is_none_and_goes(workdir, monkeypatch):
   opened(workdir).save(state_at(3), None, {}, b"")
   upload = StorePath.upload

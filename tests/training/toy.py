@@ -95,6 +95,19 @@ class Exploding(Toy):
     return jnp.where(bad, jnp.nan if self.where == "loss" else self.where, 1.0) * loss, sums
 
 
+class Spoilt(Toy):
+  """Its loss is no number, or `times` as large, in batches that are marked `bad`."""
+
+  def __init__(self, times=math.nan):
+    super().__init__()
+    self.times = times
+
+  def loss(self, trainable, frozen, batch, key):
+    loss, sums = super().loss(trainable, frozen, batch, key)
+    bad = batch["bad"].any() if "bad" in batch else False
+    return jnp.where(bad, self.times, 1.0) * loss, sums
+
+
 def frozen_tree(seed=1):
   embed, head = jax.random.split(jax.random.key(seed))
   lm = {
@@ -144,6 +157,21 @@ class Batches:
 
   def set_state(self, state):
     self.taken = json.loads(state)["taken"]
+
+
+class MarkedBatches(Batches):
+  """The same with a mark in the batches `bad`, and without those of `left_out`."""
+
+  def __init__(self, bad=(), left_out=(), **more):
+    super().__init__(**more)
+    self.bad, self.left_out = set(bad), set(left_out)
+
+  def __next__(self):
+    while self.taken in self.left_out:
+      self.taken += 1
+    bad = self.taken in self.bad
+    rows = super().__next__()
+    return rows | {"bad": np.full(len(rows["tokens"]), bad, np.int32)}
 
 
 def validation(method, frozen, mesh, pause=0.0):
@@ -225,10 +253,13 @@ def main(workdir, *arguments):
 def run(workdir, given):
   mesh = make_mesh(*(int(given.pop(axis, 1)) for axis in ("data", "fsdp", "tensor")))
   pauses = {name: given.pop(name, 0.0) for name in ("pause", "validation_pause")}
-  method = Toy()
+  bad = [int(given.pop("bad"))] if "bad" in given else []
+  method = Spoilt() if bad else Toy()
   validate = validation(method, place(frozen_tree(), mesh), mesh, pauses["validation_pause"])
-  batches = Batches(hosts.host_shard(mesh), pause=pauses["pause"])
+  own = {"shard": hosts.host_shard(mesh), "pause": pauses["pause"]}
+  batches = MarkedBatches(bad, **own) if bad else Batches(**own)
   whole = {name: int(value) for name, value in given.items()}
+  whole |= {"on_nonfinite": "rollback"} if bad else {}
   try:
     fitted = train(workdir, mesh=mesh, method=method, batches=batches, validate=validate, **whole)
   except Interrupted as stop:

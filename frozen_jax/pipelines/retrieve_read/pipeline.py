@@ -272,7 +272,12 @@ class RetrieveRead:
         if left_out:
           _LOG.info("re-ranker: %d questions left out: no passages to tell apart", left_out)
       checkpoints = self.artifacts.given / f"training-{key(dependencies)}"
-      stage = StageRun(re_rank.STAGE, checkpoints, self._mesh, writer, dependencies, "")
+      stage = StageRun(
+        *(re_rank.STAGE, checkpoints, self._mesh, writer, dependencies),
+        fingerprint="",
+        source=f"{run.data.train} with its passages",
+        timeout=run.data.timeout,
+      )
       re_rank.train_re_ranker(folder, groups, self.corpus, settings, run.seed, stage)
 
     self.artifacts.tree(RE_RANKER, dependencies, make)

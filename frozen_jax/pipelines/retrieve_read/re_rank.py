@@ -24,6 +24,7 @@ from frozen_jax.core.reading import local_folder
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
+from frozen_jax.data.batch_texts import group_texts
 from frozen_jax.data.mining import Group, mine_groups
 from frozen_jax.data.pair_encoder import LENGTHS, PairEncoder
 from frozen_jax.data.pairs import GroupBatches, GroupOptions, validation_batches
@@ -43,6 +44,7 @@ from frozen_jax.text.answers import contains, normalise
 from frozen_jax.training.loop import StageRun, fit
 from frozen_jax.training.optimizer import learning_rates, make_optimizer
 from frozen_jax.training.result import TrainingResult
+from frozen_jax.training.state import copy_tree
 
 STAGE = "re_ranker"
 _LOG = logging.getLogger(__name__)
@@ -194,7 +196,11 @@ def train_re_ranker(
       frozen,
       batches,
       settings,
-      dataclasses.replace(run, fingerprint=base.encoder.fingerprint),
+      dataclasses.replace(
+        run,
+        fingerprint=base.encoder.fingerprint,
+        texts=functools.partial(group_texts, encoder=texts),
+      ),
       key,
       validate=_validator(method, frozen, groups[1], corpus, texts, settings, run.mesh),
       validate_first=True,
@@ -205,7 +211,7 @@ def train_re_ranker(
         "re-ranker: %d passages were truncated to %d tokens", truncated, texts.lengths[-1]
       )
   trained = start if result is None else result.best
-  weights = method.weights(trained, frozen)
+  weights = copy_tree(method.weights(trained, frozen), run.mesh)  # all of them, on every host
   write_cross_encoder(folder, base.encoder, weights, base.head, trained["head"], texts.lengths[-1])
   return result
 

@@ -27,10 +27,12 @@ from frozen_jax.retrieval.retriever import Retriever
 from frozen_jax.retrieval.settings import RetrievalSettings
 from frozen_jax.retrieval.words import VERSION
 from frozen_jax.sharding.batch import shard_batch
+from frozen_jax.sharding.hosts import barrier, is_first_host
 from frozen_jax.sharding.rules import row_groups
 
 SEARCH_BLOCK = 256  # questions searched together
 _CACHED_PASSAGES = 2**16  # passages that are not parsed again
+_BUILD_SECONDS = 24 * 3600  # in which an index is built at the latest
 _FORMAT = 4  # of a row: raised where it holds something else than before
 _LOG = logging.getLogger(__name__)
 
@@ -107,6 +109,10 @@ class Retrieval:
 
   def _bm25(self) -> Retriever:
     folder = self._folder / f"bm25-{key({'corpus': self.corpus.fingerprint, 'words': VERSION})}"
+    # One host builds it for all that see the same folder.
+    if is_first_host() and not folder.exists():
+      build_bm25(folder, self.corpus)
+    barrier(f"{folder.name} built", _BUILD_SECONDS)
     open_or_build = open_bm25 if folder.exists() else build_bm25
     return open_or_build(folder, self.corpus)
 

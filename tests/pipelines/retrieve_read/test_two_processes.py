@@ -1,0 +1,108 @@
+"""A reader in two processes of four devices each is that of one process with eight."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from frozen_jax.training.metrics import read_metrics
+from tests.pipelines.artifact_digests import artifact_digests
+from tests.processes import ROOT, cluster, environment
+
+STAGES = ("re_ranker", "reader")
+
+
+def start(workdir, given, devices, variables):
+  flags = [f"--config.{key}={value}" for key, value in given.items()]
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-m", "frozen_jax.main", "--config=configs/frozen_reader.py:smoke"),
+      *(f"--workdir={workdir}", *flags),
+    ],
+    cwd=ROOT,
+    env=environment(devices, **variables),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture(scope="module")
+def given(tiny, bi_encoder, files):
+  """The smoke config with one stage, two rankings and a batch that eight devices divide."""
+  return {
+    **files,
+    "model.name": tiny,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "stage_order": "reader",
+    "baseline": "zero_shot",
+    "prompt.length": 4,
+    "data.lengths": 120,
+    "evaluate.max_new_tokens": 4,
+    "train.validate_examples": 2,
+    "reader.encoder": bi_encoder,
+    "reader.depth": 12,
+    "reader.recall_at": "1,4",
+    "reader.questions": 2,
+    "reader.budgets": 110,
+    "reader.budget": 110,
+    "reader.rankings": "blended",
+    "reader.re_ranker.base": bi_encoder,
+    "reader.re_ranker.length": 32,
+    "reader.re_ranker.batch_size": 4,
+    "reader.re_ranker.dtype": "float32",
+  }
+
+
+@pytest.fixture(scope="module")
+def runs(given, tmp_path_factory):
+  """The workdirs of one process, and of two."""
+  folder = tmp_path_factory.mktemp("runs")
+  for name, devices, clusters in (("one", 8, [{}]), ("two", 4, cluster())):
+    processes = [start(folder / name, given, devices, variables) for variables in clusters]
+    said = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said[0][1][-3000:]
+    assert all("Traceback" not in err for _, err in said)
+    assert not any(out for out, _ in said[1:]), "the first one alone prints"
+  return folder / "one", folder / "two"
+
+
+def losses(folder, stage):
+  found = [line for line in read_metrics(folder) if line["stage"] == stage]
+  return [(line["split"], line["step"], line["loss"]) for line in found]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_losses(runs, stage):
+  one, two = (losses(folder, stage) for folder in runs)
+  assert [line[:2] for line in one] == [line[:2] for line in two] and len(one) >= 4
+  np.testing.assert_allclose([line[2] for line in two], [line[2] for line in one], rtol=1e-6)
+
+
+def without_scores(path):
+  """What was packed; the scores are rounded otherwise."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  for row in rows:
+    row["passages"] = [{**one, "score": round(one["score"], 4)} for one in row["passages"]]
+  return rows
+
+
+def test_what_is_retrieved_ranked_packed_and_answered(runs):
+  one, two = (artifact_digests(folder / "reader") for folder in runs)
+  assert one.keys() == two.keys()
+  retrieved = [name for name in one if name.startswith("retrieved")]
+  assert len(retrieved) == 3 and {n: one[n] for n in retrieved} == {n: two[n] for n in retrieved}
+  packed = [name for name in one if name.startswith("packed")]
+  assert len(packed) == 3
+  for name in packed:
+    first, second = (without_scores(folder / "reader" / name) for folder in runs)
+    assert first == second and any(row["passages"] for row in first)
+  answers = [(folder / "predictions.jsonl").read_text() for folder in runs]
+  assert answers[0] == answers[1]
+  results = [json.loads((folder / "results.json").read_text()) for folder in runs]
+  assert results[0]["retrieval"] == results[1]["retrieval"]
+  assert not list(runs[1].rglob(".*of-another-host"))
