@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import worker
-from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 from frozen_jax.core.types import Prompt
 
 SHORTEST, LONGEST = 8, 128  # tokens of a prompt
@@ -34,6 +34,7 @@ def main() -> None:
   made = {"ours": ours, "separate": separate, "peer": peer}[side]
   if side != "peer":
     keep_freed_memory()  # as the command does
+    wait_for_each_program()
   draw = made(model, dtype, at_once, count)
   # No use of the machine is reported.
   worker.serve(lambda: drawn(draw(samples, new, 1.0)), lambda width: math.inf)

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import ours, pairs, worker
 from benchmarks.training_step import machine
-from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 from frozen_jax.core.user_path import user_path
 from frozen_jax.retrieval.corpus import Passage, open_corpus, write_corpus
 from frozen_jax.retrieval.dense import DenseRetriever
@@ -123,6 +123,7 @@ def serve(name: str, folder: pathlib.Path, count: int) -> None:
 
 def _ours(folder: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
   keep_freed_memory()  # as the command does
+  wait_for_each_program()
   corpus = open_corpus(folder / "corpus.jsonl")
   retriever = DenseRetriever(
     open_dense(folder / "index", "random", corpus), lambda texts: np.empty(0)

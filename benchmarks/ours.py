@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import work, worker
 from frozen_jax.backbones.load import load_decoder
-from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.modules.soft_prompt import prompt_params
@@ -23,6 +23,7 @@ from frozen_jax.training.step import make_train_step
 
 def main() -> None:
   keep_freed_memory()  # as the command does
+  wait_for_each_program()
   dtype, targets = sys.argv[1:]
   lm = load_decoder(work.MODEL, dtype, progress=False)
   todo = work.make(lm.config.vocab_size, lm.config.width, targets == "answers")

@@ -30,9 +30,10 @@ def main() -> None:
   asked = json.loads(pathlib.Path(texts).read_text(encoding="utf-8"))
   if side == "ours":
     from benchmarks.ours import matrix_seconds
-    from frozen_jax.core.host_memory import keep_freed_memory
+    from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 
     keep_freed_memory()  # as the command does
+    wait_for_each_program()
     train, scores, seconds = ours_training, ours_scores, functools.partial(matrix_seconds, dtype)
   else:
     train, scores = peer_training, peer_scores

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.decoding_side import prompts
 from benchmarks.training_step import machine
 from benchmarks.work import MODEL
-from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 from frozen_jax.core.types import Prompt
 from frozen_jax.core.user_path import user_path
 from frozen_jax.decoding.requests import Sampling
@@ -139,4 +139,5 @@ def show(looks: Sequence[Look], figures: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
   keep_freed_memory()  # as the command does
+  wait_for_each_program()
   main()

@@ -32,7 +32,7 @@ from frozen_jax.config import config_file, overrides
 from frozen_jax.core import files, stalled
 from frozen_jax.core.compilation_cache import enable_compilation_cache
 from frozen_jax.core.errors import Interrupted, UserError, exit_status
-from frozen_jax.core.host_memory import keep_freed_memory
+from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
 from frozen_jax.core.streams import own_streams
 from frozen_jax.core.user_path import user_path
 from frozen_jax.core.version import __version__
@@ -263,6 +263,7 @@ def run(command: Command) -> None:
   _log_above_bars()
   from frozen_jax.sharding import hosts  # jax starts here, after the flags are known to be good
 
+  wait_for_each_program()
   hosts.start()
   with peers.watched(), stalled.watched(command.config.data.timeout, peers.end):
     if hosts.is_first_host():

@@ -19,9 +19,6 @@ def keep_freed_memory() -> None:
   the system at once, and the next step waits until the system has filled new pages with zeros: a
   third of a re-ranker's training step. Peak memory grows, since free blocks of one size are split
   for others. Call it in the main program, before any other thread starts.
-
-  JAX runs each program of one device before it goes on, too. Otherwise a step may start while the
-  temporaries of the one before it are still there, and takes as much memory again, or twice.
   """
   if sys.platform != "linux" or _may_use_accelerator():
     return
@@ -29,7 +26,15 @@ def keep_freed_memory() -> None:
     adjust(_ARENA_MAX, 1)
     adjust(_MMAP_MAX, 0)
     adjust(_TRIM_THRESHOLD, -1)
-  import jax  # after malloc is set, which its threads share
+
+
+def wait_for_each_program() -> None:
+  """Has JAX run every program of one CPU device to its end before it goes on; imports jax.
+
+  Otherwise a step may start while the temporaries of the one before it are still there, and takes
+  as much memory again, or twice. Call it before JAX looks for devices.
+  """
+  import jax
 
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
