@@ -104,7 +104,9 @@ class Kernel:
       local_window_size=None if window is None else (window - 1, 0),
       implementation="xla" if self.interpret else "cudnn",
     )
-    return _saving(attend)(q, k, v)
+    length = q.shape[1]  # JAX refuses the derivative of odd ones; no token sees what comes after it
+    q, k, v = (jnp.pad(a, ((0, 0), (0, length % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    return _saving(attend)(q, k, v)[:, :length]
 
 
 def of_decoder(config: DecoderConfig, like: Array, length: int) -> Kernel | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from frozen_jax.backbones import decoder, encoder, kernels, stack
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.kernels import Kernel
-from frozen_jax.sharding.rules import shardings
+from frozen_jax.sharding.rules import replicated, shardings
+from frozen_jax.tools.pod_plan.topology import topology_mesh
 
 CONFIG = DecoderConfig(
   vocab_size=50,
@@ -155,8 +157,8 @@ def cuda_mesh(monkeypatch):
   return AbstractMesh((1, 2, 2), axes, (AxisType.Auto,) * 3, abstract_device=device)
 
 
-def cuda_program(config, mesh, dtype=jnp.bfloat16):
-  """The text of the loss and gradient of a decoder for NVIDIA's GPUs."""
+def lowered(config, mesh, dtype=jnp.bfloat16, **options):
+  """The loss and gradient of a decoder, for a mesh of devices that this machine does not have."""
   shapes = jax.eval_shape(
     functools.partial(decoder.random_params, config, dtype=dtype), jax.random.key(0)
   )
@@ -166,11 +168,16 @@ def cuda_program(config, mesh, dtype=jnp.bfloat16):
   x = jax.ShapeDtypeStruct((4, LENGTH, config.width), dtype, sharding=rows)
   mask = jax.ShapeDtypeStruct((4, LENGTH), jnp.int32, sharding=rows)
 
-  def loss(x, params, mask):
-    return decoder.hidden(params, config, x, mask).astype(jnp.float32).sum()
+  peft = jax.tree.map(
+    lambda a: place(a, replicated(mesh)), jax.eval_shape(lambda: prefixes(config))
+  )
 
-  traced = jax.jit(jax.value_and_grad(loss)).trace(x, jax.tree.map(place, shapes, places), mask)
-  return traced.lower(lowering_platforms=("cuda",)).as_text()
+  def loss(x, peft, params, mask):
+    states = decoder.hidden(params, config, x, mask, peft=peft, remat="none")
+    return states.astype(jnp.float32).sum()
+
+  params = jax.tree.map(place, shapes, places)
+  return jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, peft, params, mask).lower(**options)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +193,31 @@ def cuda_program(config, mesh, dtype=jnp.bfloat16):
   ],
 )
 def test_a_program_for_nvidia_calls_cudnn_where_it_can(changes, dtype, kinds, cuda_mesh):
-  """Once forward and once backward for each kind of layer, on the rows and heads of a device."""
-  text = cuda_program(dataclasses.replace(CONFIG, **changes), cuda_mesh, dtype)
+  """Once forward and once backward for each kind of layer, on the rows and heads of a device.
+
+  The texts have an odd length, prefix included, of which JAX refuses cuDNN's derivative.
+  """
+  config = dataclasses.replace(CONFIG, **changes)
+  text = lowered(config, cuda_mesh, dtype, lowering_platforms=("cuda",)).as_text()
   assert text.count("@__cudnn$fmhaSoftmax(") == kinds
   assert text.count("@__cudnn$fmhaSoftmaxBackward(") == kinds
   if kinds:
     calls = [line for line in text.splitlines() if "@__cudnn$fmhaSoftmax(" in line]
     dtype = {"bfloat16": "bf16", "float16": "f16"}[jnp.dtype(dtype).name]
-    assert all(f"tensor<2x{LENGTH}x2x16x{dtype}>" in call for call in calls)
+    assert all(f"tensor<2x{LENGTH + 6}x2x16x{dtype}>" in call for call in calls)
     windows = sorted("sliding_window_length\\22: 6" in call for call in calls)
     assert windows == [False, True][:kinds]
+
+
+@pytest.mark.program
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed (extra `plan`)")
+def test_the_compiler_for_tpus_takes_kernels_of_two_kinds():
+  """Each kernel is there once for each kind: none is run again in the backward pass."""
+  mesh = topology_mesh("v5e:2x2", {"data": 1, "fsdp": 2, "tensor": 2})
+  text = lowered(dataclasses.replace(CAPPED, head_dim=128), mesh).compile().as_text()
+  calls = [line for line in text.splitlines() if "custom-call(" in line]
+  for kernel in ("fwd", "dq", "dkv"):
+    assert sum(f"%splash_mha_{kernel}" in call.partition("=")[0] for call in calls) == 2
 
 
 @pytest.mark.parametrize("trained", [False, True])
