@@ -19,6 +19,9 @@ Variants: `:smoke` the same in a minute or two; `:t0` T0/P3 rows from files:
 trained parameters (0.33% of the LM's; the paper says about 0.3%), and for a text of 512 tokens 1.5%
 more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prompt's 20 positions.
 
+`:late` and `:t0_late` (T0's rows): without a text encoder. Both prompts join the text within the
+stack (`prompt.layer`), and the generator reads the LM's own states there. Not measured.
+
 `:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md), with that encoder.
 """
 
@@ -40,6 +43,10 @@ def get_config(variant: str = "") -> ConfigDict:
     shrink_many_tasks(config)
   elif variant == "t0":
     t0(config)
+  elif variant in ("late", "t0_late"):
+    _late(config)
+    if variant == "t0_late":
+      t0(config)
   elif variant == "t0_j1":
     t0(config)
     _paper(config)
@@ -48,9 +55,19 @@ def get_config(variant: str = "") -> ConfigDict:
     t5_base(config)
   elif variant:
     raise ValueError(
-      f"no variant {variant!r}; there are: smoke, t0, t0_j1, {', '.join(LARGE_MODELS)}"
+      f"no variant {variant!r}; there are: smoke, t0, t0_j1, late, t0_late, {', '.join(LARGE_MODELS)}"
     )
   return config
+
+
+def _late(config: ConfigDict) -> None:
+  """A shared prompt at the input, one within the stack, and one made there for each text."""
+  config.stage_order = ("shared", "late_prompt", "late_id_pt")
+  config.model.encoder = ""
+  within = {"prompt": {"layer": "0.2"}}
+  config.stages.late_prompt = ConfigDict({"method": "prompt_tuning", **within})
+  config.stages.late_id_pt = ConfigDict({"method": "id_pt", **within})
+  del config.stages.id_pt
 
 
 def _paper(config: ConfigDict) -> None:

@@ -16,6 +16,7 @@ Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed 
       --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
       --config.data.test=nq_open_test.jsonl.gz
 
+`:paper` the paper's plain form, in which the Connector's output alone is what pass two reads;
 `:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md).
 """
 
@@ -48,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages = _stages()
   if variant == "smoke":
     _smoke(config)
+  elif variant == "paper":
+    config.recursion.input_skip = False
   elif variant == "nq":
     natural_questions(config)
     config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
@@ -56,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages.pretrain.data.lengths = config.data.lengths
     config.stages.pretrain.train.batch_size = config.train.batch_size
   elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, nq, {', '.join(LARGE_MODELS)}")
+    raise ValueError(f"no variant {variant!r}; there are: smoke, paper, nq, {', '.join(LARGE_MODELS)}")
   return config
 
 
