@@ -54,9 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     large_model(config, variant)
     t5_base(config)
   elif variant:
-    raise ValueError(
-      f"no variant {variant!r}; there are: smoke, t0, t0_j1, late, t0_late, {', '.join(LARGE_MODELS)}"
-    )
+    others = ", ".join(("smoke", "t0", "t0_j1", "late", "t0_late", *LARGE_MODELS))
+    raise ValueError(f"no variant {variant!r}; there are: {others}")
   return config
 
 

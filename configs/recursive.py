@@ -59,7 +59,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages.pretrain.data.lengths = config.data.lengths
     config.stages.pretrain.train.batch_size = config.train.batch_size
   elif variant:
-    raise ValueError(f"no variant {variant!r}; there are: smoke, paper, nq, {', '.join(LARGE_MODELS)}")
+    raise ValueError(
+      f"no variant {variant!r}; there are: smoke, paper, nq, {', '.join(LARGE_MODELS)}"
+    )
   return config
 
 

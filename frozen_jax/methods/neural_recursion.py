@@ -40,7 +40,7 @@ from frozen_jax.modules.position_connectors import (
   PositionConnector,
   TokensConnector,
 )
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,7 @@ class NeuralRecursion(Layered):
     """See `core.types.Method.build`."""
     del datasets
     recursion, prompt = sections["recursion"], sections["prompt"]
+    check_at_input(prompt, cls.name, "recursion.write to the layer")
     sizes = dataclasses.asdict(recursion.connector)
     kind = sizes.pop("kind")
     write, read = layers_of(recursion, base.config.layers)

@@ -29,7 +29,7 @@ from frozen_jax.core.types import Base, Prompts, Tree
 from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.modules import soft_prompt
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class PTuning(SinglePass):
     """See `core.types.Method.build`."""
     del datasets
     settings, width = sections["prompt"], sections["p_tuning"].width
+    check_at_input(settings, cls.name)
     if settings.per_task:
       raise UserError("p_tuning has one prompt for all data sets; set prompt.per_task=False")
     return cls(base.config, settings, width, remat=remat)

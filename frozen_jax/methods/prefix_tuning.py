@@ -18,7 +18,7 @@ from frozen_jax.backbones.cache import KVCache
 from frozen_jax.core.types import Base, Tree
 from frozen_jax.methods.prompt_tuning import initial_prompt
 from frozen_jax.methods.single_pass import PassParams, SinglePass
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class PrefixTuning(SinglePass):
   ) -> "PrefixTuning":
     """See `core.types.Method.build`."""
     del datasets
+    check_at_input(sections["prompt"], cls.name)
     return cls(base.config, sections["prompt"], remat=remat)
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Tree
 from frozen_jax.methods.prompt_tuning import PromptTuning
-from frozen_jax.modules.settings import PromptSettings
+from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TextualRecursion(PromptTuning):
     """See `core.types.Method.build`; the texts of pass two name no data set."""
     del datasets
     settings = sections["prompt"]
+    check_at_input(settings, cls.name)
     if settings.per_task:
       raise UserError("textual_recursion has one prompt a pass; set prompt.per_task=False")
     return cls(base.config, settings, remat=remat)

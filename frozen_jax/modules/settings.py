@@ -41,6 +41,15 @@ class PromptSettings(Section):
   )
 
 
+def check_at_input(settings: PromptSettings, method: str, instead: str = "") -> None:
+  """UserError for a prompt within the stack, of a method that has none; instead: what would do."""
+  if settings.layer not in ("embeddings", "0"):
+    raise UserError(
+      f"config.prompt.layer is {settings.layer!r}, which {method} does not have; set"
+      f" prompt.layer=embeddings{instead and f', and {instead}'}"
+    )
+
+
 def layer_number(text: str, num_layers: int, key: str) -> int:
   """How many layers have run where a setting says: a count, a fraction of the depth, or a name.
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from frozen_jax.config.section import resolve
 from frozen_jax.core.errors import UserError
+from frozen_jax.methods import METHODS
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.methods.recirculation import Looped, LoopedSettings
 from frozen_jax.methods.recursion_settings import ConnectorSettings, RecursionSettings, layers_of
@@ -60,6 +62,17 @@ def test_one_pass_reads_where_it_is_written():
 def test_no_connector_joins_no_passes():
   with pytest.raises(UserError, match="recursion.passes=1"):
     RecursionSettings(connector=ConnectorSettings(kind="none"))
+
+
+@pytest.mark.parametrize(
+  "name", ["p_tuning", "prefix_tuning", "textual_recursion", "neural_recursion"]
+)
+def test_methods_without_late_prompts_say_so(name):
+  method = METHODS[name]
+  sections = {key: resolve(kind, {}, key) for key, kind in method.sections.items()}
+  method.build(base(), sections)
+  with pytest.raises(UserError, match=f"prompt.layer is '0.4', which {name} does not have"):
+    method.build(base(), sections | {"prompt": PromptSettings(layer="0.4")})
 
 
 def test_other_methods_name_the_key_that_is_wrong():

@@ -63,7 +63,7 @@ def values_to_try(field, value):
   if isinstance(value, float):
     return [one for one in (value + 0.125, value / 2, value + 1.5) if one != value]
   if isinstance(value, str):
-    return [f"{value} other", "a {question}"]
+    return [f"{value} other", "a {question}", "0.5"]
   if isinstance(value, Mapping):
     return [{part: 2 * rate for part, rate in value.items()} or {"width": 8}]
   assert isinstance(value, tuple), field

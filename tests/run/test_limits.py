@@ -116,7 +116,7 @@ def test_what_must_not_be_empty(key):
     ("lora", "predict.input", "", "config.predict.input is empty"),
     ("id_pt", "generator.heads", "3", "generator.heads=3 does not divide"),
     ("p_tuning", "p_tuning.width", "0", "config.p_tuning.width is 0"),
-    ("recursive", "recursion.passes", "1", "config.recursion.passes is 1; it must be at least 2"),
+    ("recursive", "recursion.passes", "0", "config.recursion.passes is 0; it must be at least 1"),
     ("recursive", "recursion.connector.dropout", "1", "is 1.0; it must be at least 0 and below 1"),
     ("recursive", "recursion.first_prompt", "frosen", "did you mean frozen?"),
     ("recursive", "stages.finetune.train.steps", "-1", "config.stages.finetune.train.steps is -1"),
