@@ -1,8 +1,8 @@
-"""Second passes that train nothing: recirculation (Mozer et al., 2026) and a damped loop of layers.
+"""Second passes that train nothing: recirculation and looped layers.
 
     python -m frozen_jax.main --config=configs/recirculation.py
 
-Evaluates the LM as it is, recirculated and looped on closed-book questions, and its perplexity on
+Evaluates the LM as it is, recirculated (Mozer et al., 2026) and looped on closed-book questions, and its perplexity on
 plain English. Neither was measured to its end.
 
 Variants: `:smoke`.

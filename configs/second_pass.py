@@ -1,4 +1,4 @@
-"""What a second pass through the frozen layers is worth, next to its controls.
+"""What a second pass is worth, next to its controls.
 
     python -m frozen_jax.main --config=configs/second_pass.py
 

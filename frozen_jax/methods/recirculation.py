@@ -39,8 +39,8 @@ class LoopedSettings(Section):
 
   section: ClassVar[str] = "looped"
 
-  start: str = setting("0.4", "how many layers have run before the loop", pattern=LAYER)
-  stop: str = setting("0.6", "how many layers have run at its end", pattern=LAYER)
+  start: str = setting("0.25", "how many layers have run before the loop", pattern=LAYER)
+  stop: str = setting("0.75", "how many layers have run at its end", pattern=LAYER)
   repeats: int = setting(1, "how often the loop runs again", at_least=1)
   damping: float = setting(0.1, "share of the new stream; 0: the LM", at_least=0, at_most=1)
 

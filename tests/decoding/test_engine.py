@@ -142,7 +142,12 @@ def test_every_method_is_carried(method):
 )
 def test_an_int8_cache_changes_log_probabilities_little(method):
   trained = jax.tree.map(lambda a: a + 0.02, trained_of(method))
-  quantized = dataclasses.replace(method, decoder=dataclasses.replace(CONFIG, cache="int8"))
+  narrow = dataclasses.replace(CONFIG, cache="int8")
+  if method is RECURSION:
+    layers = dataclasses.replace(method.layers, decoder=narrow)
+    quantized = dataclasses.replace(method, layers=layers)
+  else:
+    quantized = dataclasses.replace(method, decoder=narrow)
   completions = build_engine(quantized, trained).run(PROMPTS[:5], Sampling(6, temperature=1.0))
   log_likelihoods = jax.jit(method.log_likelihoods)
   differences = []

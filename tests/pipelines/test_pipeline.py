@@ -68,6 +68,10 @@ class FirstRows:
     if run.pipelines["first_rows"].count > len(first_questions(run.data, run.data.train)):
       raise UserError("first_rows.count is more than the questions that there are; lower it")
 
+  @classmethod
+  def check_questions(cls, run, lm, examples):
+    return list(examples)
+
   def __init__(self, run, lm, workdir):
     self._settings = run.pipelines["first_rows"]
     self.artifacts = Artifacts(workdir / "first_rows")

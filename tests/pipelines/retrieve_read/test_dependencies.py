@@ -113,6 +113,7 @@ def test_settings_that_affect_nothing_leave_the_artifacts_as_they_are(
     "re_ranker.checkpoint_every": 1,
     "re_ranker.on_nonfinite": "skip",
     "re_ranker.max_skipped": 3,
+    "re_ranker.max_rollbacks": 2,
   }
   assert unaffecting(ReaderSettings()) == set(others)
   changed = {f"reader.{name}": value for name, value in others.items()}
