@@ -2,8 +2,8 @@
 
     python -m frozen_jax.main --config=configs/recirculation.py
 
-Evaluates the LM as it is, recirculated (Mozer et al., 2026) and looped on closed-book questions, and its perplexity on
-plain English. Neither was measured to its end.
+Evaluates the LM as it is, recirculated (Mozer et al., 2026) and looped on closed-book questions,
+and its perplexity on plain English. Neither was measured to its end.
 
 Variants: `:smoke`.
 """

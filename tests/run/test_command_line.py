@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(refused, tmp_path, arg
     ([], "no experiment given; add --config="),
     (["--config="], "no experiment given"),
     (["--config=configs/nope.py"], "no such config: configs/nope.py; there are: .*recursive"),
-    (["--config=configs/recursive.py:nope"], "no variant 'nope'; there are: smoke, nq"),
+    (["--config=configs/recursive.py:nope"], "no variant 'nope'; there are: smoke, paper, nq"),
   ],
 )
 def test_no_such_experiment(refused, arguments, message):

@@ -173,6 +173,7 @@ def other_values(tiny, encoder, files, folder):
   templates.mkdir()
   (templates / "templates.yaml").write_text(TEMPLATES)
   return {
+    "prompt.cache_states": True,
     "model.name": str(shutil.copytree(tiny, folder / "model")),
     "model.encoder": str(encoder),
     "model.cache": "int8",
