@@ -66,6 +66,10 @@ class FusedSlice(NamedTuple):
   start: int
   width: int
 
+  def within(self, outputs: np.ndarray) -> np.ndarray:
+    """Where some of this matrix's outputs are among those of the tensor."""
+    return outputs // self.width * self.group_width + self.start + outputs % self.width
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -338,9 +342,8 @@ def read_tensor(leaf: Leaf, stored: TensorReader, name: str, index: Index) -> np
   bounds = list(index)
   rows = None
   if leaf.fused:
-    groups, group_width, start, width = leaf.fused
-    outputs = np.arange(*bounds[leaf.out_axis].indices(groups * width))
-    rows = outputs // width * group_width + start + outputs % width  # of the stored tensor
+    count = leaf.fused.groups * leaf.fused.width
+    rows = leaf.fused.within(np.arange(*bounds[leaf.out_axis].indices(count)))
     bounds[leaf.out_axis] = slice(rows[0], rows[-1] + 1)
   tensor = stored.read(name, tuple(bounds))
   if rows is not None and len(rows) < tensor.shape[leaf.out_axis]:

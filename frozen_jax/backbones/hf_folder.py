@@ -36,7 +36,7 @@ _BUFFER = re.compile(
   r")"
 )
 
-_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 # File -> tensor -> stored dtype and shape.
 Headers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]
@@ -57,7 +57,7 @@ class HFFolder:
 
   format: families.Format = "hf"
   reads_slices = True
-  float_dtypes = frozenset(_FLOATS)
+  float_dtypes = frozenset(FLOATS)
 
   def __init__(self, folder: pathlib.Path, headers: Headers | None = None):
     self.location = str(folder)
@@ -85,7 +85,7 @@ class HFFolder:
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """A part of a tensor in its stored dtype, as a view of the file."""
-    return self._bytes[name].view(_FLOATS[self.dtypes[name]]).reshape(self.shapes[name])[index]
+    return self._bytes[name].view(FLOATS[self.dtypes[name]]).reshape(self.shapes[name])[index]
 
   def num_bytes(self, name: str) -> int:
     digits = re.search(r"\d+", self.dtypes[name])  # F32, BF16, F8_E4M3; BOOL takes a byte

@@ -37,11 +37,12 @@ from frozen_jax.text import tokenizer as tokenizers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-  """A frozen decoder: name, config, parameters, tokenizer, fingerprint, end tokens.
+  """A frozen decoder: name, config, parameters, tokenizer, fingerprint, end tokens, family.
 
   params: the tree of `decoder.param_shapes(config)`. tokenizer: a `PreTrainedTokenizerFast` with
   chat template and bos, eos and pad ids, or None where the model has none. fingerprint: 64 hex
   digits, a hash of the stored weights (see `fingerprint`). end_ids: the tokens that end a text.
+  family: the model type that transformers knows it by.
   """
 
   name: str
@@ -50,6 +51,7 @@ class Decoder:
   tokenizer: Any | None
   fingerprint: str
   end_ids: tuple[int, ...] = ()
+  family: str = ""
 
 
 def load_decoder(
@@ -123,7 +125,8 @@ def _outline(
     tokenizer = tokenizers.from_folder(path, config.vocab_size)
   file = stored if isinstance(stored, GGUFFile) else path
   ends = end_ids.read(file, config.vocab_size, tokenizer)
-  return Decoder(name, config, decoder.param_shapes(config), tokenizer, "", ends)
+  params = decoder.param_shapes(config)
+  return Decoder(name, config, params, tokenizer, "", ends, stored.family.hf_name)
 
 
 def first_layers(config: DecoderConfig, count: int | None) -> DecoderConfig:

@@ -77,7 +77,7 @@ def check_lora(lora: LoraSettings, shapes: Tree, network: str) -> None:
 
   `network`: what the message calls it.
   """
-  targets = _targets(paths.flatten(shapes))
+  targets = product_names(paths.flatten(shapes))
   unknown = [target for target in lora.targets if target not in targets]
   if unknown:
     raise UserError(
@@ -109,7 +109,7 @@ def scaled_updates(lora: LoraSettings, updates: Tree) -> Tree:
   )
 
 
-def _targets(param_paths: Iterable[str]) -> list[str]:
+def product_names(param_paths: Iterable[str]) -> list[str]:
   """The products of attention and MLP ("attn/q", ...) among the paths of a network's parameters."""
   names = [
     path.removeprefix("layers/").removesuffix("/kernel")

@@ -33,6 +33,7 @@ class FrozenLM:
   weights, whatever the dtype, mesh or quantisation they are loaded into. `mask` is 1 for real
   tokens; left and right padding give the same results at real positions. `encoder`: a frozen text
   encoder alongside it, for methods that have one. `end_ids`: the tokens that end a generated text.
+  `family`: the model type that transformers knows it by.
   """
 
   name: str
@@ -43,6 +44,7 @@ class FrozenLM:
   mesh: Mesh | None = None
   encoder: FrozenEncoder | None = None
   end_ids: tuple[int, ...] = ()
+  family: str = ""
 
   def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token ids -> input embeddings; UserError for an id that the model does not have."""
@@ -162,6 +164,7 @@ def load_frozen(
     loaded.fingerprint,
     mesh,
     end_ids=loaded.end_ids,
+    family=loaded.family,
   )
 
 

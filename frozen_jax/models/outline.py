@@ -50,4 +50,5 @@ def outline_model(settings: ModelSettings) -> ModelOutline:
     "",
     encoder=encoder,
     end_ids=found.end_ids,
+    family=found.family,
   )

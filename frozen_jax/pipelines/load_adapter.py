@@ -1,4 +1,7 @@
-"""`load_adapter`: a tuned model from a workdir or an exported folder, with how it answers."""
+"""`load_adapter`: a tuned model from a workdir or an exported folder, with how it answers.
+
+A folder of PEFT and a `.npy` prompt are read too, by `export.peft_reading`.
+"""
 
 import dataclasses
 from typing import Any
@@ -15,6 +18,7 @@ from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.settings import InputSettings
 from frozen_jax.decoding.settings import GenerationSettings
+from frozen_jax.export.peft_reading import read_foreign, tuned_model
 from frozen_jax.methods import METHODS
 from frozen_jax.models.adapter_folder import ADAPTER_JSON, read_adapter
 from frozen_jax.models.frozen_lm import FrozenLM, with_encoder
@@ -27,8 +31,13 @@ ADAPTER = "adapter"  # within a workdir
 def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
   """Reads a workdir whose run is complete, or an exported adapter, onto its frozen LM.
 
+  Or a folder of PEFT, or the `.npy` file of a prompt, as far as a method here computes the same;
+  these do not say which LM they belong to, so sizes alone are compared.
+
   Raises UserError where there is none, where it is damaged, or for another frozen LM.
   """
+  if not _own_folder(path) and (foreign := read_foreign(path)):
+    return tuned_model(foreign, lm)
   tree, info = read_stored(path)
   if info["frozen_fingerprint"] != lm.fingerprint:
     raise UserError(
@@ -55,14 +64,29 @@ def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
 def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   """The stored tree and description of a workdir or an exported folder; UserError without one."""
   path = user_path(path)
-  for folder in (path / ADAPTER, path):
-    if (folder / ADAPTER_JSON).exists():
-      return read_adapter(folder)
+  if folder := _own_folder(path):
+    return read_adapter(folder)
   if not path.exists():
     raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
   if seeds := seeds_in(path):
     raise UserError(several_runs(path, seeds))
   raise UserError(f"no adapter in {path}; let the training run there come to its end first")
+
+
+def _own_folder(path: str | AnyPath) -> AnyPath | None:
+  """The folder of an adapter that was trained here, if there is one in a workdir or a folder."""
+  path = user_path(path)
+  return next((one for one in (path / ADAPTER, path) if (one / ADAPTER_JSON).exists()), None)
+
+
+def stored_arrays(path: str | AnyPath) -> Tree:
+  """The arrays of whatever `load_adapter` reads there, as they are stored.
+
+  Raises UserError where there is none, and where it is damaged.
+  """
+  if not _own_folder(path) and (foreign := read_foreign(path)):
+    return foreign.tensors
+  return read_stored(path)[0]
 
 
 def _tuned_model(tree: Tree, info: dict[str, Any], lm: FrozenLM) -> TunedModel:

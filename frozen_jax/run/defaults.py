@@ -42,7 +42,9 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
   "seeds": setting(
     (), "in place of one, as 0,1,2: each is run in WORKDIR/seed_N, and their tables are joined"
   ),
-  "init_from": setting("", "a workdir or an exported adapter to start the trained parts from"),
+  "init_from": setting(
+    "", "a workdir, an exported adapter, a PEFT folder or a .npy prompt, to start from"
+  ),
   "stage_order": setting(
     (), "the stages that run, in this order; each is an entry of `stages`", nonempty=True
   ),

@@ -27,7 +27,7 @@ from frozen_jax.models.inputs import open_task
 from frozen_jax.models.outline import ModelOutline, outline_model
 from frozen_jax.pipelines.cascade.fitting import check_cascade
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
-from frozen_jax.pipelines.load_adapter import read_stored
+from frozen_jax.pipelines.load_adapter import read_stored, stored_arrays
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.settings import METHOD_SECTIONS
 
@@ -43,7 +43,7 @@ def check_given(run: RunSettings) -> None:
   if not run.running:
     raise UserError("every stage has 0 steps; give at least one stage of config.stage_order some")
   if run.init_from:
-    read_stored(run.init_from)
+    stored_arrays(run.init_from)
   for number, stage in enumerate(run.running):
     before = [one.name for one in run.running[:number]]
     missing = [

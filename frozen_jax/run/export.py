@@ -42,7 +42,7 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
     )
   tree, info = read_stored(folder)
   if name in _CHECKS:
-    _CHECKS[name](info["method"], {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
+    _CHECKS[name](info, {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
   check_writable(target)
   _, model = open_run(config, folder)
   check()
@@ -58,10 +58,8 @@ def _write_adapter(target: pathlib.Path, model: TunedModel) -> None:
 
 
 def _write_peft(target: pathlib.Path, model: TunedModel) -> None:
-  lm, vectors = model.lm, model.trained["prompt"]["vectors"]
-  base, template = peft.base_model(lm.name), make_template(model.inputs.template)
-  sizes = lm.config
-  peft.write_peft_prompt(target, vectors, base, sizes.width, sizes.layers, sizes.heads, template)
+  base, template = peft.base_model(model.lm.name), make_template(model.inputs.template)
+  peft.write_peft(target, peft.peft_adapter(model), base, template)
 
 
 # What writes each format, and what reads it.
@@ -69,6 +67,8 @@ FORMATS: dict[str, tuple[Callable[[pathlib.Path, TunedModel], None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
   "peft": (_write_peft, "PEFT: its README.md says how"),
 }
-# Of a format that cannot hold every method: UserError for (method, parts by name), before the LM is
-# read.
-_CHECKS: dict[str, Callable[[str, Mapping[str, Any]], None]] = {"peft": peft.check_peft}
+# Of a format that cannot hold every method: UserError for (description, parts by name), before the
+# LM is read.
+_CHECKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
+  "peft": peft.check_peft
+}

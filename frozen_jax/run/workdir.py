@@ -19,7 +19,7 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.identity import encoder_identity, identified_model, lm_identity
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
-from frozen_jax.pipelines.load_adapter import read_stored
+from frozen_jax.pipelines.load_adapter import stored_arrays
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.checksum import checksum
@@ -270,7 +270,7 @@ def _trained_from(run: RunSettings, lm: FrozenLM | None) -> dict[str, Callable[[
       encoder.texts_fingerprint if encoder else encoder_identity(run.model.encoder)
     )
   if run.init_from:
-    found["init_from"] = lambda: str(checksum(read_stored(run.init_from)[0]))
+    found["init_from"] = lambda: str(checksum(stored_arrays(run.init_from)))
   for name, pipeline in PIPELINES.items():
     if name in run.pipelines:
       found |= pipeline.dependencies(run)

@@ -13,7 +13,7 @@ from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.export.peft import BaseModel, base_model, check_peft, write_peft_prompt
+from frozen_jax.export.peft import BaseModel, base_model, check_peft, prompt_adapter, write_peft
 from frozen_jax.text.templates import make_template
 
 P, TOLERANCE = 5, 2e-4
@@ -67,6 +67,10 @@ def a_prompt():
   return np.random.default_rng(0).normal(size=(P, SIZES.width)).astype(np.float32)
 
 
+def written_prompt(folder, base=BASE, template=PLAIN):
+  return write_peft(folder, prompt_adapter(jnp.asarray(a_prompt()), SIZES), base, template)
+
+
 def some_text():
   """Tokens [3, 7] and a mask that pads one row on the right."""
   tokens = np.random.default_rng(1).integers(0, SIZES.vocab_size, size=(3, 7))
@@ -83,9 +87,7 @@ def base():
 @pytest.fixture(scope="module")
 def peft_logits(base, tmp_path_factory):
   """Logits [3, P + 7, V] of PEFT with the adapter that it loaded from our folder."""
-  folder = write_peft_prompt(
-    tmp_path_factory.mktemp("peft"), a_prompt(), BASE, SIZES.width, SIZES.layers, SIZES.heads, PLAIN
-  )
+  folder = written_prompt(tmp_path_factory.mktemp("peft"))
   tokens, mask = map(torch.as_tensor, some_text())
   with torch.no_grad():
     model = peft.PeftModel.from_pretrained(tiny_llama(), folder).eval()
@@ -94,8 +96,7 @@ def peft_logits(base, tmp_path_factory):
 
 def test_generate_without_its_cache_continues_the_vectors_and_the_text(base, tmp_path):
   """As the note says; with the cache PEFT 0.21 leaves them after the first token."""
-  sizes = (SIZES.width, SIZES.layers, SIZES.heads)
-  folder = write_peft_prompt(tmp_path, a_prompt(), BASE, *sizes, PLAIN)
+  folder = written_prompt(tmp_path)
   ids = torch.tensor([[5, 9, 11, 40, 3]])
   how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
   prompt = torch.as_tensor(a_prompt())[None]
@@ -138,7 +139,7 @@ def test_peft_gives_the_logits_of_our_decoder(base, peft_logits):
 
 
 def test_the_folder_holds_what_peft_reads(tmp_path):
-  write_peft_prompt(tmp_path, jnp.asarray(a_prompt()), BASE, SIZES.width, 2, 4, PLAIN)
+  written_prompt(tmp_path)
   names = sorted(p.name for p in tmp_path.iterdir())
   assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
   config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -146,16 +147,15 @@ def test_the_folder_holds_what_peft_reads(tmp_path):
   assert set(config) <= set(peft.PromptTuningConfig().to_dict()), "PEFT does not know a field"
 
 
-def test_a_prompt_of_another_width_is_refused(tmp_path):
+def test_a_prompt_of_another_width_is_refused():
   with pytest.raises(ValueError, match="32"):
-    write_peft_prompt(tmp_path / "adapter", a_prompt()[:, :-1], BASE, SIZES.width, 2, 4, PLAIN)
-  assert not (tmp_path / "adapter").exists()
+    prompt_adapter(a_prompt()[:, :-1], SIZES)
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write"):
-    write_peft_prompt(tmp_path / "file" / "x", a_prompt(), BASE, SIZES.width, 2, 4, PLAIN)
+    written_prompt(tmp_path / "file" / "x")
 
 
 # --- the base model, and the note
@@ -201,7 +201,7 @@ def test_a_local_model_is_named_by_its_path(tmp_path, monkeypatch):
 
 
 def written(folder, base=BASE, template=PLAIN):
-  write_peft_prompt(folder, a_prompt(), base, SIZES.width, 2, 4, template)
+  written_prompt(folder, base, template)
   return json.loads((folder / "adapter_config.json").read_text()), (
     folder / "README.md"
   ).read_text()
@@ -225,23 +225,42 @@ def test_the_note_has_the_template_of_the_adapter(tmp_path, template, said):
 
 
 VECTORS = np.zeros((P, SIZES.width))
+PROMPT = {"prompt": {"vectors": VECTORS}}
+
+
+def described(method, **prompt):
+  return {"method": method, "sections": {"prompt": prompt} if prompt else {}}
 
 
 @pytest.mark.parametrize(
-  "method, parts, message",
+  "info, parts, message",
   [
-    ("lora", {"lora": {}}, "does not write lora for PEFT .LORA. yet"),
-    ("prefix_tuning", {"prefix": {}}, "does not write prefix_tuning for PEFT"),
-    ("p_tuning", {"prompt": {"vectors": VECTORS}, "prompt_encoder": {}}, "not write p_tuning"),
-    ("prompt_tuning", {"prompt": {"vectors": VECTORS[None]}}, "does not write several prompts"),
-    ("neural_recursion", {"connector": {}, "prompt": {}}, "PEFT has no form for"),
-    ("fine_tuning", {"lm": {}}, "PEFT has no form for what fine_tuning trains"),
+    (described("adapters"), {"adapters": {}}, "PEFT has no bottleneck adapters"),
+    (described("prompt_tuning", layer="6"), PROMPT, "joins the text at prompt.layer=6"),
+    (described("prompt_tuning", layer="0.2"), PROMPT, "joins the text at prompt.layer=0.2"),
+    (
+      described("prompt_tuning", per_task=True),
+      {"prompt": {"vectors": VECTORS[None]}},
+      "does not write several prompts",
+    ),
+    (described("neural_recursion"), {"connector": {}, "prompt": {}}, "PEFT has no form for"),
+    (described("fine_tuning"), {"lm": {}}, "PEFT has no form for what fine_tuning trains"),
   ],
 )
-def test_what_is_not_written_is_refused_with_what_would_do(method, parts, message):
+def test_what_is_not_written_is_refused_with_what_would_do(info, parts, message):
   with pytest.raises(UserError, match=f"{message}.*config.export.format=adapter writes it"):
-    check_peft(method, parts)
+    check_peft(info, parts)
 
 
-def test_one_tuned_prompt_is_written():
-  check_peft("prompt_tuning", {"prompt": {"vectors": VECTORS}})
+@pytest.mark.parametrize(
+  "info, parts",
+  [
+    (described("prompt_tuning", layer="embeddings"), PROMPT),
+    (described("prompt_tuning", layer="0"), PROMPT),
+    (described("p_tuning"), PROMPT | {"prompt_encoder": {}}),
+    (described("prefix_tuning", length=4), {"prefix": {}}),
+    (described("lora"), {"lora": {}}),
+  ],
+)
+def test_what_peft_has_too_is_written(info, parts):
+  check_peft(info, parts)
