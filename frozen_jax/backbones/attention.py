@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from frozen_jax.backbones import cache, stack
 from frozen_jax.core.masking import MASKED_SCORE
+from frozen_jax.core.types import Size
 from frozen_jax.sharding.activations import mesh_of, platform_of
 
 # Finite, so that a query whose keys are all masked yields zeros, not NaN: its scores are
@@ -60,7 +61,7 @@ def alibi_slopes(heads: int) -> Float[np.ndarray, "{heads}"]:
   return np.concatenate([geometric(power_of_two), extra]).astype(np.float32)
 
 
-def causal_mask(mask: Int[Array, "B T"] | None, length: int) -> Bool[Array, "#B T T"]:
+def causal_mask(mask: Int[Array, "B T"] | None, length: Size) -> Bool[Array, "#B T T"]:
   """True where a key (last axis) is real and not after the query; [1, T, T] without a mask."""
   causal = jnp.tril(jnp.ones((length, length), bool))[None]
   return causal if mask is None else causal & (mask[:, None, :] > 0)
@@ -110,6 +111,7 @@ def _map_row_chunks(fn, arrays, scores_per_row, sum_last=False):
   rows = arrays[0].shape[0]
   # On several devices the rows are sharded, and each chunk would have to be fetched.
   one_cpu = platform_of(arrays[0]) == "cpu" and mesh_of(arrays[0]) is None
+  one_cpu = one_cpu and isinstance(rows * scores_per_row, int)  # no sizes of `jax.export`
   chunk_size = _chunk_size(rows, scores_per_row) if one_cpu else rows
   if chunk_size == rows:
     return fn(*arrays)
@@ -135,7 +137,7 @@ def _chunk_size(rows: int, scores_per_row: int) -> int:
 
 def _attend_causal(q, k, v, mask, bias, is_causal, soft_cap):
   """Result [B, K, J, T, C] and log-sum-exp [B, K, J, T], float32; in blocks if `is_causal`."""
-  if not is_causal:
+  if not is_causal or not isinstance(q.shape[1], int):  # a length that `jax.export` leaves open
     return _attend_block(q, k, v, mask, bias, soft_cap)
   results = []
   for start, end in _blocks(q.shape[1]):

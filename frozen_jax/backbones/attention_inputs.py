@@ -52,7 +52,7 @@ def per_kind(
 
   all_kinds = kinds(config)
   if len(all_kinds) > 1 and mask is not None:  # so that all of them have the same shape
-    mask = jnp.broadcast_to(mask, (len(query_positions), *mask.shape[1:]))
+    mask = jnp.broadcast_to(mask, (query_positions.shape[0], *mask.shape[1:]))
 
   def inputs(kind: str) -> AttentionInputs:
     kind_mask = mask

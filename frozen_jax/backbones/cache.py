@@ -122,7 +122,7 @@ def write_slot(
   """A layer's slots with new keys or values in one slot a row; axis: that of the slots, S."""
   if isinstance(slots, QuantizedKV):
     quantized = _quantize(new, 3)
-    scales = slots.scales.at[jnp.arange(len(slot)), :, slot].set(quantized.scales[:, 0])
+    scales = slots.scales.at[jnp.arange(slot.shape[0]), :, slot].set(quantized.scales[:, 0])
     return QuantizedKV(write_slot(slots.numbers, quantized.numbers, slot, axis), scales)
   new = new[:, 0].astype(slots.dtype)
   if slots.dtype == jnp.bfloat16 and platform_of(slots) == "cpu":

@@ -255,7 +255,8 @@ def _attended(stream, mask, positions, num_prefix: int):
   key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
   before = ((0, 0), (0, 0), (num_prefix, 0))
   attention_mask = jnp.pad(attention_mask, before, constant_values=True)
-  return key_positions, jnp.broadcast_to(attention_mask, (len(stream), *attention_mask.shape[1:]))
+  shape = (stream.shape[0], *attention_mask.shape[1:])
+  return key_positions, jnp.broadcast_to(attention_mask, shape)
 
 
 def _peft_of(peft: Params | None, layers: range) -> Params:

@@ -21,7 +21,7 @@ from frozen_jax.backbones import attention_inputs, splash_attention
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core.device import has_cudnn_attention
-from frozen_jax.core.types import HostOrDevice
+from frozen_jax.core.types import HostOrDevice, Size
 from frozen_jax.sharding.activations import mesh_of, platform_of
 from frozen_jax.sharding.rules import spec_of
 
@@ -109,19 +109,19 @@ class Kernel:
     return _saving(attend)(q, k, v)[:, :length]
 
 
-def of_decoder(config: DecoderConfig, like: Array, length: int) -> Kernel | None:
+def of_decoder(config: DecoderConfig, like: Array, length: Size) -> Kernel | None:
   """The kernel for texts of a length, any prefix included; None: `attention.attend`.
 
   like: a weight of the model, whose platform and dtype decide. ALiBi has none: its bias would be an
   array as large as the scores.
   """
-  if config.positions == "alibi":
+  platform = platform_of(like)
+  if platform == "cpu" or config.positions == "alibi":
     return None
   windows = tuple(
     config.window if kind == "sliding" and config.window < length else None
     for kind in attention_inputs.kinds(config)
   )
-  platform = platform_of(like)
   if platform == "tpu":
     return Kernel("splash", windows, soft_cap=config.score_cap)
   fits = config.head_dim % 8 == 0 and config.head_dim <= _CUDNN_HEAD and config.score_cap is None
@@ -129,7 +129,7 @@ def of_decoder(config: DecoderConfig, like: Array, length: int) -> Kernel | None
   return Kernel("cudnn", windows) if platform == "gpu" and fits and has_cudnn_attention() else None
 
 
-def of_encoder(config: EncoderConfig, like: Array, length: int) -> Kernel | None:
+def of_encoder(config: EncoderConfig, like: Array, length: Size) -> Kernel | None:
   """As `of_decoder`, for a bidirectional encoder; the second kind of layer is local.
 
   T5's has none, for its bias, nor have GPUs: cuDNN takes neither several texts in a row nor padding

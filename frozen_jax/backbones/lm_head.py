@@ -11,7 +11,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_params import Params
 from frozen_jax.backbones.quantized import Quantized
 from frozen_jax.core.types import HostOrDevice
-from frozen_jax.sharding.activations import constrain
+from frozen_jax.sharding.activations import constrain, mesh_of
 
 
 class SplitHead(NamedTuple):
@@ -43,11 +43,11 @@ def split_head(
   vocabulary. Many stay where they are, and the head is gathered.
   """
   kernel, axis = kernel_and_axis(params, config)
-  few = states.size // states.shape[-1] < config.vocab_size
+  like = params["final_norm"]["scale"]
+  few = mesh_of(like) is None or states.size // states.shape[-1] < config.vocab_size
   batch, vocab = ("data_batch", "fsdp_vocab") if few else ("batch", "vocab")
   between = (None,) * (states.ndim - 2)
   kernel_axes = (vocab, None) if axis == 1 else (None, vocab)
-  like = params["final_norm"]["scale"]
   return SplitHead(
     constrain(jnp.asarray(states), batch, *between, None, like=like),
     jax.tree.map(lambda a: constrain(a, *kernel_axes), kernel),

@@ -57,7 +57,8 @@ def prepend_prefix(
 
   def prepended(name: str, text: Float[Array, "B T K C"]) -> Float[Array, "B S K C"]:
     prefix = peft["prefix"][name].astype(text.dtype)
-    return jnp.concatenate([jnp.broadcast_to(prefix, (len(text), *prefix.shape)), text], axis=1)
+    prefix = jnp.broadcast_to(prefix, (text.shape[0], *prefix.shape))
+    return jnp.concatenate([prefix, text], axis=1)
 
   return prepended("k", k), prepended("v", v)
 

@@ -34,6 +34,7 @@ import jax
 import numpy as np
 
 Tree = Any  # a pytree of arrays
+Size = Any  # of an axis: an int, or what `jax.export` has for one that it leaves open
 Metrics = Mapping[str, jax.Array | np.ndarray | np.generic]
 HostOrDevice = jax.Array | np.ndarray
 HostBatch = dict[str, np.ndarray]  # the arrays of a `Batch` or of `Pairs`, before a mesh has them

@@ -141,14 +141,14 @@ class Connector(nnx.Module):
     attention_mask = causal & mask[:, None, :].astype(bool)  # [B, T, T]
     output, keys, values = self._run(hidden, attention_mask, None, key)
     pad = lambda a: jnp.pad(a, [(0, 0), (0, free_slots), *[(0, 0)] * (a.ndim - 2)])
-    used = jnp.full(len(hidden), length, jnp.int32)
+    used = jnp.full(hidden.shape[0], length, jnp.int32)
     return output, ConnectorCache(tuple(map(pad, keys)), tuple(map(pad, values)), pad(mask), used)
 
   def step(
     self, hidden: Float[Array, "B 1 D"], cache: ConnectorCache
   ) -> tuple[Float[Array, "B 1 D"], ConnectorCache]:
     """Reads one more position a row; the cache has a free slot for it."""
-    mask = cache.mask.at[jnp.arange(len(cache.mask)), cache.used].set(1)
+    mask = cache.mask.at[jnp.arange(cache.mask.shape[0]), cache.used].set(1)
     output, keys, values = self._run(hidden, mask[:, None, :].astype(bool), cache, None)
     return output, ConnectorCache(tuple(keys), tuple(values), mask, cache.used + 1)
 

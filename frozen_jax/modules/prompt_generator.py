@@ -96,7 +96,7 @@ class PromptGenerator(nnx.Module):
   ) -> Float[Array, "B P D"]:
     """States that the mask leaves out count for nothing, whichever side they are on."""
     states = states.astype(jnp.float32)
-    x = jnp.broadcast_to(self.queries[...], (len(states), *self.queries.shape))
+    x = jnp.broadcast_to(self.queries[...], (states.shape[0], *self.queries.shape))
     x = self.cross_attention(x, states, jnp.asarray(mask)[:, None, None, :] > 0)
     for index in range(self.config.layers):
       x = getattr(self, f"block_{index}")(x, None, None)
