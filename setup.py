@@ -19,6 +19,7 @@ INSTALL = [
   "bm25s>=0.3.16",
   "countryinfo==1.0.1",
   "filelock>=3.12",
+  "flatbuffers>=25.2",  # jax.export writes programs with it and does not ask for it
   "flax>=0.12.8",
   "gguf>=0.19",
   "grain>=0.2.18",

@@ -108,8 +108,9 @@ def atomic_folder(path: AnyPath) -> Iterator[pathlib.Path]:
 def filled_folder(path: AnyPath) -> Iterator[pathlib.Path]:
   """A temporary folder to fill, whose files at the end take their places in `path`, all of them.
 
-  Other files in `path` stay; JSON files, which describe others, come last. After an exception
-  `path` is as before. Raises UserError as `atomic_folder`.
+  A folder among them takes the place of one of its name as a whole. Other files in `path` stay;
+  JSON files, which describe others, come last. After an exception `path` is as before. Raises
+  UserError as `atomic_folder`.
   """
   with temporary_folder(path) as temporary:
     yield temporary
@@ -120,10 +121,11 @@ def filled_folder(path: AnyPath) -> Iterator[pathlib.Path]:
       if not path.exists():
         temporary.rename(path)
         return
-      files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
-      for file in sorted(files, key=lambda one: (one.suffix == ".json", one)):
-        (path / file).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / file).replace(path / file)
+      for new in sorted(temporary.iterdir(), key=lambda one: (one.suffix == ".json", one)):
+        if new.is_dir():
+          put_folder(new, path / new.name)
+        else:
+          new.replace(path / new.name)
 
 
 def claim_folder(path: AnyPath) -> None:

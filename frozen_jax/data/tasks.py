@@ -250,15 +250,15 @@ class EncoderTokenizer:
   def __init__(self, tokenizer: Any, length: int, vocab_size: int | None = None):
     if tokenizer is None:
       raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
-    self._tokenizer, self._length, self._vocab_size = tokenizer, length, vocab_size
+    self._tokenizer, self.length, self._vocab_size = tokenizer, length, vocab_size
 
   def ids(self, text: str) -> tuple[list[int], bool]:
     """Ids, with the special tokens that the encoder expects; whether the text was truncated."""
     with _TOKENIZER_LOCK:
       ids = self._tokenizer(text, verbose=False)["input_ids"]
-      cut = len(ids) > self._length
+      cut = len(ids) > self.length
       if cut:
-        options = {"truncation": True, "max_length": self._length, "verbose": False}
+        options = {"truncation": True, "max_length": self.length, "verbose": False}
         ids = self._tokenizer(text, **options)["input_ids"]
     check_ids(ids, self._vocab_size, f"the text {text[:60]!r} (encoder)", self._tokenizer)
     return list(ids), cut

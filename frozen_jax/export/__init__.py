@@ -1,1 +1,1 @@
-"""Floor 4: file formats for trained parameters: adapter folders, PEFT prompts, cross-encoders."""
+"""Floor 4: file formats that other tools read: PEFT, CrossEncoder, embeddings, Orbax, StableHLO."""

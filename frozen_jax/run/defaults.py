@@ -33,7 +33,8 @@ SECTIONS: dict[str, type] = {
   "cascade": CascadeSettings,
 }
 
-EXPORT_FORMATS = ("adapter", "peft")  # what writes each: run.export.FORMATS
+# What writes each: run.export.FORMATS.
+EXPORT_FORMATS = ("adapter", "peft", "prompt_embeds", "orbax", "stablehlo")
 _NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the first no '.' or '-'")
 
 # Keys of the run as a whole that are in no section, as fields of one.

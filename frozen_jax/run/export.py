@@ -1,18 +1,26 @@
 """Export: the adapter of a finished run in a form that other tools load."""
 
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import check_writable, filled_folder
+from frozen_jax.core.files import check_writable, filled_folder, folder_bytes
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.user_path import user_path
+from frozen_jax.data.examples import Example
 from frozen_jax.export import peft
+from frozen_jax.export.orbax_tree import write_orbax
+from frozen_jax.export.prompt_embeds import check_prompt_embeds, write_prompt_embeds
+from frozen_jax.export.stablehlo import write_stablehlo
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
+from frozen_jax.run.predict import given_questions, open_predictor
 from frozen_jax.run.report import say
 from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.sharding.hosts import is_first_host
@@ -35,6 +43,8 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   settings = run.values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
   write, reader = FORMATS[name]
+  if name in _OF_ONE_PROCESS and jax.process_count() > 1:
+    raise UserError(f"one process writes {name}, and these are several; export in one of its own")
   if name == "peft" and run.model.num_layers:
     raise UserError(
       f"PEFT loads whole models, and this run is on the first {run.model.num_layers} layers of one"
@@ -43,13 +53,22 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   tree, info = read_stored(folder)
   if name in _CHECKS:
     _CHECKS[name](info, {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
+  asked = given_questions(run, folder) if name in _OF_QUESTIONS else None
   check_writable(target)
-  _, model = open_run(config, folder)
+  if asked is None:
+    _, model = open_run(config, folder)
+  else:
+    predictor = open_predictor(config, folder)
+    model = predictor.model
+    write = functools.partial(write, examples=predictor.inputs(*asked))
   check()
+  sizes: list[str] = []
   if is_first_host():
     with filled_folder(target) as new:
       write(new, model)
-  say(f"The adapter is in {target}, for {reader}.")
+      if name in _OF_ONE_PROCESS:
+        sizes = [f"  {one.name}: {folder_bytes(one):,} bytes" for one in sorted(new.iterdir())]
+  say(f"The adapter is in {target}, for {reader}.", *sizes)
   return {"folder": str(target), "format": name}
 
 
@@ -62,13 +81,27 @@ def _write_peft(target: pathlib.Path, model: TunedModel) -> None:
   peft.write_peft(target, peft.peft_adapter(model), base, template)
 
 
+def _write_prompt_embeds(
+  target: pathlib.Path, model: TunedModel, examples: Sequence[Example]
+) -> None:
+  task = model.question_task
+  prompts = [task.prompt(example) for example in examples]
+  write_prompt_embeds(target, model, [example["id"] for example in examples], prompts)
+
+
 # What writes each format, and what reads it.
-FORMATS: dict[str, tuple[Callable[[pathlib.Path, TunedModel], None], str]] = {
+FORMATS: dict[str, tuple[Callable[..., None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
   "peft": (_write_peft, "PEFT: its README.md says how"),
+  "prompt_embeds": (_write_prompt_embeds, "vLLM and transformers: docs/exports.md says how"),
+  "orbax": (write_orbax, "Orbax: docs/exports.md says how"),
+  "stablehlo": (write_stablehlo, "programs in JAX without frozen_jax: docs/exports.md has one"),
 }
+_OF_QUESTIONS = {"prompt_embeds"}  # written of the questions of predict.input
+_OF_ONE_PROCESS = {"prompt_embeds", "orbax", "stablehlo"}
 # Of a format that cannot hold every method: UserError for (description, parts by name), before the
 # LM is read.
 _CHECKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
-  "peft": peft.check_peft
+  "peft": peft.check_peft,
+  "prompt_embeds": check_prompt_embeds,
 }

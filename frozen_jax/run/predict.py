@@ -46,13 +46,8 @@ def _predict(config: Any, folder: AnyPath) -> list[Row]:
   run = resolve_run(config)
   read_stored(folder)  # what is wrong with either is said before the model is loaded
   check_writable(folder)
-  lm = outline_model(run.model)  # and whatever is wrong with that, before anyone types a question
-  spec = run.values["predict"]["input"]
-  where = "standard input" if spec == "-" else spec
-  given = open_questions(spec, run.data.fields, run.data.templates)
-  examples = [given[index] for index in range(len(given))]
-  check_questions(run, folder, lm, examples, where)
-  rows = open_predictor(config, folder)(examples, where)
+  asked = given_questions(run, folder)
+  rows = open_predictor(config, folder)(*asked)
   check()
   if is_first_host():
     write_lines(folder / workdir.PREDICTIONS, rows)
@@ -60,6 +55,17 @@ def _predict(config: Any, folder: AnyPath) -> list[Row]:
       with interruption.deferred():
         print(json.dumps(row, ensure_ascii=not is_unicode(sys.stdout)), flush=True)
   return rows
+
+
+def given_questions(run: RunSettings, folder: AnyPath) -> tuple[list[Example], str]:
+  """The questions of `predict.input`, checked as far as that takes no weight, and where from."""
+  lm = outline_model(run.model)  # whatever is wrong with it is said before anyone types a question
+  spec = run.values["predict"]["input"]
+  where = "standard input" if spec == "-" else spec
+  given = open_questions(spec, run.data.fields, run.data.templates)
+  examples = [given[index] for index in range(len(given))]
+  check_questions(run, folder, lm, examples, where)
+  return examples, where
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,17 +77,22 @@ class Predictor:
   pipelines: Sequence[Pipeline]
 
   def __call__(self, examples: Sequence[Example], where: str) -> list[Row]:
-    """The rows of predictions.jsonl for questions that come from `where`.
+    """The rows of predictions.jsonl for questions that come from `where`; UserError as `inputs`."""
+    found = replies(self.model, self.inputs(examples, where))
+    read, texts = [one.read for one in found], [one.text for one in found]
+    return prediction_rows(self.model.question_task, read, texts)
 
-    Raises UserError naming the first question that is too long.
+  def inputs(self, examples: Sequence[Example], where: str) -> Sequence[Example]:
+    """The questions as the model reads them.
+
+    Raises UserError naming the first one that is too long.
     """
     for pipeline in self.pipelines:
       examples = pipeline.inputs(examples)
     model, task = self.model, self.model.question_task
     length, max_new_tokens = self.run.stages[-1].prompt.length, model.generation.max_new_tokens
     check_question_lengths(model.lm, task, examples, where, max_new_tokens, length)
-    found = replies(model, examples)
-    return prediction_rows(task, [one.read for one in found], [one.text for one in found])
+    return examples
 
 
 def open_predictor(config: Any, folder: AnyPath) -> Predictor:

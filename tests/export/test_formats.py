@@ -1,0 +1,79 @@
+"""`--mode=export` writes each format of a workdir, whole or not at all."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from frozen_jax.config.config_file import load_config
+from frozen_jax.core.errors import UserError
+from frozen_jax.export.manifest import read_manifest
+from frozen_jax.run import export
+from tests.export.conftest import QUESTIONS, tuned
+from tests.processes import ROOT
+
+WRITTEN = {
+  "prompt_embeds": {"prompt_embeds.json", "prompt_embeds.jsonl", "prompt_embeds.safetensors"},
+  "orbax": {"orbax.json", "tree"},
+  "stablehlo": {"prefill.bin", "step.bin", "trained.safetensors", "frozen.safetensors"}
+  | {"stablehlo.json", "tokenizer"},
+}
+
+
+@pytest.fixture
+def workdir(lm, folder, tmp_path):
+  """`workdir(method)`: the folder of a run with an adapter of it, and a config."""
+
+  def make(method, **settings):
+    tuned(lm, method, **settings).save(tmp_path / "run" / "adapter")
+    config = load_config(f"{ROOT}/configs/prompt_tuning.py:smoke")
+    config.mesh.data = 1
+    config.model.update({"name": str(folder), "dtype": "float32"})
+    config.evaluate.max_new_tokens = 6
+    (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS))
+    config.predict.input = str(tmp_path / "questions.txt")
+    config.export.folder = str(tmp_path / "out")
+    return config, tmp_path / "run"
+
+  return make
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_format_is_written_with_its_sizes(workdir, tmp_path, capsys, name):
+  config, run = workdir("prompt_tuning")
+  config.export.format = name
+  assert export(config, run) == {"folder": str(tmp_path / "out"), "format": name}
+  assert {one.name for one in (tmp_path / "out").iterdir()} == WRITTEN[name]
+  about = read_manifest(tmp_path / "out", name)
+  assert about["method"] == "prompt_tuning" and "{question}" in about["template"]
+  said = capsys.readouterr().out
+  assert all(f"  {one}: " in said for one in WRITTEN[name])
+  if name == "prompt_embeds":
+    lines = (tmp_path / "out" / "prompt_embeds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["1", "2", "3"]
+    with safe_open(tmp_path / "out" / "prompt_embeds.safetensors", framework="np") as rows:
+      assert sorted(rows.keys()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+  "method, settings, name, said",
+  [
+    ("lora", {}, "prompt_embeds", "lora does more than put vectors"),
+    ("prompt_tuning", {"prompt": {"layer": "1"}}, "prompt_embeds", "within the stack"),
+    ("zero_shot", {}, "orbax", "trains nothing"),
+  ],
+)
+def test_what_a_format_cannot_hold_is_refused(workdir, tmp_path, method, settings, name, said):
+  config, run = workdir(method, **settings)
+  config.export.format = name
+  with pytest.raises(UserError, match=said):
+    export(config, run)
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_question_that_is_too_long_is_refused(workdir, tmp_path):
+  config, run = workdir("prompt_tuning")
+  config.export.format = "prompt_embeds"
+  (tmp_path / "questions.txt").write_text("Peru? " * 200)
+  with pytest.raises(UserError, match="the question with id 1 of .* do not fit"):
+    export(config, run)
