@@ -116,7 +116,7 @@ def of_decoder(config: DecoderConfig, like: Array, length: Size) -> Kernel | Non
   array as large as the scores.
   """
   platform = platform_of(like)
-  if platform == "cpu" or config.positions == "alibi":
+  if platform not in ("gpu", "tpu") or config.positions == "alibi":
     return None
   windows = tuple(
     config.window if kind == "sliding" and config.window < length else None

@@ -10,7 +10,7 @@
     step(trained, frozen, tokens [b], state) -> logits [b, V], state
 
 Both weights are dicts by path, `state` is a list of arrays with the rows first. One module serves
-all platforms: it is traced as for a CPU, without the kernels that others have.
+all platforms: it is traced without the kernels and layouts that are of one of them.
 """
 
 import pathlib
@@ -30,6 +30,7 @@ from frozen_jax.export.about import about_model, adapter_tree, layout
 from frozen_jax.export.manifest import write_manifest
 from frozen_jax.models.inputs import encoder_inputs
 from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.sharding.activations import traced_for_any_platform
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _SHAPES = "b, t"  # rows and text positions
@@ -42,7 +43,7 @@ def write_stablehlo(folder: pathlib.Path, model: TunedModel) -> None:
   """Writes programs, weights and tokenizers into a folder.
 
   Raises UserError for quantised weights, a model without a tokenizer, answers that take more than
-  one completion, another backend than a CPU, and programs that cannot be exported.
+  one completion, and programs that cannot be exported.
   """
   _check(model)
   lm, uses_encoder = model.lm, bool(model.method.encoder_input)
@@ -109,10 +110,11 @@ def export_programs(
 
   specs = [{path: _spec(leaf) for path, leaf in tree.items()} for tree in (adapter, weights)]
   try:
-    one = _export(prefill)(*specs, dict(inputs), jax.ShapeDtypeStruct((), jnp.int32))
-    tokens = jax.ShapeDtypeStruct(inputs["tokens"].shape[:1], jnp.int32)
-    state = [_spec(aval) for aval in one.out_avals[1:]]
-    return one, _export(step)(*specs, tokens, state)
+    with traced_for_any_platform():
+      one = _export(prefill)(*specs, dict(inputs), jax.ShapeDtypeStruct((), jnp.int32))
+      tokens = jax.ShapeDtypeStruct(inputs["tokens"].shape[:1], jnp.int32)
+      state = [_spec(aval) for aval in one.out_avals[1:]]
+      return one, _export(step)(*specs, tokens, state)
   except (jax.errors.InconclusiveDimensionOperation, NotImplementedError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
     raise UserError(
@@ -159,11 +161,6 @@ def _write_arrays(path: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
 
 
 def _check(model: TunedModel) -> None:
-  if jax.default_backend() != "cpu":
-    raise UserError(
-      "a stablehlo export is traced as for a CPU, so that no kernel of one platform is in it; set"
-      " JAX_PLATFORMS=cpu for this command"
-    )
   if model.lm.tokenizer is None:
     raise UserError("this model has no tokenizer, which the export holds too; add its files")
   if model.inference is not None:

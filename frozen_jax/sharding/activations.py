@@ -6,7 +6,9 @@ function finds the mesh by an array that it is given: under `jax.jit` each array
 its program is partitioned over.
 """
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +16,18 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from frozen_jax.core.paths import flatten, unflatten
 from frozen_jax.sharding.rules import axes_of, spec_of
+
+_OF_NONE = contextvars.ContextVar("of_no_platform", default=False)
+
+
+@contextlib.contextmanager
+def traced_for_any_platform() -> Iterator[None]:
+  """A context in which programs are traced without what is of one platform: kernels, layouts."""
+  token = _OF_NONE.set(True)
+  try:
+    yield
+  finally:
+    _OF_NONE.reset(token)
 
 
 def constrain(x: jax.Array, *axes: str | None, like: jax.Array | None = None) -> jax.Array:
@@ -60,11 +74,13 @@ def mesh_of(x: Any) -> AbstractMesh | None:
 
 
 def platform_of(x: Any) -> str:
-  """The platform that a program with x is compiled for: "cpu", "gpu" or "tpu".
+  """The platform that a program with x is compiled for: "cpu", "gpu", "tpu", or "any" of them.
 
-  That of the mesh where x knows one, which may be of devices that this machine does not have; else
-  that of JAX's default device.
+  "any" within `traced_for_any_platform`. That of the mesh where x knows one, which may be of
+  devices that this machine does not have; else that of JAX's default device.
   """
+  if _OF_NONE.get():
+    return "any"
   device = jax.typeof(x).sharding.mesh.abstract_device
   platform = jax.default_backend() if device is None else device.platform
   return "gpu" if platform in ("cuda", "rocm") else platform
