@@ -54,8 +54,8 @@ def write_prompt_embeds(
 ) -> None:
   """Writes the embeddings of prompts, each with its id, into a folder.
 
-  Raises UserError for a method of `check_prompt_embeds`, for a prompt within the stack, and for ids that
-  cannot name tensors.
+  Raises UserError for a method of `check_prompt_embeds`, for a prompt within the stack, and for
+  ids that cannot name tensors.
   """
   check_prompt_embeds({"method": model.method.name}, {**model.trained, **model.frozen_inputs})
   method: Any = model.method
