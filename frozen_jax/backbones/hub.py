@@ -1,15 +1,17 @@
-"""Models of the Hugging Face hub: `hf:[owner/]name[@revision]` -> a local folder.
+"""Models and adapters of the Hugging Face hub: `hf:[owner/]name[@revision]` -> a local folder.
 
 A name without an owner is one of the hub's oldest models, which the hub knows by it too ("gpt2").
 
-Only safetensors, JSON and tokenizer files are fetched, into the hub's own cache.
+Only safetensors, JSON and tokenizer files are fetched, into the hub's own cache. `push` goes the
+other way.
 """
 
 import contextlib
+import fnmatch
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from frozen_jax.backbones import sentence_config
@@ -29,6 +31,8 @@ _ALLOWED = [
 ]
 # All other subfolders, and files that have the same weights under other names.
 _IGNORED = ["[!12]*/*", "[12]_*/*.safetensors", "consolidated*.safetensors"]
+# Of an adapter, ours or PEFT's.
+_ADAPTER = ["adapter*.json", "adapter*.safetensors"]
 
 _TRANSFER = "Downloading bytes"  # a bar of the client beside that of the bytes on disk
 
@@ -70,19 +74,74 @@ def fetch(name: str, progress: bool = True, weights: bool = True) -> pathlib.Pat
     UserError: the hub cannot be reached and the cache has no copy, or there is no such model or
       revision, or it needs an account.
   """
+  ignored = _IGNORED if weights else [*_IGNORED, "*.safetensors"]
+  return _snapshot(name, progress, _ALLOWED, ignored)
+
+
+def fetch_adapter(name: str, progress: bool = True) -> pathlib.Path:
+  """The folder with the files of an adapter, as `fetch`; UserError where there are none too."""
+  folder = _snapshot(name, progress, _ADAPTER, ["*/*"])
+  if not any(folder.glob(_ADAPTER[0])):
+    raise UserError(f"{name} holds no adapter (adapter.json); give the name of one, or a folder")
+  return folder
+
+
+def _snapshot(
+  name: str, progress: bool, allowed: Sequence[str], ignored: Sequence[str]
+) -> pathlib.Path:
   import huggingface_hub
 
   repository, revision = parse_name(name)
-  ignored = _IGNORED if weights else [*_IGNORED, "*.safetensors"]
   with _as_user_error(name), _bars(progress):
     folder = huggingface_hub.snapshot_download(
       repository,
       revision=revision,
-      allow_patterns=_ALLOWED,
-      ignore_patterns=ignored,
+      allow_patterns=list(allowed),
+      ignore_patterns=list(ignored),
       tqdm_class=_lines(name, progress),
     )
   return pathlib.Path(folder)
+
+
+def push(
+  folder: pathlib.Path, repository: str, names: Sequence[str], replaced: Sequence[str] = ()
+) -> str:
+  """Uploads files of a folder to a model repository, as one commit; returns its address.
+
+  A repository that is not there is made, a private one.
+
+  Args:
+    repository: "owner/name".
+    names: of the files, by their paths in the folder.
+    replaced: patterns of files in the repository that are removed where they are not among these.
+
+  Raises:
+    UserError: the hub cannot be reached, or refuses it.
+  """
+  import huggingface_hub
+
+  api = huggingface_hub.HfApi()
+  adding = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in names]
+  try:
+    with _bars(True):
+      api.create_repo(repository, private=True, exist_ok=True)
+      # `upload_folder` may make several commits, between which the model would be of two exports.
+      there = api.list_repo_files(repository) if replaced else []
+      stale = [
+        huggingface_hub.CommitOperationDelete(name)
+        for name in there
+        if name not in names and "/" not in name
+        if any(fnmatch.fnmatch(name, pattern) for pattern in replaced)
+      ]
+      done = api.create_commit(
+        repository, [*stale, *adding], commit_message="An export of frozen_jax"
+      )
+  except Exception as error:  # also those of the HTTP client, which depends on the version
+    raise UserError(
+      f"cannot push to {repository} on the hub: run `hf auth login` with a token that may write"
+      f" there, or upload {folder} later by `hf upload` ({_reason(error)})"
+    ) from None
+  return str(done.commit_url)
 
 
 def fetch_headers(name: str, revision: str) -> Headers:
@@ -161,11 +220,14 @@ def _as_user_error(name: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # also those of the HTTP client, which depends on the version
-    reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError(
       f"cannot get {name} from the hub: {_hint(error)}, or give a local folder instead "
-      f"({reason[:200]})"
+      f"({_reason(error)})"
     ) from None
+
+
+def _reason(error: Exception) -> str:
+  return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _hint(error: Exception) -> str:

@@ -5,6 +5,7 @@ object store is written in the cache folder, and uploaded when it is complete.
 """
 
 import contextlib
+import fnmatch
 import glob
 import json
 import os
@@ -12,7 +13,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core import interruption
@@ -105,16 +106,22 @@ def atomic_folder(path: AnyPath) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def filled_folder(path: AnyPath) -> Iterator[pathlib.Path]:
+def filled_folder(path: AnyPath, replaced: Sequence[str] = ()) -> Iterator[pathlib.Path]:
   """A temporary folder to fill, whose files at the end take their places in `path`, all of them.
 
-  A folder among them takes the place of one of its name as a whole. Other files in `path` stay;
+  A folder among them takes the place of one of its name as a whole. Other files in `path` stay, but
+  for those with names of the patterns `replaced`, which go first;
   JSON files, which describe others, come last. After an exception `path` is as before. Raises
   UserError as `atomic_folder`.
   """
   with temporary_folder(path) as temporary:
     yield temporary
     with interruption.deferred():
+      if replaced and path.exists():
+        there: Iterator[AnyPath] = path.iterdir()
+        for old in list(there):
+          if any(fnmatch.fnmatch(old.name, pattern) for pattern in replaced):
+            old.unlink()
       if isinstance(path, StorePath):
         upload_folder(temporary, path)
         return

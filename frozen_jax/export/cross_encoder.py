@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from frozen_jax.backbones import assemble
+from frozen_jax.backbones import assemble, disassemble
 from frozen_jax.backbones.families.table import Family
 from frozen_jax.backbones.hf_folder import HFFolder, read_json
 from frozen_jax.backbones.load import resolve_model_path
@@ -122,7 +122,7 @@ def write_cross_encoder(
     raise UserError("this encoder has no tokenizer; add tokenizer.json to its folder")
   config = dataclasses.replace(base.config, pooling="", normalise=False, vector_width=0)
   leaves = assemble.plan_leaves(config, stored.family, "hf")
-  tensors = _tensors(leaves, paths.flatten(weights))
+  tensors = disassemble.stored_tensors(leaves, paths.flatten(weights))
   head_arrays = paths.flatten(head_weights)
   for path, (tensor, transposed) in _head_tensors(stored.family, head).items():
     array = np.asarray(head_arrays[path], np.float32)
@@ -203,24 +203,6 @@ def _head_tensors(family: Family, head: HeadConfig) -> dict[str, tuple[str, bool
     tensors["norm/scale"] = (f"{_NORM}.weight", False)
     if head.norm_bias:
       tensors["norm/bias"] = (f"{_NORM}.bias", False)
-  return tensors
-
-
-def _tensors(leaves: list[assemble.Leaf], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The arrays of an encoder's tree with the names and layout of its family, float32."""
-  tensors: dict[str, np.ndarray] = {}
-  fused: dict[str, dict[int, np.ndarray]] = {}  # name -> first output -> its rows
-  for leaf in leaves:
-    array = np.asarray(arrays[leaf.path], np.float32) - np.float32(leaf.source.offset)
-    stacked = array.reshape(len(leaf.names), *leaf.slice_shape)
-    for name, part in zip(leaf.names, stacked, strict=True):
-      part = np.ascontiguousarray(part.swapaxes(-1, -2) if leaf.source.transpose else part)
-      if leaf.fused is None:
-        tensors[name] = part
-      else:  # fused tensors of encoders have a single group, outputs first
-        fused.setdefault(name, {})[leaf.fused.start] = part
-  for name, parts in fused.items():
-    tensors[name] = np.concatenate([parts[start] for start in sorted(parts)], axis=0)
   return tensors
 
 

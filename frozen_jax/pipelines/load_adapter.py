@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from frozen_jax.backbones import hub
 from frozen_jax.config.section import resolve
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
@@ -32,13 +33,15 @@ def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
   """Reads a workdir whose run is complete, or an exported adapter, onto its frozen LM.
 
   Or a folder of PEFT, or the `.npy` file of a prompt, as far as a method here computes the same;
-  these do not say which LM they belong to, so sizes alone are compared.
+  these do not say which LM they belong to, so sizes alone are compared. `hf:owner/name[@revision]`
+  is an exported adapter, or one of PEFT, on the hub.
 
   Raises UserError where there is none, where it is damaged, or for another frozen LM.
   """
-  if not _own_folder(path) and (foreign := read_foreign(path)):
+  place = _located(path)
+  if not _own_folder(place) and (foreign := read_foreign(place)):
     return tuned_model(foreign, lm)
-  tree, info = read_stored(path)
+  tree, info = read_stored(place)
   if info["frozen_fingerprint"] != lm.fingerprint:
     raise UserError(
       f"the adapter in {path} belongs to another base model ({info['model']}, fingerprint"
@@ -63,7 +66,7 @@ def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
 
 def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   """The stored tree and description of a workdir or an exported folder; UserError without one."""
-  path = user_path(path)
+  path = _located(path)
   if folder := _own_folder(path):
     return read_adapter(folder)
   if not path.exists():
@@ -73,9 +76,14 @@ def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
   raise UserError(f"no adapter in {path}; let the training run there come to its end first")
 
 
-def _own_folder(path: str | AnyPath) -> AnyPath | None:
+def _located(path: str | AnyPath) -> AnyPath:
+  """The path of what a user gave; of an adapter on the hub, the folder with its files."""
+  of_hub = str(path).startswith(hub.PREFIX)
+  return hub.fetch_adapter(str(path)) if of_hub else user_path(path)
+
+
+def _own_folder(path: AnyPath) -> AnyPath | None:
   """The folder of an adapter that was trained here, if there is one in a workdir or a folder."""
-  path = user_path(path)
   return next((one for one in (path / ADAPTER, path) if (one / ADAPTER_JSON).exists()), None)
 
 
@@ -84,6 +92,7 @@ def stored_arrays(path: str | AnyPath) -> Tree:
 
   Raises UserError where there is none, and where it is damaged.
   """
+  path = _located(path)
   if not _own_folder(path) and (foreign := read_foreign(path)):
     return foreign.tensors
   return read_stored(path)[0]

@@ -34,8 +34,9 @@ SECTIONS: dict[str, type] = {
 }
 
 # What writes each: run.export.FORMATS.
-EXPORT_FORMATS = ("adapter", "peft", "prompt_embeds", "orbax", "stablehlo")
+EXPORT_FORMATS = ("adapter", "peft", "merged", "prompt_embeds", "orbax", "stablehlo")
 _NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the first no '.' or '-'")
+_REPOSITORY = (r"(\w[\w.-]*/\w[\w.-]*)?", "owner/name")
 
 # Keys of the run as a whole that are in no section, as fields of one.
 RUN_KEYS: dict[str, dataclasses.Field] = {
@@ -44,7 +45,8 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
     (), "in place of one, as 0,1,2: each is run in WORKDIR/seed_N, and their tables are joined"
   ),
   "init_from": setting(
-    "", "a workdir, an exported adapter, a PEFT folder or a .npy prompt, to start from"
+    "",
+    "a workdir, an exported adapter, a PEFT folder, hf:owner/name or a .npy prompt, to start from",
   ),
   "stage_order": setting(
     (), "the stages that run, in this order; each is an entry of `stages`", nonempty=True
@@ -63,6 +65,11 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
   ),
   "export.folder": setting("", "where an export is written; default WORKDIR/export"),
   "export.format": setting("adapter", "of an export", choices=EXPORT_FORMATS),
+  "export.push": setting(
+    "",
+    "owner/name on the Hugging Face hub, to which an export is uploaded too",
+    pattern=_REPOSITORY,
+  ),
   "evaluation": setting(
     "", "name of an evaluation, WORKDIR/evaluations/NAME; default: from data.test", pattern=_NAME
   ),

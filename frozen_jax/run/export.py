@@ -7,19 +7,23 @@ from typing import Any
 
 import jax
 
+from frozen_jax.backbones import hub
+from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import check_writable, filled_folder, folder_bytes
-from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.object_store import AnyPath, StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
-from frozen_jax.export import peft
+from frozen_jax.export import merged, peft
 from frozen_jax.export.orbax_tree import write_orbax
 from frozen_jax.export.prompt_embeds import check_prompt_embeds, write_prompt_embeds
 from frozen_jax.export.stablehlo import write_stablehlo
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.load_adapter import read_stored
+from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
+from frozen_jax.run.model_card import CARDS, model_card
 from frozen_jax.run.predict import given_questions, open_predictor
 from frozen_jax.run.report import say
 from frozen_jax.run.settings import compiled_as_asked, resolve_run
@@ -43,16 +47,19 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   settings = run.values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
   write, reader = FORMATS[name]
-  if name in _OF_ONE_PROCESS and jax.process_count() > 1:
-    raise UserError(f"one process writes {name}, and these are several; export in one of its own")
+  repository = settings["push"]
+  _check_place(name, repository, target)
   if name == "peft" and run.model.num_layers:
     raise UserError(
       f"PEFT loads whole models, and this run is on the first {run.model.num_layers} layers of one"
       " (model.num_layers); train on all of them"
     )
+  if name == "merged":
+    merged.check_base(run.model, target)
   tree, info = read_stored(folder)
+  parts = {**tree.get("trained", {}), **tree.get("frozen_inputs", {})}
   if name in _CHECKS:
-    _CHECKS[name](info, {**tree.get("trained", {}), **tree.get("frozen_inputs", {})})
+    _CHECKS[name](info, parts)
   asked = given_questions(run, folder) if name in _OF_QUESTIONS else None
   check_writable(target)
   if asked is None:
@@ -64,12 +71,41 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   check()
   sizes: list[str] = []
   if is_first_host():
-    with filled_folder(target) as new:
+    with filled_folder(target, _REPLACED.get(name, ())) as new:
       write(new, model)
+      if name in CARDS:
+        data = section_values(run.stages[-1].data)
+        card = model_card(name, model, data, _record(folder), _in_peft(info, parts))
+        (new / "README.md").write_text(card, encoding="utf-8")
       if name in _OF_ONE_PROCESS:
         sizes = [f"  {one.name}: {folder_bytes(one):,} bytes" for one in sorted(new.iterdir())]
+      names = [file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file()]
   say(f"The adapter is in {target}, for {reader}.", *sizes)
+  if repository and is_first_host() and isinstance(target, pathlib.Path):
+    say(f"It is pushed: {hub.push(target, repository, names, _REPLACED.get(name, ()))}")
   return {"folder": str(target), "format": name}
+
+
+def _check_place(name: str, repository: str, target: AnyPath) -> None:
+  """UserError where this program cannot write the format there, or push it."""
+  if name in _OF_ONE_PROCESS and jax.process_count() > 1:
+    raise UserError(f"one process writes {name}, and these are several; export in one of its own")
+  if repository and isinstance(target, StorePath):
+    raise UserError(f"an export is pushed from a local folder, and {target} is none; give another")
+
+
+def _record(folder: AnyPath) -> dict[str, Any]:
+  """What results.json of the run holds; {} for an exported adapter, which has none."""
+  path = folder / workdir.RESULTS
+  return workdir.read_workdir_json(path) if path.exists() else {}
+
+
+def _in_peft(info: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+  try:
+    _CHECKS["peft"](info, parts)
+  except UserError:
+    return False
+  return True
 
 
 def _write_adapter(target: pathlib.Path, model: TunedModel) -> None:
@@ -93,6 +129,7 @@ def _write_prompt_embeds(
 FORMATS: dict[str, tuple[Callable[..., None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
   "peft": (_write_peft, "PEFT: its README.md says how"),
+  "merged": (merged.write_merged, "transformers.AutoModelForCausalLM"),
   "prompt_embeds": (_write_prompt_embeds, "vLLM and transformers: docs/exports.md says how"),
   "orbax": (write_orbax, "Orbax: docs/exports.md says how"),
   "stablehlo": (write_stablehlo, "programs in JAX without frozen_jax: docs/exports.md has one"),
@@ -103,5 +140,8 @@ _OF_ONE_PROCESS = {"prompt_embeds", "orbax", "stablehlo"}
 # LM is read.
 _CHECKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
   "peft": peft.check_peft,
+  "merged": merged.check_merged,
   "prompt_embeds": check_prompt_embeds,
 }
+# Of a format of files that belong together: the names of an older export that go before a new one.
+_REPLACED: dict[str, Sequence[str]] = {"merged": merged.WEIGHTS}

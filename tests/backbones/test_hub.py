@@ -1,12 +1,6 @@
 """Models of the hub, with a server of our own in its place and its real client."""
 
-import http.server
-import json
-import pathlib
 import re
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
@@ -14,13 +8,12 @@ import pytest
 from frozen_jax.backbones.hub import parse_name
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.errors import UserError
+from tests import hub_server
 from tests.backbones.decoder_cases import torch_model
-from tests.processes import environment
 
 pytestmark = pytest.mark.program
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 11))
-COMMIT = "a1" * 20
 LOAD = """
 import sys
 from frozen_jax.backbones.load import load_decoder
@@ -41,57 +34,6 @@ if len(sys.argv) > 3:
 """
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-  """What the client asks of the hub, for one model, `owner/name`, of the folder `files`."""
-
-  files: pathlib.Path
-  asked: list[tuple[str, str, str | None, str | None]]
-
-  def do_HEAD(self):
-    self.do_GET(body=False)
-
-  def do_GET(self, body=True):
-    status, headers, data = self.answer()
-    given = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-    if given and status == 200:
-      status, data = 206, data[int(given[1]) : int(given[2] or len(data)) + 1]
-    self.send_response(status)
-    for name, value in {**headers, "Content-Length": str(len(data))}.items():
-      self.send_header(name, value)
-    self.end_headers()
-    if body:
-      self.wfile.write(data)
-    told = [self.headers.get(name) for name in ("Authorization", "Range")]
-    self.asked.append((self.command, self.path, *told))
-
-  def answer(self):
-    path = self.path.partition("?")[0]
-    there = {file.name: file for file in self.files.iterdir()}
-    if path.startswith("/api/models/owner/gated") or "owner/gated" in path:
-      return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"}, b""
-    if not path.removeprefix("/api/models").startswith("/owner/name/"):
-      return 404, {"X-Error-Code": "RepoNotFound"}, b""
-    if "/resolve/" in path:
-      if path.rpartition("/")[2] not in there:
-        return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
-      file = there[path.rpartition("/")[2]]
-      return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}"'}, file.read_bytes()
-    if "/tree/" in path:
-      entries = [
-        {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
-        for name, file in there.items()
-      ]
-      return 200, {}, json.dumps(entries).encode()
-    if path.endswith(("/revision/main", "/revision/v1", f"/revision/{COMMIT}")):
-      siblings = [{"rfilename": name} for name in there]
-      about = {"id": "owner/name", "sha": COMMIT, "siblings": siblings}
-      return 200, {}, json.dumps(about).encode()
-    return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-
-  def log_message(self, *given):
-    pass
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp("model")
@@ -103,28 +45,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def hub(tmp_path, model):
   """`hub(*arguments, **variables)` runs Python against the server; `hub.asked` of it."""
-  asked = []
-  handler = type("OneHub", (Hub,), {"files": model, "asked": asked})
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-  threading.Thread(target=server.serve_forever, daemon=True).start()
-
-  def run(*arguments, **variables):
-    """In its own process: the client reads the environment when it is imported."""
-    kept = {k: v for k, v in environment().items() if not k.startswith(("HF_", "HUGGING"))}
-    own = {"HF_HOME": str(tmp_path / "home")}
-    own["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-    done = subprocess.run(
-      [sys.executable, *arguments],
-      env=kept | own | variables,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-  run.asked = asked
-  yield run
-  server.shutdown()
+  with hub_server.serving(model, tmp_path / "home") as run:
+    yield run
 
 
 def test_fetched_with_a_token_and_found_again_offline(hub, model):

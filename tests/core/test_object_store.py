@@ -121,10 +121,13 @@ def test_folders_are_put_in_the_place_of_what_is_there(folder):
   with files.filled_folder(folder) as temporary:
     (temporary / "d").write_text("new")
   assert {one.name: one.read_text() for one in folder.files()} == {"a": "a d", "d": "new"}
+  with files.filled_folder(folder, replaced=["[a]*"]) as temporary:
+    (temporary / "d").write_text("new")
+  assert [one.name for one in folder.files()] == ["d"]
   with files.atomic_folder(folder) as temporary:
     (temporary / "d").write_text("not this")
   assert (folder / "d").read_text() == "new"
-  assert files.folder_bytes(folder) == 6
+  assert files.folder_bytes(folder) == 3
 
 
 def test_until_all_is_uploaded_nothing_describes_it(folder, tmp_path, monkeypatch):

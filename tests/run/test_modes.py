@@ -201,7 +201,8 @@ def exported(request, program, tmp_path_factory):
 
 def test_an_exported_adapter_answers_like_its_workdir(exported, lm):
   run, folder = exported
-  assert {path.name for path in folder.iterdir()} == {"adapter.json", "adapter.safetensors"}
+  names = {path.name for path in folder.iterdir()}
+  assert names == {"README.md", "adapter.json", "adapter.safetensors"}
   both = [
     frozen_jax.load_adapter(path, lm).generate(QUESTIONS, max_new_tokens=6, temperature=1.0, seed=3)
     for path in (run.workdir, folder)

@@ -105,7 +105,7 @@ def test_killed_resumed_and_used(store, inputs, program, refused, run, tmp_path,
   assert run(workdir, "--mode=predict", asked)[0] == (workdir / "predictions.jsonl").read_text()
   run(workdir, "--mode=export")
   names = {path.name for path in (workdir / "export").iterdir()}
-  assert names == {"adapter.json", "adapter.safetensors"}
+  assert names == {"README.md", "adapter.json", "adapter.safetensors"}
   peft = ("--config.export.format=peft", f"--config.export.folder={tmp_path / 'peft'}")
   run(workdir, "--mode=export", *peft)
   assert f"reads no {store.scheme}://" in (tmp_path / "peft" / "README.md").read_text()
