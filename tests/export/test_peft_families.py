@@ -155,11 +155,11 @@ def test_what_peft_saved_is_computed_here_and_written_with_the_same_bytes(
     np.testing.assert_array_equal(second[name], tensor, strict=True)
 
 
-def lines_of_the_page(word):
-  """The indented lines of docs/exports.md in whose block `word` occurs."""
+def lines_of_the_page(*words):
+  """The indented lines of docs/exports.md in whose block all these words occur."""
   text = (ROOT / "docs" / "exports.md").read_text()
   blocks = re.findall(r"(?:^    .*\n)+", text, flags=re.MULTILINE)
-  (found,) = (block for block in blocks if word in block)
+  (found,) = (block for block in blocks if all(word in block for word in words))
   return "\n".join(line.removeprefix("    ") for line in found.splitlines())
 
 
@@ -174,7 +174,8 @@ def test_the_lines_of_the_page_give_the_same_text_here_and_there(name, tmp_path,
   write(tmp_path / "my_adapter", tuned(lm, name))
   monkeypatch.chdir(tmp_path)
   there, here = {}, {}
-  exec(lines_of_the_page("torch.cat" if name == "prefix_tuning" else "generate(**ids"), there)
+  how = "torch.cat" if name == "prefix_tuning" else "generate(**ids"
+  exec(lines_of_the_page("import peft", how), there)
   exec(lines_of_the_page("load_frozen"), here)
   assert there["answer"].strip() == here["answer"]
   assert len(here["answer"].split()) > 2

@@ -46,5 +46,7 @@ def losses():
 def test_losses_are_those_of_one_process_and_of_one_device(losses, method):
   one_device, one, two = (found[method] for found in losses.values())
   assert len(one_device) == len(one) == len(two) == STEPS == len(set(one))
-  np.testing.assert_allclose(two, one, rtol=1e-6)
+  # Sums across processes have an order of their own, of which each step of Adam makes more.
+  np.testing.assert_allclose(two[:3], one[:3], rtol=1e-6)
+  np.testing.assert_allclose(two, one, rtol=3e-6)
   np.testing.assert_allclose(one_device, one, rtol=2e-5)
