@@ -1,4 +1,4 @@
-"""The junction between two passes: a Connector, and what it reads (see `layer_passes.Junction`)."""
+"""Junctions between two passes that have a trained Connector; see `layer_passes.Junction`."""
 
 import dataclasses
 
@@ -11,23 +11,20 @@ from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.linear import project
 from frozen_jax.core.types import Tree
+from frozen_jax.methods.layer_passes import PositionJunction
 from frozen_jax.modules.connector import Connector
 from frozen_jax.modules.position_connectors import JunctionInput, PositionConnector
 
 
 @dataclasses.dataclass(frozen=True)
-class ConnectorJunction:
-  """What a Connector makes of the states of one pass, as the input of the next.
+class CausalJunction:
+  """The paper's Connector, which attends to earlier positions.
 
-  is_normed   whether what is read went through the final norm
   input_skip  whether its output is added to the stream that the pass starts from
   key         drives dropout; None: none
   """
 
-  connector: Connector | PositionConnector
-  params: Tree
-  decoder: DecoderConfig
-  is_normed: bool
+  connector: Connector
   input_skip: bool
   key: PRNGKeyArray | None = None
 
@@ -40,20 +37,16 @@ class ConnectorJunction:
     free_slots: int,
   ) -> tuple[Float[Array, "B T D"], Tree]:
     """See `Junction.text`."""
-    if isinstance(self.connector, PositionConnector):
-      return self._positions(handed, below), ()
     key = None if self.key is None else jax.random.fold_in(self.key, index + 1)
     output, cache = self.connector(handed, mask, key, free_slots)
-    return self._joined(output, below), cache
+    return _joined(output, below, self.input_skip), cache
 
   def step(
     self, handed: Float[Array, "B 1 D"], below: Float[Array, "B 1 D"], cache: Tree
   ) -> tuple[Float[Array, "B 1 D"], Tree]:
     """See `Junction.step`."""
-    if isinstance(self.connector, PositionConnector):
-      return self._positions(handed, below), cache
     output, cache = self.connector.step(handed, cache)
-    return self._joined(output, below), cache
+    return _joined(output, below, self.input_skip), cache
 
   def after_cache(
     self,
@@ -63,15 +56,31 @@ class ConnectorJunction:
     mask: Bool[Array, "B N N"],
   ) -> Float[Array, "B N D"]:
     """See `Junction.after_cache`."""
-    if isinstance(self.connector, PositionConnector):
-      return self._positions(handed, below)
-    return self._joined(self.connector.hidden_after_cache(handed, cache, mask), below)
+    output = self.connector.hidden_after_cache(handed, cache, mask)
+    return _joined(output, below, self.input_skip)
 
-  def _positions(
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorByPosition(PositionJunction):
+  """A Connector that works position by position.
+
+  is_normed   whether what is read went through the final norm
+  input_skip  whether its output is added to the stream that the pass starts from
+  """
+
+  connector: PositionConnector
+  params: Tree
+  decoder: DecoderConfig
+  is_normed: bool
+  input_skip: bool
+
+  def next_input(
     self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
   ) -> Float[Array, "B T D"]:
+    """See `PositionJunction.next_input`."""
     expected = self._expected(handed) if self.connector.reads_tokens else None
-    return self._joined(self.connector.output(JunctionInput(handed, below, expected)), below)
+    output = self.connector.output(JunctionInput(handed, below, expected))
+    return _joined(output, below, self.input_skip)
 
   def _expected(self, handed: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """The mean embedding of the next token as read off states, by the LM's own head."""
@@ -79,10 +88,11 @@ class ConnectorJunction:
     probabilities = jax.nn.softmax(lm.logits(self.params, self.decoder, states))
     return project(probabilities, self.params["embed"]["tokens"], 0)
 
-  def _joined(
-    self, output: Float[Array, "B T D"], below: Float[Array, "B T D"]
-  ) -> Float[Array, "B T D"]:
-    """The next pass's input, in the dtype of the stream that it takes the place of."""
-    if self.input_skip:
-      output = output + below.astype(jnp.float32)
-    return output.astype(below.dtype)
+
+def _joined(
+  output: Float[Array, "B T D"], below: Float[Array, "B T D"], input_skip: bool
+) -> Float[Array, "B T D"]:
+  """The next pass's input, in the dtype of the stream that it takes the place of."""
+  if input_skip:
+    output = output + below.astype(jnp.float32)
+  return output.astype(below.dtype)

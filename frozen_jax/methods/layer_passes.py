@@ -11,6 +11,7 @@ With one pass nothing ran before: the junction reads `below` itself. Passes befo
 `read`. In decoding the shared layers have one cache, and each pass one for the layers it runs.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -53,19 +54,40 @@ class Junction(Protocol):
     ...
 
 
-class NoConnector:
+class PositionJunction(abc.ABC):
+  """A junction that works position by position, so that it has no cache; see `Junction`."""
+
+  @abc.abstractmethod
+  def next_input(
+    self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
+    """The next pass's input at each position."""
+
+  def text(
+    self, index: int, handed: Array, below: Array, mask: HostOrDevice, free_slots: int
+  ) -> tuple[Array, Tree]:
+    """See `Junction.text`."""
+    del index, mask, free_slots
+    return self.next_input(handed, below), ()
+
+  def step(self, handed: Array, below: Array, cache: Tree) -> tuple[Array, Tree]:
+    """See `Junction.step`."""
+    return self.next_input(handed, below), cache
+
+  def after_cache(self, handed: Array, below: Array, cache: Tree, mask: Array) -> Array:
+    """See `Junction.after_cache`."""
+    del cache, mask
+    return self.next_input(handed, below)
+
+
+class NoConnector(PositionJunction):
   """The junction that hands on `below` as it is: one pass, with a prompt where it is written."""
 
-  def text(self, index, handed, below, mask, free_slots):
-    """See `Junction`."""
-    return below, ()
-
-  def step(self, handed, below, cache):
-    """See `Junction`."""
-    return below, cache
-
-  def after_cache(self, handed, below, cache, mask):
-    """See `Junction`."""
+  def next_input(
+    self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
+  ) -> Float[Array, "B T D"]:
+    """See `PositionJunction.next_input`."""
+    del handed
     return below
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, Prompts, Tree
-from frozen_jax.methods.junction import ConnectorJunction
+from frozen_jax.methods.junction import CausalJunction, ConnectorByPosition
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, NoConnector
 from frozen_jax.methods.layered import Layered
 from frozen_jax.methods.prompt_tuning import PromptTuning, initial_prompt
@@ -207,8 +207,10 @@ class NeuralRecursion(Layered):
     if self.kind == "none":
       return NoConnector()
     connector = with_params(self._new_connector, trainable["connector"])
+    if isinstance(connector, Connector):
+      return CausalJunction(connector, self.input_skip, key)
     is_normed = self.layers.passes > 1 and self.layers.read is None
-    return ConnectorJunction(connector, frozen["lm"], self.decoder, is_normed, self.input_skip, key)
+    return ConnectorByPosition(connector, frozen["lm"], self.decoder, is_normed, self.input_skip)
 
   def _new_connector(self, key: PRNGKeyArray) -> Connector | PositionConnector:
     width = self.decoder.width

@@ -10,13 +10,13 @@ a share `damping` towards what they made of it before.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.config.section import Section, setting
-from frozen_jax.core.types import Base, HostOrDevice, Prompts, Tree
-from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses
+from frozen_jax.core.types import Base, Prompts, Tree
+from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, PositionJunction
 from frozen_jax.methods.layered import Layered
 from frozen_jax.modules.position_connectors import mix
 from frozen_jax.modules.settings import LAYER, layers_between
@@ -45,8 +45,9 @@ class LoopedSettings(Section):
   damping: float = setting(0.1, "share of the new stream; 0: the LM", at_least=0, at_most=1)
 
 
-class Mix(NamedTuple):
-  """The junction that moves the stream by a share towards the states; see `layer_passes.Junction`.
+@dataclasses.dataclass(frozen=True)
+class Mix(PositionJunction):
+  """The junction that moves the stream by a share towards the states.
 
   matched: whether the states get the size of the stream first.
   """
@@ -54,38 +55,10 @@ class Mix(NamedTuple):
   share: float
   matched: bool
 
-  def text(
-    self,
-    index: int,
-    handed: Float[Array, "B T D"],
-    below: Float[Array, "B T D"],
-    mask: Int[HostOrDevice, "B T"],
-    free_slots: int,
-  ) -> tuple[Float[Array, "B T D"], Tree]:
-    """See `Junction.text`."""
-    del index, mask, free_slots
-    return self._mixed(handed, below), ()
-
-  def step(
-    self, handed: Float[Array, "B 1 D"], below: Float[Array, "B 1 D"], cache: Tree
-  ) -> tuple[Float[Array, "B 1 D"], Tree]:
-    """See `Junction.step`."""
-    return self._mixed(handed, below), cache
-
-  def after_cache(
-    self,
-    handed: Float[Array, "B N D"],
-    below: Float[Array, "B N D"],
-    cache: Tree,
-    mask: Bool[Array, "B N N"],
-  ) -> Float[Array, "B N D"]:
-    """See `Junction.after_cache`."""
-    del cache, mask
-    return self._mixed(handed, below)
-
-  def _mixed(
+  def next_input(
     self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
   ) -> Float[Array, "B T D"]:
+    """See `PositionJunction.next_input`."""
     moved = mix(handed, below, self.share) if self.matched else self.share * (handed - below)
     return below + moved.astype(below.dtype)
 

@@ -131,8 +131,8 @@ def _made(record: Record) -> list[str]:
   """By what the run was made: command, versions, device, date."""
   ours = f"frozen_jax {record.get('version', __version__)} {record.get('commit', '')}".strip()
   keys = ("seed", "steps", "device", "created")
-  told = [f"- {key}: {record[key]}" for key in keys if key in record]
-  lines = "\n".join([*told, f"- exported by jax {jax.__version__}, {ours}"])
+  facts = [f"- {key}: {record[key]}" for key in keys if key in record]
+  lines = "\n".join([*facts, f"- exported by jax {jax.__version__}, {ours}"])
   return [*([_code(record["command"])] if record.get("command") else []), lines]
 
 

@@ -327,7 +327,7 @@ def test_a_first_pass_costs_only_the_layers_that_are_read():
 @pytest.mark.parametrize("name", ["recirculation", "looped"])
 def test_a_share_of_nothing_is_the_lm(name):
   method = METHODS[name]
-  identity = dataclasses.replace(method, mix=method.mix._replace(share=0.0))
+  identity = dataclasses.replace(method, mix=dataclasses.replace(method.mix, share=0.0))
   (loss, _), (other, _) = (loss_of(one, {}, batch()) for one in (identity, METHODS["zero_shot"]))
   assert loss == other
   assert abs(loss_of(method, {}, batch())[0] - loss) > 1e-3

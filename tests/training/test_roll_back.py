@@ -53,7 +53,7 @@ def lines(folder, split="train"):
   return {e["step"]: e for e in read_metrics(folder) if e["split"] == split}
 
 
-def is_the_same(fitted, folder, other, other_folder, back):
+def assert_the_same(fitted, folder, other, other_folder, back):
   """Whether a stage is that of other batches; back: {step: the step it came back from}."""
   assert toy.digest(fitted.last) == toy.digest(other.last)
   assert toy.digest(fitted.best) == toy.digest(other.best)
@@ -77,7 +77,7 @@ def straight(tmp_path_factory):
 def test_it_goes_on_from_the_checkpoint_with_later_batches(straight, tmp_path, caplog, times):
   caplog.set_level(logging.WARNING, logger="frozen_jax")
   fitted = train(tmp_path, toy.MarkedBatches(bad=[8]), times)
-  is_the_same(fitted, tmp_path, *straight, {7: 9})
+  assert_the_same(fitted, tmp_path, *straight, {7: 9})
   assert fitted.rolled_back == [{"from": 9, "to": 6}] and fitted.skipped == 0
   (said,) = [record.getMessage() for record in caplog.records]
   assert "at step 9 of stage toy: back to step 6, roll-back 1 of 3; its batch is in" in said
@@ -89,16 +89,16 @@ def test_it_goes_on_from_the_checkpoint_with_later_batches(straight, tmp_path, c
 def test_before_the_first_checkpoint_it_starts_anew(tmp_path, first):
   back = train(tmp_path / "back", toy.MarkedBatches(bad=[1]), validate_first=first)
   other = without(tmp_path / "other", 0, 1, validate_first=first)
-  is_the_same(back, tmp_path / "back", other, tmp_path / "other", {1: 2})
+  assert_the_same(back, tmp_path / "back", other, tmp_path / "other", {1: 2})
 
 
 @pytest.mark.parametrize("at", range(5, 12))
 @pytest.mark.parametrize("fails", [False, True], ids=["stopped", "broken off"])
-def test_stopped_or_broken_off_and_resumed_it_is_the_same(straight, tmp_path, at, fails):
+def test_stopped_or_broken_off_and_resumed_it_assert_the_same(straight, tmp_path, at, fails):
   with pytest.raises(Fails if fails else Interrupted):
     train(tmp_path, Ended(at, fails, bad=[8]))
   fitted = train(tmp_path, toy.MarkedBatches(bad=[8]))
-  is_the_same(fitted, tmp_path, *straight, {7: 9})
+  assert_the_same(fitted, tmp_path, *straight, {7: 9})
   assert fitted.rolled_back == [{"from": 9, "to": 6}]
 
 
@@ -106,13 +106,13 @@ def test_stopped_twice_between_the_checkpoint_and_the_bad_batch(straight, tmp_pa
   for at in (6, 7, 9, 10):
     with pytest.raises(Interrupted):
       train(tmp_path, Ended(at, bad=[8]))
-  is_the_same(train(tmp_path, toy.MarkedBatches(bad=[8])), tmp_path, *straight, {7: 9})
+  assert_the_same(train(tmp_path, toy.MarkedBatches(bad=[8])), tmp_path, *straight, {7: 9})
 
 
 def test_a_stage_that_stopped_at_it_goes_on_so(straight, tmp_path):
   with pytest.raises(UserError, match="on_nonfinite=skip or rollback"):
     train(tmp_path, toy.MarkedBatches(bad=[8]), on_nonfinite="stop")
-  is_the_same(train(tmp_path, toy.MarkedBatches(bad=[8])), tmp_path, *straight, {7: 9})
+  assert_the_same(train(tmp_path, toy.MarkedBatches(bad=[8])), tmp_path, *straight, {7: 9})
 
 
 def test_bad_batches_in_a_row_and_the_limit(tmp_path):
@@ -123,7 +123,7 @@ def test_bad_batches_in_a_row_and_the_limit(tmp_path):
     with pytest.raises(UserError, match=message):
       train(many, toy.MarkedBatches(bad=bad))
   fitted = train(many, toy.MarkedBatches(bad=bad), max_rollbacks=4)
-  is_the_same(fitted, many, without(other, *range(6, 12)), other, {7: 7})
+  assert_the_same(fitted, many, without(other, *range(6, 12)), other, {7: 7})
   assert fitted.rolled_back == [{"from": 9, "to": 6}, *[{"from": 7, "to": 6}] * 3]
   saved = sorted(path.name for path in many.glob("*.npz"))
   numbered = [f"bad_batch_toy_7-{number}.npz" for number in (1, 2, 3)]
@@ -134,7 +134,7 @@ def test_roll_backs_at_several_places_are_counted_together(tmp_path):
   back, other = tmp_path / "back", tmp_path / "other"
   fitted = train(back, toy.MarkedBatches(bad=[4, 9]), max_rollbacks=2)
   # Batch 4 is step 5: back to 3. Batch 9 is then step 8: back to 6.
-  is_the_same(fitted, back, without(other, 3, 4, 8, 9), other, {4: 5, 7: 8})
+  assert_the_same(fitted, back, without(other, 3, 4, 8, 9), other, {4: 5, 7: 8})
   with pytest.raises(UserError, match="after 1 roll-backs"):
     train(tmp_path / "one", toy.MarkedBatches(bad=[4, 9]), max_rollbacks=1)
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_a_broken_off_validation_is_made_whole(tmp_path):
   with pytest.raises(Interrupted, match="at step 8"):
     train(back, toy.MarkedBatches(bad=[9]), **given)
   fitted = train(back, toy.MarkedBatches(bad=[9]), **given)
-  is_the_same(fitted, back, without(other, 8, 9, checkpoint_every=4), other, {9: 10})
+  assert_the_same(fitted, back, without(other, 8, 9, checkpoint_every=4), other, {9: 10})
 
 
 @pytest.mark.parametrize("log_every", [5])

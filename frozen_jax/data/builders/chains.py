@@ -71,24 +71,24 @@ class Chains(tfds.core.GeneratorBasedBuilder):
 def examples() -> dict[str, list[Example]]:
   """The examples of every split, always the same."""
   random_state = random.Random(_SEED)
-  told: set[frozenset[str]] = set()
-  return {split: list(_of_split(split, random_state, told)) for split in SPLITS}
+  used: set[frozenset[str]] = set()
+  return {split: list(_of_split(split, random_state, used)) for split in SPLITS}
 
 
 def _of_split(
-  split: str, random_state: random.Random, told: set[frozenset[str]]
+  split: str, random_state: random.Random, used: set[frozenset[str]]
 ) -> Iterator[Example]:
-  """Examples of a split. told: the sets of statements that there are, its own added to them."""
+  """Examples of a split. used: the sets of statements that there are, its own added to them."""
   hops_in_turn = itertools.cycle(_LONGER if split == "longer" else _HOPS)
   for _, hops in zip(range(SIZES[split]), hops_in_turn, strict=False):
     statements, names = _round(random_state)
-    while frozenset(statements) in told:
+    while frozenset(statements) in used:
       statements, names = _round(random_state)
-    told.add(frozenset(statements))
+    used.add(frozenset(statements))
     kind = f"{hops}_hops" if hops > 1 else "1_hop"
     asked = names[0] + hops * "'s friend"
     yield {
-      "id": f"{len(told)}/{kind}",
+      "id": f"{len(used)}/{kind}",
       "question": f"{' '.join(statements)} {asked} is",
       "answers": [names[hops]],
     }
