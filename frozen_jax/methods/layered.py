@@ -1,4 +1,4 @@
-"""What methods on `LayerPasses` share: the loss, reading a prompt, decoding, scoring.
+"""What methods on `LayerPasses` share: the loss, and how texts are read.
 
 Such a method says which layers run (`layers`), what is added to them (`added`), and what comes
 between passes (`junction`).
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from frozen_jax.backbones import decoder as lm
 from frozen_jax.core.types import Batch, HostOrDevice, Metrics, Prompts, Tree
+from frozen_jax.methods.causal_lm import CausalLMMethod
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, State
-from frozen_jax.methods.scoring import choice_log_likelihoods, longest_choice
+from frozen_jax.methods.scoring import Continuations
 from frozen_jax.methods.targets import last_real, loss_at_targets
 
 
-class Layered(abc.ABC):
+class Layered(CausalLMMethod):
   """A method whose passes run over some of the frozen layers; see `core.types.Method`."""
 
   layers: LayerPasses
@@ -68,44 +68,7 @@ class Layered(abc.ABC):
     del trainable, frozen
     return None
 
-  def prefill(
-    self,
-    trainable: Tree,
-    frozen: Tree,
-    prompts: Prompts,
-    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
-    free_slots: int,
-  ) -> tuple[Float[Array, "B V"], State]:
-    """See `core.types.Method.prefill`."""
-    last_hidden, state = self._prefill(trainable, frozen, prompts, max_new_tokens, free_slots)
-    return lm.logits(frozen["lm"], self.layers.decoder, last_hidden)[:, 0], state
-
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: State
-  ) -> tuple[Float[Array, "B V"], State]:
-    """See `core.types.Method.decode`: one single-token step in each pass."""
-    junction = self.junction(trainable, frozen)
-    hidden, state = self.layers.step(frozen["lm"], junction, tokens, state)
-    return lm.logits(frozen["lm"], self.layers.decoder, hidden)[:, 0], state
-
-  def log_likelihoods(
-    self,
-    trainable: Tree,
-    frozen: Tree,
-    prompts: Prompts,
-    choices: Int[Array | np.ndarray, "B A M"],
-    choice_mask: Int[Array | np.ndarray, "B A M"],
-  ) -> Float[Array, "B A"]:
-    """See `core.types.Method.log_likelihoods`: each pass reads all choices of a row together."""
-    params, junction = frozen["lm"], self.junction(trainable, frozen)
-    longest = longest_choice(choice_mask)
-    last_hidden, state = self._prefill(trainable, frozen, prompts, longest, 0)
-    hidden_of = lambda given: self.layers.after_cache(params, junction, given, state)
-    return choice_log_likelihoods(
-      params, self.layers.decoder, last_hidden, choices, choice_mask, hidden_of
-    )
-
-  def _prefill(
+  def read_prompts(
     self,
     trainable: Tree,
     frozen: Tree,
@@ -113,9 +76,22 @@ class Layered(abc.ABC):
     max_new_tokens: int | Int[Array | np.ndarray, "*B"],
     free_slots: int,
   ) -> tuple[Float[Array, "B 1 D"], State]:
-    """The last pass's hidden state at each prompt's last real position, and all caches."""
+    """See `CausalLMMethod.read_prompts`; the state has the caches of all passes."""
     added, tokens = self.added(trainable, frozen, prompts, None), prompts["tokens"]
     hidden, state = self.layers.prefill(
       frozen["lm"], added, tokens, prompts["mask"], max_new_tokens, free_slots
     )
     return last_real(hidden, prompts["mask"]), state
+
+  def read_token(
+    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: State
+  ) -> tuple[Float[Array, "B 1 D"], State]:
+    """See `CausalLMMethod.read_token`: one single-token step in each pass."""
+    return self.layers.step(frozen["lm"], self.junction(trainable, frozen), tokens, state)
+
+  def read_continuations(
+    self, trainable: Tree, frozen: Tree, continuations: Continuations, state: State
+  ) -> Float[Array, "B N D"]:
+    """See `CausalLMMethod.read_continuations`: each pass reads all of them together."""
+    junction = self.junction(trainable, frozen)
+    return self.layers.after_cache(frozen["lm"], junction, continuations, state)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.config.section import Section, setting
 from frozen_jax.core.types import Base, Prompts, Tree
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, PositionJunction
@@ -74,6 +75,11 @@ class _Untrained(Layered):
   no_decay: ClassVar[tuple[str, ...]] = ()
   reads_encoder: ClassVar[bool] = False
   encoder_input: ClassVar[str] = ""
+
+  @property
+  def decoder(self) -> DecoderConfig:
+    """Of the frozen LM."""
+    return self.layers.decoder
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Nothing is trained: {}."""

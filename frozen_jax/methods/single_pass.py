@@ -1,14 +1,12 @@
-"""What all methods of one pass through the LM share: the loss, reading a prompt, decoding, scoring.
+"""What all methods of one pass through the LM share: the loss, and how texts are read.
 
 A method of one pass defines what it adds to the LM: vectors before the text (`prompt`), parameters
 within the layers, or weights in place of the frozen ones (`pass_params`).
 """
 
-import abc
 import dataclasses
 from typing import ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -17,7 +15,8 @@ from frozen_jax.backbones import peft_layers
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.types import Batch, Metrics, Prompts, Tree
-from frozen_jax.methods.scoring import Continuations, choice_log_likelihoods, longest_choice
+from frozen_jax.methods.causal_lm import CausalLMMethod
+from frozen_jax.methods.scoring import Continuations
 from frozen_jax.methods.targets import last_real, loss_at_targets
 from frozen_jax.modules import soft_prompt
 
@@ -35,7 +34,7 @@ class PassParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SinglePass(abc.ABC):
+class SinglePass(CausalLMMethod):
   """One pass; `remat`: what a layer keeps, see `core.remat`. See `core.types.Method`."""
 
   decoder: DecoderConfig
@@ -79,53 +78,11 @@ class SinglePass(abc.ABC):
     hidden = hidden[:, x.shape[1] - text.shape[1] :]
     return loss_at_targets(params, self.decoder, hidden, batch, train_params=train_params)
 
-  def prefill(
-    self,
-    trainable: Tree,
-    frozen: Tree,
-    prompts: Prompts,
-    max_new_tokens: int | Int[Array | np.ndarray, "*B"],
-    free_slots: int,
-  ) -> tuple[Float[Array, "B V"], KVCache]:
-    """See `core.types.Method.prefill`."""
-    last_hidden, cache = self._prefill(trainable, frozen, prompts, max_new_tokens, free_slots)
-    params = self.pass_params(trainable, frozen).params
-    return lm.logits(params, self.decoder, last_hidden)[:, 0], cache
+  def lm_params(self, trainable: Tree, frozen: Tree) -> Tree:
+    """See `CausalLMMethod.lm_params`."""
+    return self.pass_params(trainable, frozen).params
 
-  def decode(
-    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: KVCache
-  ) -> tuple[Float[Array, "B V"], KVCache]:
-    """See `core.types.Method.decode`."""
-    params, peft, _ = self.pass_params(trainable, frozen)
-    x = lm.embed(params, self.decoder, tokens[:, None])
-    hidden, cache = lm.step(params, self.decoder, x, state, peft=peft)
-    return lm.logits(params, self.decoder, hidden)[:, 0], cache
-
-  def log_likelihoods(
-    self,
-    trainable: Tree,
-    frozen: Tree,
-    prompts: Prompts,
-    choices: Int[Array | np.ndarray, "B A M"],
-    choice_mask: Int[Array | np.ndarray, "B A M"],
-  ) -> Float[Array, "B A"]:
-    """See `core.types.Method.log_likelihoods`."""
-    params, peft, _ = self.pass_params(trainable, frozen)
-    max_new_tokens = longest_choice(choice_mask)
-    last_hidden, cache = self._prefill(trainable, frozen, prompts, max_new_tokens, 0)
-
-    def hidden_of(continuations: Continuations) -> jax.Array:
-      tokens, position_ids, attention_mask = continuations
-      x = lm.embed(params, self.decoder, tokens)
-      return lm.hidden_after_cache(
-        params, self.decoder, x, cache, position_ids, attention_mask, peft=peft
-      )
-
-    return choice_log_likelihoods(
-      params, self.decoder, last_hidden, choices, choice_mask, hidden_of
-    )
-
-  def _prefill(
+  def read_prompts(
     self,
     trainable: Tree,
     frozen: Tree,
@@ -133,7 +90,7 @@ class SinglePass(abc.ABC):
     max_new_tokens: int | Int[Array | np.ndarray, "*B"],
     free_slots: int,
   ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-    """The hidden state at each prompt's last real position, and the cache after it."""
+    """See `CausalLMMethod.read_prompts`."""
     params, peft, _ = self.pass_params(trainable, frozen)
     text = lm.embed(params, self.decoder, prompts["tokens"])
     vectors = self.prompt(trainable, frozen, prompts)
@@ -142,3 +99,20 @@ class SinglePass(abc.ABC):
       params, self.decoder, x, mask, max_new_tokens, free_slots=free_slots, peft=peft
     )
     return last_real(hidden, mask), cache
+
+  def read_token(
+    self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: KVCache
+  ) -> tuple[Float[Array, "B 1 D"], KVCache]:
+    """See `CausalLMMethod.read_token`."""
+    params, peft, _ = self.pass_params(trainable, frozen)
+    x = lm.embed(params, self.decoder, tokens[:, None])
+    return lm.step(params, self.decoder, x, state, peft=peft)
+
+  def read_continuations(
+    self, trainable: Tree, frozen: Tree, continuations: Continuations, state: KVCache
+  ) -> Float[Array, "B N D"]:
+    """See `CausalLMMethod.read_continuations`."""
+    params, peft, _ = self.pass_params(trainable, frozen)
+    tokens, position_ids, mask = continuations
+    x = lm.embed(params, self.decoder, tokens)
+    return lm.hidden_after_cache(params, self.decoder, x, state, position_ids, mask, peft=peft)
