@@ -1,14 +1,16 @@
 """Pretraining a Connector on plain text, for a recursive LM to start from.
 
     python -m frozen_jax.main --config=configs/connector_pretrain.py
-    python -m frozen_jax.main --config=configs/recursive.py --workdir=runs/from_pretrained \\
-      --config.init_from=runs/connector_pretrain --config.stages.pretrain.train.steps=0
+    python -m frozen_jax.main --config=configs/recursive.py:paper \\
+      --config.recursion.input_skip=True --config.stages.pretrain.train.steps=0 \\
+      --config.init_from=runs/connector_pretrain
 
-The recursive LM learns language modelling on text: 2 passes, no prompt, the Connector alone
-trained. Give your own text with --config.data.train=FILE.jsonl.gz ({"text": ...} a line).
+The recursive LM learns language modelling on text: two passes through all layers, no prompt, the
+Connector alone trained. Give your own text with --config.data.train=FILE.jsonl.gz ({"text": ...} a
+line).
 
-Its first 40 steps, as a stage of configs/recursive.py (seed 0, two cores): validation loss 3.481 ->
-3.362 (measured 2026-11-23). The 300 steps of this config were not run to their end.
+Its first 40 steps, as a stage of configs/recursive.py of that day (seed 0, two cores): validation
+loss 3.481 -> 3.362 (measured 2026-11-23). The 300 steps of this config were not run to their end.
 """
 
 from ml_collections import ConfigDict

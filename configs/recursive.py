@@ -1,14 +1,11 @@
-"""A neural recursive LM (Levine et al., 2022): LM - Connector - LM.
+"""A neural recursive LM (Levine et al., 2022): LM - Connector - LM, beside its controls.
 
     python -m frozen_jax.main --config=configs/recursive.py
 
-Stages: `prompt` tunes a single-pass prompt; `baseline` trains it on for as many steps as
-`finetune` takes (the fair baseline); `pretrain` trains the Connector on plain text; `finetune`
-trains the Connector and the second pass's prompt on the questions, after the tuned first prompt.
-
-Measured 2026-11-23 on two cores (Intel Xeon, AMX bfloat16), 300 test questions, exact match / loss,
-seeds 0, 1, 2: unmodified 0.0% / 5.278; `baseline` 51.3% / 1.180, 53.7% / 1.120, 58.0% / 1.089;
-`finetune` 55.7% / 1.136, 55.0% / 1.051, 57.3% / 1.067. 9 minutes a run.
+Stages: `prompt` tunes a prompt. From it, with equal steps each: `baseline` trains it on;
+`late_prompt` trains one within the stack and nothing else; `control` has a Connector, too, between
+two layers and in one pass; `finetune` is the recursive LM, whose Connector reads a layer of pass
+one and writes to one of pass two.
 
 Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 
@@ -16,8 +13,9 @@ Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed 
       --config.data.train=nq_train.jsonl.gz --config.data.validation=nq_validation.jsonl.gz \\
       --config.data.test=nq_open_test.jsonl.gz
 
-`:paper` the paper's plain form, in which the Connector's output alone is what pass two reads;
-`:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md).
+`:paper` the paper's plain form: a Connector, pretrained on plain text, reads the final states, and
+its output alone is what pass two reads at its embeddings; `:llama3_8b`, `:llama3_70b`, `:j1_jumbo`
+two such passes through a large LM on a pod, the text's embeddings added (docs/pods.md).
 """
 
 from ml_collections import ConfigDict
@@ -29,32 +27,36 @@ from frozen_jax.run.defaults import defaults
 
 def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
-  config.stage_order = ("prompt", "baseline", "pretrain", "finetune")
+  config.stage_order = ("prompt", "baseline", "late_prompt", "control", "finetune")
   config.baseline = "baseline"
   config.recursion = ConfigDict(
     {
       "passes": 2,
-      "input_skip": True,  # False: the paper's plain form
+      "read": "0.8",  # of the depth: of SmolLM2's 30 layers, 24 and 6
+      "write": "0.2",
+      "input_skip": True,  # False: what the Connector writes takes the place of the stream
       "first_prompt": "frozen",  # before the first pass: none, frozen (the tuned one) or trained
       "last_prompt": "trained",  # before the later passes: none or trained
-      "connector": {"width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+      "connector": {"kind": "transformer", "width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
     }
   )
   config.model.dtype = "bfloat16"
-  config.train.steps = 60  # of `finetune` and of `baseline`
+  config.train.steps = 60  # of every stage but the first
   config.train.learning_rate.update({"prompt": 0.01, "connector": 1e-4})
   config.train.validate_every = config.train.checkpoint_every = 20
   config.train.validate_examples = 200
   config.evaluate.max_examples = 300
   config.stages = _stages()
   if variant == "smoke":
-    _smoke(config)
+    shrink(config)
+    config.stages.prompt.train = ConfigDict({})
   elif variant == "paper":
-    config.recursion.input_skip = False
+    _whole_passes(config, input_skip=False)
   elif variant == "nq":
     natural_questions(config)
-    config.stages.prompt.train.steps, config.stages.pretrain.train.steps = 500, 300
+    config.stages.prompt.train.steps = 500
   elif variant in LARGE_MODELS:
+    _whole_passes(config, input_skip=True)
     large_model(config, variant)
     config.stages.pretrain.data.lengths = config.data.lengths
     config.stages.pretrain.train.batch_size = config.train.batch_size
@@ -66,41 +68,46 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _stages() -> ConfigDict:
+  after_prompt = {
+    "method": "neural_recursion",
+    "frozen_inputs": ("first_prompt=prompt/prompt",),
+  }
+  one_pass = {"passes": 1}
   return ConfigDict(
     {
       "prompt": {
         "method": "prompt_tuning",
-        "train": {"steps": 80, "learning_rate": {"prompt": 0.02}},
+        "train": {"steps": 120, "learning_rate": {"prompt": 0.02}},
       },
       "baseline": {"method": "prompt_tuning", "init_from": ("prompt=prompt/prompt",)},
-      "pretrain": {
-        "method": "neural_recursion",
-        "recursion": {"first_prompt": "none", "last_prompt": "none"},
-        "data": {
-          "train": "plain_english/train",
-          "validation": "plain_english/validation",
-          "test": "plain_english/validation",
-          "lengths": (128,),
-        },
-        "train": {
-          "steps": 40,
-          "batch_size": 8,
-          "validate_examples": 32,
-          "learning_rate": {"connector": 1e-4},  # 1e-3 has to be unlearned afterwards
-        },
-      },
-      "finetune": {
-        "method": "neural_recursion",
-        "init_from": ("prompt=prompt/prompt", "connector=pretrain/connector"),
-        "frozen_inputs": ("first_prompt=prompt/prompt",),
-      },
+      "late_prompt": {**after_prompt, "recursion": {**one_pass, "connector": {"kind": "none"}}},
+      "control": {**after_prompt, "recursion": one_pass},
+      "finetune": after_prompt,
     }
   )
 
 
-def _smoke(config: ConfigDict) -> None:
-  shrink(config)
-  # As `baseline`, whose step is then compiled already.
-  config.stages.prompt.train = ConfigDict({"learning_rate": {"prompt": 0.01}})
-  config.stages.pretrain.data.lengths = (64,)
-  config.stages.pretrain.train.update({"steps": 2, "batch_size": 4, "validate_examples": 4})
+def _whole_passes(config: ConfigDict, input_skip: bool) -> None:
+  """Both passes run all layers, and the Connector is pretrained, as in the paper."""
+  config.stage_order = ("prompt", "baseline", "pretrain", "finetune")
+  config.recursion.update({"read": "final", "write": "embeddings", "input_skip": input_skip})
+  del config.stages.late_prompt, config.stages.control
+  config.stages.pretrain = ConfigDict(
+    {
+      "method": "neural_recursion",
+      "recursion": {"first_prompt": "none", "last_prompt": "none"},
+      "data": {
+        "train": "plain_english/train",
+        "validation": "plain_english/validation",
+        "test": "plain_english/validation",
+        "lengths": (128,),
+      },
+      "train": {
+        "steps": 40,
+        "batch_size": 8,
+        "validate_examples": 32,
+        "learning_rate": {"connector": 1e-4},  # 1e-3 has to be unlearned afterwards
+      },
+    }
+  )
+  config.stages.finetune.init_from = ("prompt=prompt/prompt", "connector=pretrain/connector")

@@ -55,7 +55,7 @@ def test_help_on_an_experiment_lists_its_keys_as_given_with_their_help(call):
   assert shown["--config.seed=7"] == "of everything random: any whole number"
   assert shown["--config.recursion.connector.width=256"] == "of a transformer (at least 1)"
   assert shown["--config.train.log_every=1"] == "steps between lines of metrics.jsonl (at least 1)"
-  assert shown["--config.stages.pretrain.train.steps=2"] == ""
+  assert shown["--config.stages.control.recursion.passes=1"] == ""
   assert any(flag.startswith("--config.stage_order=prompt,baseline") for flag in shown)
 
 

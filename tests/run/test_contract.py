@@ -26,11 +26,11 @@ RESULTS = {
 }
 STEPS = {
   "prompt_run": {"prompt": 3},
-  "recursive_run": {"prompt": 3, "baseline": 3, "pretrain": 2, "finetune": 3},
+  "recursive_run": dict.fromkeys(("prompt", "baseline", "late_prompt", "control", "finetune"), 3),
 }
 ROWS = {
   "prompt_run": ["zero_shot", "prompt"],
-  "recursive_run": ["zero_shot", "prompt", "baseline", "finetune"],
+  "recursive_run": ["zero_shot", *STEPS["recursive_run"]],
 }
 
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_holds_no_frozen_leaf(run, lm):
     trained = sum(leaf.nbytes for leaf in leaves.values())
     # The trained tree, the best one, the best before the last step and Adam's two moments, with a
     # little for the files; a prompt is so small here that the frozen tree would show at once.
-    assert size < 5 * trained + 70_000 < 5 * trained + frozen_bytes
+    assert size < 5 * trained + 80_000 < 5 * trained + frozen_bytes
 
 
 def test_the_best_tree_is_the_adapter(run):

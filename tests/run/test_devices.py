@@ -26,6 +26,6 @@ def test_the_default_is_all(program):
   from frozen_jax.run.settings import resolve_run
   from tests.processes import ROOT
 
-  run = resolve_run(load_config(f"{ROOT}/configs/recursive.py"))
+  run = resolve_run(load_config(f"{ROOT}/configs/recursive.py:paper"))
   assert (run.mesh.data, run.mesh.fsdp, run.mesh.tensor) == (0, 1, 1)
   assert run.rows == 8, "what 32 and 8, the batches of its stages, have in common"

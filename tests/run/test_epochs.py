@@ -26,24 +26,21 @@ def stages_of(*given, config="recursive:smoke"):
 
 
 def test_steps_are_the_default():
-  assert stages_of()[0] == {
-    "prompt": (2, 0.0),
-    "baseline": (2, 0.0),
-    "pretrain": (2, 0.0),
-    "finetune": (2, 0.0),
-  }
+  names = ("prompt", "baseline", "late_prompt", "control", "finetune")
+  assert stages_of()[0] == dict.fromkeys(names, (2, 0.0))
 
 
 def test_epochs_of_the_run_replace_its_steps_and_stages_keep_their_own():
-  stages, notes = stages_of("--config.train.epochs=2")
+  stages, notes = stages_of("--config.train.epochs=2", config="recursive:paper")
   assert stages == {
-    "prompt": (0, 2.0),
+    "prompt": (120, 0.0),
     "baseline": (0, 2.0),
-    "pretrain": (2, 0.0),
+    "pretrain": (40, 0.0),
     "finetune": (0, 2.0),
   }
   assert [note.partition(";")[0] for note in notes] == [
-    "stage pretrain keeps its own train.steps=2",
+    "stage prompt keeps its own train.steps=120",
+    "stage pretrain keeps its own train.steps=40",
   ]
 
 

@@ -75,9 +75,9 @@ def test_nothing_is_suggested_for_what_is_near_nothing(refused, argument):
 def test_stages_that_keep_their_own_are_named():
   given = ["--config.train.steps=300", "--config.data.train=mine.jsonl", "--config.seed=1"]
   given += ["--config.stages.pretrain.data.train=other.jsonl", "--config.data.lengths=128"]
-  parsed = command.parse(["main", "--config=recursive", *given])
+  parsed = command.parse(["main", "--config=recursive:paper", *given])
   assert parsed.notes == (
-    "stage prompt keeps its own train.steps=80; --config.stages.prompt.train.steps=... changes it",
+    "stage prompt keeps its own train.steps=120; --config.stages.prompt.train.steps=... changes it",
     "stage pretrain keeps its own train.steps=40; --config.stages.pretrain.train.steps=... changes"
     " it",
   )

@@ -98,11 +98,11 @@ def test_stopped_while_it_still_starts_it_ends_well(program, tmp_path):
 
 @pytest.fixture(scope="module")
 def on_eight(program, tmp_path_factory):
-  """Stages `prompt` and `pretrain` on data=2 x fsdp=2 x tensor=2: (workdir, command to repeat)."""
+  """Stages `prompt` and `control` on data=2 x fsdp=2 x tensor=2: (workdir, command to repeat)."""
 
   def train(workdir):
     return program.train(
-      "recursive.py:smoke", workdir, *EIGHT, "--config.stage_order=prompt,pretrain", devices=8
+      "recursive.py:smoke", workdir, *EIGHT, "--config.stage_order=prompt,control", devices=8
     )
 
   workdir = tmp_path_factory.mktemp("eight")
@@ -112,7 +112,7 @@ def on_eight(program, tmp_path_factory):
 
 def test_eight_devices_train_to_the_losses_of_one(on_eight, recursive_run):
   workdir, _ = on_eight
-  agree(lines(workdir), lines(recursive_run.workdir, ("prompt", "pretrain")), TOLERANCE)
+  agree(lines(workdir), lines(recursive_run.workdir, ("prompt", "control")), TOLERANCE)
   ours, one = results(workdir), results(recursive_run.workdir)
   assert ours["frozen_unchanged"] is True
   assert ours["frozen_fingerprint"] == one["frozen_fingerprint"]

@@ -213,7 +213,7 @@ def test_a_stage_on_parts_of_another():
   small = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
   run = settings(None, "recursive", recursion={"connector": small})
   measured = {one.stage: one for one in cost.measure(run, TEXT)}
-  assert measured.keys() == {"prompt", "baseline", "pretrain", "finetune"}
+  assert measured.keys() == {"prompt", "baseline", "late_prompt", "control", "finetune"}
   assert 2 < measured["finetune"].with_method / measured["finetune"].alone < 3
   assert measured["finetune"].trained > measured["prompt"].trained == 8 * 32
 
