@@ -110,7 +110,7 @@ def test_evaluate_scores_every_adapter_as_training_did(evaluated, recursive_run)
   _, folder, out = evaluated
   ours, theirs = read(folder / "results.json"), read(recursive_run.workdir / "results.json")
   rows, expected = table_rows(ours), table_rows(theirs)
-  assert list(rows) == ["zero_shot", "prompt", "baseline", "finetune"]
+  assert list(rows) == ["zero_shot", "prompt", "baseline", "late_prompt", "control", "finetune"]
   del expected["finetune"]["tokens_per_second"]
   assert rows == expected and ours["paired"] == theirs["paired"]
   table = recursive_run.out.splitlines()[: len(rows) + 1]
