@@ -1,4 +1,4 @@
-"""Trained arrays in the layouts of PEFT, and back; numpy alone.
+"""Trained arrays in the layouts of PEFT, and back; numpy alone. llama.cpp's has the same matrices.
 
 prefix   PEFT stores a row for each of P positions: [P, 2 L K C], of each layer its key, then its
          value. Ours are k and v, each [L, P, K, C].
@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from frozen_jax.backbones import assemble
-from frozen_jax.backbones.families import family_of
+from frozen_jax.backbones.families import Format, family_of
+from frozen_jax.backbones.gguf_file import unpermute
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods.lora import product_names
@@ -28,7 +29,7 @@ Tensors = dict[str, np.ndarray]
 
 
 class Product(NamedTuple):
-  """A product of one layer within a module of transformers.
+  """A product of one layer within a module, which is one stored matrix.
 
   target: its name here ("attn/q"). inputs, outputs: of the module. places: where the product's
   outputs are among the module's, [out]. conv: the module stores its matrix [in, out].
@@ -42,23 +43,27 @@ class Product(NamedTuple):
   conv: bool
 
 
-Modules = dict[str, list[Product]]  # by the module's name in transformers
+Modules = dict[str, list[Product]]  # by the module's name: of its tensor, without ".weight"
 
 
-def modules_of(config: Any, family: str) -> Modules:
+def modules_of(config: Any, family: str, form: Format = "hf") -> Modules:
   """The modules of a decoder that LoRA can update.
 
   Args:
     config: the decoder's.
     family: the model type that transformers knows it by.
+    form: whose modules, with their names and the order of their outputs: transformers' or
+      llama.cpp's.
   """
-  leaves = assemble.plan_leaves(config, family_of(family, "hf", "the frozen model"), "hf")
+  leaves = assemble.plan_leaves(config, family_of(family, "hf", "the frozen model"), form)
   by_path = {leaf.path: leaf for leaf in leaves}
   modules: Modules = {}
   for target in product_names(by_path):
     leaf = by_path[f"layers/{target}/kernel"]
     inputs, outputs = leaf.slice_shape
     places = np.arange(outputs) if leaf.fused is None else leaf.fused.within(np.arange(outputs))
+    if leaf.source.permuted:
+      places = unpermute(places, getattr(config, leaf.source.permuted))
     total = leaf.stored_shape[leaf.out_axis]
     for layer, name in enumerate(leaf.names):
       product = Product(target, layer, inputs, total, places, not leaf.source.transpose)
@@ -68,6 +73,22 @@ def modules_of(config: Any, family: str) -> Modules:
 
 def lora_tensors(updates: Mapping[str, Any], modules: Modules) -> tuple[Tensors, int]:
   """Updates {BLOCK: {NAME: {"a", "b"}}} -> PEFT's tensors, and by how much rank and alpha grow."""
+  matrices, growth = lora_matrices(updates, modules)
+  tensors = {
+    f"{_PREFIX}{name}.lora_{kind}.weight": matrix
+    for name, both in matrices.items()
+    for kind, matrix in zip("AB", both, strict=True)
+  }
+  return tensors, growth
+
+
+def lora_matrices(
+  updates: Mapping[str, Any], modules: Modules
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+  """Updates {BLOCK: {NAME: {"a", "b"}}} -> A [R, in] and B [out, R] of each updated module.
+
+  And by how much rank and alpha grow.
+  """
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in paths.flatten(updates).items()}
   by_module: dict[str, list[_Update]] = {}
   for name, products in modules.items():
@@ -78,7 +99,7 @@ def lora_tensors(updates: Mapping[str, Any], modules: Modules) -> tuple[Tensors,
         for one in updated
       ]
   growth = max(1 if _share_rows(found) else len(found) for found in by_module.values())
-  tensors: Tensors = {}
+  matrices = {}
   for name, found in by_module.items():
     product, rank = found[0].product, found[0].a.shape[1]
     first = np.zeros((growth * rank, product.inputs), np.float32)
@@ -87,9 +108,8 @@ def lora_tensors(updates: Mapping[str, Any], modules: Modules) -> tuple[Tensors,
       start = 0 if _share_rows(found) else number * rank
       first[start : start + rank] = a.T
       second[product.places, start : start + rank] = b.T
-    tensors[f"{_PREFIX}{name}.lora_A.weight"] = first
-    tensors[f"{_PREFIX}{name}.lora_B.weight"] = second
-  return tensors, growth
+    matrices[name] = first, second
+  return matrices, growth
 
 
 class _Update(NamedTuple):

@@ -34,7 +34,9 @@ SECTIONS: dict[str, type] = {
 }
 
 # What writes each: run.export.FORMATS.
-EXPORT_FORMATS = ("adapter", "peft", "merged", "prompt_embeds", "orbax", "stablehlo")
+EXPORT_FORMATS = (
+  *("adapter", "peft", "merged", "gguf_lora", "prompt_embeds", "orbax", "stablehlo"),
+)
 _NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the first no '.' or '-'")
 _REPOSITORY = (r"(\w[\w.-]*/\w[\w.-]*)?", "owner/name")
 

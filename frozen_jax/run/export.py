@@ -15,6 +15,7 @@ from frozen_jax.core.object_store import AnyPath, StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.data.examples import Example
 from frozen_jax.export import merged, peft
+from frozen_jax.export.gguf_lora import check_gguf_lora, write_gguf_lora
 from frozen_jax.export.orbax_tree import write_orbax
 from frozen_jax.export.prompt_embeds import check_prompt_embeds, write_prompt_embeds
 from frozen_jax.export.stablehlo import write_stablehlo
@@ -49,10 +50,10 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   write, reader = FORMATS[name]
   repository = settings["push"]
   _check_place(name, repository, target)
-  if name == "peft" and run.model.num_layers:
+  if name in _OF_WHOLE_MODELS and run.model.num_layers:
     raise UserError(
-      f"PEFT loads whole models, and this run is on the first {run.model.num_layers} layers of one"
-      " (model.num_layers); train on all of them"
+      f"{_OF_WHOLE_MODELS[name]} loads whole models, and this run is on the first"
+      f" {run.model.num_layers} layers of one (model.num_layers); train on all of them"
     )
   if name == "merged":
     merged.check_base(run.model, target)
@@ -130,10 +131,12 @@ FORMATS: dict[str, tuple[Callable[..., None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
   "peft": (_write_peft, "PEFT: its README.md says how"),
   "merged": (merged.write_merged, "transformers.AutoModelForCausalLM"),
+  "gguf_lora": (write_gguf_lora, "llama.cpp: its README.md says how"),
   "prompt_embeds": (_write_prompt_embeds, "vLLM and transformers: docs/exports.md says how"),
   "orbax": (write_orbax, "Orbax: docs/exports.md says how"),
   "stablehlo": (write_stablehlo, "programs in JAX without frozen_jax: docs/exports.md has one"),
 }
+_OF_WHOLE_MODELS = {"peft": "PEFT", "gguf_lora": "llama.cpp"}  # by which they are read
 _OF_QUESTIONS = {"prompt_embeds"}  # written of the questions of predict.input
 _OF_ONE_PROCESS = {"prompt_embeds", "orbax", "stablehlo"}
 # Of a format that cannot hold every method: UserError for (description, parts by name), before the
@@ -141,6 +144,7 @@ _OF_ONE_PROCESS = {"prompt_embeds", "orbax", "stablehlo"}
 _CHECKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
   "peft": peft.check_peft,
   "merged": merged.check_merged,
+  "gguf_lora": check_gguf_lora,
   "prompt_embeds": check_prompt_embeds,
 }
 # Of a format of files that belong together: the names of an older export that go before a new one.

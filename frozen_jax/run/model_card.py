@@ -20,6 +20,7 @@ from frozen_jax.text.templates import make_template
 
 # Format -> how its folder relates to the base, as the hub calls it, and what loads it.
 CARDS = {"adapter": ("adapter", "frozen_jax"), "merged": ("finetune", "transformers")}
+CARDS |= {"gguf_lora": ("adapter", "gguf")}
 _TRAINED_ON = ("train", "validation")
 
 
@@ -29,7 +30,7 @@ def model_card(
   """The text of the card.
 
   Args:
-    form: "adapter" or "merged", of the export.
+    form: of the export, one of CARDS.
     data: the values of the section of the last stage.
     record: what results.json of the run holds; {} where there is none.
     in_peft: whether the export can be written for PEFT too.
@@ -115,6 +116,11 @@ def _loading(form: str, model: TunedModel, in_peft: bool) -> str:
       "import transformers",
       'model = transformers.AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
       'tokenizer = transformers.AutoTokenizer.from_pretrained("THIS FOLDER")',
+    )
+  if form == "gguf_lora":
+    return (
+      "In llama.cpp, on a GGUF file of the base (another quantisation of it gives other figures):"
+      "\n\n" + _code('llama-completion -m BASE.gguf --lora adapter.gguf --temp 0 -no-cnv -p "..."')
     )
   code = _code(
     "from frozen_jax import load_adapter, load_frozen",

@@ -55,12 +55,26 @@ def test_a_format_is_written_with_its_sizes(workdir, tmp_path, capsys, name):
       assert sorted(rows.keys()) == ["1", "2", "3"]
 
 
+def test_a_lora_for_llama_cpp_has_a_card_that_says_how(workdir, tmp_path, capsys):
+  config, run = workdir("lora")
+  config.export.format = "gguf_lora"
+  export(config, run)
+  assert {one.name for one in (tmp_path / "out").iterdir()} == {"adapter.gguf", "README.md"}
+  card = (tmp_path / "out" / "README.md").read_text()
+  assert "library_name: gguf" in card and "--lora adapter.gguf" in card and "{question}" in card
+  assert "for llama.cpp" in capsys.readouterr().out
+  config.model.num_layers = 1
+  with pytest.raises(UserError, match="llama.cpp loads whole models"):
+    export(config, run)
+
+
 @pytest.mark.parametrize(
   "method, settings, name, said",
   [
     ("lora", {}, "prompt_embeds", "lora does more than put vectors"),
     ("prompt_tuning", {"prompt": {"layer": "1"}}, "prompt_embeds", "within the stack"),
     ("zero_shot", {}, "orbax", "trains nothing"),
+    ("prefix_tuning", {}, "gguf_lora", "not what prefix_tuning trains"),
   ],
 )
 def test_what_a_format_cannot_hold_is_refused(workdir, tmp_path, method, settings, name, said):
