@@ -54,16 +54,21 @@ class Section:
       check_allowed(allowed(field), value, f"{self.section}.{field.name}")
 
 
-def setting(default: Any, help: str, *, affects_result: bool = True, **limits: Any) -> Any:
+def setting(
+  default: Any, help: str, *, affects_result: bool = True, of_weights: bool = False, **limits: Any
+) -> Any:
   """A field of a section.
 
   Args:
     default: its value where a config says nothing; a section, or an immutable plain value.
     help: one line for `--help`, lower case, without a full stop; `limits` are added to it.
     affects_result: whether what is trained or made depends on it. Logging and the like do not.
+    of_weights: whether trained numbers compute something else under another value, though their
+      shapes are the same.
     limits: what its values may be, the fields of `Allowed`. Numbers have bounds.
   """
-  metadata = {"help": help, "affects_result": affects_result, "allowed": Allowed(**limits)}
+  metadata = {"help": help, "affects_result": affects_result, "of_weights": of_weights}
+  metadata["allowed"] = Allowed(**limits)
   if isinstance(default, Mapping):  # mutable for dataclasses, and copied for each section
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -114,6 +119,18 @@ def identity(section: Section) -> dict[str, Any]:
     for field, value in _fields(section)
     if field.metadata.get("affects_result", True)
   }
+
+
+def of_weights(section: Section, name: str) -> dict[str, Any]:
+  """{dotted key: value} of the fields without which trained numbers mean nothing; see `setting`."""
+  found = {}
+  for field, value in _fields(section):
+    key = f"{name}.{field.name}"
+    if dataclasses.is_dataclass(value):
+      found |= of_weights(value, key)
+    elif field.metadata.get("of_weights", False):
+      found[key] = value
+  return found
 
 
 def fingerprint_values(section: Section) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class GeneratorSettings(Section):
     True, "a constant prompt, to which the generator adds; False: the plain form"
   )
   width: int = setting(256, "of the generator", at_least=1)
-  heads: int = setting(4, "attention heads of the generator", at_least=1)
+  heads: int = setting(4, "attention heads of the generator", of_weights=True, at_least=1)
   layers: int = setting(1, "self-attention blocks after the cross-attention", at_least=0)
 
   def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class LoraSettings(Section):
   section: ClassVar[str] = "lora"
 
   rank: int = setting(8, "rank of each update", at_least=1)
-  alpha: float = setting(16.0, "updates count alpha / rank times", above=0)
+  alpha: float = setting(16.0, "updates count alpha / rank times", of_weights=True, above=0)
   targets: tuple[str, ...] = setting(
     ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"),
     "products that get an update",

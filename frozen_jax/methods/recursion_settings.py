@@ -28,7 +28,7 @@ class ConnectorSettings(Section):
   )
   width: int = setting(256, "of a transformer", at_least=1)
   layers: int = setting(2, "of a transformer", at_least=1)
-  heads: int = setting(4, "attention heads of a transformer", at_least=1)
+  heads: int = setting(4, "attention heads of a transformer", of_weights=True, at_least=1)
   dropout: float = setting(0.1, "share that a transformer drops in training", at_least=0, below=1)
 
   def __post_init__(self) -> None:

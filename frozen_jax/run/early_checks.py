@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from frozen_jax.config.section import Section, of_weights
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.data.batches import check_fit
@@ -51,7 +52,24 @@ def check_given(run: RunSettings) -> None:
     ]
     if missing and not run.init_from:
       raise missing_input(stage.name, missing)
+    for source in {link.partition("/")[0] for link in stage.init_from.values()} & {*before}:
+      check_start(stage, run.stage(source).sections, f"what stage {source} trains")
   check_data(run, run.running)
+
+
+def check_start(stage: StageSettings, sections: Mapping[str, Section], what: str) -> None:
+  """UserError where trained numbers would compute something else in a stage, in the same shapes.
+
+  sections: under which they were trained, by name. what: they are, for the message.
+  """
+  for name in stage.sections.keys() & sections.keys():
+    trained = of_weights(sections[name], name)
+    for key, value in of_weights(stage.sections[name], name).items():
+      if trained.get(key, value) != value:
+        raise UserError(
+          f"stage {stage.name} cannot start from {what}: it was trained with {key}={trained[key]},"
+          f" and the stage has {value}; give it --config.{key}={trained[key]}"
+        )
 
 
 def check_data(run: RunSettings, stages: tuple[StageSettings, ...], training: bool = True) -> None:

@@ -20,7 +20,7 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedS
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
-from frozen_jax.run.early_checks import check_given, check_stages, check_with_model
+from frozen_jax.run.early_checks import check_given, check_stages, check_start, check_with_model
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
@@ -96,7 +96,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
-    initial = _initial(run.init_from, lm)
+    initial = _initial(run.init_from, lm, run.running)
     read = {"data": workdir.data_digests(run), "inputs": workdir.input_digests(run, lm)}
     pipelines = open_pipelines(run, lm, folder)
     for pipeline in pipelines:
@@ -202,9 +202,14 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
   return {"stop_after": run.stop_after, "files": files, **reports}
 
 
-def _initial(init_from: str, lm: FrozenLM) -> Tree:
-  """The small trees of `init_from`, by key; the trained ones go before the frozen inputs."""
+def _initial(init_from: str, lm: FrozenLM, stages: Sequence[StageSettings] = ()) -> Tree:
+  """The small trees of `init_from`, by key; the trained ones go before the frozen inputs.
+
+  Raises UserError where they compute something else under the settings of a stage.
+  """
   if not init_from:
     return {}
   model = load_adapter(init_from, lm)
+  for stage in stages:
+    check_start(stage, model.sections, f"what {init_from} holds")
   return {**model.frozen_inputs, **model.trained}
