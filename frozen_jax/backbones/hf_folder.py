@@ -162,7 +162,7 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
     value = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(f"{path.parent} has no {path.name}; a model folder needs one") from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f"cannot read {path}: {error}".replace("\n", " ")) from None
   if not isinstance(value, kind):
     what = "object" if kind is dict else kind.__name__

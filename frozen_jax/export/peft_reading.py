@@ -139,8 +139,9 @@ def _prefix(adapter: PeftAdapter, lm: FrozenLM) -> tuple[str, dict[str, Any]]:
 def _read_prompt(path: AnyPath) -> PeftAdapter:
   """A .npy file [P, D]."""
   data = _read_bytes(path, "give the .npy file of a prompt")
+  file = io.BytesIO(data)
   try:
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    array = np.load(file, allow_pickle=False)
   except Exception as error:  # of a damaged header it raises what it likes
     raise UserError(f"{path} is no whole .npy file of numbers ({error}); get it again") from error
   if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim != 2:
@@ -150,6 +151,8 @@ def _read_prompt(path: AnyPath) -> PeftAdapter:
     raise UserError(
       f"{path} holds {what}; a prompt is one array [P, D] of floating point numbers: write that"
     )
+  if rest := len(data) - file.tell():
+    raise UserError(f"{path} has {rest:,} bytes after its array; get it again")
   config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": len(array)}
   return _checked(PeftAdapter(config, {ROWS: array.astype(np.float32)}, str(path)))
 

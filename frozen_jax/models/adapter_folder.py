@@ -96,6 +96,14 @@ def read_adapter(folder: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]
       f"{folder / ADAPTER_JSON} and {ARRAYS} do not list the same tensors; export the adapter again"
     )
   metadata = {key: value for key, value in description.items() if key not in RESERVED_KEYS}
+  branches = {
+    "/".join(path.split("/")[:n]) for path in leaves for n in range(1, path.count("/") + 1)
+  }
+  if both := branches & leaves.keys():
+    raise UserError(
+      f"{folder / ARRAYS} has {min(both)!r:.80} as an array and as a group of arrays; export the"
+      " adapter again"
+    )
   return paths.unflatten(dict(sorted(leaves.items()))), metadata
 
 
@@ -110,7 +118,7 @@ def _check_path_keys(tree: Mapping[Any, Any]) -> None:
 def _read_description(path: AnyPath) -> dict[str, Any]:
   try:
     description = json.loads(_read_bytes(path))
-  except ValueError as error:  # not JSON, or not UTF-8
+  except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
     raise UserError(f"{path} is not JSON ({error}); export the adapter again") from error
   version = description.get("format_version") if isinstance(description, dict) else None
   if version != FORMAT_VERSION:
@@ -121,6 +129,9 @@ def _read_description(path: AnyPath) -> dict[str, Any]:
   missing = [key for key in (*REQUIRED_KEYS, *RESERVED_KEYS) if key not in description]
   if missing:
     raise UserError(f"{path} lacks {', '.join(missing)}; export the adapter again")
+  no_texts = [key for key in REQUIRED_KEYS if not isinstance(description[key], str)]
+  if no_texts:
+    raise UserError(f"{path} has no text as {', '.join(no_texts)}; export the adapter again")
   return description
 
 

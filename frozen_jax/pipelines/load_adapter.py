@@ -4,10 +4,12 @@ A folder of PEFT and a `.npy` prompt are read too, by `export.peft_reading`.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from frozen_jax.backbones import hub
 from frozen_jax.config.section import resolve
@@ -60,7 +62,7 @@ def load_adapter(path: str | AnyPath, lm: FrozenLM) -> TunedModel:
   except (AttributeError, KeyError, TypeError) as error:
     reason = f"{type(error).__name__}: {error}"
     raise UserError(f"{ADAPTER_JSON} in {path} is damaged ({reason}); export it again") from error
-  _check_shapes(model, path)
+  _check_arrays(tree, model, path)
   return model
 
 
@@ -118,11 +120,15 @@ def _tuned_model(tree: Tree, info: dict[str, Any], lm: FrozenLM) -> TunedModel:
   )
 
 
-def _check_shapes(model: TunedModel, path: str | AnyPath) -> None:
-  """UserError where the trained tree is not of the shapes that the method trains."""
-  shapes = lambda tree: {name: leaf.shape for name, leaf in paths.flatten(tree).items()}
+def _check_arrays(tree: dict[str, Any], model: TunedModel, path: str | AnyPath) -> None:
+  """UserError where a stored tree is not what the method trains and reads: names, shapes, types."""
+  forms = lambda tree: {name: (one.shape, one.dtype) for name, one in paths.flatten(tree).items()}
   start = jax.eval_shape(lambda: model.method.init(model.lm, jax.random.key(0)))
-  stored, wanted = shapes(model.trained), shapes(start)
+  stored, wanted = forms(tree), forms({"trained": start})
+  for name, (shape, _) in stored.items():  # of stages before: prompts of any length
+    if re.fullmatch(r"frozen_inputs(/\w+)+", name):
+      size = (model.lm.config.width,) if name.endswith("/vectors") else shape[-1:]
+      wanted[name] = (*shape[:-1], *size), np.dtype(np.float32)
   if stored != wanted:
     differing = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
     raise UserError(
