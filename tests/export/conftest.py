@@ -85,3 +85,11 @@ def on_the_page(marker):
   page = (ROOT / "docs" / "exports.md").read_text()
   (found,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if marker in one)
   return found
+
+
+def lines_of_the_page(*words):
+  """The indented lines of docs/exports.md in whose block all these words occur."""
+  text = (ROOT / "docs" / "exports.md").read_text()
+  blocks = re.findall(r"(?:^    .*\n)+", text, flags=re.MULTILINE)
+  (found,) = (block for block in blocks if all(word in block for word in words))
+  return "\n".join(line.removeprefix("    ") for line in found.splitlines())

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.text.templates import make_template
 from tests.backbones.decoder_cases import torch_model
 from tests.evaluation.tiny import words
-from tests.processes import ROOT
+from tests.export.conftest import lines_of_the_page
 
 pytestmark = pytest.mark.program
 
@@ -153,14 +152,6 @@ def test_what_peft_saved_is_computed_here_and_written_with_the_same_bytes(
   assert first.keys() == second.keys()
   for name, tensor in first.items():
     np.testing.assert_array_equal(second[name], tensor, strict=True)
-
-
-def lines_of_the_page(*words):
-  """The indented lines of docs/exports.md in whose block all these words occur."""
-  text = (ROOT / "docs" / "exports.md").read_text()
-  blocks = re.findall(r"(?:^    .*\n)+", text, flags=re.MULTILINE)
-  (found,) = (block for block in blocks if all(word in block for word in words))
-  return "\n".join(line.removeprefix("    ") for line in found.splitlines())
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
