@@ -23,6 +23,10 @@ def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   config.stage_order = ("prompt", "late_prompt", "control", "second_pass")
   config.baseline = "control"
+  config.gains = (
+    "the Connector: control over late_prompt",
+    "the second pass: second_pass over control",
+  )
   config.recursion = ConfigDict(
     {"read": _READ, "write": _WRITE, "connector": {"kind": "linear"}, "passes": 2}
   )

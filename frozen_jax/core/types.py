@@ -38,6 +38,7 @@ Size = Any  # of an axis: an int, or what `jax.export` has for one that it leave
 Metrics = Mapping[str, jax.Array | np.ndarray | np.generic]
 HostOrDevice = jax.Array | np.ndarray
 HostBatch = dict[str, np.ndarray]  # the arrays of a `Batch` or of `Pairs`, before a mesh has them
+ROW_LOSSES = "row_losses"  # of `Metrics`, float32 [B]: the sum over a row's targets, in nats
 ROW_INDEX = "row_index"  # of a `HostBatch`, int32 [B]: which row of its source each is; no input
 
 
@@ -229,7 +230,8 @@ class Method(AutoregressiveModel, Protocol):
 
     The metrics hold at least `targets` (how many targets, the weight of this batch), `tokens`
     (real text tokens) and `correct` (rows whose every target is the arg max: teacher-forced
-    exact match) and `rows` (rows with a target). `key` drives dropout; None switches it off.
+    exact match) and `rows` (rows with a target), all of them sums over the batch; and `ROW_LOSSES`.
+    `key` drives dropout; None switches it off.
     """
     ...
 

@@ -201,21 +201,32 @@ class ScoringBatches:
   and target_mask 0). The examples are the first `max_examples`, or of a source with data sets a
   stratified sample. Examples longer than the task's last length are left out and counted in
   `counts["skipped"]`.
+
+  indices: which example of the source each row is, in the order of the rows.
   """
 
   def __init__(
     self, source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
   ):
     items = task.prepare(source)
-    rows = [items[index] for index in _scored(source, items, task, max_examples)]
-    fitting = [row for row in rows if len(row.tokens) <= task.lengths[-1]]
+    rows = [(index, items[index]) for index in _scored(source, items, task, max_examples)]
+    fitting = [(index, row) for index, row in rows if len(row.tokens) <= task.lengths[-1]]
     if not fitting:
       raise _none_fits(source, task, len(rows))
     self.counts: _Counts = {"skipped": len(rows) - len(fitting)}
-    self._rows = sorted(fitting, key=lambda row: len(row.tokens))
+    fitting = sorted(fitting, key=lambda one: len(one[1].tokens))
+    self.indices = [int(index) for index, _ in fitting]
+    self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
-    max_targets = max(len(row.tokens) - row.target_start for row in fitting)
+    max_targets = max(len(row.tokens) - row.target_start for row in self._rows)
     self._min_targets = min(power_of_two(max_targets, _MIN_SCORED), 16)
+
+  @property
+  def mean_prompt(self) -> tuple[int, int]:
+    """Tokens of a mean row before its targets, and of its text for the encoder; rounded."""
+    encoder = [len(row.encoder_tokens or ()) for row in self._rows]
+    lengths = [row.target_start for row in self._rows]
+    return round(sum(lengths) / len(lengths)), round(sum(encoder) / len(encoder))
 
   def __len__(self) -> int:
     return -(-len(self._rows) // self._size)

@@ -6,7 +6,7 @@ Rows are resampled with replacement (Efron 1979); the interval has the middle 95
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float, Num
 
 RESAMPLES = 2000
 
@@ -37,6 +37,18 @@ def paired_difference(
   if first.shape != second.shape or first.ndim != 1 or not first.size:
     raise ValueError(f"values {first.shape} and {second.shape} of the same rows")
   return means_with_intervals([{"difference": value} for value in (second - first).tolist()])
+
+
+def values_per_unit(
+  sums: Num[np.ndarray, " N"], units: Num[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+  """Values of rows whose mean is the sum of `sums` by that of `units`, and varies as that does.
+
+  So a loss per target, which is such a ratio, has the intervals of a mean over rows (the ratio's
+  linearisation, Cochran 1977). units: above 0.
+  """
+  ratio = sums.sum() / units.sum()
+  return ratio + (sums - ratio * units) / units.mean()
 
 
 def bootstrap_interval(values: Num[np.ndarray, " N"]) -> tuple[float, float]:

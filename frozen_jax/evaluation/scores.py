@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from frozen_jax.evaluation.intervals import means_with_intervals
 from frozen_jax.evaluation.predictions import check_question_lengths, prediction_rows
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.evaluation.task_scores import score_tasks
-from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
+from frozen_jax.evaluation.teacher_forced import TeacherForced, teacher_forced
 from frozen_jax.models.inputs import open_task
+from frozen_jax.models.reading_cost import reading_flops
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.sharding.batch import shard_batch
 
@@ -60,7 +62,9 @@ def score_model(
     Metrics are `loss` and `perplexity`; for questions `exact_match` and `f1` of the answers with
     their 95% intervals (`evaluation.intervals`), and `accuracy` (teacher-forced); for data of many
     tasks those of `evaluation.by_task`, whose `accuracy` is that of rank classification;
-    `examples`; counts of rows that were truncated or skipped.
+    `examples`; counts of rows that were truncated or skipped; of questions of `data.test` also
+    `gflop`, the 1e9 FLOPs of reading one of mean length. The predictions for questions have the
+    `loss` of their targets, nats per target, and how many `targets` these are.
   """
   test = score_source(model, data, data.test, settings, prompt_length)
   held_out, by_task = {}, dict(test.by_task)
@@ -78,9 +82,8 @@ def score_source(
   model = _with_settings(model, data, settings)
   source, task = open_task(model.lm, model.inputs, spec, prompt_length, model.method)
   batches = scoring_batches(source, task, settings.batch_size, settings.max_examples)
-  likelihood = teacher_forced_scores(
-    model.loss, batches, functools.partial(shard_batch, mesh=model.lm.mesh)
-  )
+  found = teacher_forced(model.loss, batches, functools.partial(shard_batch, mesh=model.lm.mesh))
+  likelihood = found.scores
   counts = {name: count for name, count in batches.counts.items() if count}
   if not isinstance(task, QuestionTask):
     return Scores(likelihood | counts)
@@ -90,7 +93,11 @@ def score_source(
     metrics |= {"examples": table["rows"], "skipped": table["skipped"]}
     return Scores(metrics, by_task={spec: table}, predictions=predictions)
   answered = _score_questions(model, source, task, settings)
-  return Scores(answered.metrics | likelihood | counts, predictions=answered.predictions)
+  losses = _losses(found, batches.indices)
+  predictions = [row | losses.get(index, {}) for index, row in enumerate(answered.predictions)]
+  scored = spec == data.test
+  cost = {"gflop": reading_flops(model, *batches.mean_prompt) / 1e9} if scored else {}
+  return Scores(answered.metrics | likelihood | counts | cost, predictions=predictions)
 
 
 def score_test_answers(
@@ -132,6 +139,16 @@ def check_test_questions(
     examples = _first_examples(source, settings)
     name, max_new_tokens = source.name, settings.max_new_tokens
     check_question_lengths(lm, task, examples, name, max_new_tokens, prompt_length)
+
+
+def _losses(found: TeacherForced, indices: Sequence[int]) -> dict[int, dict[str, float]]:
+  """{index of a question: its `loss` and `targets`}; indices: of the rows, but for empty ones."""
+  rows = zip(indices, found.row_losses.tolist(), found.row_targets.tolist(), strict=False)
+  return {
+    index: {"loss": loss / targets, "targets": targets}
+    for index, loss, targets in rows
+    if targets and math.isfinite(loss)
+  }
 
 
 def _score_questions(

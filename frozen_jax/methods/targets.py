@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder import logits
 from frozen_jax.backbones.loss import target_log_likelihood
-from frozen_jax.core.types import Batch, Metrics, Tree
+from frozen_jax.core.types import ROW_LOSSES, Batch, Metrics, Tree
 
 
 def loss_at_targets(
@@ -28,14 +28,15 @@ def loss_at_targets(
   log_likelihood = _log_likelihood_of_all_logits if train_params else target_log_likelihood
   values, is_best = log_likelihood(lm, decoder, at_targets, batch["target_ids"])
   real = batch["target_mask"] > 0  # [B, M]
-  targets = real.sum()
-  loss = -jnp.where(real, values, 0.0).sum() / jnp.maximum(targets, 1)
+  targets, losses = real.sum(), -jnp.where(real, values, 0.0)
+  loss = losses.sum() / jnp.maximum(targets, 1)
   has_target = real.any(axis=1)
   return loss, {
     "targets": targets,
     "tokens": batch["mask"].sum(),
     "rows": has_target.sum(),
     "correct": ((is_best | ~real).all(axis=1) & has_target).sum(),
+    ROW_LOSSES: losses.sum(axis=1),
   }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from frozen_jax.core.types import Tree
 from frozen_jax.data.settings import DataSettings, InputSettings
 from frozen_jax.decoding.settings import GenerationSettings
+from frozen_jax.evaluation.gains import Gain
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.methods import METHODS
 from frozen_jax.models.inputs import datasets_of
@@ -108,6 +109,7 @@ class RunSettings:
   seeds: tuple[int, ...]
   init_from: str
   baseline: str
+  gains: tuple[Gain, ...]
   stop_after: str
   disable_most_optimizations: bool
   tensorboard: bool

@@ -54,6 +54,9 @@ RUN_KEYS: dict[str, dataclasses.Field] = {
     (), "the stages that run, in this order; each is an entry of `stages`", nonempty=True
   ),
   "baseline": setting("zero_shot", "the row of the table that results.json calls the baseline"),
+  "gains": setting(
+    (), "what the last lines state, each as 'the second pass: second_pass over control', two rows"
+  ),
   "stop_after": setting(
     "", "a step of a pipeline after which the run ends (reader: retrieve, ...)"
   ),

@@ -25,6 +25,7 @@ from frozen_jax.evaluation.plots import draw_report
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.pipelines.experiment import RunSettings, TrainedStage
+from frozen_jax.run.gains import gain_records, kinds_of
 from frozen_jax.run.workdir import BY_TASK, PLOT, PREDICTIONS, RESULTS
 from frozen_jax.sharding.hosts import barrier, is_first_host
 
@@ -32,7 +33,8 @@ Record = dict[str, Any]
 
 FORMAT = 2  # of results.json
 SCRIPT = "frozen-jax"  # of pyproject.toml
-_MOST_KINDS = 20
+# Figures of a row that are its stage's.
+_OF_TRAINING = {"parameters": "trainable_parameters", "seconds": "seconds"}
 UNITS = {
   "loss": "nats per target",
   "perplexity": "exp of the loss",
@@ -48,6 +50,8 @@ UNITS = {
   "tokens_read": "tokens a prompt",
   "passages_read": "passages a prompt",
   "passes": "passes a question",
+  "gflop": "1e9 FLOPs a question",
+  "parameters": "trained numbers",
 }
 
 
@@ -81,6 +85,7 @@ def make_record(
     "table": {"rows": list(figures), "metrics": last, "baseline": baseline},
     "paired": _paired(answered, last),
     "by_kind": _by_kind(answered, last),
+    "gains": gain_records(run.gains, answered),
     "held_out": {
       source: {row: own.held_out[source] for row, own in scores.items() if source in own.held_out}
       for source in sorted(test)
@@ -90,7 +95,7 @@ def make_record(
     "frozen_unchanged": unchanged,
     "frozen_parameters": frozen_size(lm),
   }
-  empty: tuple[Any, ...] = ({}, "", None)
+  empty: tuple[Any, ...] = ({}, [], "", None)
   return {name: value for name, value in record.items() if name == "rows" or value not in empty}
 
 
@@ -128,11 +133,20 @@ def _epochs(stage: TrainedStage) -> Record:
 
 
 def table_rows(record: Record) -> dict[str, dict[str, Any]]:
-  """The rows of a record's table, in order: {row: figures}."""
+  """The rows of a record's table, in order: {row: figures}, with those of its training."""
   table, baseline = record["table"], dict(record["baseline"])
   baseline.pop("name")
-  own = {table["baseline"]: baseline, table["metrics"]: record["metrics"]}
-  return {name: own.get(name) or record["rows"][name] for name in table["rows"]}
+  figures = {table["baseline"]: baseline, table["metrics"]: record["metrics"]}
+  stages = record.get("stages", {})
+  return {
+    name: {
+      **(figures.get(name) or record["rows"][name]),
+      **{
+        key: stages[name][own] for key, own in _OF_TRAINING.items() if own in stages.get(name, {})
+      },
+    }
+    for name in table["rows"]
+  }
 
 
 def write_record(
@@ -168,13 +182,21 @@ def write_record(
 
 
 def side_by_side(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-  """The last row's predictions, each with those of the other rows: `predictions`, by row."""
+  """The last row's predictions, each with those of the other rows: `predictions`, by row.
+
+  So are `losses`, of rows in which a question has as many targets as in the last.
+  """
   *others, last = scores
   by_row = {name: dict(_numbered(scores[name].predictions)) for name in others}
   rows = []
   for question, row in _numbered(scores[last].predictions):
-    found = {name: own[question]["prediction"] for name, own in by_row.items() if question in own}
-    rows.append(row | ({"predictions": found} if found else {}))
+    found = {name: own[question] for name, own in by_row.items() if question in own}
+    same = {name: one for name, one in found.items() if one.get("targets") == row.get("targets")}
+    beside = {
+      "predictions": {name: one["prediction"] for name, one in found.items()},
+      "losses": {name: one["loss"] for name, one in same.items() if "loss" in one},
+    }
+    rows.append(row | {key: values for key, values in beside.items() if values})
   return rows
 
 
@@ -259,10 +281,8 @@ def _by_kind(answered: Mapping[str, Sequence[Row]], last: str) -> dict[str, Reco
   """{kind: {"rows": figures of each row, "paired": as in the record}} of questions that name their
   kind; {} where those of the last row are of one kind, or of too many for a table.
   """
-  named = [row.get("kind") for row in answered.get(last, ())]
-  kinds = sorted({kind for kind in named if isinstance(kind, str)})
   found: dict[str, Record] = {}
-  for kind in kinds if 1 < len(kinds) <= _MOST_KINDS else ():
+  for kind in kinds_of(answered.get(last, ())):
     of_kind = {
       name: own
       for name, rows in answered.items()

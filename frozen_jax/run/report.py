@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frozen_jax.core.object_store import AnyPath, any_path
+from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS
 from frozen_jax.pipelines.load_adapter import ADAPTER
 from frozen_jax.run.records import Record, table_rows
 from frozen_jax.run.workdir import PREDICTIONS
@@ -16,6 +17,7 @@ COLUMNS = (
   *("score", "exact_match", "f1", "rouge_l", "accuracy", "loss", "perplexity"),
   *("gold_read", "answer_read", "tokens_read"),  # of a reader's prompts
   "passes",  # a row, where a gate leaves some out
+  *("gflop", "parameters", "seconds"),
 )
 
 _INTERVAL = "95%"
@@ -35,6 +37,16 @@ _MEANINGS = {
   "answer_read": "% of questions for which a passage with an accepted answer in it was read",
   "tokens_read": "tokens of a prompt",
   "passes": "passes of the LM a question",
+  "gflop": "1e9 FLOPs to read a question of mean length, up to the answer's first token",
+  "parameters": "trained numbers",
+  "seconds": "of training, wall clock",
+}
+# Of a gain: its title, decimals, and the sign of what is better.
+_GAINED = {EXACT_MATCH: ("exact match", 1, 1), LOSS: ("loss", 3, -1)}
+_COSTS = {
+  "gflop": "{:.3f} instead of {:.3f} GFLOP a question",
+  "parameters": "{:,} instead of {:,} trained numbers",
+  "seconds": "{:.0f} instead of {:.0f} s of training",
 }
 _CHOSEN = "% of rows whose right choice is the likeliest"
 
@@ -118,7 +130,7 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
       f"skill {name} after the stages that follow it: outputs {same}"
       f" ({found['changed']} of {found['prompts']} answers are others)"
     )
-  return lines
+  return lines + [line for gain in record.get("gains", ()) for line in _gain_lines(gain, record)]
 
 
 def closing_tip(folder: str | AnyPath) -> list[str]:
@@ -178,6 +190,39 @@ def _difference(record: Record) -> list[str]:
   ]
 
 
+def _gain_lines(gain: Mapping[str, Any], record: Record) -> list[str]:
+  """What a gain is, in all and by kind of question, and what each of its two rows costs."""
+  row, against = (table_rows(record)[gain[name]] for name in ("row", "against"))
+  costs = []
+  for name, text in _COSTS.items():
+    if name in row and name in against:
+      costs.append(text.format(row[name], against[name]))
+  return [
+    f"what {gain['what']} gained ({gain['row']} over {gain['against']}):",
+    *[f"  in {name}: {text}" for name, text in gain_texts(gain).items()],
+    *[
+      f"  {kind}: " + "; ".join(f"in {name} {text}" for name, text in gain_texts(one).items())
+      for kind, one in gain.get("by_kind", {}).items()
+    ],
+    *[f"  at a cost of {', '.join(costs)}"] * bool(costs),
+  ]
+
+
+def gain_texts(gain: Mapping[str, Any]) -> dict[str, str]:
+  """{"exact match", "loss"?: the difference with its interval, and whether it is clear of 0}."""
+  texts = {}
+  for name, (title, digits, sign) in _GAINED.items():
+    if name in gain:
+      mean, low, high = (gain[name][f"difference{end}"] for end in ("", "_low", "_high"))
+      worse, better = sorted((sign * low, sign * high))
+      verdict = "better" if worse > 0 else "worse" if better < 0 else "not clear of 0"
+      unit = " points" if name == EXACT_MATCH else ""
+      texts[title] = (
+        f"{mean:+.{digits}f}{unit} (95%: {low:+.{digits}f} to {high:+.{digits}f}), {verdict}"
+      )
+  return texts
+
+
 def _left_out(record: Record) -> list[str]:
   """A line for each stage whose rows were not all trained on whole, and one for the test data."""
   reasons = {
@@ -198,4 +243,7 @@ def _left_out(record: Record) -> list[str]:
 def _figure_cell(figures: Mapping[str, Any], column: str) -> str:
   if column == _INTERVAL and "exact_match_low" in figures:
     return f"{figures['exact_match_low']:.1f}-{figures['exact_match_high']:.1f}"
-  return f"{figures[column]:.3f}" if column in figures else "-"
+  if column not in figures:
+    return "-"
+  value = figures[column]
+  return f"{value:,}" if column == "parameters" else f"{value:.3f}"

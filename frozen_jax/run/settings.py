@@ -28,6 +28,7 @@ from frozen_jax.config.section import (
 from frozen_jax.core.compiler import most_optimizations_disabled
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.evaluation.gains import stated_gains
 from frozen_jax.methods import METHODS
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.table import PIPELINES
@@ -124,6 +125,7 @@ def resolve_run(config: Any) -> RunSettings:
     stages=stages,
     pipelines=_pipelines(values),
     seeds=seeds,
+    gains=stated_gains(values["gains"], values["stages"]),
     **{key: values[key] for key in _RUN_FIELDS},
     **run,
   )

@@ -128,7 +128,7 @@ def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
   ]
   results = read_workdir_json(workdir / RESULTS)
   keys += [one for one in _other_test_data(run, results.get("inputs", {})) if one not in keys]
-  return keys + ["baseline"] * (now["baseline"] != stored.get("baseline", now["baseline"]))
+  return keys + [key for key in ("baseline", "gains") if now[key] != stored.get(key, now[key])]
 
 
 def _obstacle(workdir: AnyPath, run: RunSettings, stored: RunSettings, complete: bool) -> str:

@@ -109,6 +109,15 @@ def _device_put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def whole_array(x: jax.Array) -> np.ndarray:
+  """The numbers of an array that may be spread over the devices of all hosts, on every host."""
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def gather_bytes(data: bytes) -> list[bytes]:
   """All-gather: the bytes that each host passes, in the order of the hosts."""
   if jax.process_count() == 1:

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.core.errors import UserError, exit_status
+from frozen_jax.core.flop_count import flops
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.tools.abstract_stage import AbstractStage, prompt_shapes, target_shapes
 from frozen_jax.tools.arguments import Parser, add_config, parse_with_config, positive
-from frozen_jax.tools.flop_count import flops
 from frozen_jax.tools.model_sizes import Models, find_models
 
 LENGTH = 512

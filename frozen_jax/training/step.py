@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from frozen_jax.core.types import Learner, Metrics, Tree
+from frozen_jax.core.types import ROW_LOSSES, Learner, Metrics, Tree
 from frozen_jax.sharding.rules import replicated
 from frozen_jax.training.optimizer import Optimizer, updates_done
 from frozen_jax.training.state import TrainState
@@ -74,7 +74,7 @@ def gradients(
   accumulate: int = 1,
 ) -> tuple[Float[Array, ""], Metrics, Tree]:
   """Loss (mean over all targets), the learner's sums, and the gradient for the trained tree."""
-  value_and_grad = jax.value_and_grad(learner.loss, has_aux=True)
+  value_and_grad = jax.value_and_grad(_with_sums(learner), has_aux=True)
   if accumulate == 1:
     (loss, sums), grads = value_and_grad(trainable, frozen, batch, key)
     return loss, dict(sums), grads
@@ -99,6 +99,16 @@ def gradients(
   targets = jnp.maximum(sums["targets"].astype(jnp.float32), 1.0)
   loss, grads = jax.tree.map(lambda x: x / targets, (loss, grads))
   return loss, sums, grads
+
+
+def _with_sums(learner: Learner) -> Callable[..., tuple[jax.Array, Metrics]]:
+  """The learner's loss with those of its metrics that are sums over the batch."""
+
+  def loss(*arguments: Any) -> tuple[jax.Array, Metrics]:
+    value, metrics = learner.loss(*arguments)
+    return value, {name: one for name, one in metrics.items() if name != ROW_LOSSES}
+
+  return loss
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:

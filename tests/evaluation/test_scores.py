@@ -20,6 +20,7 @@ from frozen_jax.evaluation.scores import (
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.methods.fine_tuning import FineTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.models.reading_cost import reading_flops
 from frozen_jax.modules.settings import PromptSettings
 from tests.evaluation.tiny import CONFIG, tiny_lm, train, tuned, words
 
@@ -76,7 +77,10 @@ def test_questions_and_held_out_tasks(lm, data):
   assert [row["scores"]["exact_match"] for row in scores.predictions] == [100, 100, 0, 0, 0]
   for row in scores.predictions:
     assert row["scores"] == grade([row["prediction"]], [row["answers"]])
-    assert row.keys() == {"id", "input", "prediction", "answers", "scores"}
+    assert row.keys() == {"id", "input", "prediction", "answers", "scores", "loss", "targets"}
+  total = sum(row["loss"] * row["targets"] for row in scores.predictions)
+  targets = sum(row["targets"] for row in scores.predictions)
+  assert scores.metrics["loss"] == pytest.approx(total / targets, rel=1e-6)
   (tasks,) = data.held_out
   metrics, table = scores.held_out[tasks], scores.by_task[tasks]
   assert table["datasets"].keys() == {"yes", "write"}
@@ -84,6 +88,26 @@ def test_questions_and_held_out_tasks(lm, data):
   assert (metrics["examples"], metrics["skipped"]) == (7, 1)
   assert metrics["score"] == table["mean"]["score"]
   assert {"loss", "perplexity", "rouge_l", "accuracy"} < metrics.keys()
+
+
+def test_the_cost_of_a_question_is_that_of_one_of_mean_length(lm, data):
+  scores = score_model(tuned(lm), data, SETTINGS, prompt_length=0)
+  assert scores.metrics["gflop"] == reading_flops(tuned(lm), 3) / 1e9 > 0
+  assert "gflop" not in next(iter(scores.held_out.values()))
+
+
+def test_a_question_that_is_too_long_to_be_scored_has_no_loss(lm, folder):
+  asked = [{"id": "long", "question": " ".join(["3"] * 9), "answers": ["4"]}]
+  asked += [{"id": f"q{n}", "question": "1 " * n, "answers": ["39"] * n} for n in (3, 1, 2)]
+  file = written(folder / "long.jsonl", asked)
+  inputs = DataSettings(template="{question}", lengths=(8,), test=file)
+  scores = score_model(tuned(lm), inputs, SETTINGS, prompt_length=0)
+  assert scores.metrics["skipped"] == 1
+  assert [row["id"] for row in scores.predictions if "loss" in row] == ["q3", "q1", "q2"]
+  for row in scores.predictions[1:]:
+    file = written(folder / "alone.jsonl", [one for one in asked if one["id"] == row["id"]])
+    alone = score_model(tuned(lm), dataclasses.replace(inputs, test=file), SETTINGS, 0)
+    assert alone.metrics["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_rows_of_tasks_keep_their_scores(lm, data):
@@ -109,7 +133,11 @@ def test_plain_text_has_no_answers(lm, data):
 def test_answers_alone_are_scored_alike(lm, data):
   whole = score_model(tuned(lm), dataclasses.replace(data, held_out=()), SETTINGS, 0)
   alone = score_test_answers(tuned(lm), data, SETTINGS, 0)
-  assert alone.predictions == whole.predictions
+  without = [
+    {key: value for key, value in row.items() if key not in ("loss", "targets")}
+    for row in whole.predictions
+  ]
+  assert alone.predictions == without
   assert alone.metrics == {name: whole.metrics[name] for name in alone.metrics}
   assert "loss" not in alone.metrics
   fewer = score_test_answers(tuned(lm), data, dataclasses.replace(SETTINGS, max_examples=2), 0)

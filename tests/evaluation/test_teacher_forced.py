@@ -11,7 +11,7 @@ from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.data.batches import collate
 from frozen_jax.data.tasks import Encoded
-from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
+from frozen_jax.evaluation.teacher_forced import teacher_forced, teacher_forced_scores
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.models.tuned_model import TunedModel
 from tests.evaluation.tiny import tiny_lm
@@ -44,7 +44,7 @@ def batches(*sizes):
 
 @pytest.fixture(scope="module")
 def by_hand():
-  """(mean negative log-likelihood of the targets, percent of rows with every target right)."""
+  """(negative log-likelihoods of each row's targets, percent of rows with every target right)."""
   losses, right = [], []
   for tokens, start, *_ in ROWS:
     ids = jnp.asarray([tokens])
@@ -52,18 +52,29 @@ def by_hand():
     logits = decoder.logits(PARAMS, CONFIG, hidden)[0]
     likelihood = jax.nn.log_softmax(logits)
     at = range(start, len(tokens))
-    losses += [-float(likelihood[i - 1, tokens[i]]) for i in at]
+    losses.append([-float(likelihood[i - 1, tokens[i]]) for i in at])
     right.append(all(int(logits[i - 1].argmax()) == tokens[i] for i in at))
-  return np.mean(losses), 100 * np.mean(right)
+  return losses, 100 * np.mean(right)
 
 
 @pytest.mark.parametrize("sizes", [(5,), (2, 3), (3, 1, 1)])
 def test_loss_perplexity_and_accuracy(by_hand, sizes):
   scores = teacher_forced_scores(MODEL.loss, batches(*sizes), shard_batch)
-  loss, accuracy = by_hand
+  rows, accuracy = by_hand
+  loss = np.mean(sum(rows, []))
   assert scores["loss"] == pytest.approx(loss, rel=1e-5)
   assert scores["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
   assert scores["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 3), (3, 1, 1)])
+def test_the_loss_of_each_row(by_hand, sizes):
+  found = teacher_forced(MODEL.loss, batches(*sizes), shard_batch)
+  assert found.scores == teacher_forced_scores(MODEL.loss, batches(*sizes), shard_batch)
+  real = found.row_targets > 0
+  assert found.row_targets[real].tolist() == [len(row) for row in by_hand[0]]
+  assert found.row_losses[real] == pytest.approx([sum(row) for row in by_hand[0]], rel=1e-5)
+  assert not found.row_losses[~real].any() and len(real) == len(sizes) * max(sizes)
 
 
 def test_a_row_whose_every_target_is_the_best_counts():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frozen_jax.backbones import quantized
-from frozen_jax.core import paths
+from frozen_jax.core import flop_count, paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods.adapters import Adapters
 from frozen_jax.methods.fine_tuning import FineTuning
@@ -29,7 +29,6 @@ from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
 from frozen_jax.modules.prompt_generator import GeneratorConfig
 from frozen_jax.text.padding import pad_sequences
-from frozen_jax.tools import flop_count
 from tests.methods.tiny import (
   CONFIG,
   ENCODER,

@@ -6,8 +6,10 @@ import shlex
 
 import pytest
 
+from frozen_jax.evaluation.gains import Gain
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.run import records
+from frozen_jax.run.gains import gain_records
 from frozen_jax.run.records import command_line, side_by_side, table_rows, units_of
 from frozen_jax.run.report import (
   COLUMNS,
@@ -74,6 +76,87 @@ def test_the_difference_to_the_baseline_is_a_line():
   assert record_text(RECORD | {"paired": paired}, {})[-1] == (
     "exact match against lm: +1.2 points (95%: -0.5 to +3.0)"
   )
+
+
+def gain(points, loss, by_kind=None):
+  figures = lambda mean, error: {
+    "difference": mean,
+    "difference_low": mean - error,
+    "difference_high": mean + error,
+  }
+  found = {"exact_match": figures(points, 2.0), "loss": figures(loss, 0.05)}
+  return found if by_kind is None else found | {"by_kind": by_kind}
+
+
+def test_a_gain_is_said_in_words_with_what_it_cost():
+  stated = {"what": "the second pass", "row": "second", "against": "first"}
+  stated |= gain(3.0, -0.25, {"near": gain(1.0, 0.01), "far": gain(-5.0, 0.1)})
+  record = RECORD | {
+    "gains": [stated],
+    "metrics": {"loss": 1.0, "gflop": 30.22},
+    "rows": {"first": {"loss": 1.5, "gflop": 18.9}},
+    "stages": {
+      "first": {"seconds": 61.2, "trainable_parameters": 9216},
+      "second": {"seconds": 100.0, "trainable_parameters": 340992},
+    },
+  }
+  assert record_text(record, {})[-6:] == [
+    "what the second pass gained (second over first):",
+    "  in exact match: +3.0 points (95%: +1.0 to +5.0), better",
+    "  in loss: -0.250 (95%: -0.300 to -0.200), better",
+    "  near: in exact match +1.0 points (95%: -1.0 to +3.0), not clear of 0; in loss +0.010 (95%:"
+    " -0.040 to +0.060), not clear of 0",
+    "  far: in exact match -5.0 points (95%: -7.0 to -3.0), worse; in loss +0.100 (95%: +0.050 to"
+    " +0.150), worse",
+    "  at a cost of 30.220 instead of 18.900 GFLOP a question, 340,992 instead of 9,216 trained"
+    " numbers, 100 instead of 61 s of training",
+  ]
+
+
+def test_a_row_has_what_its_training_took():
+  stages = {"second": {"seconds": 2.5, "trainable_parameters": 1024, "steps": 3}}
+  rows = table_rows(RECORD | {"stages": stages})
+  assert rows["second"] == {"loss": 1.0, "seconds": 2.5, "parameters": 1024}
+  assert rows["first"] == {"loss": 1.5}
+  head, lm, _, second = metrics_table(rows).splitlines()
+  assert head.split() == ["loss", "parameters", "seconds"]
+  assert second.split() == ["second", "1.000", "1,024", "2.500"] and lm.split()[2:] == ["-", "-"]
+
+
+def with_losses(*rows):
+  """Scores of questions, each (prediction, loss, targets): "a" is right."""
+  return Scores(
+    {"exact_match_low": 0.0},
+    predictions=[
+      {"id": str(n), "prediction": text, "answers": ["a"], "kind": "xy"[n % 2]}
+      | ({} if loss is None else {"loss": loss, "targets": targets})
+      for n, (text, loss, targets) in enumerate(rows)
+    ],
+  )
+
+
+GAINS = [Gain("more", "second", "first"), Gain("all", "second", "elsewhere")]
+
+
+def test_gains_are_paired_by_question_and_those_of_rows_that_are_not_there_are_left_out():
+  first = with_losses(("b", 2.0, 1), ("b", 1.0, 3), ("a", 3.0, 1), ("a", 1.0, 1))
+  second = with_losses(("a", 1.0, 1), ("b", 1.0, 3), ("a", 3.0, 1), ("b", 2.0, 1))
+  answered = {"first": first.predictions, "second": second.predictions}
+  (found,) = gain_records(GAINS, answered)
+  assert (found["what"], found["row"], found["against"]) == GAINS[0]
+  assert found["exact_match"]["difference"] == found["loss"]["difference"] == 0
+  assert found["by_kind"]["x"]["exact_match"]["difference"] == 50.0
+  assert found["by_kind"]["x"]["loss"]["difference"] == -0.5
+  assert found["by_kind"]["y"]["loss"]["difference"] == pytest.approx(0.25)
+  assert gain_records(GAINS, answered | {"first": first.predictions[:2]}) == []
+
+
+def test_losses_of_other_rows_stand_beside_the_last_where_the_targets_are_as_many():
+  first = with_losses(("b", 2.0, 1), ("b", 1.0, 3), ("b", None, 0))
+  second = with_losses(("a", 1.0, 1), ("b", 1.0, 2), ("a", 1.0, 1))
+  found = side_by_side({"first": first, "second": second})
+  assert [row.get("losses") for row in found] == [{"first": 2.0}, None, None]
+  assert all(row["predictions"] == {"first": "b"} for row in found)
 
 
 def answered(*kinds, right=()):
@@ -170,11 +253,15 @@ def test_rows_that_were_skipped_cut_or_left_out_are_said():
 def test_a_table_fits_100_columns_and_loses_nothing(name, count):
   figures = {column: 12345.678 + index for index, column in enumerate(COLUMNS[:count])}
   figures |= {"exact_match_low": 10.0, "exact_match_high": 100.0} if count > 1 else {}
+  if "parameters" in figures:
+    figures["parameters"] = 12345
   text = metrics_table({name: figures, "zero_shot": figures})
   assert max(map(len, text.splitlines())) <= 100
   words = text.split()
-  for index, column in enumerate(COLUMNS[:count]):
-    assert words.count(column) == 1 and words.count(f"{12345.678 + index:.3f}") == 2
+  for column in COLUMNS[:count]:
+    whole = column == "parameters"
+    shown = "12,345" if whole else f"{figures[column]:.3f}"
+    assert words.count(column) == 1 and words.count(shown) == 2
   assert len({text.count(f"\n{name} "), text.count("\nzero_shot ")}) == 1
 
 

@@ -13,12 +13,12 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.config.config_file import load_config
 from frozen_jax.core import paths
+from frozen_jax.core.flop_count import flops
 from frozen_jax.core.paths import num_parameters
 from frozen_jax.models.settings import ModelSettings
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.tools import cost, model_sizes
 from frozen_jax.tools.abstract_stage import AbstractStage
-from frozen_jax.tools.flop_count import flops
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
 

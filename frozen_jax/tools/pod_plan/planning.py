@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.core.errors import UserError
+from frozen_jax.core.flop_count import flops
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import Tree
 from frozen_jax.pipelines.experiment import RunSettings
 from frozen_jax.tools.abstract_stage import AbstractStage, target_shapes
-from frozen_jax.tools.flop_count import flops
 from frozen_jax.tools.model_sizes import Models, find_models
 from frozen_jax.tools.pod_plan.chips import chip_of
 from frozen_jax.tools.pod_plan.plan import ProgramPlan, plan_program

@@ -26,7 +26,8 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
 def _once(traced: ClosedJaxpr) -> float:
   """The FLOPs of a program whose loops run once."""
   shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in traced.in_avals]
-  return jax.jit(jaxpr_as_fun(traced)).lower(*shapes).cost_analysis()["flops"]
+  analysis: Any = jax.jit(jaxpr_as_fun(traced)).lower(*shapes).cost_analysis()
+  return analysis["flops"]
 
 
 def _further_iterations(program: Jaxpr) -> float:
@@ -41,7 +42,7 @@ def _further_iterations(program: Jaxpr) -> float:
     for inner in _programs(list(equation.params.values())):
       further = _further_iterations(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
       total += further
-      if name == "scan":
+      if name == "scan" and isinstance(inner, ClosedJaxpr):
         total += (equation.params["length"] - 1) * (_once(inner) + further)
   return total
 
