@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.json_row import parse_row
+from frozen_jax.core.json_row import Row, parse_row
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.reading import user_read_errors
 from frozen_jax.core.seed_folders import workdir_name
 from frozen_jax.core.text_file import numbered_lines
-from frozen_jax.evaluation.answers import grade
+from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS, QuestionScores
+from frozen_jax.run.gains import question_scores
 from frozen_jax.run.records import FORMAT, Record, table_rows
 from frozen_jax.run.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_workdir_json
@@ -27,6 +28,24 @@ _RECORD_TYPES = {
 }
 
 QuestionKey = tuple[str, str]  # id, input
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A metric or a difference over runs.
+
+  n               runs; None for a difference between groups of unequal size
+  standard_error  over runs; None for one run and between groups
+  low, high       the 95% interval over test questions; of one run as in its record, of a
+                  difference between groups, for which the runs of each are averaged by question,
+                  and of a gain over runs and questions
+  """
+
+  n: int | None
+  mean: float
+  standard_error: float | None = None
+  low: float | None = None
+  high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +91,33 @@ def read_run(path: AnyPath) -> Run:
   return Run(path, folder, name, evaluation, values, record)
 
 
-def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
-  """Exact match of the last row in percent, by question; or, as text, why there is none."""
+@dataclasses.dataclass(frozen=True)
+class Answered:
+  """What the rows of a table have of a question, as predictions.jsonl has it.
+
+  row: of the last row; its `predictions` and `losses` are those of the others.
+  """
+
+  last_row: str
+  row: Row
+
+  def of(self, name: str) -> QuestionScores | None:
+    """The scores of the table's row of that name; None where it has none."""
+    if name == self.last_row:
+      return question_scores(self.row)
+    if name not in self.row.get("predictions", {}):
+      return None
+    own = {"prediction": self.row["predictions"][name], "loss": None}
+    if name in self.row.get("losses", {}):
+      own["loss"] = self.row["losses"][name]
+    return question_scores(self.row | own)
+
+
+def answered_questions(run: Run) -> dict[QuestionKey, Answered] | str:
+  """What predictions.jsonl has of each question; or, as text, why there is nothing.
+
+  Raises UserError for a damaged file.
+  """
   if "exact_match_low" not in run.record["metrics"]:
     return f"{run.name} has no exact match of single questions"
   if run.folder is None or not (run.folder / PREDICTIONS).exists():
@@ -82,24 +126,33 @@ def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
   written = run.record.get("predictions_sha256")
   if written is not None and written != hashlib.sha256(file.read_bytes()).hexdigest():
     return _replaced(run)
-  matches: dict[QuestionKey, float] = {}
+  found: dict[QuestionKey, Answered] = {}
   for number, _, line in numbered_lines(file):
     row = parse_row(line, f"{file}, line {number}")
     texts = [row.get(name) for name in ("id", "input", "prediction")]
     if all(isinstance(text, str) for text in texts) and not row.get("answers"):
       return _replaced(run)
     try:
-      question = row["id"], row["input"]
-      score = grade([row["prediction"]], [row["answers"]])["exact_match"]
+      question, answered = (row["id"], row["input"]), Answered(run.last_row, row)
+      for name in (run.last_row, *row.get("predictions", {})):
+        answered.of(name)
     except (AttributeError, KeyError, TypeError) as error:
       reason = f"{type(error).__name__}: {error}"
       raise UserError(f"{file}, line {number} is damaged ({reason}); score the run again") from None
-    if question in matches:
+    if question in found:
       return f"{run.name} has the question with id {row['id']} twice"
-    matches[question] = score
-  if matches and len(matches) != run.record["metrics"].get("examples", len(matches)):
+    found[question] = answered
+  if found and len(found) != run.record["metrics"].get("examples", len(found)):
     return _replaced(run)
-  return matches or f"{run.name} has no predictions"
+  return found or f"{run.name} has no predictions"
+
+
+def last_row_matches(run: Run) -> dict[QuestionKey, float] | str:
+  """Exact match of the last row in percent, by question; or, as text, why there is none."""
+  found = answered_questions(run)
+  if isinstance(found, str):
+    return found
+  return {question: question_scores(one.row).exact_match for question, one in found.items()}
 
 
 def _replaced(run: Run) -> str:
@@ -139,6 +192,11 @@ def _check_record(path: AnyPath, record: Record) -> None:
     tables = [table_rows(record), *record.get("held_out", {}).values()]
     tables += [table for own in by_kind for table in (own["rows"], own["paired"])]
     figures = [row for table in tables for row in table.values()]
+    gains = [
+      part for gain in record.get("gains", ()) for part in (gain, *gain.get("by_kind", {}).values())
+    ]
+    figures += [gain[name] for gain in gains for name in (EXACT_MATCH, LOSS) if name in gain]
+    _ = [(gain["what"], gain["row"], gain["against"]) for gain in record.get("gains", ())]
     for row in [*figures, *record.get("paired", {}).values()]:
       for name in (*COLUMNS, DIFFERENCE):
         for key in (name, f"{name}_low", f"{name}_high"):

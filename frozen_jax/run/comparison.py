@@ -19,30 +19,21 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.seed_folders import seed_folder, seeds_in
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation.intervals import paired_difference
-from frozen_jax.run.compared_runs import DIFFERENCE, QuestionKey, Run, last_row_matches, read_run
+from frozen_jax.run.compared_gains import GroupGain, group_gains
+from frozen_jax.run.compared_runs import (
+  DIFFERENCE,
+  Estimate,
+  QuestionKey,
+  Run,
+  last_row_matches,
+  read_run,
+)
 from frozen_jax.run.records import table_rows
 from frozen_jax.run.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, RESULTS
 
 # Keys of a config in which the runs of a group may differ.
 _NOT_COMPARED = ("seed", "seeds", "evaluation", "mesh", "predict", "export")
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """A metric or a difference over runs.
-
-  n               runs; None for a difference between groups of unequal size
-  standard_error  over runs; None for one run and between groups
-  low, high       the 95% interval over test questions; of one run as in its record, and of a
-                  difference between groups, for which the runs of each are averaged by question
-  """
-
-  n: int | None
-  mean: float
-  standard_error: float | None = None
-  low: float | None = None
-  high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +66,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class RunGroup:
-  """Runs that differ in nothing but their seed: their tables and the differences between rows."""
+  """Runs that differ in nothing but their seed: their tables and the differences between rows.
+
+  gains: those that the config states; notes: why some of them lack.
+  """
 
   title: str
   runs: tuple[Run, ...]
   tables: tuple[Table, ...]
   differences: tuple[Difference, ...]
+  gains: tuple[GroupGain, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +163,10 @@ def _group(runs: Sequence[Run]) -> RunGroup:
   if kinds:
     tables.append(Table(test, False, _kind_rows(runs, kinds, list(tables[0].rows)), by_kind=True))
   differences = [one for kind in ("", *kinds) for one in _differences(runs, title, kind)]
-  return RunGroup(title, tuple(runs), tuple(tables), tuple(differences))
+  gains, gain_notes = group_gains(runs, title)
+  return RunGroup(
+    title, tuple(runs), tuple(tables), tuple(differences), tuple(gains), tuple(gain_notes)
+  )
 
 
 def _of_kind(run: Run, kind: str) -> Mapping[str, Any]:
@@ -254,6 +253,7 @@ def _group_notes(group: RunGroup) -> list[str]:
     for name in COLUMNS
     if not math.isfinite(figures.get(name, 0))
   ]
+  notes += group.notes
   if len(group.runs) == 1:
     return notes
   if group.runs[0].config is None:

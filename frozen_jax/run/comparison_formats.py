@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 from frozen_jax.core.json_row import without_nan
 from frozen_jax.core.streams import is_unicode
-from frozen_jax.run.comparison import Comparison, Difference, Estimate, Run, RunGroup, Table
+from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS
+from frozen_jax.run.compared_runs import Estimate, Run
+from frozen_jax.run.comparison import Comparison, Difference, RunGroup, Table
+from frozen_jax.run.records import WHOLE
 from frozen_jax.run.report import COLUMNS
 
 CSV_COLUMNS = ("group", "row", "metric", "n", "mean", "standard_error", "low", "high", "test")
@@ -80,6 +83,14 @@ def csv_text(comparison: Comparison) -> str:
           for name, one in estimates.items()
         ]
     lines += [_csv_difference(one, group.tables[0].test) for one in group.differences]
+    lines += [
+      (
+        *(group.title, f"{one.gain.row} - {one.gain.against}"),
+        *(f"{name}_gain" + (f", {one.kind}" if one.kind else ""), estimate, group.tables[0].test),
+      )
+      for one in group.gains
+      for name, estimate in one.estimates.items()
+    ]
   tests = {group.title: group.tables[0].test for group in comparison.groups}
   lines += [_csv_difference(one, tests[one.group]) for one in comparison.differences]
   text = io.StringIO()
@@ -106,6 +117,12 @@ def json_value(comparison: Comparison) -> dict[str, Any]:
       "runs": [{"name": run.name, "path": str(run.path)} | _origin(run) for run in group.runs],
       "tables": [dataclasses.asdict(table) for table in group.tables],
       "differences": [dataclasses.asdict(one) for one in group.differences],
+      "gains": [
+        one.gain._asdict()
+        | {"kind": one.kind}
+        | {name: dataclasses.asdict(estimate) for name, estimate in one.estimates.items()}
+        for one in group.gains
+      ],
     }
     for group in comparison.groups
   ]
@@ -168,7 +185,25 @@ def _group_grids(group: RunGroup, comparison: Comparison) -> list[Grid]:
     ]
     title = f"difference in exact match on {group.tables[0].test or 'the test data'}"
     grids.append(Grid(title, ["rows", "n", "difference"], ["", "", "points"], lines))
-  return grids
+  return grids + ([_gains_grid(group)] if group.gains else [])
+
+
+def _gains_grid(group: RunGroup) -> Grid:
+  """What the config states that one row gains over another."""
+  lines = []
+  for one in group.gains:
+    rows = f": {one.gain.row} over {one.gain.against}"
+    found = [one.estimates.get(name) for name in (EXACT_MATCH, LOSS)]
+    cells = [
+      "-" if own is None else _estimate_cell(own, unit, "+")
+      for own, unit in zip(found, ("percent", ""), strict=True)
+    ]
+    n = str(max((own.n or 0 for own in found if own), default=0))
+    lines.append([one.gain.what + (f", {one.kind}" if one.kind else rows), n, *cells])
+  over = "questions" if len(group.runs) == 1 else "questions and seeds"
+  title = f"gains, with 95% intervals paired over {over}"
+  header = ["gained by", "n", "exact match", "loss"]
+  return Grid(title, header, ["", "", "points", "nats per target"], lines)
 
 
 def _table_grid(table: Table, units: Mapping[str, str]) -> Grid:
@@ -207,7 +242,7 @@ def _table_cell(estimate: Estimate | None, unit: str, n: int) -> str:
 def _estimate_cell(estimate: Estimate, unit: str, sign: str = "") -> str:
   """`56.03 ± 0.45` over runs, `56.0 (52.3 to 59.7)` of one run with an interval."""
   several = estimate.standard_error is not None
-  digits = 3 if unit != "percent" else 2 if several else 1
+  digits = 0 if unit == WHOLE else 3 if unit != "percent" else 2 if several else 1
   text = f"{estimate.mean:{sign}.{digits}f}"
   if several:
     return f"{text} ± {estimate.standard_error:.{digits}f}"

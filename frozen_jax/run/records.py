@@ -35,6 +35,7 @@ FORMAT = 2  # of results.json
 SCRIPT = "frozen-jax"  # of pyproject.toml
 # Figures of a row that are its stage's.
 _OF_TRAINING = {"parameters": "trainable_parameters", "seconds": "seconds"}
+WHOLE = "trained numbers"  # a unit of which there are no parts
 UNITS = {
   "loss": "nats per target",
   "perplexity": "exp of the loss",
@@ -51,7 +52,7 @@ UNITS = {
   "passages_read": "passages a prompt",
   "passes": "passes a question",
   "gflop": "1e9 FLOPs a question",
-  "parameters": "trained numbers",
+  "parameters": WHOLE,
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from frozen_jax.evaluation.intervals import (
   bootstrap_interval,
+  interval_over_runs,
   means_with_intervals,
   paired_difference,
 )
@@ -54,3 +55,39 @@ def test_a_difference_that_every_row_has_is_certain():
 def test_values_that_are_not_of_the_same_rows(first, second):
   with pytest.raises(ValueError, match="same rows"):
     paired_difference(np.array(first), np.array(second))
+
+
+@pytest.mark.parametrize("of_run, of_row, left", [(0, 1, 1), (1, 1, 1), (1, 0, 0.5), (3, 1, 1)])
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_an_interval_over_runs_and_rows_holds_the_mean_as_often_as_it_says(
+  runs, of_run, of_row, left
+):
+  """With two runs a little less often."""
+  rng = np.random.default_rng(runs)
+  rows, held = 60, 0
+  for _ in range(400):
+    values = of_run / rows**0.5 * rng.normal(size=(runs, 1)) + of_row * rng.normal(size=rows)
+    low, high = interval_over_runs(5.0 + values + left * rng.normal(size=(runs, rows)))
+    held += low < 5.0 < high
+  assert (0.87 if runs == 2 else 0.91) <= held / 400 <= 0.985
+
+
+def test_an_interval_over_equal_runs_is_that_over_rows():
+  values = np.random.default_rng(0).normal(size=400)
+  low, high = interval_over_runs(np.stack([values, values, values]))
+  error = values.std(ddof=1) / 20
+  assert (low, high) == pytest.approx(
+    (values.mean() - 1.959964 * error, values.mean() + 1.959964 * error)
+  )
+  assert interval_over_runs(np.full((2, 3), 7.0)) == (7.0, 7.0)
+
+
+def test_an_interval_over_rows_without_difference_is_that_over_runs():
+  """Three runs, each with one value for all rows: t with two degrees of freedom."""
+  low, high = interval_over_runs(np.array([[1.0] * 8, [2.0] * 8, [3.0] * 8]))
+  assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4)
+
+
+def test_one_run_has_no_interval_over_runs():
+  with pytest.raises(ValueError, match="two"):
+    interval_over_runs(np.ones((1, 4)))

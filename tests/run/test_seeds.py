@@ -28,7 +28,8 @@ OF_THE_MOMENT = {"created", "command", "seconds", "stages", "metrics"}
 def config(tiny, tmp_path_factory):
   folder = tmp_path_factory.mktemp("data")
   files = [lines_file(folder / f"{name}.jsonl", *QUESTIONS) for name in ("train", "validation")]
-  return prompt_tuning_config(tiny, *files) | {"evaluate": {"max_new_tokens": 2}}
+  stated = {"gains": ["tuning: prompt over zero_shot", "prompt over zero_shot_chat"]}
+  return prompt_tuning_config(tiny, *files) | {"evaluate": {"max_new_tokens": 2}} | stated
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,26 @@ def test_figures_by_kind_of_question_are_in_every_record_and_in_the_joined_table
   assert table["by_kind"] and list(table["rows"]["prompt"]) == ["far", "near"]
   kinds = [one["kind"] for one in returned["groups"][0]["differences"]]
   assert kinds == ["", "far", "near"]
+
+
+def test_what_a_stage_gained_is_in_every_record_and_over_all_seeds(seeds):
+  workdir, returned = seeds
+  gains = []
+  for folder in (workdir / "seed_0", workdir / "seed_3"):
+    record = read(folder / "results.json")
+    (gain,) = record["gains"]  # the tiny LM has no chat form
+    assert (gain["what"], gain["row"], gain["against"]) == ("tuning", "prompt", "zero_shot")
+    assert list(gain["by_kind"]) == ["far", "near"]
+    losses = record["metrics"]["loss"], record["baseline"]["loss"]
+    assert gain["loss"]["difference"] == pytest.approx(losses[0] - losses[1], abs=1e-6)
+    assert gain["loss"]["difference_low"] <= gain["loss"]["difference"]
+    gains.append(gain["loss"]["difference"])
+    assert record["metrics"]["gflop"] > record["baseline"]["gflop"] > 0
+  joined = returned["groups"][0]["gains"]
+  assert [one["kind"] for one in joined] == ["", "far", "near"]
+  assert joined[0]["loss"]["mean"] == pytest.approx(statistics.fmean(gains))
+  assert joined[0]["loss"]["low"] < joined[0]["loss"]["mean"] < joined[0]["loss"]["high"]
+  assert "| tuning: prompt over zero_shot | 2 | " in (workdir / "seeds.md").read_text()
 
 
 def test_complete_seeds_are_not_run_again_and_more_of_them_join(
