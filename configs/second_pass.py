@@ -1,14 +1,23 @@
 """What a second pass is worth, next to its controls.
 
     python -m frozen_jax.main --config=configs/second_pass.py
+    python -m frozen_jax.main --config=configs/second_pass.py:all --config.seeds=0,1,2
 
 Stages, after one tuned prompt and with equal steps each: `late_prompt`, a prompt within the stack
 and nothing else; `control`, the same Connector between two layers in one pass; `second_pass`, which
 reads above what it writes to. The Connector is one linear map of each position, so only the frozen
 layers can carry anything from one position to another. The questions are `chains`: their facts are
-told before them, and each hop has to be made.
+told before them, and each hop has to be made. `--config.recursion.passes=3`: in three passes.
 
-Variants: `:world_facts` closed-book questions about countries; `:smoke`.
+`:all` sets rivals beside them: `prompt_on`, the prompt trained on; `paper`, the paper's form;
+`lora` and `prefix` of about as many trained numbers as the linear Connector and its prompt, 0.34 M;
+three passes; `recirculation` and `looped`, which train nothing. One rule says how long each is
+trained: until three validations in a row, 120 steps, bring no lower loss, and 480 steps at most.
+With equal steps instead: `--config.train.patience=0`; with equal FLOPs of training besides:
+`--config.stages.prompt_on.train.steps=570`, a fifth more than `second_pass` has.
+
+Variants: `:all`; `:world_facts` and `:all_world_facts` closed-book questions about countries;
+`:smoke`.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +26,7 @@ from frozen_jax.config.presets import chains, first_layers, shrink
 from frozen_jax.run.defaults import defaults
 
 _WRITE, _READ = "0.2", "0.8"  # of the depth: of SmolLM2's 30 layers, 6 and 24
+_VARIANTS = ("smoke", "world_facts", "all", "all_world_facts")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -37,22 +47,20 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.validate_examples = 150
   config.evaluate.max_examples = 300
   config.stages = _stages()
-  if variant != "world_facts":
+  if not variant.endswith("world_facts"):
     chains(config)
+  if variant.startswith("all"):
+    _add_rivals(config)
   if variant == "smoke":
     shrink(config)
     first_layers(config)
     config.stages.prompt.train = ConfigDict({})
-  elif variant not in ("", "world_facts"):
-    raise ValueError(f"no variant {variant!r}; there are: smoke, world_facts")
+  elif variant and variant not in _VARIANTS:
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(_VARIANTS)}")
   return config
 
 
 def _stages() -> ConfigDict:
-  after_prompt = {
-    "method": "neural_recursion",
-    "frozen_inputs": ("first_prompt=prompt/prompt",),
-  }
   one_pass = {"passes": 1}
   return ConfigDict(
     {
@@ -60,8 +68,60 @@ def _stages() -> ConfigDict:
         "method": "prompt_tuning",
         "train": {"steps": 80, "learning_rate": {"prompt": 0.02}},
       },
-      "late_prompt": {**after_prompt, "recursion": {**one_pass, "connector": {"kind": "none"}}},
-      "control": {**after_prompt, "recursion": one_pass},
-      "second_pass": after_prompt,
+      "late_prompt": _after_prompt(recursion={**one_pass, "connector": {"kind": "none"}}),
+      "control": _after_prompt(recursion=one_pass),
+      "second_pass": _after_prompt(),
     }
   )
+
+
+def _after_prompt(**values) -> dict:
+  """A stage of neural recursion whose first pass has the tuned prompt."""
+  return {
+    "method": "neural_recursion",
+    "frozen_inputs": ("first_prompt=prompt/prompt",),
+    **values,
+  }
+
+
+def _add_rivals(config: ConfigDict) -> None:
+  """All that a second pass is compared with, each trained until its validation stands still."""
+  at_input = {"init_from": ("prompt=prompt/prompt",)}
+  config.stages.update(
+    {
+      "prompt_on": {
+        "method": "prompt_tuning",
+        "train": {"learning_rate": {"prompt": 0.01}},
+        **at_input,
+      },
+      "paper": _after_prompt(
+        recursion={
+          "read": "final",
+          "write": "embeddings",
+          "connector": {"kind": "transformer"},
+          "passes": 2,
+        },
+        train={"learning_rate": {"prompt": 0.01, "connector": 1e-4}},
+        **at_input,
+      ),
+      "lora": {"method": "lora", "lora": {"rank": 6, "targets": ("attn/q", "attn/v")}},
+      "prefix": {"method": "prefix_tuning", "prompt": {"length": 30}},
+      "recirculation": {"method": "recirculation"},
+      "looped": {"method": "looped"},
+      "three_passes": _after_prompt(recursion={"passes": 3}),
+    }
+  )
+  config.stage_order = (
+    *("prompt", "prompt_on", "late_prompt", "paper", "lora", "prefix"),
+    *("recirculation", "looped", "control", "three_passes", "second_pass"),
+  )
+  config.gains = (
+    "the prompt's place: late_prompt over prompt_on",
+    *config.gains,
+    "the third pass: three_passes over second_pass",
+    "the paper's form: paper over prompt_on",
+    "all of it: second_pass over prompt_on",
+  )
+  config.train.learning_rate.update({"lora": 3e-3, "prefix": 0.05})
+  config.train.steps, config.train.patience = 480, 3
+  config.stages.prompt.train.steps = 240

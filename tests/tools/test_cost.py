@@ -301,3 +301,25 @@ def test_the_command(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert "stage lora: lora" in done.stdout and "4N a token" in done.stdout
+
+
+def test_the_rivals_of_a_second_pass_train_about_as_many_numbers():
+  """`configs/second_pass.py:all` on a model of SmolLM2-135M's sizes."""
+  smollm2 = DecoderConfig(
+    vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp_width=1536
+  )
+  run, models = (
+    resolve_run(load_config("configs/second_pass.py:all")),
+    model_sizes.Models(smollm2, None),
+  )
+  trained = {
+    stage.name: paths.num_parameters(AbstractStage.of(run, stage.name).trained(models))
+    for stage in run.stages
+  }
+  own = trained["second_pass"]
+  assert own == trained["control"] == trained["three_passes"] == 576**2 + 16 * 576
+  for name in ("lora", "prefix"):
+    assert trained[name] == pytest.approx(own, rel=0.02)
+  assert trained["prompt_on"] == trained["late_prompt"] == 16 * 576
+  assert trained["recirculation"] == trained["looped"] == 0
+  assert {stage.train.patience for stage in run.stages} == {3}
