@@ -26,7 +26,7 @@ import difflib
 import json
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from frozen_jax.config.allowed import Allowed, check_allowed
 from frozen_jax.core.errors import UserError
@@ -52,6 +52,14 @@ class Section:
   def __post_init__(self) -> None:
     for field, value in _fields(self):
       check_allowed(allowed(field), value, f"{self.section}.{field.name}")
+
+  def as_used(self, given: Self) -> Self:
+    """The section that a model was trained with, as it is used where a config has `given`.
+
+    It is the same but for what a method lets be chosen at use.
+    """
+    del given
+    return self
 
 
 def setting(
@@ -144,6 +152,14 @@ def fingerprint_values(section: Section) -> dict[str, Any]:
     nested = dataclasses.is_dataclass(value)
     values[field.name] = fingerprint_values(value) if nested else as_json(value)
   return values
+
+
+def with_free_fields(section: Section, given: Section) -> dict[str, Any]:
+  """The values of a section, with those of `given` in the fields that do not affect a result."""
+  free = [
+    field.name for field, _ in _fields(section) if not field.metadata.get("affects_result", True)
+  ]
+  return section_values(section) | {name: getattr(given, name) for name in free}
 
 
 def differences(section: Section, recorded: Mapping[str, Any], name: str) -> list[str]:

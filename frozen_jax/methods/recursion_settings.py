@@ -45,6 +45,13 @@ class RecursionSettings(Section):
   passes: int = setting(
     2, "how often the LM runs; 1: a Connector between its layers and no second pass", at_least=1
   )
+  predict_passes: int = setting(
+    0,
+    "how often a finished model of two or more passes runs: read by evaluate, predict and export;"
+    " 0: as often as in training",
+    affects_result=False,
+    at_least=0,
+  )
   read: str = setting(
     "final", "how many layers a pass has run where its states are read", pattern=LAYER
   )
@@ -76,11 +83,22 @@ class RecursionSettings(Section):
         "recursion.cache_first_pass keeps what a trained first prompt changes; set it to False, or"
         " recursion.first_prompt to frozen or none"
       )
+    if self.predict_passes == 1:
+      raise UserError(
+        "recursion.predict_passes is 1, in which a Connector that was trained between passes has no"
+        " place; give 2 or more, or 0 for as many as in training"
+      )
     if self.connector.kind == "none" and self.passes > 1:
       raise UserError(
         "recursion.connector.kind=none joins no passes; set recursion.passes=1 (a prompt at layer"
         " recursion.write alone), or another kind"
       )
+
+  def as_used(self, given: "RecursionSettings") -> "RecursionSettings":
+    """With `given.predict_passes` passes; one pass stays one: there is no second to repeat."""
+    if not given.predict_passes or self.passes == 1:
+      return self
+    return dataclasses.replace(self, passes=given.predict_passes)
 
 
 def layers_of(settings: RecursionSettings, num_layers: int) -> tuple[int, int | None]:

@@ -10,7 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from frozen_jax.config.section import differences, identity, resolve, section_values
+from frozen_jax.config.section import (
+  differences,
+  identity,
+  resolve,
+  section_values,
+  with_free_fields,
+)
 from frozen_jax.core import interruption
 from frozen_jax.core.files import (
   check_writable,
@@ -53,11 +59,11 @@ def evaluate(config: Any, folder: str | AnyPath) -> Record:
   """Scores the adapters of a complete run (or an exported one) on the config's `data.test`.
 
   What was trained keeps its method, sections, template and seed (`as_trained`), whatever the config
-  says. Writes a record of its own to FOLDER/evaluations/NAME (config.json, results.json,
-  predictions.jsonl, by_task.json, report.png), as a whole, and returns it; what the training wrote
-  stays as it is. In a workdir of several seeds it scores each of them (or those that the config
-  gives), and returns what seeds.json holds (`run.seeds`). Raises Interrupted when SIGTERM or SIGINT
-  came.
+  says, but for what a section lets be chosen at use (`Section.as_used`). Writes a record of its own
+  to FOLDER/evaluations/NAME (config.json, results.json, predictions.jsonl, by_task.json,
+  report.png), as a whole, and returns it; what the training wrote stays as it is. In a workdir of
+  several seeds it scores each of them (or those that the config gives), and returns what seeds.json
+  holds (`run.seeds`). Raises Interrupted when SIGTERM or SIGINT came.
   """
   with stoppable():
     run, folder = resolve_run(config), user_path(folder)
@@ -113,6 +119,7 @@ def _evaluate(config: Any, folder: AnyPath) -> Record:
     model, scores, gate = add_cascade(run, scored, scores, pipelines, target, model.inference)
     unchanged = checksum(model.lm.frozen({})) == before
     record = make_record(run, model.lm, model.method.name, scores, unchanged) | gate
+    record |= _used_otherwise(models)
     for pipeline in pipelines:
       record |= {name: value for name, value in pipeline.report().items() if value}
     if is_first_host():
@@ -144,10 +151,48 @@ def open_run(config: Any, folder: AnyPath) -> tuple[RunSettings, TunedModel]:
 
 
 def _as_configured(model: TunedModel, stage: StageSettings) -> TunedModel:
-  """A loaded model with the generation and the lengths of texts of a stage's settings."""
+  """A loaded model with a stage's generation, lengths of texts and what else it has for use."""
   inputs = dataclasses.replace(model.inputs, lengths=stage.data.lengths)
   generation = subsection(stage.evaluate, GenerationSettings)
-  return dataclasses.replace(model, inputs=inputs, generation=generation)
+  model = dataclasses.replace(model, inputs=inputs, generation=generation)
+  sections = {
+    name: own.as_used(stage.sections[name]) if name in stage.sections else own
+    for name, own in model.sections.items()
+  }
+  if sections == model.sections:
+    return model
+  changed = _changed(model.sections, sections)
+  for key, value in changed.items():
+    what = f"{key}={value['used']}", f"{key}={value['trained']}"
+    _LOG.warning("stage %s answers with %s; it was trained with %s", stage.name, *what)
+  method = METHODS[model.method.name].build(
+    model.lm, sections, remat=model.remat, datasets=inputs.datasets
+  )
+  return dataclasses.replace(model, method=method, sections=sections)
+
+
+def _changed(trained: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """{dotted key: {"trained", "used"}} of the values in which sections differ."""
+  found = {}
+  for name, section in used.items():
+    before, now = identity(trained[name]), identity(section)
+    for key in differences(section, before, name):
+      values = [before, now]
+      for part in key.split(".")[1:]:
+        values = [tree[part] for tree in values]
+      found[key] = dict(zip(("trained", "used"), values, strict=True))
+  return found
+
+
+def _used_otherwise(models: Mapping[str, ScoredModel]) -> Record:
+  """{"used_with": {stage: as `_changed`}} of the models that are not used as they were trained."""
+  found = {
+    name: _changed({key: settings.sections.get(key, one) for key, one in own.items()}, own)
+    for name, (settings, model) in models.items()
+    for own in [model.sections]
+  }
+  found = {name: changed for name, changed in found.items() if changed}
+  return {"used_with": found} if found else {}
 
 
 def _models(run: RunSettings, model: TunedModel, folder: AnyPath) -> dict[str, ScoredModel]:
@@ -256,7 +301,7 @@ def _keep(stage: StageSettings, entry: dict[str, Any], info: Mapping[str, Any]) 
     own = stage.sections.get(name)
     differing = [] if own is None else differences(section, identity(own), name)
     if own is None or differing:
-      entry[name] = section_values(section)
+      entry[name] = section_values(section) if own is None else with_free_fields(section, own)
     keys += differing
   inputs: Any = info.get("inputs")
   for name in _INPUTS if isinstance(inputs, Mapping) else ():

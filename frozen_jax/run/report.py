@@ -130,6 +130,9 @@ def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
       f"skill {name} after the stages that follow it: outputs {same}"
       f" ({found['changed']} of {found['prompts']} answers are others)"
     )
+  for name, changed in record.get("used_with", {}).items():
+    for key, value in changed.items():
+      lines.append(f"{name} answered with {key}={value['used']}, trained with {value['trained']}")
   return lines + [line for gain in record.get("gains", ()) for line in _gain_lines(gain, record)]
 
 

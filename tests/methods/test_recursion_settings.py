@@ -1,5 +1,7 @@
 """Where a recursion reads and writes: by number, by fraction, by name; and what is refused."""
 
+import dataclasses
+
 import pytest
 
 from frozen_jax.config.section import resolve
@@ -57,6 +59,16 @@ def test_what_is_no_layer(value):
 
 def test_one_pass_reads_where_it_is_written():
   assert layers_of(RecursionSettings(passes=1, write="6", read="2"), 30) == (6, None)
+
+
+@pytest.mark.parametrize(
+  "trained, given, used", [(2, 0, 2), (2, 3, 3), (3, 2, 2), (1, 3, 1), (4, 4, 4)]
+)
+def test_a_model_of_several_passes_runs_as_often_as_is_asked(trained, given, used):
+  own = RecursionSettings(passes=trained, read="2", predict_passes=7)
+  asked = RecursionSettings(passes=5, read="final", predict_passes=given)
+  assert own.as_used(asked) == dataclasses.replace(own, passes=used)
+  assert PromptSettings(length=3).as_used(PromptSettings(length=9)) == PromptSettings(length=3)
 
 
 def test_no_connector_joins_no_passes():
