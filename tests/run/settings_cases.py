@@ -59,7 +59,7 @@ def values_to_try(field, value):
   if isinstance(value, bool):
     return [not value]
   if isinstance(value, int):
-    return [value + 1, 2 * value]
+    return [one for one in (value + 1, 2 * value, value + 2) if one != value]
   if isinstance(value, float):
     return [one for one in (value + 0.125, value / 2, value + 1.5) if one != value]
   if isinstance(value, str):
