@@ -33,7 +33,7 @@ from frozen_jax.run.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, RESULTS
 
 # Keys of a config in which the runs of a group may differ.
-_NOT_COMPARED = ("seed", "seeds", "evaluation", "mesh", "predict", "export")
+_NOT_COMPARED = ("seed", "seeds", "gains", "evaluation", "mesh", "predict", "export")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ index, count = hosts.host_shard(mesh)
 rows = np.arange(8, dtype=np.int32).reshape(4, 2)[index * 2 : index * 2 + 2]
 whole = hosts.global_batch({"tokens": rows}, mesh)["tokens"]
 total = jax.jit(lambda x: (x * x).sum())(whole)
+sums = hosts.whole_array(jax.jit(lambda x: x.sum(axis=1))(whole))
+assert sums.tolist() == [1, 5, 9, 13] and hosts.whole_array(jax.jit(lambda x: x.sum())(whole)) == 28
 said = hosts.gather_bytes(b"x" * (me + 1))
 print("rows", whole.shape, int(total), said, hosts.is_first_host(), (index, count), flush=True)
 hosts.barrier("end", timeout=60)
