@@ -95,8 +95,7 @@ def score_source(
   answered = _score_questions(model, source, task, settings)
   losses = _losses(found, batches.indices)
   predictions = [row | losses.get(index, {}) for index, row in enumerate(answered.predictions)]
-  scored = spec == data.test
-  cost = {"gflop": reading_flops(model, *batches.mean_prompt) / 1e9} if scored else {}
+  cost = _reading_cost(model, batches.mean_prompt) if spec == data.test else {}
   return Scores(answered.metrics | likelihood | counts | cost, predictions=predictions)
 
 
@@ -149,6 +148,14 @@ def _losses(found: TeacherForced, indices: Sequence[int]) -> dict[int, dict[str,
     for index, loss, targets in rows
     if targets and math.isfinite(loss)
   }
+
+
+def _reading_cost(model: TunedModel, lengths: tuple[int, int]) -> dict[str, float]:
+  """`gflop` of a text of these lengths, the LM's and the encoder's; {} where it has no count."""
+  try:
+    return {"gflop": reading_flops(model, *lengths) / 1e9}
+  except ValueError:  # a loop whose iterations depend on values
+    return {}
 
 
 def _score_questions(

@@ -19,7 +19,8 @@ def reading_flops(model: TunedModel, length: int, encoder_length: int = 0) -> fl
   """FLOPs from a text of `length` tokens to the logits of the next one, with float32 weights.
 
   encoder_length: of the text that a text encoder reads. As `tools.cost` counts them: neither
-  quantisation nor the kernels of a platform are part of it. Nothing is compiled.
+  quantisation nor the kernels of a platform are part of it. Nothing is compiled. Raises ValueError
+  as `flops`.
   """
   lm = model.lm
   encoder_config = lm.encoder.config if model.method.encoder_input else None

@@ -20,6 +20,7 @@ from frozen_jax.evaluation.scores import (
 from frozen_jax.evaluation.settings import EvaluateSettings
 from frozen_jax.methods.fine_tuning import FineTuning
 from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.models.reading_cost import reading_flops
 from frozen_jax.modules.settings import PromptSettings
 from tests.evaluation.tiny import CONFIG, tiny_lm, train, tuned, words
@@ -94,6 +95,20 @@ def test_the_cost_of_a_question_is_that_of_one_of_mean_length(lm, data):
   scores = score_model(tuned(lm), data, SETTINGS, prompt_length=0)
   assert scores.metrics["gflop"] == reading_flops(tuned(lm), 3) / 1e9 > 0
   assert "gflop" not in next(iter(scores.held_out.values()))
+
+
+class Waiting(ZeroShot):
+  """The LM, with a loop whose iterations depend on the text."""
+
+  def prefill(self, trainable, frozen, prompts, max_new_tokens, free_slots):
+    ends = jax.lax.while_loop(lambda n: n < 1, lambda n: n + 1, prompts["mask"].sum() - 1)
+    found, state = super().prefill(trainable, frozen, prompts, max_new_tokens, free_slots)
+    return found + 0 * ends, state
+
+
+def test_a_cost_that_cannot_be_counted_is_left_out(lm, data):
+  scores = score_model(tuned(lm, Waiting(CONFIG)), data, SETTINGS, prompt_length=0)
+  assert "gflop" not in scores.metrics and scores.metrics["exact_match"] == 40.0
 
 
 def test_a_question_that_is_too_long_to_be_scored_has_no_loss(lm, folder):
