@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ _MEANINGS = {
   "seconds": "of training, wall clock",
 }
 # Of a gain: its title, decimals, and the sign of what is better.
-_GAINED = {EXACT_MATCH: ("exact match", 1, 1), LOSS: ("loss", 3, -1)}
+_GAINED = {EXACT_MATCH: ("exact match, points", 1, 1), LOSS: ("loss, nats a target", 3, -1)}
 _COSTS = {
   "gflop": "{:.3f} instead of {:.3f} GFLOP a question",
   "parameters": "{:,} instead of {:,} trained numbers",
@@ -200,30 +201,29 @@ def _gain_lines(gain: Mapping[str, Any], record: Record) -> list[str]:
   for name, text in _COSTS.items():
     if name in row and name in against:
       costs.append(text.format(row[name], against[name]))
+  cells = {"  in all": gain_cells(gain)}
+  cells |= {f"  {kind}": gain_cells(one) for kind, one in gain.get("by_kind", {}).items()}
+  names = [title for name, (title, _, _) in _GAINED.items() if name in gain]
+  table = _aligned(names, {row: [own.get(one, "-") for one in names] for row, own in cells.items()})
+  cost = f"  it costs {', '.join(costs)}" if costs else ""
   return [
-    f"what {gain['what']} gained ({gain['row']} over {gain['against']}):",
-    *[f"  in {name}: {text}" for name, text in gain_texts(gain).items()],
-    *[
-      f"  {kind}: " + "; ".join(f"in {name} {text}" for name, text in gain_texts(one).items())
-      for kind, one in gain.get("by_kind", {}).items()
-    ],
-    *[f"  at a cost of {', '.join(costs)}"] * bool(costs),
+    f"what {gain['what']} gained ({gain['row']} over {gain['against']}), with 95% intervals:",
+    *[line.rstrip() for line in table.splitlines()],
+    *textwrap.wrap(cost, WIDTH, subsequent_indent="    "),
   ]
 
 
-def gain_texts(gain: Mapping[str, Any]) -> dict[str, str]:
-  """{"exact match", "loss"?: the difference with its interval, and whether it is clear of 0}."""
-  texts = {}
+def gain_cells(gain: Mapping[str, Any]) -> dict[str, str]:
+  """{title: the difference with its interval, and whether it is clear of 0} of what there is."""
+  cells = {}
   for name, (title, digits, sign) in _GAINED.items():
     if name in gain:
       mean, low, high = (gain[name][f"difference{end}"] for end in ("", "_low", "_high"))
       worse, better = sorted((sign * low, sign * high))
       verdict = "better" if worse > 0 else "worse" if better < 0 else "not clear of 0"
-      unit = " points" if name == EXACT_MATCH else ""
-      texts[title] = (
-        f"{mean:+.{digits}f}{unit} (95%: {low:+.{digits}f} to {high:+.{digits}f}), {verdict}"
-      )
-  return texts
+      numbers = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+      cells[title] = f"{numbers}  {verdict:14}"
+  return cells
 
 
 def _left_out(record: Record) -> list[str]:

@@ -100,16 +100,30 @@ def test_a_gain_is_said_in_words_with_what_it_cost():
       "second": {"seconds": 100.0, "trainable_parameters": 340992},
     },
   }
-  assert record_text(record, {})[-6:] == [
-    "what the second pass gained (second over first):",
-    "  in exact match: +3.0 points (95%: +1.0 to +5.0), better",
-    "  in loss: -0.250 (95%: -0.300 to -0.200), better",
-    "  near: in exact match +1.0 points (95%: -1.0 to +3.0), not clear of 0; in loss +0.010 (95%:"
-    " -0.040 to +0.060), not clear of 0",
-    "  far: in exact match -5.0 points (95%: -7.0 to -3.0), worse; in loss +0.100 (95%: +0.050 to"
-    " +0.150), worse",
-    "  at a cost of 30.220 instead of 18.900 GFLOP a question, 340,992 instead of 9,216 trained"
-    " numbers, 100 instead of 61 s of training",
+  lines = record_text(record, {})[-7:]
+  assert lines[0] == "what the second pass gained (second over first), with 95% intervals:"
+  assert lines[1].split() == ["exact", "match,", "points", "loss,", "nats", "a", "target"]
+  assert [line.split("  ")[1] for line in lines[2:5]] == ["in all", "near", "far"]
+  for line, exact_match, loss in (
+    (lines[2], "+3.0 (+1.0 to +5.0)  better", "-0.250 (-0.300 to -0.200)  better"),
+    (lines[3], "+1.0 (-1.0 to +3.0)  not clear of 0", "+0.010 (-0.040 to +0.060)  not clear of 0"),
+    (lines[4], "-5.0 (-7.0 to -3.0)  worse", "+0.100 (+0.050 to +0.150)  worse"),
+  ):
+    assert exact_match in line and line.endswith(loss)
+  assert " ".join(" ".join(lines[5:]).split()) == (
+    "it costs 30.220 instead of 18.900 GFLOP a question, 340,992 instead of 9,216 trained numbers,"
+    " 100 instead of 61 s of training"
+  )
+  assert max(map(len, lines)) <= 100
+
+
+def test_a_gain_without_losses_or_costs_says_the_rest():
+  stated = {"what": "all", "row": "second", "against": "lm", **gain(3.0, 0.0)}
+  del stated["loss"]
+  assert record_text(RECORD | {"gains": [stated]}, {})[-3:] == [
+    "what all gained (second over lm), with 95% intervals:",
+    "                            exact match, points",
+    "  in all    +3.0 (+1.0 to +5.0)  better",
   ]
 
 
