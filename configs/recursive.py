@@ -29,6 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
   config = defaults()
   config.stage_order = ("prompt", "baseline", "late_prompt", "control", "finetune")
   config.baseline = "baseline"
+  config.gains = (
+    "the prompt's place: late_prompt over baseline",
+    "the Connector: control over late_prompt",
+    "the second pass: finetune over control",
+  )
   config.recursion = ConfigDict(
     {
       "passes": 2,
@@ -90,6 +95,7 @@ def _stages() -> ConfigDict:
 def _whole_passes(config: ConfigDict, input_skip: bool) -> None:
   """Both passes run all layers, and the Connector is pretrained, as in the paper."""
   config.stage_order = ("prompt", "baseline", "pretrain", "finetune")
+  config.gains = ("the second pass: finetune over baseline",)
   config.recursion.update({"read": "final", "write": "embeddings", "input_skip": input_skip})
   del config.stages.late_prompt, config.stages.control
   config.stages.pretrain = ConfigDict(
