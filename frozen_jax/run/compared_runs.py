@@ -13,7 +13,7 @@ from frozen_jax.core.seed_folders import workdir_name
 from frozen_jax.core.text_file import numbered_lines
 from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS, QuestionScores
 from frozen_jax.run.gains import question_scores
-from frozen_jax.run.records import FORMAT, Record, table_rows
+from frozen_jax.run.records import FORMAT, Record, rows_with_training
 from frozen_jax.run.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_workdir_json
 
@@ -189,7 +189,7 @@ def _check_record(path: AnyPath, record: Record) -> None:
         raise TypeError(f"{key} is {record[key]!r}")
     _ = record["method"], record["model"], record["seed"], record["table"]["metrics"]
     by_kind = record.get("by_kind", {}).values()
-    tables = [table_rows(record), *record.get("held_out", {}).values()]
+    tables = [rows_with_training(record), *record.get("held_out", {}).values()]
     tables += [table for own in by_kind for table in (own["rows"], own["paired"])]
     figures = [row for table in tables for row in table.values()]
     gains = [

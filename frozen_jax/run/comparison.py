@@ -28,7 +28,7 @@ from frozen_jax.run.compared_runs import (
   last_row_matches,
   read_run,
 )
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.records import rows_with_training
 from frozen_jax.run.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, RESULTS
 
@@ -155,7 +155,7 @@ def _key(run: Run) -> str:
 def _group(runs: Sequence[Run]) -> RunGroup:
   title = ", ".join(run.name for run in runs)
   test = runs[0].record.get("test", "")
-  tables = [Table(test, False, _rows([table_rows(run.record) for run in runs]))]
+  tables = [Table(test, False, _rows([rows_with_training(run.record) for run in runs]))]
   for source in dict.fromkeys(name for run in runs for name in run.record.get("held_out", {})):
     each = [run.record.get("held_out", {}).get(source, {}) for run in runs]
     tables.append(Table(source, True, _rows(each)))
@@ -249,7 +249,7 @@ def _group_notes(group: RunGroup) -> list[str]:
   notes += [
     f"{run.name}: {name} of {row} is {figures[name]}, and in no mean"
     for run in group.runs
-    for row, figures in table_rows(run.record).items()
+    for row, figures in rows_with_training(run.record).items()
     for name in COLUMNS
     if not math.isfinite(figures.get(name, 0))
   ]

@@ -134,20 +134,21 @@ def _epochs(stage: TrainedStage) -> Record:
 
 
 def table_rows(record: Record) -> dict[str, dict[str, Any]]:
-  """The rows of a record's table, in order: {row: figures}, with those of its training."""
+  """The rows of a record's table, in order: {row: figures}."""
   table, baseline = record["table"], dict(record["baseline"])
   baseline.pop("name")
-  figures = {table["baseline"]: baseline, table["metrics"]: record["metrics"]}
+  own = {table["baseline"]: baseline, table["metrics"]: record["metrics"]}
+  return {name: own.get(name) or record["rows"][name] for name in table["rows"]}
+
+
+def rows_with_training(record: Record) -> dict[str, dict[str, Any]]:
+  """`table_rows` with what the training of a stage took, as `parameters` and `seconds`."""
   stages = record.get("stages", {})
-  return {
-    name: {
-      **(figures.get(name) or record["rows"][name]),
-      **{
-        key: stages[name][own] for key, own in _OF_TRAINING.items() if own in stages.get(name, {})
-      },
-    }
-    for name in table["rows"]
-  }
+  rows = {}
+  for name, figures in table_rows(record).items():
+    stage = stages.get(name, {})
+    rows[name] = figures | {key: stage[own] for key, own in _OF_TRAINING.items() if own in stage}
+  return rows
 
 
 def write_record(
@@ -244,7 +245,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 def units_of(record: Record) -> dict[str, str]:
   """The units of the figures that a record holds, in the order of `UNITS`."""
-  tables = [table_rows(record), *record.get("held_out", {}).values()]
+  tables = [rows_with_training(record), *record.get("held_out", {}).values()]
   names = {name for table in tables for row in table.values() for name in row}
   return {name: unit for name, unit in UNITS.items() if name in {*names, *record}}
 

@@ -10,7 +10,7 @@ from typing import Any
 from frozen_jax.core.object_store import AnyPath, any_path
 from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS
 from frozen_jax.pipelines.load_adapter import ADAPTER
-from frozen_jax.run.records import Record, table_rows
+from frozen_jax.run.records import Record, rows_with_training
 from frozen_jax.run.workdir import PREDICTIONS
 from frozen_jax.sharding.hosts import is_first_host
 
@@ -112,12 +112,14 @@ def explained(*tables: Mapping[str, Mapping[str, float]]) -> list[str]:
 def record_text(record: Record, titles: Mapping[str, str]) -> list[str]:
   """The tables of a record and what it says of baseline, frozen weights and earlier skills."""
   rename = lambda rows: {titles.get(name, name): figures for name, figures in rows.items()}
-  parts = [metrics_table(rename(table_rows(record)))]
+  parts = [metrics_table(rename(rows_with_training(record)))]
   for name, rows in record.get("held_out", {}).items():
     parts.append(f"held out: {name}\n{metrics_table(rename(rows))}")
   if "by_kind" in record:
     parts.append(_kinds_table(record, titles))
-  parts.append("\n".join(explained(table_rows(record), *record.get("held_out", {}).values())))
+  parts.append(
+    "\n".join(explained(rows_with_training(record), *record.get("held_out", {}).values()))
+  )
   lines = ["\n\n".join(parts), *_difference(record), *_left_out(record)]
   for name, found in record.get("forgetting", {}).items():
     weights = "unchanged, bit by bit" if found["identical"] else f"{found['change']:+.1f}%"
@@ -168,7 +170,7 @@ def _kinds_table(record: Record, titles: Mapping[str, str]) -> str:
   by_kind = record["by_kind"]
   cells = {
     titles.get(row, row): [_kind_cell(own["rows"].get(row)) for own in by_kind.values()]
-    for row in table_rows(record)
+    for row in rows_with_training(record)
     if any(row in own["rows"] for own in by_kind.values())
   }
   return f"exact match by kind of question (95%)\n{_aligned(list(by_kind), cells)}"
@@ -196,7 +198,7 @@ def _difference(record: Record) -> list[str]:
 
 def _gain_lines(gain: Mapping[str, Any], record: Record) -> list[str]:
   """What a gain is, in all and by kind of question, and what each of its two rows costs."""
-  row, against = (table_rows(record)[gain[name]] for name in ("row", "against"))
+  row, against = (rows_with_training(record)[gain[name]] for name in ("row", "against"))
   costs = []
   for name, text in _COSTS.items():
     if name in row and name in against:

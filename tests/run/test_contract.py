@@ -172,11 +172,16 @@ def test_predictions(run):
   assert len({row["id"] for row in rows}) == len(rows)
   for row in rows:
     keys = {"id", "input", "kind", "prediction", "answers", "scores", "predictions"}
+    keys |= {"loss", "targets", "losses"}
     assert set(row) == keys and row["kind"] in ("1_hop", "2_hops")
     assert isinstance(row["prediction"], str) and row["input"].endswith("?")
     assert row["answers"] and all(isinstance(answer, str) for answer in row["answers"])
     assert list(row["predictions"]) == run.rows[:-1]
     assert all(isinstance(prediction, str) for prediction in row["predictions"].values())
+    assert set(row["losses"]) <= set(run.rows[:-1]) and row["targets"] > 0
+  total = sum(row["loss"] * row["targets"] for row in rows)
+  targets = sum(row["targets"] for row in rows)
+  assert results(run)["metrics"]["loss"] == pytest.approx(total / targets, rel=1e-5)
   for name in ("exact_match", "f1"):
     mean = statistics.fmean(row["scores"][name] for row in rows)
     assert results(run)["metrics"][name] == pytest.approx(mean)

@@ -10,7 +10,13 @@ from frozen_jax.evaluation.gains import Gain
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.run import records
 from frozen_jax.run.gains import gain_records
-from frozen_jax.run.records import command_line, side_by_side, table_rows, units_of
+from frozen_jax.run.records import (
+  command_line,
+  rows_with_training,
+  side_by_side,
+  table_rows,
+  units_of,
+)
 from frozen_jax.run.report import (
   COLUMNS,
   closing_tip,
@@ -129,7 +135,7 @@ def test_a_gain_without_losses_or_costs_says_the_rest():
 
 def test_a_row_has_what_its_training_took():
   stages = {"second": {"seconds": 2.5, "trainable_parameters": 1024, "steps": 3}}
-  rows = table_rows(RECORD | {"stages": stages})
+  rows = rows_with_training(RECORD | {"stages": stages})
   assert rows["second"] == {"loss": 1.0, "seconds": 2.5, "parameters": 1024}
   assert rows["first"] == {"loss": 1.5}
   head, lm, _, second = metrics_table(rows).splitlines()
