@@ -87,15 +87,15 @@ def score_source(
   counts = {name: count for name, count in batches.counts.items() if count}
   if not isinstance(task, QuestionTask):
     return Scores(likelihood | counts)
+  cost = _reading_cost(model, batches.mean_prompt) if spec == data.test else {}
   if has_tasks(source):
     table, predictions = score_tasks(model, source, task, settings, prompt_length)
     metrics = table["mean"] | {key: likelihood[key] for key in ("loss", "perplexity")}
-    metrics |= {"examples": table["rows"], "skipped": table["skipped"]}
+    metrics |= {"examples": table["rows"], "skipped": table["skipped"]} | cost
     return Scores(metrics, by_task={spec: table}, predictions=predictions)
   answered = _score_questions(model, source, task, settings)
   losses = _losses(found, batches.indices)
   predictions = [row | losses.get(index, {}) for index, row in enumerate(answered.predictions)]
-  cost = _reading_cost(model, batches.mean_prompt) if spec == data.test else {}
   return Scores(answered.metrics | likelihood | counts | cost, predictions=predictions)
 
 
