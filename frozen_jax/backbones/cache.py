@@ -113,6 +113,24 @@ def advance(cache: KVCache) -> tuple[KVCache, Int[Array, "B"]]:
   return advanced, slot
 
 
+def with_free_slots(cache: KVCache, count: int) -> KVCache:
+  """The cache with so many more free slots a row."""
+
+  def longer(array, axis):
+    return jnp.pad(array, [(0, count * (at == axis % array.ndim)) for at in range(array.ndim)])
+
+  def grown(slots, axis):
+    if isinstance(slots, QuantizedKV):
+      return QuantizedKV(longer(slots.numbers, axis), longer(slots.scales, -1))
+    return stack.map_arrays(lambda array: longer(array, axis), slots)
+
+  keys, values = (
+    grown(one, axis) if cache.is_stacked else tuple(grown(layer, axis) for layer in one)
+    for one, axis in ((cache.k, -1), (cache.v, -2))
+  )
+  return cache._replace(k=keys, v=values, mask=longer(cache.mask, -1))
+
+
 def write_slot(
   slots: Slots | Int8[Array, "B K _ _"],
   new: Float[Array, "B 1 K C"] | Int8[Array, "B 1 K C"],

@@ -107,7 +107,7 @@ class Added(NamedTuple):
 
 class State(NamedTuple):
   """Of decoding. shared: cache of the layers below `write`, or None; passes: of those above, one a
-  pass; junctions: one a junction."""
+  pass (`SerialPasses`: one a span of layers); junctions: one a junction."""
 
   shared: KVCache | None
   passes: tuple[KVCache, ...]
@@ -232,7 +232,7 @@ class LayerPasses:
     self, params: Tree, junction: Junction, continuations: Continuations, state: State
   ) -> Float[Array, "B N D"]:
     """The last pass's hidden states of several continuations at once; the state stays."""
-    tokens, position_ids, mask = continuations
+    tokens, position_ids, mask, _ = continuations
     caches = iter(state.passes)
 
     def run_after(x, cache, layers):

@@ -2,7 +2,9 @@
 
 Recirculation (Mozer et al., 2026): the stream before layer `write` is moved a share `alpha` towards
 the states before layer `read`, which are scaled to its size, and the layers from `write` on run
-again. All tokens of a text do so at once, and the second pass predicts (the parallel form).
+again. In the parallel form all tokens of a text do so at once, and the second pass predicts. In the
+serial form (`serial_passes`) they do so one by one: the first pass predicts, and later tokens
+attend to the keys and values of the second.
 
 Looping: the layers from `start` to `stop` run several times, each time from a stream that is moved
 a share `damping` towards what they made of it before.
@@ -19,8 +21,11 @@ from frozen_jax.config.section import Section, setting
 from frozen_jax.core.types import Base, Prompts, Tree
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, PositionJunction
 from frozen_jax.methods.layered import Layered
+from frozen_jax.methods.serial_passes import SerialPasses
 from frozen_jax.modules.position_connectors import mix
 from frozen_jax.modules.settings import LAYER, layers_between
+
+_FORMS = {"parallel": LayerPasses, "serial": SerialPasses}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,12 @@ class RecirculationSettings(Section):
   read: str = setting("0.42", "how many layers have run where states are read", pattern=LAYER)
   write: str = setting("0.15", "how many layers have run where they are mixed in", pattern=LAYER)
   alpha: float = setting(0.15, "share of the states in the mix; 0: the LM", at_least=0, at_most=1)
+  form: str = setting(
+    "parallel",
+    "parallel: the second pass predicts; serial (slow): the first, and later tokens attend to the"
+    " second",
+    choices=tuple(_FORMS),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +134,8 @@ class Recirculation(_Untrained):
     del datasets
     settings = sections["recirculation"]
     write, read = layers_between(settings, "write", "read", base.config.layers)
-    return cls(LayerPasses(base.config, write, read, 2, remat), Mix(settings.alpha, matched=True))
+    passes = _FORMS[settings.form](base.config, write, read, 2, remat)
+    return cls(passes, Mix(settings.alpha, matched=True))
 
 
 class Looped(_Untrained):

@@ -22,11 +22,15 @@ from frozen_jax.core.types import Tree
 
 
 class Continuations(NamedTuple):
-  """The choices of each row as one sequence; see `backbones.decoder.hidden_after_cache`."""
+  """The choices of each row as one sequence; see `backbones.decoder.hidden_after_cache`.
+
+  choices: how many there are, of equally many tokens with their padding.
+  """
 
   tokens: Int[Array, "B new"]
   position_ids: Int[Array, "B new"]
   attention_mask: Bool[Array, "B new new"]
+  choices: int
 
 
 def longest_choice(mask: Int[Array | np.ndarray, "B A M"]) -> Int[Array, "B"]:
@@ -70,4 +74,4 @@ def _flatten_choices(tokens: Int[Array, "B A _"], real: Bool[Array, "B A _"]) ->
   owner = jnp.repeat(jnp.arange(count), length)
   causal = jnp.tri(count * length, dtype=bool)
   attention_mask = (owner[:, None] == owner) & causal & real.reshape(flat)[:, None, :]
-  return Continuations(tokens.reshape(flat), position_ids.reshape(flat), attention_mask)
+  return Continuations(tokens.reshape(flat), position_ids.reshape(flat), attention_mask, count)

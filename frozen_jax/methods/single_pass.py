@@ -113,6 +113,6 @@ class SinglePass(CausalLMMethod):
   ) -> Float[Array, "B N D"]:
     """See `CausalLMMethod.read_continuations`."""
     params, peft, _ = self.pass_params(trainable, frozen)
-    tokens, position_ids, mask = continuations
+    tokens, position_ids, mask, _ = continuations
     x = lm.embed(params, self.decoder, tokens)
     return lm.hidden_after_cache(params, self.decoder, x, state, position_ids, mask, peft=peft)

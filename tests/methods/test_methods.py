@@ -1,6 +1,5 @@
 """Every method on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
-import dataclasses
 import functools
 import re
 import types
@@ -25,6 +24,7 @@ from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.prefix_tuning import PrefixTuning
 from frozen_jax.methods.prompt_tuning import LatePromptTuning, PromptTuning
 from frozen_jax.methods.recirculation import Looped, Mix, Recirculation
+from frozen_jax.methods.serial_passes import SerialPasses
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
 from frozen_jax.modules.prompt_generator import GeneratorConfig
@@ -101,6 +101,8 @@ METHODS = {
   ),
   "late_id_pt_with_encoder": LateInputDependentPromptTuning(*ID_PT, prompt_layer=1),
   "recirculation": Recirculation(LayerPasses(CONFIG, 1, 2), Mix(0.3, matched=True)),
+  "serial_recirculation": Recirculation(SerialPasses(CONFIG, 1, 2), Mix(0.3, matched=True)),
+  "serial_of_all_layers": Recirculation(SerialPasses(CONFIG, 0), Mix(0.3, matched=True)),
   "looped": Looped(LayerPasses(CONFIG, 1, 2, 3), Mix(0.3, matched=False)),
   "linear": recursion(kind="linear", read=2, write=1),
   "mix": recursion(kind="mix", write=1),
@@ -321,12 +323,3 @@ def test_a_first_pass_costs_only_the_layers_that_are_read():
   shared = flops(recursion(read=2, write=1, **kind))
   layer = (whole - one) / 3
   assert shared - one == pytest.approx(layer, rel=0.15)
-
-
-@pytest.mark.parametrize("name", ["recirculation", "looped"])
-def test_a_share_of_nothing_is_the_lm(name):
-  method = METHODS[name]
-  identity = dataclasses.replace(method, mix=dataclasses.replace(method.mix, share=0.0))
-  (loss, _), (other, _) = (loss_of(one, {}, batch()) for one in (identity, METHODS["zero_shot"]))
-  assert loss == other
-  assert abs(loss_of(method, {}, batch())[0] - loss) > 1e-3

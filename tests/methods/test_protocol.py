@@ -21,6 +21,7 @@ VARIANTS = {
     {"recursion": {"passes": 1, "write": "1", "connector": {"kind": "none"}}},
   ],
   "id_pt": [{"generator": {"constant": False, "p_prime_length": 0}}, {"prompt": {"layer": "0.3"}}],
+  "recirculation": [{"recirculation": {"form": "serial", "read": "final"}}],
   "prompt_tuning": [{"prompt": {"per_task": True}}, {"prompt": {"layer": "2"}}],
 }
 
