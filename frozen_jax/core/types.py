@@ -253,9 +253,26 @@ class Method(AutoregressiveModel, Protocol):
     ...
 
 
+class PassCosts(NamedTuple):
+  """What passes cost, in passes over all layers of the LM.
+
+  later   those after the first, which is there already
+  all     all of them, of a text that nothing else is asked of
+  """
+
+  later: float
+  all: float
+
+
 @runtime_checkable
 class TwoPass(Protocol):
-  """A method whose first pass can answer on its own, so that the second may be left out."""
+  """A method whose first pass can answer on its own, so that the second may be left out.
+
+  pass_costs: of the passes; the first one that answers on its own is a whole pass.
+  """
+
+  @property
+  def pass_costs(self) -> PassCosts: ...
 
   def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
     """The first pass as a method, and its trained tree; `frozen` serves both passes."""

@@ -1,6 +1,7 @@
 """The gate of a cascade: rows of which the first pass is not confident get a second pass.
 
-Compute is counted in passes a row: 1 if no row gets the second pass, 2 if all do. `fit_gate` picks
+Compute is counted in whole passes of the LM a row: 1 if no row gets the second pass, and if all do
+1 + `second_cost`, what a second one costs (it may run some of the layers alone). `fit_gate` picks
 the threshold for a compute budget and calibrates the confidence, both on validation rows;
 `deferral_curves` gives accuracy against compute for this gate, a random one and an oracle. To let
 the cheap model alone answer confident rows is a cascade (Viola and Jones 2001; of language models
@@ -91,6 +92,7 @@ def fit_gate(
   first_correct: Bool[np.ndarray, "..."],
   budget: float,
   measure: str,
+  second_cost: float = 1.0,
 ) -> tuple[Gate, dict[str, float | int]]:
   """The gate for a budget, and how it does on the validation rows that it is fitted on.
 
@@ -101,8 +103,10 @@ def fit_gate(
   Args:
     confidences: [N], from 0 to 1, of pass one's answers.
     first_correct: [N], whether these are correct.
-    budget: mean compute in passes, 1 (no row gets the second) to 2 (every row, of any data).
+    budget: mean compute in passes, 1 (no row gets the second) to 2; from 1 + second_cost on every
+      row gets it, of any data.
     measure: which of MEASURES the confidences are.
+    second_cost: of a second pass, in passes.
 
   Returns:
     the gate, and `rows`, `compute` (mean passes a row) and `calibration_error_before` and `_after`,
@@ -117,12 +121,12 @@ def fit_gate(
     raise ValueError(f"outcomes {correct.shape} of confidences {confidences.shape}")
   if not confidences.size:
     raise UserError("the gate is fitted on validation rows and there are none; name data with some")
-  gate = Gate(measure, _threshold(confidences, budget), 0.0, 0.0)
+  gate = Gate(measure, _threshold(confidences, (budget - 1) / second_cost), 0.0, 0.0)
   slope, bias = _platt_scaling(_calibration_inputs(measure, confidences), correct)
   gate = dataclasses.replace(gate, slope=slope, bias=bias)
   return gate, {
     "rows": len(confidences),
-    "compute": 1.0 + float(gate.needs_second_pass(confidences).mean()),
+    "compute": 1.0 + second_cost * float(gate.needs_second_pass(confidences).mean()),
     "calibration_error_before": calibration_error(confidences, correct),
     "calibration_error_after": calibration_error(gate.probability_correct(confidences), correct),
   }
@@ -148,11 +152,12 @@ def _checked(confidences: np.ndarray) -> Float64[np.ndarray, " N"]:
   return np.clip(values, 0.0, 1.0)
 
 
-def _threshold(confidences: np.ndarray, budget: float) -> float:
-  if budget == 1:
+def _threshold(confidences: np.ndarray, share: float) -> float:
+  """Below which at most this share of the confidences is."""
+  if share <= 0:
     return 0.0
   count = len(confidences)
-  max_second = math.floor((budget - 1) * count + 1e-9)  # 0.4 of 5 rows is 1.9999999999999998
+  max_second = math.floor(share * count + 1e-9)  # 0.4 of 5 rows is 1.9999999999999998
   return float(np.sort(confidences)[max_second]) if max_second < count else _ALWAYS
 
 
@@ -195,15 +200,16 @@ def _platt_scaling(scores: np.ndarray, correct: np.ndarray) -> tuple[float, floa
 
 
 class Curve(NamedTuple):
-  """Points of a curve: mean compute in passes, from 1 to 2, and accuracy in percent."""
+  """Points of a curve: mean compute in passes, from 1 on, and accuracy in percent."""
 
   compute: Float64[np.ndarray, " points"]
   accuracy: Float64[np.ndarray, " points"]
 
   @property
   def area(self) -> float:
-    """The area under the curve, which is its mean accuracy in percent: compute spans 1."""
-    return float(np.trapezoid(self.accuracy, self.compute))
+    """The area under the curve by the compute that it spans: its mean accuracy in percent."""
+    span = float(self.compute[-1] - self.compute[0])
+    return float(np.trapezoid(self.accuracy, self.compute)) / span
 
   def accuracy_at(self, compute: float) -> float:
     """Accuracy in percent at a mean compute."""
@@ -214,7 +220,7 @@ class Curves(NamedTuple):
   """Accuracy against compute by three ways to choose which rows get the second pass.
 
   gate: the least confident first. random: any. oracle: those with the largest gain first, and none
-  with a loss, so that at 2 every row has the better of its two answers.
+  with a loss, so that at its end every row has the better of its two answers.
   """
 
   gate: Curve
@@ -226,6 +232,7 @@ def deferral_curves(
   confidences: Real[np.ndarray, "..."],
   first: Num[np.ndarray, "..."],
   second: Num[np.ndarray, "..."],
+  second_cost: float = 1.0,
 ) -> Curves:
   """The deferral curves of test rows.
 
@@ -235,17 +242,18 @@ def deferral_curves(
   Args:
     confidences: [N], from 0 to 1, of pass one's answers.
     first, second: [N], each row's score in percent by pass one and by pass two.
+    second_cost: of a second pass, in passes.
 
   Raises ValueError for confidences as `Gate.needs_second_pass`, for other than one score of each a
   row, and for no rows.
   """
   first, gain = _gains(first, second)
-  gate = _curve(*_groups(_checked(confidences), len(first)), first, gain)
+  gate = _curve(*_groups(_checked(confidences), len(first)), first, gain, second_cost)
   best = np.maximum(gain, 0.0)
   return Curves(
     gate,
     Curve(gate.compute[[0, -1]], gate.accuracy[[0, -1]]),
-    _curve(*_groups(-best, len(first)), first, best),
+    _curve(*_groups(-best, len(first)), first, best, second_cost),
   )
 
 
@@ -257,7 +265,8 @@ def share_of_gain(
 ) -> dict[str, float]:
   """The share of the second pass's gain that the gate's curve has at a mean compute.
 
-  Arguments as `deferral_curves`; compute from 1 to 2. Returns percents:
+  Arguments as `deferral_curves`, whose second pass is a whole one; compute from 1 to 2. Returns
+  percents:
 
     share_of_gain         of the gain of giving every row the second pass; nan without a gain
     share_of_gain_low, share_of_gain_high
@@ -287,6 +296,7 @@ def operating_point(
   second_pass: Bool[np.ndarray, "..."],
   first: Num[np.ndarray, "..."],
   second: Num[np.ndarray, "..."],
+  second_cost: float = 1.0,
 ) -> dict[str, float]:
   """Compute and accuracy of a gate on test rows, given what `Gate.needs_second_pass` chose of them.
 
@@ -304,7 +314,7 @@ def operating_point(
     return float(gate_gain[rows].mean()), float(gain[rows].mean())
 
   return {
-    "compute": 1.0 + float(second_pass.mean()),
+    "compute": 1.0 + second_cost * float(second_pass.mean()),
     "accuracy": float((first.sum() + gate_gain.sum()) / len(first)),
     **_bootstrap_share(gained, len(first)),
   }
@@ -325,14 +335,16 @@ def _groups(keys: np.ndarray, rows: int) -> tuple[Int[np.ndarray, " N"], int]:
   return ranks, len(groups)
 
 
-def _curve(ranks: np.ndarray, count: int, first: np.ndarray, gain: np.ndarray) -> Curve:
+def _curve(
+  ranks: np.ndarray, count: int, first: np.ndarray, gain: np.ndarray, second_cost: float = 1.0
+) -> Curve:
   """The curve of rows that get the second pass group by group.
 
   Sums are divided last, so that scores of 0 and 100 give both ends exactly.
   """
   second_passes = np.cumsum(np.bincount(ranks, minlength=count))
   gained = np.cumsum(np.bincount(ranks, weights=gain, minlength=count))
-  compute = 1.0 + np.append(0, second_passes) / len(ranks)
+  compute = 1.0 + second_cost * np.append(0, second_passes) / len(ranks)
   return Curve(compute, (first.sum() + np.append(0.0, gained)) / len(ranks))
 
 

@@ -142,7 +142,7 @@ def gate_figure(curves: Curves, point: Mapping[str, float], budget: float, metri
     title=f"{title[:1].upper()}{title[1:]} against mean compute",
     xlabel="mean compute (passes a question)",
     ylabel=metric_label(metric),
-    xlim=(0.98, 2.02),
+    xlim=(0.98, max(curves.gate.compute[-1], budget) + 0.02),
   )
   lowest, highest = _range([curve.accuracy for curve in curves])
   axis.set_ylim(lowest, highest)

@@ -24,7 +24,7 @@ from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones import decoder_layers
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.core.types import HostOrDevice, Tree
+from frozen_jax.core.types import HostOrDevice, PassCosts, Tree
 from frozen_jax.methods.scoring import Continuations
 from frozen_jax.modules import soft_prompt
 
@@ -135,6 +135,14 @@ class LayerPasses:
   def junctions(self) -> int:
     """How many there are: between passes, or before the only one."""
     return max(1, self.passes - 1)
+
+  @property
+  def costs(self) -> PassCosts:
+    """The layers that run, by those of the LM; the first pass ends at `read`."""
+    later = [self._layers_after(index) for index in range(self.junctions)]
+    first = [range(self.write), *([self._layers_before_read] if self.passes > 1 else [])]
+    by_lm = lambda spans: sum(map(len, spans)) / self.decoder.layers
+    return PassCosts(by_lm(later), by_lm([*first, *later]))
 
   def hidden(
     self,

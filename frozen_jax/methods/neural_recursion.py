@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Base, Method, Prompts, Tree
+from frozen_jax.core.types import Base, Method, PassCosts, Prompts, Tree
 from frozen_jax.methods.junction import CausalJunction, ConnectorByPosition
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, NoConnector
 from frozen_jax.methods.layered import Layered
@@ -146,6 +146,11 @@ class NeuralRecursion(Layered):
       soft_prompt.prompt_vectors(trainable, "prompt"),
     )
     return max((len(prompt) for prompt in prompts if prompt is not None), default=0)
+
+  @property
+  def pass_costs(self) -> PassCosts:
+    """See `core.types.TwoPass`."""
+    return self.layers.costs
 
   def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
     """See `core.types.TwoPass.first_pass`: the LM after the first prompt, without a Connector."""

@@ -24,7 +24,7 @@ from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones import decoder_layers
 from frozen_jax.backbones.cache import KVCache
-from frozen_jax.core.types import HostOrDevice, Tree
+from frozen_jax.core.types import HostOrDevice, PassCosts, Tree
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, State
 from frozen_jax.methods.scoring import Continuations
 
@@ -36,6 +36,12 @@ class SerialPasses(LayerPasses):
   Nothing is added but a junction without a cache. Both passes have the same caches: one of the
   layers up to `read`, and one of those above, where there are any.
   """
+
+  @property
+  def costs(self) -> PassCosts:
+    """See `LayerPasses.costs`; the first pass is a whole one."""
+    later = len(range(self.write, self.decoder.layers)) / self.decoder.layers
+    return PassCosts(later, 1 + later)
 
   def hidden(
     self,

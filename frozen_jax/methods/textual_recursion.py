@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.types import Base, Method, Tree
+from frozen_jax.core.types import Base, Method, PassCosts, Tree
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings, check_at_input
 
@@ -22,6 +22,7 @@ class TextualRecursion(PromptTuning):
 
   name: ClassVar[str] = "textual_recursion"
   sections: ClassVar[Mapping[str, type]] = {"prompt": PromptSettings}
+  pass_costs: ClassVar[PassCosts] = PassCosts(1.0, 2.0)  # samples and longer texts are not counted
 
   @classmethod
   def build(

@@ -221,6 +221,15 @@ def test_the_curves_by_hand():
   assert (gate.area, random.area, oracle.area) == pytest.approx((76, 60, 92))
 
 
+def test_a_second_pass_of_half_the_layers_costs_half():
+  gate, figures = fit_gate(SURE, FIRST > 0, 1.4, "probability", 0.5)
+  second = gate.needs_second_pass(SURE)
+  assert second.tolist() == [False, True, True, True, True] and figures["compute"] == 1.4
+  whole, half = (deferral_curves(SURE, FIRST, SECOND, cost).gate for cost in (1.0, 0.5))
+  assert half.compute.tolist() == [1, 1.1, 1.3, 1.4, 1.5] and half.area == pytest.approx(whole.area)
+  assert operating_point(second, FIRST, SECOND, 0.5)["compute"] == 1.4
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_laws_of_the_curves(seed):
   sure, first, second = rows(seed, ties=bool(seed % 2))

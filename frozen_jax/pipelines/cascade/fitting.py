@@ -65,11 +65,12 @@ def fit_cascade(
   for results.json).
   """
   task, inference = model.question_task, model.inference or TwoPassInference()
-  assert isinstance(inference, TwoPassInference)
+  assert isinstance(inference, TwoPassInference) and isinstance(model.method, TwoPass)
+  costs = model.method.pass_costs
   first = inference.first_pass(model, validation, settings.confidence)
   right = _exact_match(task, validation, first.texts) > 0
   fitted_gate, fitted = gate.fit_gate(
-    first.confidences, right, settings.compute_budget, settings.confidence
+    first.confidences, right, settings.compute_budget, settings.confidence, costs.later
   )
   inference = dataclasses.replace(inference, gate=fitted_gate)
   gated = dataclasses.replace(model, inference=inference)
@@ -77,20 +78,22 @@ def fit_cascade(
   first = inference.first_pass(gated, test, settings.confidence)
   second = [row["prediction"] for row in scores[last].predictions]
   by_pass = _exact_match(task, test, first.texts), _exact_match(task, test, second)
-  chosen = gate.operating_point(fitted_gate.needs_second_pass(first.confidences), *by_pass)
-  curves = gate.deferral_curves(first.confidences, *by_pass)
+  needed = fitted_gate.needs_second_pass(first.confidences)
+  chosen = gate.operating_point(needed, *by_pass, costs.later)
+  curves = gate.deferral_curves(first.confidences, *by_pass, costs.later)
   if is_first_host():
     draw_gate(folder / GATE_PLOT, curves, chosen, settings.compute_budget)
   report = {
     **dataclasses.asdict(fitted_gate),
     "validation": fitted,
     "test": without_nan(chosen),
+    "costs": costs._asdict(),
     "area": {name: line.area for name, line in curves._asdict().items()},
     "curve": {name: [c.tolist() for c in line] for name, line in curves._asdict().items()},
   }
   found = inference.second_where_needed(gated, first)
   own = score_answers(task, list(test), [reply.text for reply in found])
-  own.metrics["passes"] = float(np.mean([reply.passes for reply in found]))
+  own.metrics["passes"] = float(np.mean([1 + costs.later * (one.passes - 1) for one in found]))
   rows = {name: scores[name] for name in others} | {f"gated {settings.compute_budget:g}": own}
   return gated, rows | {last: scores[last]}, report
 
@@ -103,7 +106,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
   share = test["share_of_gain"]
   of_gain = "" if share is None else f", {share:.0f}% of the second pass's gain"
   return [
-    f"gate: {test['accuracy']:.1f}% exact match at {test['compute']:.2f} passes a row{of_gain};"
+    f"gate: {test['accuracy']:.1f}% exact match at {test['compute']:.2f} passes a row{of_gain}"
+    f" (without a gate {report['costs']['all']:.2f} passes);"
     f" area {area['gate']:.1f} (random {area['random']:.1f}, oracle {area['oracle']:.1f})"
   ]
 

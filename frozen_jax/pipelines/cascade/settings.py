@@ -17,7 +17,7 @@ class CascadeSettings(Section):
 
   compute_budget: float = setting(
     0.0,
-    "mean passes a question, 1 to 2: the least sure ones take both; 0: all do",
+    "mean passes of the LM a question, 1 to 2: the least sure ones take both; 0: all do",
     at_least=0,
     at_most=2,
   )
