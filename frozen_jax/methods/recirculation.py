@@ -64,7 +64,7 @@ class Mix(PositionJunction):
   matched: whether the states get the size of the stream first.
   """
 
-  share: float
+  share: float | Float[Array, ""]
   matched: bool
 
   def next_input(

@@ -104,6 +104,7 @@ def untrained_result(tree: Tree, metrics: Mapping[str, float]) -> TrainingResult
     tokens=0,
     tokens_per_second=0.0,
     skipped=0,
+    rolled_back=[],
     validation=[{"step": 0, **metrics}],
     checkpoint_bytes=0,
   )
