@@ -60,6 +60,16 @@ def test_numbers_are_rounded_to_127ths_of_the_largest_of_their_slot():
     np.testing.assert_array_equal(getattr(quantized, name), getattr(plain, name))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("kind", ["", "int8"])
+def test_more_free_slots_are_those_of_a_longer_cache(monkeypatch, kind, platform):
+  monkeypatch.setattr(cache, "platform_of", lambda array: platform)
+  found, k, v = filled_cache(kind)
+  assert found.is_stacked == (platform == "tpu")
+  longer = cache.from_prefill(k, v, found.mask[:, :7], FREE_SLOTS, FREE_SLOTS + 3, kind)
+  jax.tree.map(np.testing.assert_array_equal, cache.with_free_slots(found, 3), longer)
+
+
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_uses_the_dequantised_numbers(dtype, cap):
