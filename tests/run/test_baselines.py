@@ -42,3 +42,16 @@ def test_it_trains_and_answers(name, program, lm, tmp_path):
   adapter = frozen_jax.load_adapter(tmp_path, lm)
   answers = adapter.generate([row["input"] for row in predictions], max_new_tokens=16)
   assert [answer.strip() for answer in answers] == [row["prediction"] for row in predictions]
+
+
+def test_what_trains_nothing_is_evaluated_beside_the_lm(program, tmp_path):
+  last = [f"--config.{key}=final" for key in ("recirculation.read", "looped.stop")]
+  program.run("recirculation.py:smoke", f"--workdir={tmp_path}", *last)
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["trainable_parameters"] == 0 and results["frozen_unchanged"] is True
+  rows = {**results["rows"], results["table"][-1]: results["metrics"]}
+  assert {"zero_shot", "recirculation", "looped"} <= rows.keys()
+  for name in ("recirculation", "looped"):
+    assert rows[name]["loss"] != rows["zero_shot"]["loss"]
+    text = results["forgetting"][name]
+    assert text["identical"] and text["with_method"] != text["before"]
