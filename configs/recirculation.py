@@ -2,8 +2,11 @@
 
     python -m frozen_jax.main --config=configs/recirculation.py
 
-Evaluates the LM as it is, recirculated (Mozer et al., 2026) and looped on closed-book questions,
-and its perplexity on plain English. Neither was measured to its end.
+Evaluates the LM as it is, recirculated (Mozer et al., 2026) and looped: on closed-book questions,
+and by its perplexity on plain English (`forgetting` in results.json). The layers and shares are
+those that SmolLM2's perplexity chose on one half of another text (docs/results/recirculation.md, by
+`python -m benchmarks.recirculation`, two cores of an AMD EPYC, 2026-11-29); on the other half they
+gained nothing. Of this command only `:smoke` was run, whose scores mean nothing.
 
 Variants: `:smoke`.
 """
@@ -20,6 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
   config.stages = ConfigDict(
     {"recirculation": {"method": "recirculation"}, "looped": {"method": "looped"}}
   )
+  config.recirculation = ConfigDict({"write": "0.3", "read": "0.6", "alpha": 0.15})
+  config.looped = ConfigDict({"start": "0.3", "stop": "0.42", "damping": 0.25})
   config.model.dtype = "bfloat16"
   config.evaluate.max_examples = 300
   config.evaluate.general_text = "plain_english/validation"
