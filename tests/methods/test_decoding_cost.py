@@ -8,6 +8,7 @@ import pytest
 
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.core import flop_count
 from frozen_jax.methods.layer_passes import Added, LayerPasses
 from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.recirculation import Mix
@@ -15,7 +16,6 @@ from frozen_jax.methods.serial_passes import SerialPasses
 from frozen_jax.methods.textual_recursion import TextualRecursion
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.connector import ConnectorConfig
-from frozen_jax.tools import flop_count
 from tests.methods.tiny import SETTINGS, base, recursion
 
 CONFIG = DecoderConfig(
