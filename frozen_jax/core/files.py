@@ -117,10 +117,12 @@ def filled_folder(path: AnyPath, replaced: Sequence[str] = ()) -> Iterator[pathl
   with temporary_folder(path) as temporary:
     yield temporary
     with interruption.deferred():
+      _check_kinds(temporary, path)
       if replaced and path.exists():
         there: Iterator[AnyPath] = path.iterdir()
         for old in list(there):
-          if any(fnmatch.fnmatch(old.name, pattern) for pattern in replaced):
+          is_older = any(fnmatch.fnmatch(old.name, pattern) for pattern in replaced)
+          if is_older and not old.is_dir():
             old.unlink()
       if isinstance(path, StorePath):
         upload_folder(temporary, path)
@@ -133,6 +135,22 @@ def filled_folder(path: AnyPath, replaced: Sequence[str] = ()) -> Iterator[pathl
           put_folder(new, path / new.name)
         else:
           new.replace(path / new.name)
+
+
+def _check_kinds(new: pathlib.Path, path: AnyPath) -> None:
+  """UserError, before anything changes, where a file would have to replace a folder or the reverse.
+
+  new: a folder whose files are to take their places in `path`.
+  """
+  if isinstance(path, StorePath) or not path.exists():
+    return
+  if not path.is_dir():
+    raise UserError(f"{path} is a file; choose another folder")
+  for one in new.iterdir():
+    there = path / one.name
+    if there.exists() and there.is_dir() != one.is_dir():
+      kinds = ("a folder", "a file") if there.is_dir() else ("a file", "a folder")
+      raise UserError(f"{there} is {kinds[0]}, and {kinds[1]} is to be there; move it away")
 
 
 def claim_folder(path: AnyPath) -> None:
@@ -229,9 +247,11 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def folder_bytes(folder: AnyPath) -> int:
-  """Bytes of the files below a folder, in which files and folders may vanish meanwhile."""
+  """Bytes of a file, or of those below a folder, in which they may vanish meanwhile."""
   if isinstance(folder, StorePath):
     return sum(stat.st_size for stat in folder.files().values())
+  if folder.is_file():
+    return folder.stat().st_size
   total = 0
   for path, _, names in os.walk(folder):  # unlike rglob, it copes with a folder that vanishes
     for name in names:

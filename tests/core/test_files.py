@@ -5,7 +5,7 @@ import os
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.files import atomic_file, atomic_folder
+from frozen_jax.core.files import atomic_file, atomic_folder, filled_folder, folder_bytes
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
@@ -50,3 +50,22 @@ def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
   with atomic_folder(tmp_path / "d"):
     pass
   assert {path.name for path in tmp_path.iterdir()} == {".d.new", ".dd.old", "d"}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b"])
+def test_a_name_that_is_taken_by_another_kind_changes_nothing(tmp_path, name):
+  (tmp_path / "there").mkdir()
+  (tmp_path / "there" / "a-old").write_text("old")
+  taken = tmp_path / "there" / name
+  taken.mkdir() if name == "a.txt" else taken.write_text("old")
+  said = pytest.raises(UserError, match=f"{name} is a f.*, and a f.* move it away")
+  with said, filled_folder(tmp_path / "there", replaced=["a-*"]) as new:
+    (new / "a.txt").write_text("new")
+    (new / "b").mkdir()
+  assert {one.name for one in (tmp_path / "there").iterdir()} == {"a-old", name}
+  taken.rmdir() if name == "a.txt" else taken.unlink()
+  (tmp_path / "there" / "a-folder").mkdir()
+  with filled_folder(tmp_path / "there", replaced=["a-*"]) as new:
+    (new / "a.txt").write_text("new")
+  assert {one.name for one in (tmp_path / "there").iterdir()} == {"a-folder", "a.txt"}
+  assert folder_bytes(tmp_path / "there" / "a.txt") == 3
