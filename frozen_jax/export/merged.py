@@ -19,22 +19,21 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float
 
-from frozen_jax.backbones import assemble, disassemble, fetch, hub
+from frozen_jax.backbones import assemble, disassemble, hub
 from frozen_jax.backbones.disassemble import Piece
 from frozen_jax.backbones.families.hf_config import hf_config
 from frozen_jax.backbones.gguf_file import GGUFFile
 from frozen_jax.backbones.load import open_model, resolve_model_path
 from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
-from frozen_jax.core.object_store import AnyPath
-from frozen_jax.core.user_path import user_path
 from frozen_jax.methods.lora import Lora, scaled_updates
 from frozen_jax.models.settings import ModelSettings
 from frozen_jax.models.tuned_model import TunedModel
 
 # Of an older export in the same folder: transformers would take these before newer shards.
 INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model*.safetensors", INDEX)
+# It would take an adapter of PEFT in the model's place.
+REPLACED = ("model*.safetensors", INDEX, "adapter_config.json", "adapter_model.safetensors")
 SHARD_BYTES = 5 * 10**9
 _INSTEAD = "--config.export.format=adapter writes it, for frozen_jax.load_adapter"
 
@@ -58,8 +57,8 @@ def check_merged(info: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     )
 
 
-def check_base(settings: ModelSettings, target: AnyPath) -> None:
-  """UserError for a base that cannot be merged, or that the export to `target` would replace."""
+def check_base(settings: ModelSettings) -> None:
+  """UserError for a base that cannot be merged."""
   if settings.quantize:
     raise UserError(
       f"this run is on weights quantised to {settings.quantize} (model.quantize), with which no"
@@ -70,16 +69,6 @@ def check_base(settings: ModelSettings, target: AnyPath) -> None:
       f"this run is on the first {settings.num_layers} layers of its model (model.num_layers);"
       f" train on all of them to merge, or {_INSTEAD}"
     )
-  base = settings.name
-  is_path = base not in fetch.BUILTIN_MODELS and not base.startswith(hub.PREFIX)
-  if is_path and _resolved(user_path(base)) == _resolved(target):
-    raise UserError(
-      f"{target} is the folder of the base model itself; choose another export.folder"
-    )
-
-
-def _resolved(path: AnyPath) -> AnyPath:
-  return path.resolve() if isinstance(path, pathlib.Path) else path
 
 
 def write_merged(folder: pathlib.Path, model: TunedModel, shard_bytes: int = SHARD_BYTES) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from frozen_jax.backbones import hub
+from frozen_jax.backbones import fetch, hub
 from frozen_jax.config.section import section_values
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import check_writable, filled_folder, folder_bytes
@@ -50,13 +50,14 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   write, reader = FORMATS[name]
   repository = settings["push"]
   _check_place(name, repository, target)
+  _check_unused(target, folder, run.model.name)
   if name in _OF_WHOLE_MODELS and run.model.num_layers:
     raise UserError(
       f"{_OF_WHOLE_MODELS[name]} loads whole models, and this run is on the first"
       f" {run.model.num_layers} layers of one (model.num_layers); train on all of them"
     )
   if name == "merged":
-    merged.check_base(run.model, target)
+    merged.check_base(run.model)
   tree, info = read_stored(folder)
   parts = {**tree.get("trained", {}), **tree.get("frozen_inputs", {})}
   if name in _CHECKS:
@@ -93,6 +94,17 @@ def _check_place(name: str, repository: str, target: AnyPath) -> None:
     raise UserError(f"one process writes {name}, and these are several; export in one of its own")
   if repository and isinstance(target, StorePath):
     raise UserError(f"an export is pushed from a local folder, and {target} is none; give another")
+
+
+def _check_unused(target: AnyPath, folder: AnyPath, base: str) -> None:
+  """UserError where the export would be written over files of the run or of its base model."""
+  resolved = lambda path: path.resolve() if isinstance(path, pathlib.Path) else path
+  used = {"the workdir": folder}
+  if base not in fetch.BUILTIN_MODELS and not base.startswith(hub.PREFIX):
+    used["the folder of the base model"] = user_path(base)
+  for what, path in used.items():
+    if resolved(path) == resolved(target):
+      raise UserError(f"{target} is {what} itself; choose another export.folder")
 
 
 def _record(folder: AnyPath) -> dict[str, Any]:
@@ -147,5 +159,5 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], None]] = {
   "gguf_lora": check_gguf_lora,
   "prompt_embeds": check_prompt_embeds,
 }
-# Of a format of files that belong together: the names of an older export that go before a new one.
-_REPLACED: dict[str, Sequence[str]] = {"merged": merged.WEIGHTS}
+# Of a format that older files in its folder would disturb: the names of those that go before it.
+_REPLACED: dict[str, Sequence[str]] = {"merged": merged.REPLACED}
