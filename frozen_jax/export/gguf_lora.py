@@ -65,3 +65,7 @@ def write_gguf_lora(folder: pathlib.Path, model: TunedModel) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    try:
+      gguf.GGUFReader(folder / FILE)
+    except ValueError as error:  # numpy's `tofile` passes over what a full disk does not take
+      raise OSError("it was not written whole") from error

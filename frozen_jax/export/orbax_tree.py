@@ -28,6 +28,9 @@ def write_orbax(folder: pathlib.Path, model: TunedModel) -> None:
     raise UserError(f"{model.method.name} trains nothing, so there is no tree to export")
   context = ocp.Context()
   context.asynchronous.create_directories_asynchronously = False
-  with context:  # numpy's arrays: they can be read on any devices
-    ocp.save((folder / CHECKPOINT).absolute(), jax.tree.map(np.asarray, tree))
+  try:
+    with context:  # numpy's arrays: they can be read on any devices
+      ocp.save((folder / CHECKPOINT).absolute(), jax.tree.map(np.asarray, tree))
+  except ValueError as error:  # tensorstore's, of a full disk too
+    raise OSError(str(error).splitlines()[0][:200]) from error
   write_manifest(folder, "orbax", {**about_model(model), "checkpoint": layout(tree)})

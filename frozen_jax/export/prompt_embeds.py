@@ -64,6 +64,7 @@ def write_prompt_embeds(
       "the vectors of this prompt join the text within the stack (prompt.layer), not at its input;"
       " --config.export.format=stablehlo runs it elsewhere, and adapter in frozen_jax"
     )
+  ids = list(map(str, ids))  # JSON lines may have numbers
   _check_ids(ids)
   by_number = dict(input_embeds(model, prompts))
   rows = {name: by_number[number] for number, name in enumerate(ids)}

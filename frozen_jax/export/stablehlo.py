@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax import export
 
@@ -157,7 +158,10 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _write_arrays(path: pathlib.Path, arrays: Mapping[str, jax.Array]) -> None:
   leaves = {name: np.asarray(leaf, order="C") for name, leaf in arrays.items()}
-  safetensors.numpy.save_file(leaves, path)
+  try:
+    safetensors.numpy.save_file(leaves, path)
+  except safetensors.SafetensorError as error:  # a full disk too
+    raise OSError(str(error)) from error
 
 
 def _check(model: TunedModel) -> None:
