@@ -13,7 +13,7 @@ A prompt of google-research/prompt-tuning is a `.npy` file of an array [P, D].
 import dataclasses
 import io
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,7 +154,9 @@ def _read_prompt(path: AnyPath) -> PeftAdapter:
   if rest := len(data) - file.tell():
     raise UserError(f"{path} has {rest:,} bytes after its array; get it again")
   config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": len(array)}
-  return _checked(PeftAdapter(config, {ROWS: array.astype(np.float32)}, str(path)))
+  with np.errstate(over="ignore"):  # what float32 does not hold is refused below
+    array = array.astype(np.float32)
+  return _checked(PeftAdapter(config, {ROWS: array}, str(path)))
 
 
 def _read_peft(folder: AnyPath) -> PeftAdapter:
@@ -219,7 +221,7 @@ def _read_config(path: AnyPath) -> dict[str, Any]:
 
 
 def _positive(value: Any) -> bool:
-  return type(value) in (int, float) and 0 < value < math.inf
+  return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def _checked(adapter: PeftAdapter) -> PeftAdapter:

@@ -73,6 +73,10 @@ def read_stored(path: str | AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     return read_adapter(folder)
   if not path.exists():
     raise UserError(f"no such folder: {path}; give a workdir or an exported adapter")
+  if not path.is_dir():
+    raise UserError(
+      f"{path} is a file; give the folder of the adapter, or the .npy file of a prompt"
+    )
   if seeds := seeds_in(path):
     raise UserError(several_runs(path, seeds))
   raise UserError(f"no adapter in {path}; let the training run there come to its end first")

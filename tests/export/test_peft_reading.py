@@ -145,6 +145,16 @@ def test_sizes_that_are_none(folder, settings, more):
     load_adapter(folder("LORA", **(settings | more)), lm())
 
 
+def test_an_alpha_that_no_float_holds(folder):
+  with pytest.raises(UserError, match="which is no size"):
+    load_adapter(folder("LORA", lora_alpha=10**400), lm())
+
+
+def test_a_file_of_a_folder_is_none(folder):
+  with pytest.raises(UserError, match="adapter_model.safetensors is a file; give the folder"):
+    load_adapter(folder("LORA") / "adapter_model.safetensors", lm())
+
+
 # --- the wrong base
 
 
