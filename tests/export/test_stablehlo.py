@@ -142,6 +142,23 @@ def test_rows_may_be_split_over_eight_devices(lm):
   np.testing.assert_allclose(found, of_the_method(model, given), atol=TOLERANCE, rtol=0)
 
 
+def test_weights_may_be_split_over_eight_devices(lm):
+  """Each matrix along an axis that eight divides; no device has all of any."""
+  model = tuned(lm, "neural_recursion")
+  programs, given, weights = exported(model), arrays(model), weights_of(model)
+  mesh = jax.make_mesh((8,), ("model",))
+
+  def split(array):
+    axis = next((axis for axis, size in enumerate(array.shape) if size % 8 == 0), None)
+    axes = () if axis is None else (*[None] * axis, "model")
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+  parts = jax.tree.map(split, weights)
+  assert not any(leaf.is_fully_replicated for leaf in jax.tree.leaves(parts[1]))
+  found = of_the_programs(programs, parts, given)
+  np.testing.assert_allclose(found, of_the_method(model, given), atol=TOLERANCE, rtol=0)
+
+
 def test_prompts_per_task_take_the_number_of_the_task(lm):
   model = tuned(lm, "prompt_tuning", {"datasets": ("one", "two")}, prompt={"per_task": True})
   given = arrays(model) | {"task": np.array([0, 1, 2], np.int32)}
