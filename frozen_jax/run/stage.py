@@ -9,7 +9,7 @@ import jax
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
-from frozen_jax.core.paths import num_parameters
+from frozen_jax.core.paths import flatten, num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batch_texts import batch_texts
@@ -174,10 +174,13 @@ def _parts(links: Mapping[str, str], trained: Mapping[str, TrainedStage], initia
 def _replaced(fresh: Tree, given: Tree, name: str) -> Tree:
   """The fresh tree with its given parts in place; UserError where shapes do not agree."""
   start = {**fresh, **{key: given[key] for key in fresh if key in given}}
-  shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (fresh, start)]
-  if shapes[0] != shapes[1]:
+  made, has = (
+    {path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (fresh, start)
+  )
+  differing = sorted(path for path in {*made, *has} if made.get(path) != has.get(path))
+  if differing:
     raise UserError(
-      f"stage {name} cannot start from what is given: its sizes differ from the config's prompt and"
-      " recursion sizes; give it the config that trained it"
+      f"stage {name} cannot start from what is given: its arrays are not those that the settings of"
+      f" the stage make (different: {', '.join(differing[:3])}); give the settings that trained it"
     )
   return start

@@ -62,7 +62,8 @@ def test_what_is_refused_is_so_before_the_model_is_read(config, lm, tmp_path):
 
 def test_another_length_is_refused(config, lm, tmp_path):
   start = npy_file(tmp_path / "given", lm, length=5)
-  with pytest.raises(UserError, match="stage prompt cannot start from what is given"):
+  said = r"stage prompt cannot start from what is given.*different: prompt/vectors\); give the set"
+  with pytest.raises(UserError, match=said):
     train(config | {"init_from": str(start)}, tmp_path / "run")
 
 
