@@ -1,4 +1,4 @@
-"""A neural recursive LM (Levine et al., 2022): LM - Connector - LM, beside its controls.
+"""A neural recursive LM (Levine et al., 2022): LM - Connector - LM.
 
     python -m frozen_jax.main --config=configs/recursive.py
 

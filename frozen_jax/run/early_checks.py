@@ -4,7 +4,7 @@ Every host checks it, so the first one says it and none waits for the others.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -70,6 +70,23 @@ def check_start(stage: StageSettings, sections: Mapping[str, Section], what: str
           f"stage {stage.name} cannot start from {what}: it was trained with {key}={trained[key]},"
           f" and the stage has {value}; give it --config.{key}={trained[key]}"
         )
+
+
+def check_used(
+  stages: Sequence[StageSettings], parts: Collection[str], init_from: str, method: str
+) -> None:
+  """UserError where no stage starts from a part of `config.init_from` or reads it.
+
+  parts: what is there, of an adapter of that method.
+  """
+  used = {part for stage in stages for part in METHODS[stage.method].learning_rates}
+  used.update(*(stage.frozen_inputs for stage in stages))
+  if not used & {*parts}:
+    methods = ", ".join(f"{stage.name}: {stage.method}" for stage in stages)
+    raise UserError(
+      f"config.init_from={init_from} holds {', '.join(parts)} of {method}, from which no stage of"
+      f" this run starts ({methods}); train that method, or leave config.init_from out"
+    )
 
 
 def check_data(run: RunSettings, stages: tuple[StageSettings, ...], training: bool = True) -> None:

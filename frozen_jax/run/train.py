@@ -20,7 +20,13 @@ from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedS
 from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
-from frozen_jax.run.early_checks import check_given, check_stages, check_start, check_with_model
+from frozen_jax.run.early_checks import (
+  check_given,
+  check_stages,
+  check_start,
+  check_used,
+  check_with_model,
+)
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.records import (
@@ -205,11 +211,15 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
 def _initial(init_from: str, lm: FrozenLM, stages: Sequence[StageSettings] = ()) -> Tree:
   """The small trees of `init_from`, by key; the trained ones go before the frozen inputs.
 
-  Raises UserError where they compute something else under the settings of a stage.
+  Raises UserError where they compute something else under the settings of a stage, and where no
+  stage has a use for any.
   """
   if not init_from:
     return {}
   model = load_adapter(init_from, lm)
   for stage in stages:
     check_start(stage, model.sections, f"what {init_from} holds")
-  return {**model.frozen_inputs, **model.trained}
+  initial = {**model.frozen_inputs, **model.trained}
+  if stages:
+    check_used(stages, initial, init_from, model.method.name)
+  return initial

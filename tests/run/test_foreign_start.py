@@ -74,6 +74,15 @@ def lora_folder(folder, lm, alpha):
   return peft.write_peft(folder, adapter, peft.BaseModel("tiny"), make_template("plain"))
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_what_no_stage_starts_from_is_refused(config, lm, tmp_path, method):
+  config |= {"stages": {"prompt": {"method": method}}}
+  start = lora_folder(tmp_path / "given", lm, 4.0)
+  said = rf"holds lora of lora, from which no stage of this run starts \(prompt: {method}\)"
+  with pytest.raises(UserError, match=said):
+    train(config | {"init_from": str(start)}, tmp_path / "run")
+
+
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["attn/q"]}
 
 
