@@ -36,6 +36,7 @@ SECTIONS: dict[str, type] = {
 # What writes each: run.export.FORMATS.
 EXPORT_FORMATS = (
   *("adapter", "peft", "merged", "gguf_lora", "prompt_embeds", "orbax", "stablehlo"),
+  "cross_encoder",
 )
 _NAME = (r"(\w[\w.-]*)?", "a name of letters, digits, '.', '-' and '_', the first no '.' or '-'")
 _REPOSITORY = (r"(\w[\w.-]*/\w[\w.-]*)?", "owner/name")

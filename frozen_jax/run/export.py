@@ -21,6 +21,7 @@ from frozen_jax.export.prompt_embeds import check_prompt_embeds, write_prompt_em
 from frozen_jax.export.stablehlo import write_stablehlo
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.load_adapter import read_stored
+from frozen_jax.pipelines.retrieve_read import re_ranker_export
 from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
@@ -47,10 +48,12 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
   run = resolve_run(config)
   settings = run.values["export"]
   target, name = user_path(settings["folder"] or folder / "export"), settings["format"]
-  write, reader = FORMATS[name]
   repository = settings["push"]
   _check_place(name, repository, target)
   _check_unused(target, folder, run.model.name)
+  if name == RE_RANKER:
+    return _export_re_ranker(folder, target, repository)
+  write, reader = FORMATS[name]
   if name in _OF_WHOLE_MODELS and run.model.num_layers:
     raise UserError(
       f"{_OF_WHOLE_MODELS[name]} loads whole models, and this run is on the first"
@@ -83,9 +86,27 @@ def _export(config: Any, folder: AnyPath) -> dict[str, str]:
         sizes = [f"  {one.name}: {folder_bytes(one):,} bytes" for one in sorted(new.iterdir())]
       names = [file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file()]
   say(f"The adapter is in {target}, for {reader}.", *sizes)
-  if repository and is_first_host() and isinstance(target, pathlib.Path):
-    say(f"It is pushed: {hub.push(target, repository, names, _REPLACED.get(name, ()))}")
+  _push(target, repository, names, _REPLACED.get(name, ()))
   return {"folder": str(target), "format": name}
+
+
+def _export_re_ranker(folder: AnyPath, target: AnyPath, repository: str) -> dict[str, str]:
+  """The export that is not of the run's last stage and needs no LM."""
+  check_writable(target)
+  names: list[str] = []
+  if is_first_host():
+    with filled_folder(target, re_ranker_export.REPLACED) as new:
+      re_ranker_export.write_re_ranker(new, folder)
+      names = [file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file()]
+  say(f"The re-ranker is in {target}, for sentence-transformers: its README.md says how.")
+  _push(target, repository, names, re_ranker_export.REPLACED)
+  return {"folder": str(target), "format": RE_RANKER}
+
+
+def _push(target: AnyPath, repository: str, names: Sequence[str], replaced: Sequence[str]) -> None:
+  """Pushes the files of an export to `export.push`, if that names a repository."""
+  if repository and is_first_host() and isinstance(target, pathlib.Path):
+    say(f"It is pushed: {hub.push(target, repository, names, replaced)}")
 
 
 def _check_place(name: str, repository: str, target: AnyPath) -> None:
@@ -138,7 +159,8 @@ def _write_prompt_embeds(
   write_prompt_embeds(target, model, [example["id"] for example in examples], prompts)
 
 
-# What writes each format, and what reads it.
+RE_RANKER = "cross_encoder"
+# What writes each other format, and what reads it.
 FORMATS: dict[str, tuple[Callable[..., None], str]] = {
   "adapter": (_write_adapter, "frozen_jax.load_adapter"),
   "peft": (_write_peft, "PEFT: its README.md says how"),
