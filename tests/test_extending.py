@@ -42,7 +42,7 @@ from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.run import defaults
 from frozen_jax.run import settings as run_settings
-from frozen_jax.run.export import FORMATS, export
+from frozen_jax.run.export import FORMATS, RE_RANKER, export
 from frozen_jax.training.optimizer import decay_mask, learning_rates, make_optimizer
 from tests.evaluation import tiny
 from tests.methods import test_protocol
@@ -335,7 +335,8 @@ def test_an_export(workdir, monkeypatch, capsys):
 def test_every_entry_has_its_row_in_the_docs():
   docs = lambda name: (ROOT / "docs" / name).read_text()
   assert all(f"`{name}/" in docs("data.md") for name in builtin.BUILTIN_DATASETS)
-  assert all(f"| `{name}`" in docs("exports.md") for name in FORMATS)
-  assert allowed(defaults.RUN_KEYS["export.format"]).choices == tuple(FORMATS)
+  formats = (*FORMATS, RE_RANKER)
+  assert all(f"| `{name}`" in docs("exports.md") for name in formats)
+  assert allowed(defaults.RUN_KEYS["export.format"]).choices == formats
   pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
   assert METHODS.keys() - {"zero_shot"} <= pages
