@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 FILLER = "filler"  # the file that fills the disk
 PRELOADED = (
-  *("benchmarks.interrupted", "frozen_jax.run.train", "frozen_jax.run.report"),
+  *("benchmarks.interrupted", "frozen_jax.run.train", "frozen_jax.run.results.report"),
   *("transformers.models.auto.tokenization_auto", "matplotlib.backends.backend_agg"),
 )
 

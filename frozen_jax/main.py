@@ -270,7 +270,7 @@ def run(command: Command) -> None:
       for note in command.notes:
         logging.getLogger("frozen_jax").info("%s", note)
     from frozen_jax import run as entry
-    from frozen_jax.run import report
+    from frozen_jax.run.results import report
 
     done = getattr(entry, command.mode)(command.config, command.workdir)
     if command.mode == "train" and hosts.is_first_host() and "metrics" in done:

@@ -40,8 +40,8 @@ from frozen_jax.pipelines.pipeline import ScoredModel
 from frozen_jax.run import workdir
 from frozen_jax.run.early_checks import check_evaluation
 from frozen_jax.run.interrupt import check, stoppable
-from frozen_jax.run.records import Record, make_record, write_record
-from frozen_jax.run.report import record_text, row_titles, say
+from frozen_jax.run.results.records import Record, make_record, write_record
+from frozen_jax.run.results.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
 from frozen_jax.run.seeds import join, of_seed
 from frozen_jax.run.settings import METHOD_SECTIONS, compiled_as_asked, resolve_run

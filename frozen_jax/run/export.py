@@ -25,9 +25,9 @@ from frozen_jax.pipelines.retrieve_read import re_ranker_export
 from frozen_jax.run import workdir
 from frozen_jax.run.evaluate import open_run
 from frozen_jax.run.interrupt import check, stoppable
-from frozen_jax.run.model_card import CARDS, model_card
 from frozen_jax.run.predict import given_questions, open_predictor
-from frozen_jax.run.report import say
+from frozen_jax.run.results.model_card import CARDS, model_card
+from frozen_jax.run.results.report import say
 from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.sharding.hosts import is_first_host
 from frozen_jax.text.templates import make_template

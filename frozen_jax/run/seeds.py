@@ -12,10 +12,10 @@ from frozen_jax.core.files import write_bytes, write_json
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.seed_folders import seed_folder, seeds_in, several_runs
 from frozen_jax.pipelines.experiment import RunSettings
-from frozen_jax.run.comparison import compare_runs
-from frozen_jax.run.comparison_formats import json_value, markdown_text, terminal_text
-from frozen_jax.run.records import Record
-from frozen_jax.run.report import say
+from frozen_jax.run.results.comparison import compare_runs
+from frozen_jax.run.results.comparison_formats import json_value, markdown_text, terminal_text
+from frozen_jax.run.results.records import Record
+from frozen_jax.run.results.report import say
 from frozen_jax.run.workdir import CONFIG
 from frozen_jax.sharding.hosts import is_first_host
 

@@ -29,14 +29,14 @@ from frozen_jax.run.early_checks import (
 )
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
-from frozen_jax.run.records import (
+from frozen_jax.run.results.records import (
   Record,
   frozen_size,
   make_record,
   training_record,
   write_record,
 )
-from frozen_jax.run.report import record_text, row_titles, say
+from frozen_jax.run.results.report import record_text, row_titles, say
 from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
 from frozen_jax.run.seeds import check_single, train_seeds
 from frozen_jax.run.settings import compiled_as_asked, resolve_run

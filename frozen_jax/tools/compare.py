@@ -2,7 +2,7 @@
 
     python -m frozen_jax.tools.compare RUN... [--format=terminal|markdown|csv|json]
 
-`run.comparison` computes, `run.comparison_formats` writes. No file is written.
+`run.results.comparison` computes, `run.results.comparison_formats` writes. No file is written.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from frozen_jax.core.errors import exit_status
-from frozen_jax.run.comparison import compare_runs
-from frozen_jax.run.comparison_formats import CSV_COLUMNS, OUTPUT_FORMATS
+from frozen_jax.run.results.comparison import compare_runs
+from frozen_jax.run.results.comparison_formats import CSV_COLUMNS, OUTPUT_FORMATS
 from frozen_jax.tools.inspect import Parser
 
 DESCRIPTION = """\

@@ -15,7 +15,7 @@ from frozen_jax.models.adapter_folder import write_adapter
 from frozen_jax.pipelines.load_adapter import read_stored
 from frozen_jax.retrieval.corpus import open_corpus
 from frozen_jax.retrieval.fid_rows import read_rows
-from frozen_jax.run.comparison import compare_runs
+from frozen_jax.run.results.comparison import compare_runs
 from frozen_jax.text.jinja_templates import load_templates
 
 QUESTION = {"question": "what?", "answers": ["a"], "ctxs": []}

@@ -10,7 +10,7 @@ from frozen_jax import run
 from frozen_jax.config.config_file import load_config
 from frozen_jax.config.presets import shrink
 from frozen_jax.data.json_lines import JsonLines
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.tools import ask
 from tests.pipelines.retrieve_read.conftest import bi_encoder, files  # noqa: F401
 from tests.run.conftest import ROOT

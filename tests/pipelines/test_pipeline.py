@@ -18,7 +18,7 @@ from frozen_jax.pipelines.artifacts import Artifacts
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run import settings as run_settings
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from tests.run.conftest import COUNTRIES, ROOT
 from tests.run.task_files import lines_file
 

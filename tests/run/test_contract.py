@@ -13,7 +13,7 @@ import pytest
 
 from frozen_jax.core import paths
 from frozen_jax.models.adapter_folder import read_adapter
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
 from tests.processes import ROOT

@@ -15,7 +15,7 @@ from frozen_jax.core.files import write_json
 from frozen_jax.export.peft import BaseModel
 from frozen_jax.methods.lora import Lora, LoraSettings
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.run import model_card
+from frozen_jax.run.results import model_card
 from tests import hub_server
 from tests.processes import ROOT
 

@@ -17,7 +17,7 @@ from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.models.adapter_folder import read_adapter
 from frozen_jax.run import stage
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics

@@ -19,7 +19,7 @@ from frozen_jax.evaluation.task_scores import score_tasks
 from frozen_jax.methods import METHODS
 from frozen_jax.models.adapter_folder import read_adapter, write_adapter
 from frozen_jax.run import stage
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.metrics import read_metrics
 from tests.run.task_files import DATA_SETS, HELD_OUT, lines_file
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import frozen_jax
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.tools import ask
 
 QUESTIONS = ["What is the capital of Peru?", "Which people live in Cairo?", "¿Dónde está Lima?"]

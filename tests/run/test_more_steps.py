@@ -7,7 +7,7 @@ import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.run import train
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.metrics import read_metrics
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config, with_value
 from tests.run.task_files import lines_file

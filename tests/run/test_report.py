@@ -8,16 +8,16 @@ import pytest
 
 from frozen_jax.evaluation.gains import Gain
 from frozen_jax.evaluation.scores import Scores
-from frozen_jax.run import records
-from frozen_jax.run.gains import gain_records
-from frozen_jax.run.records import (
+from frozen_jax.run.results import records
+from frozen_jax.run.results.gains import gain_records
+from frozen_jax.run.results.records import (
   command_line,
   rows_with_training,
   side_by_side,
   table_rows,
   units_of,
 )
-from frozen_jax.run.report import (
+from frozen_jax.run.results.report import (
   COLUMNS,
   closing_tip,
   explained,

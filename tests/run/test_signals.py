@@ -16,7 +16,7 @@ import pytest
 
 from frozen_jax.core.errors import Interrupted
 from frozen_jax.run import train
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.metrics import read_metrics
 from tests.run.settings_cases import with_value
 
@@ -65,7 +65,7 @@ READERS = [
   ("frozen_jax.run.early_checks", "open_task"),
   (TRAIN, "load_model"),
   (TRAIN, "score_models"),
-  ("frozen_jax.run.records", "draw_report"),
+  ("frozen_jax.run.results.records", "draw_report"),
 ]
 
 

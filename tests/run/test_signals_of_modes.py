@@ -26,8 +26,8 @@ MOMENTS = [
   ("evaluate", "frozen_jax.run.evaluate", "load_adapter"),
   ("evaluate", "frozen_jax.decoding.engine.Engine", "run"),
   ("evaluate", "frozen_jax.run.evaluate", "make_record"),
-  ("evaluate", "frozen_jax.run.records", "write_json"),
-  ("evaluate", "frozen_jax.run.records", "draw_report"),
+  ("evaluate", "frozen_jax.run.results.records", "write_json"),
+  ("evaluate", "frozen_jax.run.results.records", "draw_report"),
   ("predict", "frozen_jax.run.predict", "open_questions"),
   ("predict", "frozen_jax.run.evaluate", "load_model"),
   ("predict", "frozen_jax.decoding.engine.Engine", "run"),
@@ -90,7 +90,7 @@ def test_an_evaluation_of_a_name_is_replaced_as_a_whole(finished, monkeypatch):
   config = with_value(config, "evaluation", "mine")
   verbs.evaluate(config, workdir)
   before = contents(workdir)
-  owner, function = attribute("frozen_jax.run.records", "write_json")
+  owner, function = attribute("frozen_jax.run.results.records", "write_json")
   monkeypatch.setattr(owner, "write_json", passed_on(function, signal.SIGTERM))
   with pytest.raises(Interrupted):
     verbs.evaluate(config, workdir)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.metrics import read_metrics
 from tests.processes import cluster
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frozen_jax.evaluation.gains import Gain
-from frozen_jax.run.gains import gain_records
+from frozen_jax.run.results.gains import gain_records
 from frozen_jax.tools import compare
 from tests.tools.run_records import config, predictions, record, write_run
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from frozen_jax.run.comparison_formats import CSV_COLUMNS
+from frozen_jax.run.results.comparison_formats import CSV_COLUMNS
 from tests.tools.run_records import config, predictions, record, write_run
 
 

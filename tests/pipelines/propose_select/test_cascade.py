@@ -13,7 +13,7 @@ from frozen_jax.config.overrides import override
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.run.settings import with_defaults
 from tests.run.conftest import ROOT, SMALL_RECURSION
 

@@ -14,7 +14,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.json_lines import JsonLines
 from frozen_jax.models import generation
 from frozen_jax.pipelines.propose_select import sampling
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.run.settings import with_defaults
 from frozen_jax.text.answers import normalise
 from frozen_jax.tools import ask

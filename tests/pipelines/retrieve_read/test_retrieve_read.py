@@ -14,7 +14,7 @@ from frozen_jax import run
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.pipelines.retrieve_read import pack, re_rank
 from frozen_jax.pipelines.retrieve_read.pipeline import SPLITS
-from frozen_jax.run.records import table_rows
+from frozen_jax.run.results.records import table_rows
 from frozen_jax.tools import ask
 from tests.pipelines.artifact_digests import artifact_digests
 from tests.run.test_signals import made_an_error, passed_on

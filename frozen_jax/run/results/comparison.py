@@ -19,8 +19,8 @@ from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.seed_folders import seed_folder, seeds_in
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation.intervals import paired_difference
-from frozen_jax.run.compared_gains import GroupGain, group_gains
-from frozen_jax.run.compared_runs import (
+from frozen_jax.run.results.compared_gains import GroupGain, group_gains
+from frozen_jax.run.results.compared_runs import (
   DIFFERENCE,
   Estimate,
   QuestionKey,
@@ -28,8 +28,8 @@ from frozen_jax.run.compared_runs import (
   last_row_matches,
   read_run,
 )
-from frozen_jax.run.records import rows_with_training
-from frozen_jax.run.report import COLUMNS
+from frozen_jax.run.results.records import rows_with_training
+from frozen_jax.run.results.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, RESULTS
 
 # Keys of a config in which the runs of a group may differ.

@@ -12,9 +12,9 @@ from frozen_jax.core.reading import user_read_errors
 from frozen_jax.core.seed_folders import workdir_name
 from frozen_jax.core.text_file import numbered_lines
 from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS, QuestionScores
-from frozen_jax.run.gains import question_scores
-from frozen_jax.run.records import FORMAT, Record, rows_with_training
-from frozen_jax.run.report import COLUMNS
+from frozen_jax.run.results.gains import question_scores
+from frozen_jax.run.results.records import FORMAT, Record, rows_with_training
+from frozen_jax.run.results.report import COLUMNS
 from frozen_jax.run.workdir import CONFIG, EVALUATIONS, PREDICTIONS, RESULTS, read_workdir_json
 
 DIFFERENCE = "difference"

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from frozen_jax.core.json_row import without_nan
 from frozen_jax.core.streams import is_unicode
 from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS
-from frozen_jax.run.compared_runs import Estimate, Run
-from frozen_jax.run.comparison import Comparison, Difference, RunGroup, Table
-from frozen_jax.run.records import WHOLE
-from frozen_jax.run.report import COLUMNS
+from frozen_jax.run.results.compared_runs import Estimate, Run
+from frozen_jax.run.results.comparison import Comparison, Difference, RunGroup, Table
+from frozen_jax.run.results.records import WHOLE
+from frozen_jax.run.results.report import COLUMNS
 
 CSV_COLUMNS = ("group", "row", "metric", "n", "mean", "standard_error", "low", "high", "test")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from frozen_jax.evaluation.gains import Gain, question_gains
 from frozen_jax.evaluation.intervals import interval_over_runs
-from frozen_jax.run.compared_runs import (
+from frozen_jax.run.results.compared_runs import (
   DIFFERENCE,
   Answered,
   Estimate,
@@ -15,7 +15,7 @@ from frozen_jax.run.compared_runs import (
   Run,
   answered_questions,
 )
-from frozen_jax.run.gains import kinds_of
+from frozen_jax.run.results.gains import kinds_of
 
 
 @dataclasses.dataclass(frozen=True)

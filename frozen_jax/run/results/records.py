@@ -25,7 +25,7 @@ from frozen_jax.evaluation.plots import draw_report
 from frozen_jax.evaluation.scores import Scores
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.pipelines.experiment import RunSettings, TrainedStage
-from frozen_jax.run.gains import gain_records, kinds_of
+from frozen_jax.run.results.gains import gain_records, kinds_of
 from frozen_jax.run.workdir import BY_TASK, PLOT, PREDICTIONS, RESULTS
 from frozen_jax.sharding.hosts import barrier, is_first_host
 

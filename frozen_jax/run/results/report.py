@@ -10,7 +10,7 @@ from typing import Any
 from frozen_jax.core.object_store import AnyPath, any_path
 from frozen_jax.evaluation.gains import EXACT_MATCH, LOSS
 from frozen_jax.pipelines.load_adapter import ADAPTER
-from frozen_jax.run.records import Record, rows_with_training
+from frozen_jax.run.results.records import Record, rows_with_training
 from frozen_jax.run.workdir import PREDICTIONS
 from frozen_jax.sharding.hosts import is_first_host
 

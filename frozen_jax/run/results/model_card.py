@@ -14,8 +14,8 @@ from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.version import __version__
 from frozen_jax.export.peft import base_model
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.run.records import Record, table_rows
-from frozen_jax.run.report import explained, metrics_table
+from frozen_jax.run.results.records import Record, table_rows
+from frozen_jax.run.results.report import explained, metrics_table
 from frozen_jax.text.templates import make_template
 
 # Format -> how its folder relates to the base, as the hub calls it, and what loads it.
