@@ -27,6 +27,7 @@ from frozen_jax.core import files, paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.user_path import local_path
 from frozen_jax.modules.score_head import HEAD_ACTIVATIONS, HeadConfig
+from frozen_jax.text.tokenizer_files import save_tokenizer
 
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -210,16 +211,14 @@ def _write_tokenizer(
   folder: pathlib.Path, tokenizer: Any, has_types: bool, max_length: int
 ) -> None:
   """Writes the tokenizer's files, with the maximal length and the inputs of the encoder."""
+  types = ["token_type_ids"] if has_types else []
+  values = dict.fromkeys(_DROPPED_KEYS) | {
+    "model_max_length": max_length,
+    "model_input_names": ["input_ids", *types, "attention_mask"],
+  }
   try:
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder, **values)
   except OSError as error:
     raise UserError(
       f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
     ) from error
-  path = folder / "tokenizer_config.json"
-  values = {key: value for key, value in read_json(path).items() if key not in _DROPPED_KEYS}
-  values["model_max_length"] = max_length
-  types = ["token_type_ids"] if has_types else []
-  values["model_input_names"] = ["input_ids", *types, "attention_mask"]
-  text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-  files.write_bytes(path, text.encode())

@@ -29,6 +29,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.methods.lora import Lora, scaled_updates
 from frozen_jax.models.settings import ModelSettings
 from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.text.tokenizer_files import save_tokenizer
 
 # Of an older export in the same folder: transformers would take these before newer shards.
 INDEX = "model.safetensors.index.json"
@@ -194,7 +195,7 @@ def _write_small_files(folder: pathlib.Path, stored: GGUFFile, model: TunedModel
     for name in ("bos_token_id", "pad_token_id"):
       if getattr(lm.tokenizer, name) is not None:
         ids[name] = getattr(lm.tokenizer, name)
-    lm.tokenizer.save_pretrained(str(folder))
+    save_tokenizer(lm.tokenizer, folder)
   dtype = str(lm.params["final_norm"]["scale"].dtype)
   files.write_json(folder / "config.json", {**values, "dtype": dtype, **ids})
   files.write_json(folder / "generation_config.json", ids)

@@ -32,6 +32,7 @@ from frozen_jax.export.manifest import write_manifest
 from frozen_jax.models.inputs import encoder_inputs
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.sharding.activations import traced_for_any_platform
+from frozen_jax.text.tokenizer_files import save_tokenizer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _SHAPES = "b, t"  # rows and text positions
@@ -60,9 +61,9 @@ def write_stablehlo(folder: pathlib.Path, model: TunedModel) -> None:
     (folder / f"{name}.bin").write_bytes(program.serialize())
   _write_arrays(folder / "trained.safetensors", adapter)
   _write_arrays(folder / "frozen.safetensors", weights)
-  lm.tokenizer.save_pretrained(str(folder / "tokenizer"))
+  save_tokenizer(lm.tokenizer, folder / "tokenizer")
   if uses_encoder:
-    lm.encoder.tokenizer.save_pretrained(str(folder / "encoder_tokenizer"))
+    save_tokenizer(lm.encoder.tokenizer, folder / "encoder_tokenizer")
   about = about_model(model) | {
     "platforms": list(prefill.platforms),
     "calling_convention_version": prefill.calling_convention_version,
