@@ -7,6 +7,7 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from frozen_jax.run.results.records import table_rows
@@ -46,6 +47,13 @@ def figures(workdir):
   return {name: {key: own[key] for key in own if key != clock} for name, own in rows}
 
 
+def predicted(workdir):
+  """(rows of predictions.jsonl without losses, the losses of each)."""
+  rows = [json.loads(line) for line in (workdir / "predictions.jsonl").open()]
+  losses = [[row.pop("loss"), *row.pop("losses").values()] for row in rows]
+  return rows, losses
+
+
 def wait_for_lines(workdir, count, process):
   """Until metrics.jsonl has so many lines, or the process has ended."""
   end = time.monotonic() + 240
@@ -80,7 +88,8 @@ def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursiv
   out, _ = program.finish(program.train("recursive.py:smoke", tmp_path))
   assert lines(tmp_path) == whole, f"seed {seed}"
   assert figures(tmp_path) == figures(recursive_run.workdir)
-  assert out.startswith(recursive_run.out.partition("The adapter is in")[0])
+  table = recursive_run.out.partition("\n\n")[0]  # what follows has seconds of training
+  assert "finetune: neural_recursion" in table and out.startswith(table)
   for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
     assert (tmp_path / name).read_bytes() == (recursive_run.workdir / name).read_bytes(), name
 
@@ -144,8 +153,9 @@ def test_eight_devices_answer_like_one(program, recursive_run, tmp_path):
   assert list(ours) == list(theirs)
   for name, own in ours.items():
     assert own == pytest.approx(theirs[name], rel=TOLERANCE), name
-  name = "predictions.jsonl"
-  assert (evaluation / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
+  (answers, losses), (expected, of_one) = map(predicted, (evaluation, recursive_run.workdir))
+  assert answers == expected
+  np.testing.assert_allclose(losses, of_one, rtol=TOLERANCE)
 
 
 def start_two(program, config, workdir):
