@@ -177,5 +177,6 @@ def test_two_processes_are_one_run(program, prompt_run, tmp_path):
       line.startswith(name) and f"{own['exact_match']:.3f}" in line for line in out.splitlines()
     ), name
   assert silent.strip() == "", "the first process alone speaks"
-  answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two")]
-  assert answers[0] == answers[1]
+  (answers, losses), (expected, of_one) = (predicted(tmp_path / name) for name in ("two", "one"))
+  assert answers == expected
+  np.testing.assert_allclose(losses, of_one, rtol=TOLERANCE)

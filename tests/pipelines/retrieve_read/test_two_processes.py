@@ -84,9 +84,11 @@ def test_losses(runs, stage):
 
 
 def rows_and_scores(path):
-  """The rows of a file without the scores of their passages, and those, which are rounded apart."""
+  """The rows of a file without what is rounded apart, and that: scores of passages, losses."""
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   scores = [one.pop("score") for row in rows for one in row["passages"]]
+  for row in rows:
+    scores += [row.pop("loss", 0.0), *row.pop("losses", {}).values()]
   return rows, np.asarray(scores)
 
 
