@@ -208,7 +208,7 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
   return {"stop_after": run.stop_after, "files": files, **reports}
 
 
-def _initial(init_from: str, lm: FrozenLM, stages: Sequence[StageSettings] = ()) -> Tree:
+def _initial(init_from: str, lm: FrozenLM, stages: Sequence[StageSettings]) -> Tree:
   """The small trees of `init_from`, by key; the trained ones go before the frozen inputs.
 
   Raises UserError where they compute something else under the settings of a stage, and where no

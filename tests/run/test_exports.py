@@ -38,7 +38,7 @@ from frozen_jax.run.train import _initial
 def answer():
   lm = frozen_jax.load_frozen(sys.argv[1])
   print(frozen_jax.load_adapter(sys.argv[2], lm).generate([sys.argv[3]], max_new_tokens=4))
-  print(sorted(_initial(sys.argv[2], lm)))
+  print(sorted(_initial(sys.argv[2], lm, ())))
 sys.exit(exit_status(answer))
 """
 
