@@ -35,6 +35,7 @@ from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.connector import Connector, ConnectorConfig
 from frozen_jax.modules.nnx_params import module_params, with_params
 from frozen_jax.modules.position_connectors import (
+  ConcatConnector,
   LinearConnector,
   MixConnector,
   PositionConnector,
@@ -221,6 +222,8 @@ class NeuralRecursion(Layered):
     width = self.decoder.width
     if self.kind == "linear":
       return LinearConnector(width, self.write_rms)
+    if self.kind == "concat":
+      return ConcatConnector(width, self.write_rms)
     if self.kind == "mix":
       return MixConnector(width)
     if self.kind == "tokens":

@@ -10,7 +10,7 @@ from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.modules.settings import LAYER, check_heads, layers_between, written_layer
 
-CONNECTORS = ("transformer", "linear", "mix", "tokens", "none")
+CONNECTORS = ("transformer", "linear", "concat", "mix", "tokens", "none")
 _FIRST_PROMPTS = ("none", "frozen", "trained")
 _LAST_PROMPTS = ("none", "trained")
 
@@ -23,7 +23,7 @@ class ConnectorSettings(Section):
 
   kind: str = setting(
     "transformer",
-    "transformer: causal, of the paper; linear, mix, tokens: by position; none: no network",
+    "transformer: causal, of the paper; linear, concat, mix, tokens: by position; none: no network",
     choices=CONNECTORS,
   )
   width: int = setting(256, "of a transformer", at_least=1)

@@ -50,6 +50,24 @@ class LinearConnector(PositionConnector):
     return normalised(given.read) @ self.kernel[...] * self.output_scale
 
 
+class ConcatConnector(PositionConnector):
+  """Two matrices [D, D]: of the states, and of the stream that is there (Geiping et al. 2025).
+
+  Together they are one of the two joined, [2D, D]; with the second one alone it is a
+  `LinearConnector` in one pass.
+  """
+
+  def __init__(self, width: int, output_scale: float):
+    self.output_scale = output_scale
+    self.states = nnx.Param(jnp.zeros((width, width), jnp.float32))
+    self.stream = nnx.Param(jnp.zeros((width, width), jnp.float32))
+
+  def output(self, given: JunctionInput) -> Float[Array, "B T D"]:
+    """See `PositionConnector.output`."""
+    mixed = normalised(given.read) @ self.states[...]
+    return (mixed + normalised(given.below) @ self.stream[...]) * self.output_scale
+
+
 class MixConnector(PositionConnector):
   """A trained share of the way from the stream to the states, which get the stream's size.
 

@@ -105,6 +105,7 @@ METHODS = {
   "serial_of_all_layers": Recirculation(SerialPasses(CONFIG, 0), Mix(0.3, matched=True)),
   "looped": Looped(LayerPasses(CONFIG, 1, 2, 3), Mix(0.3, matched=False)),
   "linear": recursion(kind="linear", read=2, write=1),
+  "concat": recursion(kind="concat", read=2, write=1),
   "mix": recursion(kind="mix", write=1),
   "tokens": recursion(kind="tokens", read=2, write=1),
 }
@@ -290,7 +291,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["transformer", "linear", "mix", "tokens"])
+@pytest.mark.parametrize("kind", ["transformer", "linear", "concat", "mix", "tokens"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_starts_as_the_single_pass_after_its_prompt(kind, form):
   """Nothing is added at the start, and a later prompt starts as the first one's own states."""
