@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, PassCosts, Tree
 from frozen_jax.methods.prompt_tuning import PromptTuning
+from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
@@ -42,7 +43,9 @@ class TextualRecursion(PromptTuning):
     return cls(base.config, settings, remat=remat)
 
   def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
-    """See `core.types.TwoPass.first_pass`: the LM after p1."""
+    """See `core.types.TwoPass.first_pass`: the LM after p1, which may be none."""
     del trainable
-    first = PromptTuning(self.decoder, self.settings)
-    return first, {"prompt": frozen["frozen_inputs"]["first_prompt"]}
+    prompt = frozen["frozen_inputs"].get("first_prompt")
+    if prompt is None:
+      return ZeroShot(self.decoder), {}
+    return PromptTuning(self.decoder, self.settings), {"prompt": prompt}

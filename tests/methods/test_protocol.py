@@ -109,3 +109,13 @@ def test_settings_that_make_no_sense(name, values, message):
 def test_a_text_needs_a_tokenizer():
   with pytest.raises(UserError, match="needs a tokenizer"):
     build("prompt_tuning").init(base(tokenizer=None), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  "name", [name for name, kind in METHODS.items() if hasattr(kind, "first_pass")]
+)
+def test_a_first_pass_without_a_prompt_is_the_lm(name):
+  """A stage may have no frozen inputs (`stages.NAME.frozen_inputs=()`)."""
+  method = build(name)
+  first, tree = method.first_pass(trained(method), {"lm": {}, "frozen_inputs": {}})
+  assert (first.name, tree) == ("zero_shot", {})

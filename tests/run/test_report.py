@@ -123,6 +123,19 @@ def test_a_gain_is_said_in_words_with_what_it_cost():
   assert max(map(len, lines)) <= 100
 
 
+def test_a_cost_that_does_not_change_is_not_said():
+  stated = {"what": "the place", "row": "second", "against": "first"} | gain(3.0, -0.25)
+  record = RECORD | {
+    "gains": [stated],
+    "metrics": {"gflop": 6.7221},
+    "rows": {"first": {"gflop": 6.7219}},
+    "stages": {"first": {"seconds": 61.0}, "second": {"seconds": 100.0}},
+  }
+  assert record_text(record, {})[-1] == "  it costs 100 instead of 61 s of training"
+  record["stages"]["second"]["seconds"] = 61.3
+  assert not any("it costs" in line for line in record_text(record, {}))
+
+
 def test_a_gain_without_losses_or_costs_says_the_rest():
   stated = {"what": "all", "row": "second", "against": "lm", **gain(3.0, 0.0)}
   del stated["loss"]

@@ -44,10 +44,10 @@ _MEANINGS = {
 }
 # Of a gain: its title, decimals, and the sign of what is better.
 _GAINED = {EXACT_MATCH: ("exact match, points", 1, 1), LOSS: ("loss, nats a target", 3, -1)}
-_COSTS = {
-  "gflop": "{:.3f} instead of {:.3f} GFLOP a question",
-  "parameters": "{:,} instead of {:,} trained numbers",
-  "seconds": "{:.0f} instead of {:.0f} s of training",
+_COSTS = {  # how a figure is written, and what it counts
+  "gflop": ("{:.3f}", "GFLOP a question"),
+  "parameters": ("{:,}", "trained numbers"),
+  "seconds": ("{:.0f}", "s of training"),
 }
 _CHOSEN = "% of rows whose right choice is the likeliest"
 
@@ -200,9 +200,11 @@ def _gain_lines(gain: Mapping[str, Any], record: Record) -> list[str]:
   """What a gain is, in all and by kind of question, and what each of its two rows costs."""
   row, against = (rows_with_training(record)[gain[name]] for name in ("row", "against"))
   costs = []
-  for name, text in _COSTS.items():
+  for name, (form, what) in _COSTS.items():
     if name in row and name in against:
-      costs.append(text.format(row[name], against[name]))
+      new, old = form.format(row[name]), form.format(against[name])
+      if new != old:
+        costs.append(f"{new} instead of {old} {what}")
   cells = {"  in all": gain_cells(gain)}
   cells |= {f"  {kind}": gain_cells(one) for kind, one in gain.get("by_kind", {}).items()}
   names = [title for name, (title, _, _) in _GAINED.items() if name in gain]
