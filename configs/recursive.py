@@ -52,11 +52,13 @@ def get_config(variant: str = "") -> ConfigDict:
   config.model.dtype = "bfloat16"
   config.train.steps = 60  # of every stage but the first
   config.train.learning_rate.update({"prompt": 0.01, "connector": 1e-4})
-  config.train.validate_every = config.train.checkpoint_every = 20
-  config.train.validate_examples = 200
+  config.train.validate_every = config.train.checkpoint_every = 30
+  config.train.validate_examples = 160
   config.evaluate.max_examples = 300
   config.stages = _stages()
-  if variant == "smoke":
+  if not variant:
+    config.train.batch_size = 16  # of the main job, which is to end in minutes
+  elif variant == "smoke":
     shrink(config)
     config.stages.prompt.train = ConfigDict({})
   elif variant == "paper":

@@ -17,6 +17,7 @@ from frozen_jax.pipelines.cascade.inference import inference_of
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings
 from frozen_jax.pipelines.pipeline import Pipeline, ScoredModel, with_same_test_data
 from frozen_jax.pipelines.table import PIPELINES
+from frozen_jax.text.templates import added_by_chat
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,15 +87,21 @@ def pipeline_lines(pipelines: Sequence[Pipeline], record: Mapping[str, Any]) -> 
 
 
 def _baselines(lm: FrozenLM, settings: StageSettings) -> dict[str, ScoredModel]:
-  """The LM without training; where it has a chat form and is asked questions, in that form too."""
+  """The LM without training; where it has a chat form and is asked questions, in that form too.
+
+  The chat form makes every prompt longer by as much, for which `data.lengths` need leave no room.
+  """
   like = settings.tuned_model(lm)
   plain = lm.zero_shot(inputs=like.inputs, generation=like.generation)
   baselines = {"zero_shot": (settings, plain)}
   chat = getattr(lm.tokenizer, "chat_template", None)
   if chat and settings.data.template == "plain" and _asks_questions(settings):
-    inputs = dataclasses.replace(like.inputs, template="chat")
-    model = lm.zero_shot(inputs=inputs, generation=like.generation)
-    baselines["zero_shot_chat"] = (settings.with_data(template="chat"), model)
+    more = added_by_chat(lm.tokenizer)
+    data = {"template": "chat", "lengths": tuple(one + more for one in settings.data.lengths)}
+    model = lm.zero_shot(
+      inputs=dataclasses.replace(like.inputs, **data), generation=like.generation
+    )
+    baselines["zero_shot_chat"] = (settings.with_data(**data), model)
   return baselines
 
 

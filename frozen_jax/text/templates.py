@@ -61,6 +61,13 @@ def prompt_ids(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
   return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def added_by_chat(tokenizer: Any) -> int:
+  """How many tokens more a question takes in the tokenizer's chat form than in the plain one."""
+  plain, chat = make_template("plain"), make_template("chat")
+  length = lambda template: len(prompt_ids(tokenizer, template.fill(_ASKED), template.chat))
+  return max(0, length(chat) - length(plain))
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
   """The token that the tokenizer's chat template puts after an answer, which ends its turn.
 

@@ -54,7 +54,7 @@ def lines(workdir):
 def run(program, tmp_path_factory):
   """configs/id_pt.py:smoke, run to its end: its workdir."""
   workdir = tmp_path_factory.mktemp("runs") / "id_pt"
-  program.finish(program.train(CONFIG, workdir))
+  program.run(CONFIG, f"--workdir={workdir}")
   return workdir
 
 

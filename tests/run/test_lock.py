@@ -74,7 +74,7 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch, caplog):
 
 def test_the_program_refuses_a_live_workdir_and_leaves_it_alone(program, tmp_path):
   with lock.locked(tmp_path):
-    _, err = program.run("prompt_tuning.py:smoke", f"--workdir={tmp_path}", status=2)
+    _, err = program.finish(program.train("prompt_tuning.py:smoke", tmp_path), status=2)
   assert re.match(rf"error: {tmp_path} is in use by a run, process {os.getpid()} ", err)
   assert err.count("\n") == 1
   assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK_FILE]

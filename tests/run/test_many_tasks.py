@@ -39,7 +39,7 @@ def rows_of(path):
 def per_task_run(program, tmp_path_factory):
   """configs/multitask_prompt_tuning.py:smoke, run to its end: its workdir."""
   workdir = tmp_path_factory.mktemp("runs") / "per_task"
-  program.finish(program.train(PER_TASK, workdir))
+  program.run(PER_TASK, f"--workdir={workdir}")
   return workdir
 
 

@@ -119,7 +119,7 @@ def test_evaluate_scores_every_adapter_as_training_did(evaluated, recursive_run)
   assert (folder / name).read_bytes() == (recursive_run.workdir / name).read_bytes()
   training = {"stages", "steps", "seconds", "trainable_parameters", "data", "inputs"}
   assert ours.keys() == theirs.keys() - training
-  changing = {"created", "command", "metrics", "units"}
+  changing = {"created", "command", "metrics", "units", "device"}
   for key in ours.keys() - changing:
     assert ours[key] == theirs[key], key
   assert ours["units"].items() < theirs["units"].items()

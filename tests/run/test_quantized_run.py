@@ -12,7 +12,7 @@ def run(program, tmp_path_factory):
   """configs/prompt_tuning.py:smoke on four-bit weights, run to its end: its workdir."""
   folder = tmp_path_factory.mktemp("runs") / "quantised"
   how = ("--config.model.quantize=int4", "--config.model.dtype=bfloat16")
-  program.finish(program.train("prompt_tuning.py:smoke", folder, *how))
+  program.run("prompt_tuning.py:smoke", f"--workdir={folder}", *how)
   return folder
 
 

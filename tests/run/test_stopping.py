@@ -147,7 +147,7 @@ def test_eight_devices_answer_like_one(program, recursive_run, tmp_path):
 
   workdir = shutil.copytree(recursive_run.workdir, tmp_path / "run")
   arguments = (f"--workdir={workdir}", "--mode=evaluate", *EIGHT)
-  program.run("recursive.py:smoke", *arguments, devices=8)
+  program.run("recursive.py:smoke", *arguments)
   (evaluation,) = (workdir / "evaluations").iterdir()
   ours, theirs = figures(evaluation), figures(recursive_run.workdir)
   assert list(ours) == list(theirs)

@@ -1,7 +1,12 @@
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.text.templates import answer_separator, make_template
+from frozen_jax.text.templates import (
+  added_by_chat,
+  answer_separator,
+  make_template,
+  prompt_ids,
+)
 
 
 def test_named_templates():
@@ -21,3 +26,12 @@ def test_other_templates_are_refused(name):
 
 def test_no_second_space_before_an_answer():
   assert [answer_separator(text) for text in ("A:", "A:\n", "A: ", "")] == [" ", "", "", ""]
+
+
+def test_what_the_chat_form_adds(smollm2):
+  tokenizer = smollm2.tokenizer
+  more = added_by_chat(tokenizer)
+  assert more > 0
+  for question in ("Why?", "Which rivers cross Peru?"):
+    plain = prompt_ids(tokenizer, make_template("plain").fill(question))
+    assert len(prompt_ids(tokenizer, question, chat=True)) == len(plain) + more
