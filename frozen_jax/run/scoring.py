@@ -97,11 +97,10 @@ def _baselines(lm: FrozenLM, settings: StageSettings) -> dict[str, ScoredModel]:
   chat = getattr(lm.tokenizer, "chat_template", None)
   if chat and settings.data.template == "plain" and _asks_questions(settings):
     more = added_by_chat(lm.tokenizer)
-    data = {"template": "chat", "lengths": tuple(one + more for one in settings.data.lengths)}
-    model = lm.zero_shot(
-      inputs=dataclasses.replace(like.inputs, **data), generation=like.generation
-    )
-    baselines["zero_shot_chat"] = (settings.with_data(**data), model)
+    lengths = tuple(length + more for length in settings.data.lengths)
+    inputs = dataclasses.replace(like.inputs, template="chat", lengths=lengths)
+    model = lm.zero_shot(inputs=inputs, generation=like.generation)
+    baselines["zero_shot_chat"] = (settings.with_data(template="chat", lengths=lengths), model)
   return baselines
 
 
