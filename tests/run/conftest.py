@@ -184,8 +184,10 @@ def main_here(*arguments, text=""):
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))
     stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()))))
+    argv = ["frozen_jax.main", *map(str, arguments)]
+    stack.enter_context(mock.patch("sys.orig_argv", ["python", "-m", *argv]))
     try:
-      status = command.main(["frozen_jax.main", *map(str, arguments)])
+      status = command.main(argv)
     finally:
       logging.root.handlers[:] = before
   return status, out.getvalue(), err.getvalue()
