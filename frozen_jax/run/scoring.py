@@ -20,6 +20,7 @@ from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.text.templates import added_by_chat
 
 _LOG = logging.getLogger(__name__)
+_SAID = ("exact_match", "score", "loss")  # of a row as soon as it is evaluated
 
 
 def open_pipelines(run: RunSettings, lm: FrozenLM, folder: AnyPath) -> list[Pipeline]:
@@ -123,5 +124,7 @@ def _first_pass_questions(
 def _timed(name: str, settings: StageSettings, model: TunedModel) -> Scores:
   begun = time.monotonic()
   scores = score_model(model, settings.data, settings.evaluate, settings.prompt.length)
-  _LOG.info("evaluated %s in %.0f s", name, time.monotonic() - begun)
+  seconds, found = time.monotonic() - begun, scores.metrics
+  figures = [f"{one.replace('_', ' ')} {found[one]:.3f}" for one in _SAID if one in found]
+  _LOG.info("evaluated %s in %.0f s: %s", name, seconds, ", ".join(figures))
   return scores

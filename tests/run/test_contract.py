@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import re
 import shutil
 import statistics
 
@@ -251,6 +252,12 @@ def test_the_progress_is_tidy(run):
     assert any(f" {stage}: 0 of {steps} steps, compiling" in s for s in screens)
     assert any(f" {stage}: {steps} of {steps} steps, loss" in s for s in screens)
   assert all(s[:9].replace(":", "").strip().isdigit() for s in screens), screens
+
+
+def test_a_row_is_said_as_soon_as_it_is_evaluated(run):
+  for row, figures in table_rows(results(run)).items():
+    said = f"exact match {figures['exact_match']:.3f}, loss {figures['loss']:.3f}"
+    assert re.search(rf" evaluated {row} in \d+ s: {re.escape(said)}\n", run.err), row
 
 
 def snapshot(folder):
