@@ -7,9 +7,9 @@ Stages: `prompt` tunes a prompt. From it, with equal steps each: `baseline` trai
 two layers and in one pass; `finetune` is the recursive LM, whose Connector reads a layer of pass
 one and writes to one of pass two.
 
-Measured 2026-11-29 on two cores (AMD EPYC, AVX512), other work on them, seed 0, 300 test questions,
-exact match / loss: `prompt` and `baseline` 57.7% / 1.102, `late_prompt` 60.7% / 1.046, `control`
-59.7% / 1.006, `finetune` 60.3% / 0.991. 41 minutes.
+Measured 2026-11-30 on two cores (AMD EPYC, AVX512), seed 0, 300 test questions, exact match / loss:
+`baseline` 55.7% / 1.155, `late_prompt` 59.0% / 1.090, `control` 57.7% / 1.063, `finetune` 58.7% /
+1.057. 14.5 minutes. (docs/results/second_pass_world_facts.md)
 
 Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 
