@@ -10,7 +10,7 @@ from frozen_jax.backbones import decoder
 from frozen_jax.backbones.load import load_decoder
 
 TEXT = pathlib.Path(__file__).parents[2] / quantized.TEXT
-WINDOWS = (8, 512)
+WINDOWS = (2, 512)
 
 
 def read(loaded):
