@@ -58,8 +58,8 @@ def ours(model: str, dtype: str, at_once: int, count: int) -> Draw:
   from frozen_jax.models.frozen_lm import load_frozen
   from frozen_jax.models.generation import complete
 
-  zero_shot = dataclasses.replace(load_frozen(model, dtype), tokenizer=None).zero_shot()
-  lm = zero_shot.lm
+  lm = dataclasses.replace(load_frozen(model, dtype), tokenizer=None, end_ids=())
+  zero_shot = lm.zero_shot()
   asked = [Prompt(ids) for ids in prompts(count, lm.config.vocab_size)]
 
   def draw(samples: int, new: int, temperature: float, seed: int = 0) -> list[list[list[int]]]:

@@ -1,6 +1,8 @@
 """The sides of `decoding` do the same work; what the rows and the soak's figures say."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -136,3 +138,11 @@ def test_a_soak_that_grows_ends_with_an_error(monkeypatch):
   monkeypatch.setattr(soak, "prompts", lambda count, size, seed: [[5, 9, 1]] * count)
   with pytest.raises(SystemExit, match="memory grew by"):
     soak.main(["--prompts=28", "--minutes=0", "--call=4", "--new=3", "--warm-up=8"])
+
+
+def test_no_token_ends_a_text(folder, tmp_path):
+  """Whatever end tokens the files name."""
+  copied = shutil.copytree(folder, tmp_path / "ends")
+  (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(61))}))
+  draw = decoding_side.ours(str(copied), "float32", 4, 5)
+  assert decoding_side.drawn(draw(2, 6, 1.0)) == 5 * 2 * 6
