@@ -43,11 +43,11 @@ class LinearConnector(PositionConnector):
 
   def __init__(self, width: int, output_scale: float):
     self.output_scale = output_scale
-    self.kernel = nnx.Param(jnp.zeros((width, width), jnp.float32))
+    self.kernel = _zero_matrix(width)
 
   def output(self, given: JunctionInput) -> Float[Array, "B T D"]:
     """See `PositionConnector.output`."""
-    return normalised(given.read) @ self.kernel[...] * self.output_scale
+    return _mapped((given.read, self.kernel)) * self.output_scale
 
 
 class ConcatConnector(PositionConnector):
@@ -59,13 +59,12 @@ class ConcatConnector(PositionConnector):
 
   def __init__(self, width: int, output_scale: float):
     self.output_scale = output_scale
-    self.states = nnx.Param(jnp.zeros((width, width), jnp.float32))
-    self.stream = nnx.Param(jnp.zeros((width, width), jnp.float32))
+    self.states, self.stream = _zero_matrix(width), _zero_matrix(width)
 
   def output(self, given: JunctionInput) -> Float[Array, "B T D"]:
     """See `PositionConnector.output`."""
-    mixed = normalised(given.read) @ self.states[...]
-    return (mixed + normalised(given.below) @ self.stream[...]) * self.output_scale
+    mapped = _mapped((given.read, self.states), (given.below, self.stream))
+    return mapped * self.output_scale
 
 
 class MixConnector(PositionConnector):
@@ -89,13 +88,21 @@ class TokensConnector(PositionConnector):
 
   def __init__(self, width: int, output_scale: float):
     self.output_scale = output_scale
-    self.states = nnx.Param(jnp.zeros((width, width), jnp.float32))
-    self.tokens = nnx.Param(jnp.zeros((width, width), jnp.float32))
+    self.states, self.tokens = _zero_matrix(width), _zero_matrix(width)
 
   def output(self, given: JunctionInput) -> Float[Array, "B T D"]:
     """See `PositionConnector.output`."""
-    mixed = normalised(given.read) @ self.states[...]
-    return (mixed + normalised(given.expected) @ self.tokens[...]) * self.output_scale
+    mapped = _mapped((given.read, self.states), (given.expected, self.tokens))
+    return mapped * self.output_scale
+
+
+def _zero_matrix(width: int) -> nnx.Param:
+  return nnx.Param(jnp.zeros((width, width), jnp.float32))
+
+
+def _mapped(*pairs: tuple[Float[Array, "B T D"], nnx.Param]) -> Float[Array, "B T D"]:
+  """The sum of normalised inputs, each times its matrix [D, D]."""
+  return jnp.asarray(sum(normalised(states) @ matrix[...] for states, matrix in pairs))
 
 
 def mix(
