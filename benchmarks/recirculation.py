@@ -131,16 +131,14 @@ def windows(
   loaded: Decoder, text: str, choose: int, show: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Windows spread evenly over each half of a text, int32 [choose, length] and [show, length]."""
-  tokenizer = loaded.tokenizer
-  bos = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
-  task = LanguageModelTask(tokenizer, (length - len(bos),), loaded.config.vocab_size)
+  task = LanguageModelTask(loaded.tokenizer, (length,), loaded.config.vocab_size)
   found = task.prepare(open_source(text))
   whole = len(found) - 1  # the last one may be shorter
   if whole < 2 * max(choose, show):
     raise SystemExit(f"{text} has {whole} windows of {length} tokens; ask for fewer, or shorter")
   at = lambda count, half: whole // 2 * half + np.arange(count) * (whole // 2) // count
   return tuple(
-    np.array([[*bos, *found[int(index)].tokens] for index in at(count, half)], np.int32)
+    np.array([found[int(index)].tokens for index in at(count, half)])
     for half, count in enumerate((choose, show))
   )
 

@@ -38,6 +38,11 @@ def pytest_collection_finish():
   gc.set_threshold(5000, 20, 20)
 
 
+def _folder(path):
+  """Of tests/, in which a file is."""
+  return path.relative_to(pathlib.Path(__file__).parent).parts[0]
+
+
 def pytest_unconfigure():
   if OWN_COMPILED:
     shutil.rmtree(OWN_COMPILED, ignore_errors=True)
@@ -45,24 +50,29 @@ def pytest_unconfigure():
 
 def pytest_collection_modifyitems(items):
   """Gives every test whose file names no tier one: `program` for whole runs, else `unit`."""
-  tests = pathlib.Path(__file__).parent
   for item in items:
     if TIERS.intersection(mark.name for mark in item.iter_markers()):
       continue
-    folder = item.path.relative_to(tests).parts[0]
-    whole = folder in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(item.fixturenames)
+    whole = _folder(item.path) in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(
+      item.fixturenames
+    )
     item.add_marker(pytest.mark.program if whole else pytest.mark.unit)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled():
-  """What a file has compiled is dropped after it.
+def _compiled(request):
+  """What a file has compiled is dropped after it, and is written for others if they can want it.
 
-  Each program holds memory maps, of which a process can have 65,530: beyond, compiling crashes.
+  Each program holds memory maps, of which a process can have 65,530: beyond, compiling crashes. Of
+  the programs of unit tests 3% are in the folder already; to write them takes a twentieth of the
+  tests' time.
   """
-  yield
   import jax
+  from jax.experimental.compilation_cache import compilation_cache
 
+  jax.config.update("jax_enable_compilation_cache", _folder(request.path) in PROGRAM_FOLDERS)
+  compilation_cache.reset_cache()
+  yield
   jax.clear_caches()
 
 

@@ -1,13 +1,20 @@
-"""The environments of the processes that tests start; the flags of XLA and the compiled programs
-of all tests.
+"""The processes that tests start, and their environments; the flags of XLA and the compiled
+programs of all tests.
 
 Imports no jax: `conftest.py` sets these variables before anything does.
 """
 
+import functools
+import json
 import os
 import pathlib
+import select
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -59,3 +66,96 @@ def cluster(count=2):
     address = f"localhost:{free.getsockname()[1]}"
   shared = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count)}
   return [shared | {"PROCESS_ID": str(process)} for process in range(count)]
+
+
+class Process:
+  """A Python process in text mode, as `subprocess.Popen` has it, forked by the fork server.
+
+  It need not import the program anew, which takes longer than many a run in it.
+  """
+
+  def __init__(self, arguments, cwd, environment):
+    self.args, self.returncode = [sys.executable, *map(str, arguments)], None
+    own = {"arguments": self.args[1:], "cwd": str(cwd), "environment": dict(environment)}
+    (given, write), (out, output), (err, errors), (reports, report) = (os.pipe() for _ in range(4))
+    handles = given, output, errors, report
+    socket.send_fds(_fork_server(), [json.dumps(own).encode()], handles)
+    for handle in handles:
+      os.close(handle)
+    self.stdin = os.fdopen(write, "w")
+    self.stdout, self.stderr, self._reports = map(os.fdopen, (out, err, reports))
+    self.pid = int(self._reports.readline())
+
+  def wait(self, timeout=None):
+    """Its exit status, as soon as it has ended."""
+    if self.returncode is None:
+      if not select.select([self._reports], [], [], timeout)[0]:
+        raise subprocess.TimeoutExpired(self.args, timeout)
+      self.returncode = int(self._reports.readline())
+    return self.returncode
+
+  def poll(self):
+    """Its exit status, or None as long as it runs."""
+    try:
+      return self.wait(0)
+    except subprocess.TimeoutExpired:
+      return None
+
+  def communicate(self, input=None, timeout=None):  # noqa: A002 (Popen's name)
+    """(standard output, standard error), to their ends."""
+    found = {}
+    readers = [
+      threading.Thread(target=lambda pipe=pipe: found.update({pipe: pipe.read()}), daemon=True)
+      for pipe in (self.stdout, self.stderr)
+    ]
+    for reader in readers:
+      reader.start()
+    if self.stdin:
+      if input:
+        self.stdin.write(input)
+      self.stdin.close()
+    for reader in readers:
+      reader.join(timeout)
+      if reader.is_alive():
+        raise subprocess.TimeoutExpired(self.args, timeout)
+    self.wait(timeout)
+    return found[self.stdout], found[self.stderr]
+
+  def send_signal(self, number):
+    if self.poll() is None:
+      os.kill(self.pid, number)
+
+  def terminate(self):
+    self.send_signal(signal.SIGTERM)
+
+  def kill(self):
+    self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _fork_server():
+  """The socket on which this process's own server (`fork_server.py`) takes requests."""
+  ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+  number = theirs.fileno()
+  subprocess.Popen(
+    [sys.executable, "-m", "tests.fork_server", str(number)],
+    cwd=ROOT,
+    env=environment(),
+    pass_fds=[number],
+  )
+  theirs.close()
+  return ours
+
+
+def start(*arguments, devices=1, cwd=ROOT, anew=False, **variables):
+  """Starts `python ARGUMENTS` with these environment variables besides.
+
+  anew: in an interpreter of its own, which has yet to import everything.
+  """
+  own = environment(devices, **variables)
+  if not anew:
+    return Process(arguments, cwd, own)
+  pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+  return subprocess.Popen(
+    [sys.executable, *map(str, arguments)], cwd=cwd, env=own, text=True, **pipes
+  )

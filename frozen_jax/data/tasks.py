@@ -168,8 +168,8 @@ class LanguageModelTask:
   """Plain text, packed: windows of `lengths[-1]` tokens, all targets but the first of a window.
 
   Documents are joined, with the end token after each, and the stream is divided into windows
-  without overlap, of which the last may be shorter. `vocab_size`: V of the LM, which no id may
-  reach.
+  without overlap, of which the last may be shorter. Where the tokenizer begins texts with the bos
+  token, each window does, too. `vocab_size`: V of the LM, which no id may reach.
   """
 
   def __init__(
@@ -197,7 +197,12 @@ class LanguageModelTask:
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     if len(stream) < 2:
       raise UserError(f"{name} holds no text to train on")
-    return Windows(stream, self.lengths[-1])
+    return Windows(stream, self.lengths[-1], self._bos())
+
+  def _bos(self) -> tuple[int, ...]:
+    """The bos token, if the tokenizer begins a text with it."""
+    first = self.tokenizer("", verbose=False)["input_ids"][:1]
+    return tuple(first) if first == [self.tokenizer.bos_token_id] else ()
 
 
 class Encodings:
@@ -214,12 +219,16 @@ class Encodings:
 
 
 class Windows:
-  """A stream of token ids, int32 [N], divided into rows of `length` (the last may be shorter)."""
+  """A stream of token ids, int32 [N], divided into rows of `length` (the last may be shorter).
 
-  def __init__(self, stream: np.ndarray, length: int):
-    self._stream, self._length = stream, length
-    self._count = -(-len(stream) // length)
-    if len(stream) % length == 1:  # a single token has no target
+  first: the tokens with which each row begins, none or one.
+  """
+
+  def __init__(self, stream: np.ndarray, length: int, first: Sequence[int] = ()):
+    self._stream, self._first = stream, np.array(first, np.int32)
+    self._own = length - len(first)  # tokens of the stream in a row
+    self._count = -(-len(stream) // self._own)
+    if not first and len(stream) % length == 1:  # a single token has no target
       self._count -= 1
 
   def __len__(self) -> int:
@@ -228,7 +237,8 @@ class Windows:
   def __getitem__(self, index: int) -> Encoded:
     if not 0 <= index < self._count:
       raise IndexError(index)
-    return Encoded(self._stream[index * self._length : (index + 1) * self._length], 1)
+    own = self._stream[index * self._own : (index + 1) * self._own]
+    return Encoded(np.concatenate([self._first, own]), 1)
 
 
 @runtime_checkable

@@ -5,8 +5,6 @@ The loaded values are compared with transformers in test_families and test_load_
 
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import ml_dtypes
@@ -22,7 +20,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.decoder_cases import CASES, torch_model
 from tests.backbones.encoder_cases import KINDS
-from tests.processes import cluster, environment
+from tests.processes import cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -80,13 +78,7 @@ hosts.barrier("end", timeout=60)
 
 def in_two_processes(*folders):
   processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", PROGRAM, str(folder)],
-      env=environment(**variables),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    start("-c", PROGRAM, folder, **variables)
     for folder, variables in zip(folders, cluster(len(folders)), strict=True)
   ]
   answers = [process.communicate(timeout=120) for process in processes]

@@ -80,10 +80,9 @@ class Numbers:
     self.begins = begins
 
   def __call__(self, texts, **options):
+    if texts == "":
+      return {"input_ids": [self.bos_token_id] if self.begins else []}
     return {"input_ids": [[int(text)] for text in texts]}
-
-  def encode(self, text):
-    return [self.bos_token_id] if self.begins else []
 
 
 @pytest.mark.parametrize("begins", [False, True])

@@ -1,5 +1,7 @@
 """Tasks: what of a row is a target, by the small tokenizer and by real ones."""
 
+import copy
+
 import numpy as np
 import pytest
 import tokenizers
@@ -95,6 +97,25 @@ def test_windows_hold_every_token_once(words):
   assert len(LanguageModelTask(words, (11,)).prepare(texts)) == 1  # one token alone is no window
   with pytest.raises(IndexError):
     windows[3]
+
+
+@pytest.mark.parametrize("lengths, sizes", [((4,), 4 * [4]), ((2,), 12 * [2]), ((12,), [12, 2])])
+def test_windows_begin_as_texts_do(words, lengths, sizes):
+  """With the bos token where the tokenizer puts one (Gemma, Llama 3), and not where it has one."""
+  texts = [{"text": "1 2 3 4 5"}, {"text": "6 7"}, {"text": "8 9"}]
+  begins = copy.deepcopy(words)
+  begins.add_special_tokens({"bos_token": "<unk>"})
+  rows = LanguageModelTask(begins, (4,)).prepare(texts)
+  assert words.decode(rows[0].tokens) == "1 2 3 4"
+  begins.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<unk> $A", special_tokens=[("<unk>", begins.bos_token_id)]
+  )
+  windows = LanguageModelTask(begins, lengths).prepare(texts)
+  rows = [windows[index] for index in range(len(windows))]
+  assert [len(row.tokens) for row in rows] == sizes
+  assert all(row.tokens[0] == begins.bos_token_id and row.target_start == 1 for row in rows)
+  stream = np.concatenate([row.tokens[1:] for row in rows])
+  assert words.decode(stream) == "1 2 3 4 5 <end> 6 7 <end> 8 9 <end>"
 
 
 def test_no_text_to_model(words):

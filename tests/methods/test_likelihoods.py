@@ -75,22 +75,28 @@ def one_by_one(method, trained):
   return result
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_equal_each_choice_by_the_loss(name):
+def assert_equal_each_choice(name, size, spare, count, length):
   method = METHODS[name]
   trained = perturbed(method)
   expected_rows = one_by_one(method, trained)
-  for left, size, spare, count, length in (
-    (True, 3, 0, 3, 4),
-    (False, 3, 0, 3, 4),
-    (True, 4, 9, 5, 7),  # an empty row, empty choices, padding everywhere
-  ):
+  for left in (True, False):
     result = log_likelihoods(method, trained, *arrays(left, size, spare, count, length))
     assert result.shape == (size, count) and result.dtype == np.float32
     for row, expected in enumerate(expected_rows):
       np.testing.assert_allclose(result[row, : len(expected)], expected, atol=1e-4)
       assert (result[row, len(expected) :] == -np.inf).all()
     assert (result[len(expected_rows) :] == -np.inf).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_each_choice_by_the_loss(name):
+  """With an empty row, empty choices, and padding everywhere."""
+  assert_equal_each_choice(name, size=4, spare=9, count=5, length=7)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "recursion"])
+def test_without_room_to_spare(name):
+  assert_equal_each_choice(name, size=3, spare=0, count=3, length=4)
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "recursion"])

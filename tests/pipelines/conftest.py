@@ -5,5 +5,6 @@ from tests.run.conftest import (  # noqa: F401
   lm,
   make_encoder_folder,
   make_folder,
+  shared,
   tiny,
 )

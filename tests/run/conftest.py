@@ -1,17 +1,17 @@
 """A tiny random Llama and a tiny random BERT, each with a tokenizer of its own, and runs of whole
 programs on them.
 
-Everything is made once a session and must not be changed by a test: copy what is to be altered.
+Everything is made once a session, the tiny Llama and the whole runs for all processes of pytest
+together, and must not be changed by a test: copy what is to be altered.
 """
 
 import contextlib
 import importlib
 import io
 import logging
-import subprocess
-import sys
 from unittest import mock
 
+import filelock
 import pytest
 import tokenizers
 import torch
@@ -19,7 +19,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.backbones import encoder_cases
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, start
 from tests.run.error_line import only_error
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config
 from tests.run.task_files import lines_file, make_words, split_rows
@@ -112,24 +112,45 @@ def make_model(vocabulary, seed=0, poison=False):
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory, worker_id):
+  """`shared(name, make)`: a folder that `make(folder)` fills, in whichever process asks first."""
+  here = tmp_path_factory.getbasetemp()
+  common = here if worker_id == "master" else here.parent
+
+  def get(name, make):
+    folder, done = common / name, common / f"{name}.done"
+    with filelock.FileLock(common / f"{name}.lock"):
+      if not done.exists():
+        make(folder)
+        done.touch()
+    return folder
+
+  return get
+
+
+def save_model(folder, seed=0, words=True, poison=False):
+  tokenizer = make_tokenizer()
+  make_model(len(tokenizer), seed, poison).save_pretrained(folder)
+  if words:
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
 def make_folder(tmp_path_factory):
   """`make_folder(seed=0, words=True, poison=False)`: a folder as `save_pretrained` writes it."""
 
-  def make(seed=0, words=True, poison=False):
+  def make(**changes):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = make_tokenizer()
-    make_model(len(tokenizer), seed, poison).save_pretrained(folder)
-    if words:
-      tokenizer.save_pretrained(folder)
+    save_model(folder, **changes)
     return folder
 
   return make
 
 
 @pytest.fixture(scope="session")
-def tiny(make_folder):
+def tiny(shared):
   """The folder of the model that all runs are on."""
-  return make_folder()
+  return shared("tiny", save_model)
 
 
 @pytest.fixture(scope="session")
@@ -209,22 +230,10 @@ class Program:
     name = f"--config.model.name={model or self.model}"
     return ["-m", "frozen_jax.main", f"--config=configs/{config}", name, *sizes, *arguments]
 
-  def start(self, *arguments, devices=1, cwd=ROOT, **more):
-    """A process with these arguments of the interpreter."""
-    return subprocess.Popen(
-      [sys.executable, *map(str, arguments)],
-      cwd=cwd,
-      env=environment(devices, **more),
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
   def train(self, config, workdir, *arguments, devices=1, **more):
     """Starts a training run."""
     arguments = (f"--workdir={workdir}", *arguments)
-    return self.start(*self.command(config, *arguments), devices=devices, **more)
+    return start(*self.command(config, *arguments), devices=devices, **more)
 
   def finish(self, process, status=0, text=None):
     """Its (standard output, standard error), once it has ended with this status."""
@@ -309,20 +318,32 @@ class Trained:
     self.workdir, self.out, self.err = workdir, out, err
 
 
-def _trained(program, config, folder):
-  return Trained(folder, *program.finish(program.train(config, folder)))
+@pytest.fixture(scope="session")
+def trained(program, shared):
+  """`trained(name, config)`: a run to its end, as `Trained`."""
+
+  def get(name, config):
+    def make(folder):
+      said = program.finish(program.train(config, folder / "run"))
+      for stream, text in zip(("out", "err"), said, strict=True):
+        (folder / stream).write_text(text)
+
+    folder = shared(name, make)
+    return Trained(folder / "run", *((folder / name).read_text() for name in ("out", "err")))
+
+  return get
 
 
 @pytest.fixture(scope="session")
-def prompt_run(program, tmp_path_factory):
+def prompt_run(trained):
   """configs/prompt_tuning.py:smoke, run to its end."""
-  return _trained(program, "prompt_tuning.py:smoke", tmp_path_factory.mktemp("runs") / "prompt")
+  return trained("prompt_run", "prompt_tuning.py:smoke")
 
 
 @pytest.fixture(scope="session")
-def recursive_run(program, tmp_path_factory):
+def recursive_run(trained):
   """configs/recursive.py:smoke, run to its end."""
-  return _trained(program, "recursive.py:smoke", tmp_path_factory.mktemp("runs") / "recursive")
+  return trained("recursive_run", "recursive.py:smoke")
 
 
 @pytest.fixture(scope="module")

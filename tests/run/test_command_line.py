@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from frozen_jax import main as command
 from frozen_jax.backbones import fetch
+from tests.processes import start
 from tests.run.error_line import only_error
 from tests.run.task_files import lines_file
 
@@ -354,7 +355,7 @@ def test_an_unknown_form_of_export(refused_run, prompt_run):
   ],
 )
 def test_the_exit_status_of_the_program(program, tmp_path, arguments, message):
-  process = program.start("-m", "frozen_jax.main", *arguments, f"--workdir={tmp_path / 'run'}")
+  process = start("-m", "frozen_jax.main", *arguments, f"--workdir={tmp_path / 'run'}")
   out, err = program.finish(process, status=2)
   assert out == ""
   assert message in only_error(2, err.strip().splitlines())

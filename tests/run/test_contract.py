@@ -17,7 +17,7 @@ from frozen_jax.models.adapter_folder import read_adapter
 from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.checkpoints import load_best
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import ROOT
+from tests.processes import ROOT, start
 
 RESULTS = {
   *("format", "created", "version", "command", "device", "seed", "units"),
@@ -275,6 +275,6 @@ def test_the_default_workdir(program, prompt_run, tmp_path):
   """runs/NAME-variant below the current folder: the complete run is found there."""
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   shutil.copytree(prompt_run.workdir, tmp_path / "runs" / "prompt_tuning-smoke")
-  process = program.start(*program.command("prompt_tuning.py:smoke"), cwd=tmp_path)
+  process = start(*program.command("prompt_tuning.py:smoke"), cwd=tmp_path)
   out, _ = program.finish(process)
   assert out.startswith("The run in runs/prompt_tuning-smoke is complete.\n")

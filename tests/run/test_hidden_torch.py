@@ -1,5 +1,7 @@
 """The program never imports torch, though it is installed here and transformers asks for it."""
 
+from tests.processes import start
+
 PROGRAM = """
 import sys
 from frozen_jax import main
@@ -18,7 +20,7 @@ sys.exit(main.program())
 
 def test_a_tokenizer_is_read_without_torch(program):
   arguments = program.command("prompt_tuning.py:smoke")[2:]
-  out, err = program.finish(program.start("-c", PROGRAM, *arguments))
+  out, err = program.finish(start("-c", PROGRAM, *arguments, anew=True))
   module, before, after = out.split()
   assert module.startswith("transformers.") and (before, after) == ("False", "True")
   assert "PyTorch" not in err

@@ -5,15 +5,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.run import lock
 from frozen_jax.run.evaluate import _put
-from tests.processes import environment
+from tests.processes import start
 
 HOLD = """
 import pathlib, socket, sys, time
@@ -27,12 +25,7 @@ with locked(pathlib.Path(sys.argv[1])):
 
 def test_a_second_run_is_refused_with_the_first_ones_host_and_process(tmp_path):
   for host in (socket.gethostname(), "node-b"):  # and of another host, on a shared file system
-    other = subprocess.Popen(
-      [sys.executable, "-c", HOLD, str(tmp_path), host],
-      env=environment(),
-      stdout=subprocess.PIPE,
-      text=True,
-    )
+    other = start("-c", HOLD, tmp_path, host)
     assert other.stdout.readline() == "held\n"
     who = rf"in use by a run, process {other.pid} on host {re.escape(host)} since 20.*--workdir"
     for _ in range(2):

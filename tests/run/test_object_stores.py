@@ -11,6 +11,7 @@ from frozen_jax.core.object_store import StorePath
 from frozen_jax.core.user_path import user_path
 from frozen_jax.tools import compare, inspect
 from frozen_jax.training.checkpoint_folders import COMMITTED, complete_checkpoints
+from tests.processes import start
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
@@ -72,7 +73,7 @@ def figures(workdir):
 
 def kill_within_a_checkpoint(program, command, refused):
   """Starts the run, asks for it a second time, and kills it where it is half through a save."""
-  process = program.start("-c", WAIT_WITHIN_A_CHECKPOINT, *command, devices=8)
+  process = start("-c", WAIT_WITHIN_A_CHECKPOINT, *command, devices=8)
   line = process.stdout.readline()
   assert line == "half uploaded\n", process.communicate()
   assert f"in use by a run, process {process.pid} on host" in refused(*command)

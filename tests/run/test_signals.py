@@ -152,7 +152,7 @@ def test_at_any_time_of_its_life(program, prompt_run, tmp_path, number):
   """Signalled a little later each time, twice: exit 0, no traceback, the same run in the end."""
   at, complete = 0.0, False
   while not complete and at < 30:
-    process = program.train("prompt_tuning.py:smoke", tmp_path)
+    process = program.train("prompt_tuning.py:smoke", tmp_path, anew=True)
     starts(process)
     try:
       process.wait(at)
@@ -164,7 +164,7 @@ def test_at_any_time_of_its_life(program, prompt_run, tmp_path, number):
     assert "Traceback" not in err and "error:" not in err, err
     complete = (tmp_path / "results.json").exists()
     assert complete or re.search(r"interrupted at step \d+", err), err
-    at = 1.6 * at + 0.3
+    at = 2 * at + 0.4
   if not complete:
     program.finish(program.train("prompt_tuning.py:smoke", tmp_path))
   figures = ("stage", "step", "split", "loss", "accuracy")

@@ -14,6 +14,7 @@ import pytest
 from frozen_jax import run as verbs
 from frozen_jax.core import files, interruption
 from frozen_jax.core.errors import Interrupted
+from tests.processes import start
 from tests.run.settings_cases import QUESTIONS, with_value
 from tests.run.test_signals import lost, made_an_error, passed_on
 
@@ -190,7 +191,7 @@ sys.exit(main.program())
 
 
 def test_a_command_that_waits_for_its_threads_is_ended(program, tmp_path):
-  out, err = program.finish(program.start("-c", WAITS, str(tmp_path / "made")))
+  out, err = program.finish(start("-c", WAITS, str(tmp_path / "made")))
   assert out == "" and err.strip().splitlines()[-1].startswith("interrupted; nothing is left"), err
   assert list(tmp_path.iterdir()) == []
 
@@ -223,8 +224,8 @@ def test_the_program_says_one_line(call, program, finished, monkeypatch, mode, n
 def test_a_process_ends_well_while_it_starts(program, tmp_path, mode, number):
   from tests.run.test_signals import starts
 
-  process = program.start(
-    *program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}", f"--mode={mode}")
+  process = start(
+    *program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}", f"--mode={mode}"), anew=True
   )
   starts(process)
   process.send_signal(number)
@@ -241,8 +242,9 @@ def test_a_process_at_any_time_of_its_life(program, prompt_run, tmp_path, mode):
   workdir = shutil.copytree(prompt_run.workdir, tmp_path / "run")
   before, at, numbers = contents(workdir), 0.0, itertools.cycle(interruption.SIGNALS)
   while at < 60:
-    process = program.start(
-      *program.command("prompt_tuning.py:smoke", f"--workdir={workdir}", f"--mode={mode}")
+    process = start(
+      *program.command("prompt_tuning.py:smoke", f"--workdir={workdir}", f"--mode={mode}"),
+      anew=True,
     )
     starts(process)
     if mode == "predict":
@@ -261,6 +263,6 @@ def test_a_process_at_any_time_of_its_life(program, prompt_run, tmp_path, mode):
     new = {path: text for path, text in contents(workdir).items() if before.get(path) != text}
     assert mode == "evaluate" or not new or out, new
     assert all("evaluations" in str(path) for path in new if mode == "evaluate")
-    at = 1.4 * at + 0.5
+    at = 2 * at + 0.4
   else:
     pytest.fail("it never came to its end")

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.processes import cluster
+from tests.processes import cluster, start
 from tests.run.settings_cases import QUESTIONS
 from tests.run.test_several_processes import errors
 
@@ -53,7 +53,7 @@ def test_all_end_in_good_order(program, workdir, mode, number, asked):
     f"--config.predict.input={workdir.parent / 'asked.jsonl'}",
   )
   before = contents(workdir)
-  both = [program.start("-c", WAITS, *command[2:], **one) for one in cluster()]
+  both = [start("-c", WAITS, *command[2:], **one) for one in cluster()]
   for process in both:
     lines = iter(process.stderr.readline, "")
     assert any(line == "waits\n" for line in lines), process.communicate()

@@ -3,7 +3,7 @@
 import pytest
 
 from frozen_jax.core.user_path import user_path
-from tests.processes import COMPILED
+from tests.processes import COMPILED, start
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
@@ -42,11 +42,11 @@ def test_they_are_used(store, program, tmp_path, monkeypatch):
   workdir = f"{store.url}/runs/compiled"
   command = program.command("prompt_tuning.py:smoke", f"--workdir={workdir}", *splits)
   one, two = tmp_path / "one", tmp_path / "two"
-  program.finish(program.start("-c", PREEMPTED, *command[2:], FROZEN_JAX_CACHE=str(one)))
+  program.finish(start("-c", PREEMPTED, *command[2:], anew=True, FROZEN_JAX_CACHE=str(one)))
   found = (user_path(workdir) / "compiled").files()
   stored = {path.name.removesuffix("-cache") for path in found}
   assert stored == last_uses(one).keys() and all(last_uses(one).values())
-  _, err = program.finish(program.start(*command, FROZEN_JAX_CACHE=str(two)))
+  _, err = program.finish(start(*command, anew=True, FROZEN_JAX_CACHE=str(two)))
   assert "resumes from step 2" in err
   steps = [name for name in stored if name.startswith("jit_step-")]
   assert steps and all(last_uses(two)[name] for name in steps)

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -8,7 +5,7 @@ import pytest
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
-from tests.processes import cluster, environment
+from tests.processes import cluster, start
 
 PROGRAM = """
 import sys
@@ -40,16 +37,7 @@ else:
 
 
 def test_two_processes_share_a_batch_and_wait_for_each_other():
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", PROGRAM],
-      env=environment(**variables),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for variables in cluster()
-  ]
+  processes = [start("-c", PROGRAM, **variables) for variables in cluster()]
   answers = [p.communicate(timeout=120) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], answers
   squares = sum(i * i for i in range(8))

@@ -1,8 +1,6 @@
 """The counted FLOPs are those of the program in full, and no weight exists at any time."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from frozen_jax.tools import cost, model_sizes
 from frozen_jax.tools.abstract_stage import AbstractStage
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
+from tests.processes import start
 
 pytestmark = pytest.mark.program
 
@@ -296,11 +295,11 @@ def test_arguments_reach_the_config():
 
 def test_the_command(tmp_path):
   torch_model("llama").save_pretrained(tmp_path)
-  command = [sys.executable, "-m", "frozen_jax.tools.cost", "--config=configs/lora.py"]
-  command += ["--length=16", f"--config.model.name={tmp_path}", "--config.prompt.length=2"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  assert "stage lora: lora" in done.stdout and "4N a token" in done.stdout
+  flags = ["--length=16", f"--config.model.name={tmp_path}", "--config.prompt.length=2"]
+  process = start("-m", "frozen_jax.tools.cost", "--config=configs/lora.py", *flags)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  assert "stage lora: lora" in out and "4N a token" in out
 
 
 def test_the_rivals_of_a_second_pass_train_about_as_many_numbers():

@@ -1,6 +1,6 @@
 """Trains a tiny method for some steps on a mesh of all devices, and prints the losses.
 
-python -m tests.training.sharded_program METHOD data=2,fsdp=2,tensor=2
+python -m tests.training.sharded_program data=2,fsdp=2,tensor=2 METHOD...
 """
 
 import sys

@@ -3,14 +3,13 @@
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster, environment
+from tests import processes
+from tests.processes import cluster
 
 pytestmark = pytest.mark.stress
 
@@ -21,13 +20,7 @@ EIGHT = ["data=2", "fsdp=2", "tensor=2"]
 
 
 def start(folder, *arguments, devices=1, **variables):
-  return subprocess.Popen(
-    [sys.executable, str(HERE / "toy.py"), str(folder), *WORK, *arguments],
-    env=environment(devices, **variables),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  return processes.start(HERE / "toy.py", folder, *WORK, *arguments, devices=devices, **variables)
 
 
 def finish(process):

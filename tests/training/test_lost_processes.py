@@ -3,14 +3,12 @@
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster, environment
+from tests.processes import cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -21,13 +19,7 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # as `frozen_jax.main` sets it
 
 def start_two(folder, *arguments):
   return [
-    subprocess.Popen(
-      [sys.executable, str(HERE / "toy.py"), str(folder), f"steps={STEPS}", "data=2", *arguments],
-      env=environment(**variables, **QUIET),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    start(HERE / "toy.py", folder, f"steps={STEPS}", "data=2", *arguments, **variables, **QUIET)
     for variables in cluster()
   ]
 

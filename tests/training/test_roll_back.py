@@ -3,15 +3,13 @@
 import logging
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import toy
 
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster, environment
+from tests.processes import cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -170,16 +168,7 @@ def test_the_line_after_it_is_there_however_seldom_lines_are(tmp_path, log_every
 def test_two_processes_go_back_together(tmp_path):
   """And end as one process does."""
   given = (str(tmp_path / "two"), "data=2", "bad=8", "checkpoint_every=3")
-  both = [
-    subprocess.Popen(
-      [sys.executable, toy.__file__, *given],
-      env=environment(**variables),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for variables in cluster()
-  ]
+  both = [start(toy.__file__, *given, **variables) for variables in cluster()]
   said = [process.communicate(timeout=120) for process in both]
   assert [process.returncode for process in both] == [0, 0], said
   mesh = toy.make_mesh(2)

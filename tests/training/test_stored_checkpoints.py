@@ -1,8 +1,5 @@
 """Checkpoints on a store: the bits that come back, what a kill leaves, several hosts."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from frozen_jax.training.checkpoints import Checkpoints, load_best, read_record
 from frozen_jax.training.optimizer import make_optimizer
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
-from tests.processes import ROOT, cluster, environment
+from tests.processes import ROOT, cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -121,12 +118,7 @@ def test_two_hosts_without_a_disk_in_common(store, workdir, tmp_path):
     pytest.skip("what differs is below: one store will do")
   here = str(ROOT / "tests" / "training")
   processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", TWO_HOSTS, str(workdir), here],
-      env=environment(1, **variables, FROZEN_JAX_CACHE=str(tmp_path / name)),
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    start("-c", TWO_HOSTS, workdir, here, **variables, FROZEN_JAX_CACHE=str(tmp_path / name))
     for name, variables in zip("ab", cluster(), strict=True)
   ]
   said = [process.communicate(timeout=200)[1] for process in processes]

@@ -1,30 +1,21 @@
 """Two processes with four devices each train to the losses of one process with eight."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests.processes import cluster, environment
+from tests.processes import cluster, start
 from tests.training.sharded_program import RE_RANKER, STEPS
 
 pytestmark = pytest.mark.program
 
-METHODS = ("prompt_tuning", "id_pt", "neural_recursion", "lora", RE_RANKER)
+METHODS = ("prompt_tuning", "id_pt", "neural_recursion", RE_RANKER)
 MESH = "data=2,fsdp=2,tensor=2"
 
 
 def run(mesh, devices, clusters):
   """The losses that the first process prints, by method."""
   processes = [
-    subprocess.Popen(
-      [sys.executable, "-m", "tests.training.sharded_program", mesh, *METHODS],
-      env=environment(devices=devices, **variables),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    start("-m", "tests.training.sharded_program", mesh, *METHODS, devices=devices, **variables)
     for variables in clusters
   ]
   answers = [process.communicate(timeout=300) for process in processes]

@@ -1,32 +1,21 @@
 """A reader in two processes of four devices each is that of one process with eight."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
 from tests.pipelines.artifact_digests import artifact_digests
-from tests.processes import ROOT, cluster, environment
+from tests.processes import cluster, start
 
 STAGES = ("re_ranker", "reader")
 
 
-def start(workdir, given, devices, variables):
+def train(workdir, given, devices, variables):
   flags = [f"--config.{key}={value}" for key, value in given.items()]
-  return subprocess.Popen(
-    [
-      *(sys.executable, "-m", "frozen_jax.main", "--config=configs/frozen_reader.py:smoke"),
-      *(f"--workdir={workdir}", *flags),
-    ],
-    cwd=ROOT,
-    env=environment(devices, **variables),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  command = ("-m", "frozen_jax.main", "--config=configs/frozen_reader.py:smoke")
+  return start(*command, f"--workdir={workdir}", *flags, devices=devices, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,7 @@ def runs(given, tmp_path_factory):
   """The workdirs of one process, and of two."""
   folder = tmp_path_factory.mktemp("runs")
   for name, devices, clusters in (("one", 8, [{}]), ("two", 4, cluster())):
-    processes = [start(folder / name, given, devices, variables) for variables in clusters]
+    processes = [train(folder / name, given, devices, variables) for variables in clusters]
     said = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said[0][1][-3000:]
     assert all("Traceback" not in err for _, err in said)
