@@ -75,15 +75,14 @@ def run(request: Request) -> None:
   how, *rest = request.arguments
   sys.orig_argv[:] = [sys.executable, *request.arguments]
   if how == "-m":
-    sys.argv[:] = rest
+    sys.path[0], sys.argv[:] = request.cwd, rest
     runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
   elif how == "-c":
-    sys.argv[:] = ["-c", *rest[1:]]
+    sys.path[0], sys.argv[:] = "", ["-c", *rest[1:]]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     exec(compile(rest[0], "<string>", "exec"), main.__dict__)
   else:
-    sys.argv[:] = request.arguments
-    sys.path.insert(0, os.path.dirname(how))
+    sys.path[0], sys.argv[:] = os.path.dirname(how), request.arguments
     runpy.run_path(how, run_name="__main__")
 
 

@@ -134,13 +134,16 @@ class Process:
 
 @functools.cache
 def _fork_server():
-  """The socket on which this process's own server (`fork_server.py`) takes requests."""
+  """The socket on which this process's own server (`fork_server.py`) takes requests.
+
+  jaxlib reads its log level when it is imported; it is that of a run of several processes.
+  """
   ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
   number = theirs.fileno()
   subprocess.Popen(
     [sys.executable, "-m", "tests.fork_server", str(number)],
     cwd=ROOT,
-    env=environment(),
+    env=environment(TF_CPP_MIN_LOG_LEVEL="3"),
     pass_fds=[number],
   )
   theirs.close()
@@ -150,7 +153,8 @@ def _fork_server():
 def start(*arguments, devices=1, cwd=ROOT, anew=False, **variables):
   """Starts `python ARGUMENTS` with these environment variables besides.
 
-  anew: in an interpreter of its own, which has yet to import everything.
+  anew: in an interpreter of its own, which has yet to import everything: where that is what
+  matters, or where JAX's own variables or PYTHONPATH differ from those of this process.
   """
   own = environment(devices, **variables)
   if not anew:
