@@ -1,13 +1,12 @@
 """What every test shares: eight simulated CPU devices, quick compiling, and the real model.
 
 The first lines run before anything imports jax or torch. Tiny models spend their time in the
-compiler, so it is asked for little optimisation, and for each program once in a session of tests.
+compiler, so it is asked for little optimisation, and for each program once.
 """
 
 import gc
 import os
 import pathlib
-import shutil
 
 import pytest
 
@@ -19,7 +18,7 @@ if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker of pytest-xdist has
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # With the compiler for TPUs installed, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-OWN_COMPILED = share_compiled()
+share_compiled()
 # The threads of torch spin while they wait for each other, on cores that other tests need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -38,41 +37,26 @@ def pytest_collection_finish():
   gc.set_threshold(5000, 20, 20)
 
 
-def _folder(path):
-  """Of tests/, in which a file is."""
-  return path.relative_to(pathlib.Path(__file__).parent).parts[0]
-
-
-def pytest_unconfigure():
-  if OWN_COMPILED:
-    shutil.rmtree(OWN_COMPILED, ignore_errors=True)
-
-
 def pytest_collection_modifyitems(items):
   """Gives every test whose file names no tier one: `program` for whole runs, else `unit`."""
+  tests = pathlib.Path(__file__).parent
   for item in items:
     if TIERS.intersection(mark.name for mark in item.iter_markers()):
       continue
-    whole = _folder(item.path) in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(
-      item.fixturenames
-    )
+    folder = item.path.relative_to(tests).parts[0]
+    whole = folder in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(item.fixturenames)
     item.add_marker(pytest.mark.program if whole else pytest.mark.unit)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled(request):
-  """What a file has compiled is dropped after it, and is written for others if they can want it.
+def _compiled():
+  """What a file has compiled is dropped after it.
 
-  Each program holds memory maps, of which a process can have 65,530: beyond, compiling crashes. Of
-  the programs of unit tests 3% are in the folder already; to write them takes a twentieth of the
-  tests' time.
+  Each program holds memory maps, of which a process can have 65,530: beyond, compiling crashes.
   """
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
-
-  jax.config.update("jax_enable_compilation_cache", _folder(request.path) in PROGRAM_FOLDERS)
-  compilation_cache.reset_cache()
   yield
+  import jax
+
   jax.clear_caches()
 
 

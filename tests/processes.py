@@ -9,11 +9,11 @@ import json
 import os
 import pathlib
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,23 +29,25 @@ QUICK_COMPILE = (
 # A process that reads an entry while another one writes it says so, and compiles.
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
+MOST_COMPILED = 10**9  # bytes; all tests write a tenth of it
 
 
-def share_compiled():
-  """Has this process and all that it starts share what they compile -> the new folder, or None.
+def share_compiled(folder=ROOT / ".pytest_cache" / "compiled"):
+  """Has this process, all that it starts and later ones share what they compile, in this folder.
 
-  None where the variable is set: in a worker of pytest-xdist, or by the user.
+  Not where the variable is set: in a worker of pytest-xdist, or by the user. A folder that has
+  grown too large is emptied.
   """
   if COMPILED in os.environ:
-    return None
-  folder = tempfile.mkdtemp(prefix="frozen_jax_compiled_")
+    return
+  if folder.is_dir() and sum(path.stat().st_size for path in folder.iterdir()) > MOST_COMPILED:
+    shutil.rmtree(folder)
   os.environ |= {
-    COMPILED: folder,
+    COMPILED: str(folder),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), HALF_WRITTEN))),
   }
-  return folder
 
 
 def xla_flags(devices):

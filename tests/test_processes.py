@@ -1,31 +1,31 @@
 """How tests start processes, and share what these compile."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from tests import processes
 from tests.processes import COMPILED, environment, share_compiled, start
 
 SIN = "import jax; jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0).block_until_ready()"
 
 
 @pytest.mark.parametrize("given", ["", "/elsewhere"])
-def test_a_folder_that_is_given_stays(monkeypatch, given):
+def test_a_folder_that_is_given_stays(monkeypatch, tmp_path, given):
   monkeypatch.setenv(COMPILED, given)
-  assert share_compiled() is None and os.environ[COMPILED] == given
+  share_compiled(tmp_path)
+  assert os.environ[COMPILED] == given
 
 
 @pytest.mark.program
 def test_a_process_reads_what_another_one_has_compiled(monkeypatch, tmp_path):
   """And where it reads the half of an entry it compiles, and says nothing."""
   monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != COMPILED})
-  monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-  folder = pathlib.Path(share_compiled())
-  assert folder.parent == tmp_path
+  folder = tmp_path / "compiled"
+  share_compiled(folder)
 
   def run():
     done = subprocess.run(
@@ -40,6 +40,18 @@ def test_a_process_reads_what_another_one_has_compiled(monkeypatch, tmp_path):
   for path in entries:
     path.write_bytes(path.read_bytes()[:20])
   run()
+
+
+def test_a_folder_that_has_grown_too_large_is_emptied(monkeypatch, tmp_path):
+  monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != COMPILED})
+  monkeypatch.setattr(processes, "MOST_COMPILED", 10)
+  for size, stays in ((10, True), (11, False)):
+    folder = tmp_path / str(size)
+    folder.mkdir()
+    (folder / "entry").write_bytes(bytes(size))
+    os.environ.pop(COMPILED, None)
+    share_compiled(folder)
+    assert folder.exists() == stays and os.environ[COMPILED] == str(folder)
 
 
 SAYS = "import os, sys; print(__name__, sys.argv[1:], os.getcwd(), os.environ['GIVEN'], input())"
