@@ -134,6 +134,8 @@ def parse(argv: Sequence[str]) -> Command | None:
 
     print(f"{HELP}\nThe keys of {values.config}:\n\n{settings.help_text(config)}")
     return None
+  if values["workdir"].present and not values.workdir:
+    raise UserError("flag --workdir is empty; give a folder, or leave the flag out for the default")
   workdir = str(user_path(values.workdir or default_workdir(values.config)))
   return Command(config, values.mode, workdir, _notes(config, given))
 

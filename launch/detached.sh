@@ -6,9 +6,11 @@
 #   detached.sh follow              its output, from the beginning to the end
 #   detached.sh stop                sends it SIGTERM, upon which frozen_jax.main saves and ends
 set -euo pipefail
-mkdir -p .run
-verb=$1
-shift
+verb=${1:-}
+shift || true
+case $verb in
+  start | status | follow | stop) mkdir -p .run ;;
+esac
 
 case $verb in
   start)
@@ -45,7 +47,7 @@ case $verb in
     fi
     ;;
   *)
-    echo "error: $verb is none of start, status, follow, stop" >&2
+    echo "error: '$verb' is none of start, status, follow, stop" >&2
     exit 2
     ;;
 esac

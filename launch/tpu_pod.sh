@@ -49,6 +49,15 @@ if [[ -z ${TPU_NAME:-} || -z ${ZONE:-} ]]; then
   fail 2 "set TPU_NAME and ZONE; the head of $0 shows how"
 fi
 
+# gcloud's own rule for both; they stand in file names and in commands, too.
+for name in TPU_NAME ZONE; do
+  [[ ${!name} =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+    fail 2 "$name=${!name} must be small letters, digits and hyphens, with a letter first"
+done
+if ! $dry_run && ! command -v gcloud >/dev/null; then
+  fail 2 "gcloud is not installed (https://cloud.google.com/sdk), or not on the PATH"
+fi
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 poll=${POLL_SECONDS:-30}
 archive=${TMPDIR:-/tmp}/frozen_jax-$TPU_NAME.tar.gz
@@ -99,9 +108,14 @@ state() { # of the queued resource; ABSENT: there is none; UNKNOWN: gcloud could
 }
 
 provision() { # until the slice is there
-  local now created=false
+  local now created=false unknown=0
   while :; do
     now=$(state)
+    if [[ $now != UNKNOWN ]]; then
+      unknown=0
+    elif ((++unknown == 20)); then
+      fail 1 "gcloud could not say what became of $TPU_NAME, 20 times; see above"
+    fi
     case $now in
       ACTIVE) return ;;
       ABSENT)
@@ -207,7 +221,7 @@ fi
 
 if [[ -n ${PRESET:-} ]]; then
   read -r _ accelerator_type runtime_version _ _ topology _ _ mesh < <(
-    awk -v name="$PRESET" '$1 == name' "$root/launch/presets.txt"
+    awk -v name="$PRESET" '$1 == name && !/^#/' "$root/launch/presets.txt"
   ) || fail 2 "PRESET=$PRESET is not in $root/launch/presets.txt"
   [[ $topology != - ]] || fail 2 "PRESET=$PRESET is no TPU; see $root/launch/presets.txt"
   IFS=, read -r data fsdp tensor <<<"$mesh"

@@ -8,16 +8,19 @@ frozen_jax.main, after the preset's mesh, and overrule it. Variables:
 
   PRESET  a name of presets.txt
   IMAGE   made from ../Containerfile
-  CLAIM   a volume that all pods can write to, mounted at /runs; not for a workdir on a bucket
+  CLAIM   a volume that all pods can write to, mounted at /runs, where the workdir is then; not for
+          a workdir on a bucket
   QUEUE   a local queue of Kueue; without it there is no label
-  NAME    of the JobSet (default: frozen-jax)
+  NAME    of the JobSet (default: frozen-jax); small letters, digits and hyphens, a letter first
   HOSTS   of GPUs, if more than one: the mesh's axis `data` is over them. Across hosts GKE needs
           Google's plugin for NCCL in the pod besides
 """
 
+import itertools
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +28,8 @@ import yaml
 
 HERE = pathlib.Path(__file__).parent
 AXES = ("data", "fsdp", "tensor")
+# As Kubernetes wants them; with what it adds, the names of pods stay within its 63 characters.
+NAME = re.compile("[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 class InvalidInput(Exception):
@@ -41,10 +46,15 @@ def presets():
 
 def jobset(arguments, settings):
   """The JobSet that runs frozen_jax.main with `arguments`; `settings` as variables give them."""
-  needed = ["PRESET", "IMAGE"] + ["CLAIM"] * (not _on_bucket(arguments))
-  missing = [name for name in needed if not settings.get(name)]
+  missing = [name for name in ("PRESET", "IMAGE") if not settings.get(name)]
   if missing:
     raise InvalidInput(f"set {', '.join(missing)}; the head of {__file__} shows how")
+  _check_workdir(arguments, settings.get("CLAIM"))
+  name = settings.get("NAME") or "frozen-jax"
+  if not NAME.fullmatch(name):
+    raise InvalidInput(
+      f"NAME={name} must be small letters, digits and hyphens, with a letter first, at most 40"
+    )
   table = presets()
   if settings["PRESET"] not in table:
     raise InvalidInput(f"PRESET={settings['PRESET']} is none of {', '.join(table)}")
@@ -55,7 +65,7 @@ def jobset(arguments, settings):
     raise InvalidInput(f"HOSTS={hosts} does not fit; {preset['name']} has {preset['hosts']}")
 
   filled = yaml.safe_load((HERE / "jobset.yaml").read_text(encoding="utf-8"))
-  _name(filled, settings.get("NAME") or "frozen-jax", settings.get("QUEUE"))
+  _name(filled, name, settings.get("QUEUE"))
   job = filled["spec"]["replicatedJobs"][0]["template"]["spec"]
   job["parallelism"] = job["completions"] = int(hosts)
   pod = job["template"]["spec"]
@@ -70,8 +80,22 @@ def jobset(arguments, settings):
   return filled
 
 
-def _on_bucket(arguments):
-  return bool(re.search("--workdir[= ](gs|s3)://", " ".join(arguments)))
+def _check_workdir(arguments, claim):
+  """InvalidInput for a workdir that would be lost with its pod."""
+  workdir = ""  # of several the last one counts
+  for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+    name, given, value = argument.partition("=")
+    if name in ("-workdir", "--workdir"):
+      workdir = value if given else following
+  if workdir.startswith(("gs://", "s3://")):
+    return
+  if pathlib.PurePosixPath(os.path.normpath(workdir)).parts[:2] != ("/", "runs"):
+    raise InvalidInput(
+      f"--workdir={workdir} would be lost with its pod; put it on a bucket (gs://, s3://), or below"
+      " /runs on a volume (CLAIM)"
+    )
+  if not claim:
+    raise InvalidInput(f"set CLAIM, the volume of /runs; the head of {__file__} shows how")
 
 
 def _volume(pod, claim):
@@ -128,6 +152,9 @@ def main(argv):
   if len(arguments) < len(argv):
     print(text, end="")
     return 0
+  if not shutil.which("kubectl"):
+    print("error: kubectl is not installed, or not on the PATH", file=sys.stderr)
+    return 2
   return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
 
 

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from frozen_jax.sharding.hosts import initialize_arguments
-from tests.launch.presets import ARGUMENTS, GENERATOR, LAUNCH, PRESETS, TPUS, mesh
+from tests.launch import presets
+from tests.launch.presets import GENERATOR, LAUNCH, PRESETS, TPUS, mesh
 
+ARGUMENTS = [*presets.ARGUMENTS, "--workdir=/runs/run"]
 SETTINGS = {"IMAGE": "registry/image:tag", "CLAIM": "volume", "QUEUE": "team"}
 AS_IT_STANDS = yaml.safe_load((LAUNCH / "k8s" / "jobset.yaml").read_text())
 # PyPI has no schema of JobSet (jobset.x-k8s.io/v1alpha2). These are its fields that are used.
@@ -170,7 +172,11 @@ def test_kubectl_gets_what_dry_run_prints(tmp_path, at):
 
 
 @pytest.mark.parametrize(
-  "wrong", [{"IMAGE": ""}, {"PRESET": ""}, {"PRESET": "v5e"}, {"HOSTS": "5"}, {"HOSTS": "0"}]
+  "wrong",
+  [
+    *({"IMAGE": ""}, {"PRESET": ""}, {"PRESET": "v5e"}, {"PRESET": "#"}, {"HOSTS": "5"}),
+    *({"HOSTS": "0"}, {"NAME": "Bad_Name"}, {"NAME": "9th"}, {"NAME": "a" * 41}, {"CLAIM": ""}),
+  ],
 )
 def test_a_mistake_is_one_line(wrong):
   done = generate(*ARGUMENTS, "--dry-run", **(SETTINGS | {"PRESET": "v5e-16"} | wrong))
@@ -188,3 +194,29 @@ def test_a_workdir_on_a_bucket_needs_no_volume(given):
   assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["shm"]
   refused = generate("--dry-run", "--workdir=/runs/run", **settings)
   assert refused.returncode == 2 and "set CLAIM" in refused.stderr
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    [],
+    ["--workdir=runs/run"],
+    ["--workdir", "/home/run"],
+    ["--workdir=/runs/../run"],
+    ["--workdir=gs://bucket/run", "--workdir=run"],
+    ["--workdir"],
+  ],
+)
+def test_a_workdir_that_goes_with_its_pod_is_refused(given):
+  done = generate("--dry-run", "--config=x", *given, **(SETTINGS | {"PRESET": "v5e-16"}))
+  assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+  assert done.stderr.startswith("error: --workdir=") and "lost with its pod" in done.stderr
+
+
+def test_without_kubectl_it_says_so(tmp_path):
+  settings = SETTINGS | {"PRESET": "v5e-16", "PATH": str(tmp_path)}
+  done = generate(*ARGUMENTS, **settings)
+  assert (done.returncode, done.stderr) == (
+    2,
+    "error: kubectl is not installed, or not on the PATH\n",
+  )

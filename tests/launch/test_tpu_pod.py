@@ -307,6 +307,37 @@ def test_looks_that_fail_are_repeated(cloud):
   assert "no network" in done.stderr and cloud.steps() == ["create", *WHOLE]
 
 
+def test_looks_that_always_fail_come_to_an_end(cloud):
+  cloud.has(states="BROKEN")
+  done = cloud.run(*ARGUMENTS)
+  assert done.returncode == 1 and not cloud.steps()
+  assert done.stderr.splitlines()[-1].startswith("error: gcloud could not say what became of pod")
+
+
+@pytest.mark.parametrize("given", [{"TPU_NAME": "p/x"}, {"TPU_NAME": "Pod"}, {"ZONE": "a zone"}])
+def test_names_that_gcloud_would_refuse(cloud, given):
+  done = cloud.run("--dry-run", *ARGUMENTS, **given)
+  (name,) = given
+  assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+  assert done.stderr.startswith(f"error: {name}={given[name]} must be small letters")
+
+
+def test_without_gcloud_it_says_so(cloud, tmp_path):
+  for tool in ("bash", "dirname"):
+    (tmp_path / tool).symlink_to(shutil.which(tool))
+  done = cloud.run(*ARGUMENTS, PATH=str(tmp_path))
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  assert done.stderr.startswith("error: gcloud is not installed")
+
+
+@pytest.mark.parametrize("given", [[], ["begin"]])
+def test_another_verb_on_a_host_is_one_line(tmp_path, given):
+  command = ["bash", str(LAUNCH / "detached.sh"), *given]
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+  assert done.stderr.startswith("error: ") and "none of start, status" in done.stderr
+
+
 def test_a_request_that_fails_is_an_error_and_not_repeated(cloud):
   cloud.has(states="ABSENT FAILED")
   done = cloud.run(*ARGUMENTS)
@@ -337,7 +368,7 @@ def test_dry_run_prints_every_step_and_does_none(cloud, at):
   assert not cloud.calls() and not list(cloud.folder.glob("host*"))
 
 
-@pytest.mark.parametrize("preset", ["v5e", "v5e.16", "h100-8"])
+@pytest.mark.parametrize("preset", ["v5e", "v5e.16", "h100-8", "#"])
 def test_a_preset_that_is_no_tpu_is_an_error(cloud, preset):
   done = cloud.run(*ARGUMENTS, PRESET=preset)
   assert done.returncode == 2 and not cloud.calls()

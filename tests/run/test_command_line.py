@@ -104,6 +104,8 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(refused, tmp_path, arg
   [
     ([], "no experiment given; add --config="),
     (["--config="], "no experiment given"),
+    (["--config=prompt_tuning:smoke", "--workdir="], "flag --workdir is empty; give a folder"),
+    (["--config=prompt_tuning:smoke", "--workdir", ""], "flag --workdir is empty"),
     (["--config=configs/nope.py"], "no such config: configs/nope.py; there are: .*recursive"),
     (["--config=configs/recursive.py:nope"], "no variant 'nope'; there are: smoke, paper, nq"),
   ],
