@@ -84,7 +84,8 @@ def rows_and_scores(path):
 def assert_equal_but_for_rounding(paths):
   (first, scores), (second, others) = map(rows_and_scores, paths)
   assert first == second and any(row["passages"] for row in first)
-  np.testing.assert_allclose(scores, others, rtol=1e-4, atol=1e-4)
+  # Sums across processes have an order of their own; each step of the re-ranker makes more of it.
+  np.testing.assert_allclose(scores, others, rtol=5e-4, atol=1e-4)
 
 
 def test_what_is_retrieved_ranked_packed_and_answered(runs):
