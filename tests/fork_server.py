@@ -20,8 +20,8 @@ import types
 
 from frozen_jax.text.hidden_torch import hide_torch
 
-IMPORTED = ("frozen_jax.run", "frozen_jax.run.train", "frozen_jax.run.predict")
-LARGEST = 2**18  # bytes of a request
+PRELOADED = ("frozen_jax.run", "frozen_jax.run.train", "frozen_jax.run.predict")
+MAX_REQUEST_BYTES = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Request:
 def serve(requests: socket.socket) -> Request | None:
   """Forks a process for each request, in which it returns it; None at the end, in the server."""
   while True:
-    message, handles, _, _ = socket.recv_fds(requests, LARGEST, 4)
+    message, handles, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 4)
     if not message:
       return None
     if os.fork() == 0:
@@ -88,7 +88,7 @@ def run(request: Request) -> None:
 
 if __name__ == "__main__":
   hide_torch()  # as the program does before it imports these
-  for module in IMPORTED:
+  for module in PRELOADED:
     __import__(module)
   gc.collect()
   gc.freeze()

@@ -29,7 +29,7 @@ QUICK_COMPILE = (
 # A process that reads an entry while another one writes it says so, and compiles.
 HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
-MOST_COMPILED = 10**9  # bytes; all tests write a tenth of it
+MAX_COMPILED_BYTES = 10**9  # all tests write a tenth of it
 
 
 def share_compiled(folder=ROOT / ".pytest_cache" / "compiled"):
@@ -40,7 +40,7 @@ def share_compiled(folder=ROOT / ".pytest_cache" / "compiled"):
   """
   if COMPILED in os.environ:
     return
-  if folder.is_dir() and sum(path.stat().st_size for path in folder.iterdir()) > MOST_COMPILED:
+  if folder.is_dir() and sum(path.stat().st_size for path in folder.iterdir()) > MAX_COMPILED_BYTES:
     shutil.rmtree(folder)
   os.environ |= {
     COMPILED: str(folder),

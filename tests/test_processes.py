@@ -44,7 +44,7 @@ def test_a_process_reads_what_another_one_has_compiled(monkeypatch, tmp_path):
 
 def test_a_folder_that_has_grown_too_large_is_emptied(monkeypatch, tmp_path):
   monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != COMPILED})
-  monkeypatch.setattr(processes, "MOST_COMPILED", 10)
+  monkeypatch.setattr(processes, "MAX_COMPILED_BYTES", 10)
   for size, stays in ((10, True), (11, False)):
     folder = tmp_path / str(size)
     folder.mkdir()

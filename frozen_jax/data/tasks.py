@@ -226,8 +226,8 @@ class Windows:
 
   def __init__(self, stream: np.ndarray, length: int, first: Sequence[int] = ()):
     self._stream, self._first = stream, np.array(first, np.int32)
-    self._own = length - len(first)  # tokens of the stream in a row
-    self._count = -(-len(stream) // self._own)
+    self._stride = length - len(first)  # tokens of the stream in a row
+    self._count = -(-len(stream) // self._stride)
     if not first and len(stream) % length == 1:  # a single token has no target
       self._count -= 1
 
@@ -237,7 +237,7 @@ class Windows:
   def __getitem__(self, index: int) -> Encoded:
     if not 0 <= index < self._count:
       raise IndexError(index)
-    own = self._stream[index * self._own : (index + 1) * self._own]
+    own = self._stream[index * self._stride : (index + 1) * self._stride]
     return Encoded(np.concatenate([self._first, own]), 1)
 
 
