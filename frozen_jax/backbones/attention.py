@@ -89,8 +89,9 @@ def attend(
   Scores are q·k / sqrt(C), then `soft_cap` * tanh(score / soft_cap) if there is a cap (Gemma 2),
   plus the bias (float32). `mask` is True where a query may attend to a key; a query without any key
   gives zeros. Products multiply in the operands' dtype and accumulate in float32; the result has
-  the dtype of q. `is_causal` promises that the mask is causal (T = S, see `causal_mask`): long
-  texts are then processed in blocks, and the blocks above the diagonal are left out.
+  the dtype of q. `is_causal` promises that the last T keys are those of the queries and that the
+  mask is causal among these (see `causal_mask`): long texts are then processed in blocks, and the
+  blocks above the diagonal are left out.
   """
   return _attend(q, k, v, mask, bias, is_causal, soft_cap)[0]
 
@@ -139,19 +140,19 @@ def _attend_causal(q, k, v, mask, bias, is_causal, soft_cap):
   """Result [B, K, J, T, C] and log-sum-exp [B, K, J, T], float32; in blocks if `is_causal`."""
   if not is_causal or not isinstance(q.shape[1], int):  # a length that `jax.export` leaves open
     return _attend_block(q, k, v, mask, bias, soft_cap)
-  results = []
+  results, before = [], k.shape[1] - q.shape[1]
   for start, end in _blocks(q.shape[1]):
-    block = (q[:, start:end], k[:, :end], v[:, :end], mask[:, start:end, :end])
-    results.append(_attend_block(*block, _bias_block(bias, start, end, 0, end), soft_cap))
+    keys = slice(before + end)
+    block = (q[:, start:end], k[:, keys], v[:, keys], mask[:, start:end, keys])
+    results.append(_attend_block(*block, _bias_block(bias, slice(start, end), keys), soft_cap))
   return tuple(jnp.concatenate(parts, axis=3) for parts in zip(*results, strict=True))
 
 
-def _bias_block(bias, first_query, last_query, first_key, last_key):
-  """The bias of some queries and keys, each a range without its end."""
+def _bias_block(bias, queries: slice, keys: slice):
+  """The bias of some queries and keys."""
   if bias is None:
     return None
-  queries = slice(None) if bias.shape[2] == 1 else slice(first_query, last_query)
-  return bias[:, :, queries, first_key:last_key]
+  return bias[:, :, slice(None) if bias.shape[2] == 1 else queries, keys]
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -249,14 +250,15 @@ def _backward(is_causal, soft_cap, residuals, cotangent):
 
 def _attend_causal_backward(q, k, v, mask, cotangent, delta, log_sum, bias, is_causal, soft_cap):
   """Cotangents of q [B, K, C, J, T], k and v [B, K, S, C] and of the bias, float32."""
-  length = q.shape[1]
+  before = k.shape[1] - q.shape[1]
   d_q, d_k, d_v, d_bias = 0.0, [], [], []
-  for start, end in _blocks(length) if is_causal else [(0, k.shape[1])]:
-    first = start if is_causal else 0  # earlier queries do not attend to these keys
+  # Queries before `first` do not attend to the keys of a block.
+  for first, end in _blocks(q.shape[1]) if is_causal else [(0, q.shape[1])]:
+    keys = slice(before + first if first else 0, before + end)
     block_q, block_k, block_v, block_bias = _attend_block_backward(
-      (q[:, first:], k[:, start:end], v[:, start:end], mask[:, first:, start:end]),
+      (q[:, first:], k[:, keys], v[:, keys], mask[:, first:, keys]),
       (cotangent[:, first:], delta[:, first:], log_sum[..., first:]),
-      _bias_block(bias, first, length, start, end),
+      _bias_block(bias, slice(first, None), keys),
       soft_cap,
     )
     d_q += jnp.pad(block_q, ((0, 0), (0, 0), (0, 0), (0, 0), (first, 0)))

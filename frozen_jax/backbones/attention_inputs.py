@@ -33,6 +33,22 @@ def position_ids(mask: Int[HostOrDevice, "B T"]) -> Int[Array, "B T"]:
   return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
+def text_positions(
+  x: Float[HostOrDevice, "B T D"],
+  mask: Int[HostOrDevice, "B T"] | None,
+  num_before: int = 0,
+) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+  """Position ids of texts after `num_before` positions, and how many real ones a row has then."""
+  if mask is None:
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    positions = num_before + positions
+    length = jnp.full((x.shape[0],), num_before + x.shape[1], jnp.int32)
+  else:
+    positions = num_before + position_ids(mask)
+    length = jnp.asarray(num_before + mask.astype(jnp.int32).sum(axis=1))
+  return positions, length
+
+
 def per_kind(
   config: DecoderConfig,
   query_positions: Int[Array, "B T"],

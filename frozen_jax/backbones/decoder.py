@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import decoder_layers, lm_head, peft_layers, stack
+from frozen_jax.backbones import attention_inputs, decoder_layers, lm_head, peft_layers, stack
 from frozen_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
@@ -71,7 +71,7 @@ def stream_rms(params: Params, config: DecoderConfig, layer: int) -> Float[Array
   count = min(_SAMPLE_TOKENS, config.context)
   tokens = jnp.arange(count) * (config.vocab_size // count)
   stream = input_stream(params, config, embed(params, config, tokens[None]), None)
-  stream = decoder_layers.run(params, config, stream, None, range(layer))
+  stream, _ = decoder_layers.run(params, config, stream, None, range(layer))
   return jnp.median(jnp.sqrt(jnp.mean(jnp.square(stream), axis=-1)))
 
 
@@ -81,6 +81,7 @@ def hidden(
   x: Float[HostOrDevice, "B T D"],
   mask: Int[HostOrDevice, "B T"] | None = None,
   *,
+  prompt: Float[HostOrDevice, "*N P D"] | None = None,
   peft: Params | None = None,
   trained: bool = False,
   remat: str = "none",
@@ -88,13 +89,22 @@ def hidden(
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
 
   `mask` is 1 for real positions (None: all are real); left and right padding give the same results
-  at real positions, and padded ones give finite numbers without meaning. `remat`: what each layer
-  keeps for the backward pass, see `core.remat`. `peft`: trained parameters within the layers. With
-  `trained` the weights get a gradient, too.
+  at real positions, and padded ones give finite numbers without meaning. `prompt`: embeddings
+  before each text, [P, D] for all rows, whose states are then computed once (`prompts`), or
+  [B, P, D]. `remat`: what each layer keeps for the backward pass, see `core.remat`. `peft`: trained
+  parameters within the layers. With `trained` the weights get a gradient, too.
   """
-  stream = input_stream(params, config, x, mask, peft_layers.prefix_length(peft))
-  stream = decoder_layers.run(
-    params, config, stream, mask, all_layers(config), peft=peft, trained=trained, remat=remat
+  stream = input_stream(params, config, x, mask, num_before(prompt, peft))
+  stream, _ = decoder_layers.run(
+    params,
+    config,
+    stream,
+    mask,
+    all_layers(config),
+    prompt=prompt_stream(params, config, prompt),
+    peft=peft,
+    trained=trained,
+    remat=remat,
   )
   return output_states(params, config, stream)
 
@@ -107,16 +117,19 @@ def prefill(
   max_new_tokens: int | Int[HostOrDevice, ""] | Int[HostOrDevice, "B"],
   *,
   free_slots: int | None = None,
+  prompt: Float[HostOrDevice, "*N P D"] | None = None,
   peft: Params | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """`hidden`, and a cache of its keys and values, after which `max_new_tokens` may follow.
 
   `free_slots`: how many free slots the cache has; None: `max_new_tokens`, then the same for all
-  rows. A prefix in `peft` takes the first slots of the cache.
+  rows. A prompt, or a prefix in `peft`, takes the first slots of the cache.
   """
-  stream = input_stream(params, config, x, mask, peft_layers.prefix_length(peft))
-  stream, cache = decoder_layers.prefill(
-    params, config, stream, mask, max_new_tokens, free_slots, all_layers(config), peft=peft
+  stream = input_stream(params, config, x, mask, num_before(prompt, peft))
+  prompt = prompt_stream(params, config, prompt)
+  layers = all_layers(config)
+  stream, _, cache = decoder_layers.prefill(
+    params, config, stream, mask, max_new_tokens, free_slots, layers, prompt=prompt, peft=peft
   )
   return output_states(params, config, stream), cache
 
@@ -190,13 +203,30 @@ def input_stream(
   config: DecoderConfig,
   x: Float[HostOrDevice, "B T D"],
   mask: Int[HostOrDevice, "B T"] | None,
-  num_prefix: int = 0,
+  num_before: int = 0,
 ) -> Float[Array, "B T D"]:
   """Input embeddings of whole texts -> the residual stream before the first layer, float32.
 
-  num_prefix: how many positions a prefix has before the text.
+  num_before: how many positions a prompt or a prefix has before the text.
   """
-  return input_stream_at(params, config, x, decoder_layers.text_positions(x, mask, num_prefix)[0])
+  positions, _ = attention_inputs.text_positions(x, mask, num_before)
+  return input_stream_at(params, config, x, positions)
+
+
+def prompt_stream(
+  params: Params, config: DecoderConfig, prompt: Float[HostOrDevice, "*N P D"] | None
+) -> Float[Array, "*N P D"] | None:
+  """`input_stream` of the embeddings of a prompt, [P, D] or [B, P, D]; None for none."""
+  if prompt is None:
+    return None
+  rows = jnp.asarray(prompt).astype(params["final_norm"]["scale"].dtype)
+  stream = input_stream(params, config, rows if rows.ndim == 3 else rows[None], None)
+  return stream.reshape(prompt.shape)
+
+
+def num_before(prompt: Float[HostOrDevice, "*N P D"] | None, peft: Params | None) -> int:
+  """How many positions stand before a text: those of a prompt and of a prefix."""
+  return peft_layers.prefix_length(peft) + (0 if prompt is None else prompt.shape[-2])
 
 
 def input_stream_at(

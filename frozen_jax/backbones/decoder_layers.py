@@ -7,31 +7,21 @@ so a pass may be cut between any two layers. A cache holds the layers of its ran
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_jax.backbones import attention, attention_inputs, kernels, peft_layers, stack
+from frozen_jax.backbones import attention, attention_inputs, peft_layers, stack
 from frozen_jax.backbones import cache as kv_cache
 from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_layer import SAVED_NAMES, Layer, apply_layer
 from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
-from frozen_jax.backbones.linear import project, project_trained
+from frozen_jax.backbones.full_pass import PassOptions, full_pass
+from frozen_jax.backbones.linear import project
 from frozen_jax.core.types import HostOrDevice
 from frozen_jax.sharding.activations import gather_weights
-
-
-class _PassOptions(NamedTuple):
-  """What a pass over whole texts computes with, saves and returns."""
-
-  layers: range
-  peft: Params | None
-  trained: bool
-  saved: stack.SavedValues | None
-  return_kv: bool
 
 
 def run(
@@ -41,14 +31,20 @@ def run(
   mask: Int[HostOrDevice, "B T"] | None,
   layers: range,
   *,
+  prompt: Float[Array, "*N P D"] | None = None,
   peft: Params | None = None,
   trained: bool = False,
   remat: str = "none",
-) -> Float[Array, "B T D"]:
-  """The stream of whole texts after these layers; the options are those of `decoder.hidden`."""
+) -> tuple[Float[Array, "B T D"], Float[Array, "*_ P D"] | None]:
+  """The streams of whole texts and of the prompt before them after these layers.
+
+  prompt: its stream before them, [P, D] for all rows or [B, P, D]; None: none, before and after.
+  The other options are those of `decoder.hidden`.
+  """
   saved = stack.saved_values(remat, SAVED_NAMES, params["final_norm"]["scale"])
-  options = _PassOptions(layers, peft, trained, saved, return_kv=False)
-  return _full_pass(params, config, stream, mask, 0, options)[0]
+  options = PassOptions(layers, peft, trained, saved)
+  result = full_pass(params, config, stream, mask, prompt, 0, options)
+  return result.text, result.prompt
 
 
 def prefill(
@@ -60,14 +56,14 @@ def prefill(
   free_slots: int | None,
   layers: range,
   *,
+  prompt: Float[Array, "*N P D"] | None = None,
   peft: Params | None = None,
-) -> tuple[Float[Array, "B T D"], KVCache]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "*_ P D"] | None, KVCache]:
   """`run`, and a cache of these layers; the other arguments are those of `decoder.prefill`."""
-  options = _PassOptions(layers, peft, trained=False, saved=None, return_kv=True)
-  stream, (k, v), mask = _full_pass(params, config, stream, mask, max_new_tokens, options)
-  mask = peft_layers.prepend_prefix_mask(mask, peft)
+  options = PassOptions(layers, peft, return_kv=True)
+  text, prompt, kv, mask = full_pass(params, config, stream, mask, prompt, max_new_tokens, options)
   free_slots = max_new_tokens if free_slots is None else free_slots
-  return stream, kv_cache.from_prefill(k, v, mask, max_new_tokens, free_slots, config.cache)
+  return text, prompt, kv_cache.from_prefill(*kv, mask, max_new_tokens, free_slots, config.cache)
 
 
 def step(
@@ -91,7 +87,7 @@ def step(
   inputs = attention_inputs.per_kind(
     config, cache.position[:, None], key_positions, mask, cache.final_length
   )
-  peft = _peft_of(peft_layers.without_prefix(peft), layers)
+  peft = peft_layers.of_layers(peft_layers.without_prefix(peft), layers)
   run_step = _step_in_loop if cache.is_stacked else _step_layer_by_layer
   stream, (k, v) = run_step(params, config, stream, (cache.k, cache.v, slot), inputs, peft, layers)
   return stream, longer._replace(k=k, v=v)
@@ -191,94 +187,9 @@ def after_cache(
     return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
 
   scanned = (params["layers"], _kind_ids(config), jnp.arange(config.layers))
-  trained = _peft_of(peft_layers.without_prefix(peft), layers)
+  trained = peft_layers.of_layers(peft_layers.without_prefix(peft), layers)
   return stack.scan(body, stream, scanned, trained=trained, layers=layers)[0]
-
-
-def _full_pass(params, config, stream, mask, max_new_tokens, options: _PassOptions):
-  """The stream of whole texts after the layers; keys and values if `return_kv`, and their mask.
-
-  These are of the prefix and the text, and may be in another order than the text.
-  """
-  num_prefix = peft_layers.prefix_length(options.peft)
-  like = params["final_norm"]["scale"]
-  kernel = kernels.of_decoder(config, like, num_prefix + stream.shape[1])
-  given_order = None
-  if kernel is not None and kernel.needs_order and mask is not None:
-    order, given_order = kernels.padding_last(mask)
-    stream, mask = kernels.reorder(stream, order), kernels.reorder(mask, order)
-  positions, length = text_positions(stream, mask, num_prefix)
-  if kernel is None:
-    key_positions, attention_mask = _attended(stream, mask, positions, num_prefix)
-  else:
-    key_positions, attention_mask = positions, None
-    segments = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
-    segments = peft_layers.prepend_prefix_mask(segments, options.peft)
-  inputs = attention_inputs.per_kind(
-    config, positions, key_positions, attention_mask, length + max_new_tokens
-  )
-
-  def body(stream, scanned):
-    (weights, kind_id), peft = scanned
-
-    def attend(q, k, v, inputs):
-      k, v = peft_layers.prepend_prefix(k, v, peft)
-      if kernel is not None:
-        mixed = kernel.attend(q, k, v, segments, kind_id)
-      else:
-        causal = not num_prefix
-        mixed = attention.attend(q, k, v, inputs.mask, inputs.bias, causal, config.score_cap)
-      return mixed, (k, v) if options.return_kv else None
-
-    weights = gather_weights(weights, LAYER_AXES)
-    layer = Layer(weights, peft, project_trained if options.trained else project)
-    return apply_layer(layer, config, stream, attention_inputs.select(inputs, kind_id), attend)
-
-  scanned, peft = (params["layers"], _kind_ids(config)), _peft_of(options.peft, options.layers)
-  if options.trained:
-    without_peft = lambda stream, scanned: body(stream, (scanned, {}))
-    stream, kv = stack.scan_trained(without_peft, stream, scanned, options.saved, options.layers)
-  else:
-    saved = options.saved
-    stream, kv = stack.scan(body, stream, scanned, saved, trained=peft, layers=options.layers)
-  return stream if given_order is None else kernels.reorder(stream, given_order), kv, mask
-
-
-def _attended(stream, mask, positions, num_prefix: int):
-  """The positions of the keys of a text after a prefix, and which keys a query attends to."""
-  real = None if mask is None else jnp.asarray(mask)
-  attention_mask = attention.causal_mask(real, stream.shape[1])
-  if not num_prefix:
-    return positions, attention_mask
-  key_positions = jnp.pad(positions, ((0, 0), (num_prefix, 0)))
-  prefix_positions = jnp.arange(num_prefix, dtype=jnp.int32)
-  key_positions = key_positions.at[:, :num_prefix].set(prefix_positions)
-  before = ((0, 0), (0, 0), (num_prefix, 0))
-  attention_mask = jnp.pad(attention_mask, before, constant_values=True)
-  shape = (stream.shape[0], *attention_mask.shape[1:])
-  return key_positions, jnp.broadcast_to(attention_mask, shape)
-
-
-def _peft_of(peft: Params | None, layers: range) -> Params:
-  """The trained parameters within these layers."""
-  return jax.tree.map(lambda a: a[layers.start : layers.stop], peft or {})
 
 
 def _kind_ids(config: DecoderConfig) -> Int[Array, "L"]:
   return jnp.asarray(attention_inputs.kind_ids(config), jnp.int32)
-
-
-def text_positions(
-  x: Float[HostOrDevice, "B T D"],
-  mask: Int[HostOrDevice, "B T"] | None,
-  num_prefix: int = 0,
-) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
-  """The position ids of a text after a prefix, and the number of real tokens with the prefix."""
-  if mask is None:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    positions = num_prefix + positions
-    length = jnp.full((x.shape[0],), num_prefix + x.shape[1], jnp.int32)
-  else:
-    positions = num_prefix + attention_inputs.position_ids(mask)
-    length = jnp.asarray(num_prefix + mask.astype(jnp.int32).sum(axis=1))
-  return positions, length

@@ -49,18 +49,20 @@ def apply_adapter(
 
 
 def prepend_prefix(
-  k: Float[Array, "B T K C"], v: Float[Array, "B T K C"], peft: PeftParams
+  k: Float[Array, "B T K C"],
+  v: Float[Array, "B T K C"],
+  prefix: dict[str, Float[Array, "P K C"]] | None,
 ) -> tuple[Float[Array, "B S K C"], Float[Array, "B S K C"]]:
-  """Keys and values of a layer with those of its prefix before them: S = P + T positions."""
-  if "prefix" not in peft:
+  """Keys and values of a layer with those of a prefix before them: S = P + T positions."""
+  if prefix is None:
     return k, v
 
-  def prepended(name: str, text: Float[Array, "B T K C"]) -> Float[Array, "B S K C"]:
-    prefix = peft["prefix"][name].astype(text.dtype)
-    prefix = jnp.broadcast_to(prefix, (text.shape[0], *prefix.shape))
-    return jnp.concatenate([prefix, text], axis=1)
+  def prepended(prefix: Float[Array, "P K C"], text: Float[Array, "B T K C"]) -> Array:
+    # Cast after it is repeated: so its gradient is summed over the rows in float32.
+    rows = jnp.broadcast_to(prefix.astype(jnp.float32), (text.shape[0], *prefix.shape))
+    return jnp.concatenate([rows.astype(text.dtype), text], axis=1)
 
-  return prepended("k", k), prepended("v", v)
+  return prepended(prefix["k"], k), prepended(prefix["v"], v)
 
 
 def prefix_length(peft: PeftParams | None) -> int:
@@ -68,13 +70,16 @@ def prefix_length(peft: PeftParams | None) -> int:
   return peft["prefix"]["k"].shape[1] if peft and "prefix" in peft else 0
 
 
-def prepend_prefix_mask(
-  mask: Int[HostOrDevice, "B T"], peft: PeftParams | None
-) -> Int[Array, "B S"]:
-  """The mask with ones for the prefix before it: S = P + T positions."""
-  return jnp.pad(mask, ((0, 0), (prefix_length(peft), 0)), constant_values=1)
+def prepend_mask(mask: Int[HostOrDevice, "B T"], count: int) -> Int[Array, "B S"]:
+  """The mask with ones for `count` positions before it: S = count + T."""
+  return jnp.pad(mask, ((0, 0), (count, 0)), constant_values=1)
 
 
 def without_prefix(peft: PeftParams | None) -> PeftParams:
   """The parts that a pass after a cache needs: the cache contains the prefix."""
   return {name: part for name, part in (peft or {}).items() if name != "prefix"}
+
+
+def of_layers(peft: PeftParams | None, layers: range) -> PeftParams:
+  """The trained parameters within these layers."""
+  return jax.tree.map(lambda a: a[layers.start : layers.stop], peft or {})

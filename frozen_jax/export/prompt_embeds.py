@@ -19,6 +19,7 @@ import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones import decoder
+from frozen_jax.backbones.prompts import prepend
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Prompt, Prompts, Tree
 from frozen_jax.decoding.prompts import left_padded
@@ -28,7 +29,6 @@ from frozen_jax.export.torch_file import torch_bytes
 from frozen_jax.methods.late_prompt import LatePrompt
 from frozen_jax.methods.single_pass import SinglePass
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.modules import soft_prompt
 from frozen_jax.sharding.batch import shard_batch
 
 _METHODS = ("zero_shot", "prompt_tuning", "p_tuning", "id_pt")  # vectors before the text, no more
@@ -97,7 +97,7 @@ def _embed(
   method: SinglePass, trained: Tree, frozen: Tree, prompts: Prompts
 ) -> tuple[Float[Array, "B _ D"], Int[Array | np.ndarray, "B _"]]:
   text = decoder.embed(frozen["lm"], method.decoder, prompts["tokens"])
-  return soft_prompt.prepend(method.prompt(trained, frozen, prompts), text, prompts["mask"])
+  return prepend(method.prompt(trained, frozen, prompts), text, prompts["mask"])
 
 
 def _check_ids(ids: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from frozen_jax.backbones import encoder as text_encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
+from frozen_jax.backbones.prompts import prepend
 from frozen_jax.config.section import Section, setting
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Batch, HostOrDevice, Metrics, Prompts, Tree
@@ -187,7 +188,7 @@ class InputDependentPromptTuning(SinglePass):
     max_tokens = self.encoder.max_tokens - (0 if p_prime is None else len(p_prime))
     tokens, mask = (prompts[name][:, :max_tokens] for name in ("encoder_tokens", "encoder_mask"))
     text = text_encoder.embed(params, self.encoder, tokens)
-    x, mask = soft_prompt.prepend(p_prime, text, mask)
+    x, mask = prepend(p_prime, text, mask)
     return text_encoder.hidden(params, self.encoder, x, mask, remat=self.remat), mask
 
   def _new_generator(self, key: PRNGKeyArray) -> PromptGenerator:

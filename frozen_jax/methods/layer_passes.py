@@ -14,10 +14,9 @@ With one pass nothing ran before: the junction reads `below` itself. Passes befo
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones import decoder as lm
@@ -26,7 +25,6 @@ from frozen_jax.backbones.cache import KVCache
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.core.types import HostOrDevice, PassCosts, Tree
 from frozen_jax.methods.scoring import Continuations
-from frozen_jax.modules import soft_prompt
 
 Vectors = Float[Array, "*B P D"]
 Stream = Float[Array, "B _ D"]
@@ -193,12 +191,12 @@ class LayerPasses:
     """`hidden`, and the state after which tokens may follow; see `core.types.Method.prefill`."""
     caches: list[KVCache] = []
 
-    def prefill(stream, mask, layers):
-      stream, cache = decoder_layers.prefill(
-        params, self.decoder, stream, mask, max_new_tokens, free_slots, layers
+    def prefill(stream, mask, prompt, layers):
+      stream, prompt, cache = decoder_layers.prefill(
+        params, self.decoder, stream, mask, max_new_tokens, free_slots, layers, prompt=prompt
       )
       caches.append(cache)
-      return stream
+      return stream, prompt
 
     run = lambda x, prompt, layers: self._run(params, x, mask, prompt, layers, prefill)
     below, prompt_below = self._below(params, added.first_prompt, tokens, mask, prefill)
@@ -283,29 +281,20 @@ class LayerPasses:
     first_prompt: Float[Array, "P D"] | None,
     tokens: Int[HostOrDevice, "B T"],
     mask: Int[HostOrDevice, "B T"],
-    run_layers: Callable[..., Stream] | None = None,
+    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
   ) -> tuple[Stream, Vectors | None]:
     """The text and the first prompt where they are written to, [B, T, D] and [*B, P, D]."""
     text = lm.embed(params, self.decoder, tokens)
     if not self.write:
       return text, first_prompt
-    x, joined_mask = soft_prompt.prepend(first_prompt, text, mask)
-    stream = lm.input_stream(params, self.decoder, x, joined_mask)
-    if run_layers is None:
-      stream = self._run_layers(params, stream, joined_mask, range(self.write))
-    else:
-      stream = run_layers(stream, joined_mask, range(self.write))
-    length = x.shape[1] - text.shape[1]
-    return stream[:, length:], stream[:, :length] if length else None
+    return self._run_layers(params, text, mask, first_prompt, range(self.write), run_layers)
 
   def prompt_below(self, params: Tree, first_prompt: Float[Array, "P D"] | None) -> Vectors | None:
     """The first prompt alone where it is written to: the text after it does not change it."""
     if first_prompt is None or not self.write:
       return first_prompt
-    mask = np.ones((1, len(first_prompt)), np.int32)
     x = first_prompt[None].astype(params["final_norm"]["scale"].dtype)
-    stream = lm.input_stream(params, self.decoder, x, mask)
-    return self._run_layers(params, stream, mask, range(self.write))[0]
+    return self._run_layers(params, x, None, None, range(self.write))[0][0]
 
   def _run(
     self,
@@ -314,20 +303,30 @@ class LayerPasses:
     mask: Int[HostOrDevice, "B T"],
     prompt: Vectors | None,
     layers: range,
-    run_layers: Callable[..., Stream] | None = None,
+    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
   ) -> Stream:
     """A pass of whole texts over the layers after `write`: what it hands on, [B, T, D]."""
-    joined, joined_mask = soft_prompt.prepend(prompt, x, mask)
-    if not self.write:
-      joined = lm.input_stream(params, self.decoder, joined, joined_mask)
-    if run_layers is None:
-      stream = self._run_layers(params, joined, joined_mask, layers)
-    else:
-      stream = run_layers(joined, joined_mask, layers)
-    return self._handed(params, stream[:, joined.shape[1] - x.shape[1] :], layers)
+    stream, _ = self._run_layers(params, x, mask, prompt, layers, run_layers)
+    return self._handed(params, stream, layers)
 
-  def _run_layers(self, params: Tree, stream: Stream, mask: Any, layers: range) -> Stream:
-    return decoder_layers.run(params, self.decoder, stream, mask, layers, remat=self.remat)
+  def _run_layers(
+    self,
+    params: Tree,
+    x: Stream,
+    mask: Int[HostOrDevice, "B T"] | None,
+    prompt: Vectors | None,
+    layers: range,
+    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
+  ) -> tuple[Stream, Vectors | None]:
+    """The streams of texts and prompt after some layers; before the first they are embeddings."""
+    if not layers.start:
+      x = lm.input_stream(params, self.decoder, x, mask, lm.num_before(prompt, None))
+      prompt = lm.prompt_stream(params, self.decoder, prompt)
+    if run_layers is not None:
+      return run_layers(x, mask, prompt, layers)
+    return decoder_layers.run(
+      params, self.decoder, x, mask, layers, prompt=prompt, remat=self.remat
+    )
 
   def _handed(self, params: Tree, stream: Stream, layers: range) -> Stream:
     """The stream after these layers as it is read: after the last layer, with the final norm."""

@@ -151,7 +151,7 @@ class SerialPasses(LayerPasses):
       return None
     stream = jnp.zeros((len(mask), 1, self.decoder.width), jnp.float32)
     none, in_the_end = jnp.zeros_like(mask[:, :1]), mask.sum(axis=1) + max_new_tokens
-    _, cache = decoder_layers.prefill(
+    _, _, cache = decoder_layers.prefill(
       params, self.decoder, stream, none, in_the_end, slots - 1, layers
     )
     return cache._replace(used=jnp.zeros_like(cache.used))

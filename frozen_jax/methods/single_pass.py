@@ -18,7 +18,6 @@ from frozen_jax.core.types import Batch, Metrics, Prompts, Tree
 from frozen_jax.methods.causal_lm import CausalLMMethod
 from frozen_jax.methods.scoring import Continuations
 from frozen_jax.methods.targets import last_real, loss_at_targets
-from frozen_jax.modules import soft_prompt
 
 
 class PassParams(NamedTuple):
@@ -71,11 +70,16 @@ class SinglePass(CausalLMMethod):
     del key
     params, peft, train_params = self.pass_params(trainable, frozen)
     text = lm.embed(params, self.decoder, batch["tokens"], trained=train_params)
-    x, mask = soft_prompt.prepend(self.prompt(trainable, frozen, batch), text, batch["mask"])
     hidden = lm.hidden(
-      params, self.decoder, x, mask, peft=peft, trained=train_params, remat=self.remat
+      params,
+      self.decoder,
+      text,
+      batch["mask"],
+      prompt=self.prompt(trainable, frozen, batch),
+      peft=peft,
+      trained=train_params,
+      remat=self.remat,
     )
-    hidden = hidden[:, x.shape[1] - text.shape[1] :]
     return loss_at_targets(params, self.decoder, hidden, batch, train_params=train_params)
 
   def lm_params(self, trainable: Tree, frozen: Tree) -> Tree:
@@ -93,12 +97,17 @@ class SinglePass(CausalLMMethod):
     """See `CausalLMMethod.read_prompts`."""
     params, peft, _ = self.pass_params(trainable, frozen)
     text = lm.embed(params, self.decoder, prompts["tokens"])
-    vectors = self.prompt(trainable, frozen, prompts)
-    x, mask = soft_prompt.prepend(vectors, text, prompts["mask"])
     hidden, cache = lm.prefill(
-      params, self.decoder, x, mask, max_new_tokens, free_slots=free_slots, peft=peft
+      params,
+      self.decoder,
+      text,
+      prompts["mask"],
+      max_new_tokens,
+      free_slots=free_slots,
+      prompt=self.prompt(trainable, frozen, prompts),
+      peft=peft,
     )
-    return last_real(hidden, mask), cache
+    return last_real(hidden, prompts["mask"]), cache
 
   def read_token(
     self, trainable: Tree, frozen: Tree, tokens: Int[Array | np.ndarray, "B"], state: KVCache

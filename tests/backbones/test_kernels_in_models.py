@@ -84,26 +84,30 @@ def prefixes(config):
 
 
 @pytest.mark.parametrize(
-  "name, config, side, prefix",
+  "name, config, side, before",
   [
-    ("splash", CAPPED, "left", False),
-    ("splash", CONFIG, "right", True),
-    ("cudnn", CONFIG, "left", True),
-    ("cudnn", CONFIG, "right", False),
+    ("splash", CAPPED, "left", ""),
+    ("splash", CONFIG, "right", "prefix"),
+    ("splash", CAPPED, "left", "prompt"),
+    ("cudnn", CONFIG, "left", "prefix"),
+    ("cudnn", CONFIG, "right", ""),
+    ("cudnn", CONFIG, "left", "prompt"),
   ],
 )
-def test_a_decoder_with_a_kernel_equals_one_without(name, config, side, prefix, kernel):
+def test_a_decoder_with_a_kernel_equals_one_without(name, config, side, before, kernel):
   params = decoder.random_params(config, jax.random.key(0))
   x, mask = prompted_texts(config.width, side)
   weights = jax.random.normal(jax.random.key(5), x.shape) * mask[..., None]
 
-  def loss(x, peft):
-    return (decoder.hidden(params, config, x, mask, peft=peft, remat="attention") * weights).sum()
+  def loss(x, peft, prompt):
+    options = {"peft": peft, "prompt": prompt, "remat": "attention"}
+    return (decoder.hidden(params, config, x, mask, **options) * weights).sum()
 
-  peft = prefixes(config) if prefix else {}
-  expected = traced_anew(jax.value_and_grad(loss, (0, 1)), x, peft)
+  peft = prefixes(config) if before == "prefix" else {}
+  prompt = 0.3 * jnp.ones((7, config.width)) if before == "prompt" else None
+  expected = traced_anew(jax.value_and_grad(loss, (0, 1, 2)), x, peft, prompt)
   kernel(name)
-  found = traced_anew(jax.value_and_grad(loss, (0, 1)), x, peft)
+  found = traced_anew(jax.value_and_grad(loss, (0, 1, 2)), x, peft, prompt)
   for one, other in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 

@@ -20,7 +20,6 @@ from frozen_jax.methods import METHODS
 from frozen_jax.methods.lora import LoraSettings, product_names
 from frozen_jax.methods.p_tuning import PTuningSettings
 from frozen_jax.models.tuned_model import TunedModel
-from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.text.templates import make_template
 from tests.backbones.decoder_cases import torch_model
@@ -61,8 +60,9 @@ def tuned(lm, name):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _logits(params, config, x, peft_params):
-  return decoder.logits(params, config, decoder.hidden(params, config, x, peft=peft_params))
+def _logits(params, config, x, prompt, peft_params):
+  states = decoder.hidden(params, config, x, prompt=prompt, peft=peft_params)
+  return decoder.logits(params, config, states)
 
 
 def our_logits(model):
@@ -71,8 +71,7 @@ def our_logits(model):
   params, peft_params, _ = method.pass_params(model.trained, model.frozen)
   x = lm.embed(TOKENS)
   prompt = method.prompt(model.trained, model.frozen, {})
-  x, _ = soft_prompt.prepend(prompt, x, np.ones(TOKENS.shape, np.int32))
-  return np.asarray(_logits(params, lm.config, x, peft_params))[:, -TOKENS.shape[1] :]
+  return np.asarray(_logits(params, lm.config, x, prompt, peft_params))
 
 
 def their_logits(model):

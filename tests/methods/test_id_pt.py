@@ -80,7 +80,7 @@ def test_it_starts_as_prompt_tuning(kind):
   plain = PromptTuning(CONFIG, SETTINGS)
   ours = jax.jit(method.loss)(trained, frozen, batch(), None)[0]
   theirs = jax.jit(plain.loss)(plain.init(base(), jax.random.key(5)), frozen, batch(), None)[0]
-  assert ours == theirs
+  np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # prompts of rows are computed row by row
 
 
 def test_a_step_moves_what_is_trained_and_nothing_else(kind):

@@ -1,0 +1,62 @@
+"""Vectors before the embedded text: before each row, or once for all rows of a batch.
+
+A decoder reads what comes first without what comes after it. So a prompt that is the same for all
+rows has the same states in all of them, and a pass needs to compute them once: B rows of T tokens
+after P vectors are P + B * T positions for every product, not B * (P + T). Only attention tells the
+prompt from the rows (`join`, `split`).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from frozen_jax.backbones.config import DecoderConfig
+from frozen_jax.backbones.rope import DEPENDS_ON_LENGTH
+from frozen_jax.sharding.activations import mesh_of
+
+
+def prepend(
+  prompt: Float[Array, "*N P D"] | None,
+  embedded: Float[Array, "B T D"],
+  mask: Int[Array | np.ndarray, "B T"] | None,
+) -> tuple[Float[Array, "B _ D"], Int[Array | np.ndarray, "B _"] | None]:
+  """Joins a prompt [P, D] or [B, P, D] to embedded text [B, T, D] with its mask [B, T].
+
+  Returns ([B, P + T, D] in the dtype of the text, mask [B, P + T]). Prompt positions are always
+  real; with None the text comes back unchanged.
+  """
+  if prompt is None:
+    return embedded, mask
+  rows = embedded.shape[0]
+  prompt = jnp.broadcast_to(prompt, (rows, *prompt.shape[-2:])).astype(embedded.dtype)
+  if mask is not None:
+    mask = jnp.concatenate([jnp.ones((rows, prompt.shape[1]), mask.dtype), mask], 1)
+  return jnp.concatenate([prompt, embedded], 1), mask
+
+
+def can_share(
+  config: DecoderConfig, prompt: Float[Array, "*N P D"], like: Float[Array, "..."]
+) -> bool:
+  """Whether the rows can share the states of a prompt; like: a weight of the model.
+
+  They cannot where a prompt is of one row, where its keys depend on the length of the row, and
+  where the mesh splits the rows: each device would compute the prompt.
+  """
+  ropes = [rope.kind for rope in (config.rope, config.local_rope) if rope is not None]
+  is_rotated_alike = config.positions != "rotary" or not set(ropes) & set(DEPENDS_ON_LENGTH)
+  return prompt.ndim == 2 and is_rotated_alike and mesh_of(like) is None
+
+
+def join(
+  prompt: Shaped[Array, "1 P *rest"], rows: Shaped[Array, "B T *rest"]
+) -> Shaped[Array, "1 N *rest"]:
+  """The positions of a prompt and then those of all rows, N = P + B * T, as one row."""
+  return jnp.concatenate([prompt, rows.reshape(1, -1, *rows.shape[2:])], axis=1)
+
+
+def split(
+  joined: Shaped[Array, "1 N *rest"], rows: int, num_prompt: int
+) -> tuple[Shaped[Array, "1 P *rest"], Shaped[Array, "B T *rest"]]:
+  """The inverse of `join`."""
+  texts = joined[0, num_prompt:].reshape(rows, -1, *joined.shape[2:])
+  return joined[:, :num_prompt], texts
