@@ -1,4 +1,4 @@
-"""Our side of `training_step`: `python -m benchmarks.ours DTYPE all|answers`."""
+"""Our side of `training_step`: `python -m benchmarks.ours DTYPE all|answers|short`."""
 
 import functools
 import sys
@@ -24,15 +24,16 @@ from frozen_jax.training.step import make_train_step
 def main() -> None:
   keep_freed_memory()  # as the command does
   wait_for_each_program()
-  dtype, targets = sys.argv[1:]
+  dtype, name = sys.argv[1:]
   lm = load_decoder(work.MODEL, dtype, progress=False)
-  todo = work.make(lm.config.vocab_size, lm.config.width, targets == "answers")
-  positions = np.arange(work.TEXT - 1 - todo.targets, work.TEXT - 1)
+  todo = work.make(lm.config.vocab_size, lm.config.width, name)
+  rows, length = todo.tokens.shape
+  positions = np.arange(length - 1 - todo.targets, length - 1)
   ids = todo.tokens[:, positions + 1]
   batch = {
     "tokens": todo.tokens,
     "mask": np.ones_like(todo.tokens),
-    "target_positions": np.tile(positions, (work.ROWS, 1)),
+    "target_positions": np.tile(positions, (rows, 1)),
     "target_ids": ids,
     "target_mask": np.ones_like(ids),
   }

@@ -1,4 +1,4 @@
-"""PEFT's side of `training_step`: `python -m benchmarks.peer DTYPE all|answers FOLDER`.
+"""PEFT's side of `training_step`: `python -m benchmarks.peer DTYPE all|answers|short FOLDER`.
 
 As its documentation tells a user to do it: a `PeftModelForCausalLM` with `PromptTuningConfig`,
 labels of -100 where there is no target, the model's own loss, torch's Adam over what is trained.
@@ -16,10 +16,10 @@ from benchmarks import work, worker
 
 
 def main() -> None:
-  name, targets, folder = sys.argv[1:]
-  dtype = getattr(torch, name)
+  dtype_name, name, folder = sys.argv[1:]
+  dtype = getattr(torch, dtype_name)
   base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-  todo = work.make(base.config.vocab_size, base.config.hidden_size, targets == "answers")
+  todo = work.make(base.config.vocab_size, base.config.hidden_size, name)
   settings = peft.PromptTuningConfig(
     task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=work.PROMPT
   )
@@ -33,7 +33,7 @@ def main() -> None:
   tokens = torch.tensor(todo.tokens)
   mask = torch.ones_like(tokens)
   labels = tokens.clone()
-  labels[:, : work.TEXT - todo.targets] = -100
+  labels[:, : tokens.shape[1] - todo.targets] = -100
 
   def step() -> float:
     loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss

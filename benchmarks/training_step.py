@@ -1,10 +1,13 @@
 """A prompt-tuning step of SmolLM2-135M against PEFT (torch): `python -m benchmarks.training_step`.
 
-Batch 4, 20 trained vectors before 236 tokens; forward, backward to the prompt, Adam. Three works:
+20 trained vectors before each row; forward, backward to the prompt, Adam. Four works, the last
+three with each side in its faster dtype:
 
-  prompt_tuning_float32        both sides in float32, every token but the first is a target
-  prompt_tuning_best_dtype     the same, each side in its faster dtype
-  prompt_tuning_answers_only   the last 8 tokens of a row are targets, each side in its faster dtype
+  prompt_tuning_float32        both sides in float32; 4 rows of 236 tokens, all but the first of
+                               which are targets
+  prompt_tuning_best_dtype     the same
+  prompt_tuning_answers_only   the last 8 tokens of a row are targets
+  prompt_tuning_short_texts    32 rows of 24 tokens, the last 8 are targets
 
 Each side is a process of its own; they step in turn, and ratios are taken pair by pair. Tokens a
 second are real text tokens; `use` is 4 FLOPs a parameter and text token (all weights frozen) as a
@@ -31,6 +34,12 @@ from frozen_jax.core.user_path import user_path
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of the first step's loss, relative
 PAIRS = 7
+# Works of each side in its faster dtype, by their names in `work.SHAPES`.
+_FASTEST = {
+  "prompt_tuning_best_dtype": "all",
+  "prompt_tuning_answers_only": "answers",
+  "prompt_tuning_short_texts": "short",
+}
 
 
 def main() -> None:
@@ -44,9 +53,9 @@ def main() -> None:
     ours, peer = (_fastest(side, folder) for side in ("ours", "peer"))
     rows = [
       _row("prompt_tuning_float32", ("float32",) * 2, "all", folder, parameters, options.pairs),
-      _row("prompt_tuning_best_dtype", (ours, peer), "all", folder, parameters, options.pairs),
-      _row(
-        "prompt_tuning_answers_only", (ours, peer), "answers", folder, parameters, options.pairs
+      *(
+        _row(name, (ours, peer), shape, folder, parameters, options.pairs)
+        for name, shape in _FASTEST.items()
       ),
     ]
   if options.json:
@@ -71,10 +80,10 @@ def machine() -> dict[str, Any]:
   }
 
 
-def _side(side: str, dtype: str, targets: str, folder: str) -> pairs.Side:
+def _side(side: str, dtype: str, shape: str, folder: str) -> pairs.Side:
   if side == "ours":
-    return pairs.Side("benchmarks.ours", dtype, targets)
-  return pairs.Side("benchmarks.peer", dtype, targets, folder)
+    return pairs.Side("benchmarks.ours", dtype, shape)
+  return pairs.Side("benchmarks.peer", dtype, shape, folder)
 
 
 def _fastest(side: str, folder: str) -> str:
@@ -89,15 +98,15 @@ def _fastest(side: str, folder: str) -> str:
 
 
 def _row(
-  name: str, dtypes: tuple[str, str], targets: str, folder: str, parameters: int, count: int
+  name: str, dtypes: tuple[str, str], shape: str, folder: str, parameters: int, count: int
 ) -> dict[str, Any]:
   with (
-    _side("ours", dtypes[0], targets, folder) as ours,
-    _side("peer", dtypes[1], targets, folder) as peer,
+    _side("ours", dtypes[0], shape, folder) as ours,
+    _side("peer", dtypes[1], shape, folder) as peer,
   ):
     measured = pairs.compare(ours, peer, count)
   _check_losses(name, measured.losses, dtypes)
-  tokens = work.ROWS * work.TEXT
+  tokens = work.SHAPES[shape].rows * work.SHAPES[shape].tokens
   # A peak per dtype: the better of both sides where they share one.
   peaks = measured.matrix if dtypes[0] != dtypes[1] else (max(measured.matrix),) * 2
   use = [4 * parameters * tokens / measured.median(side) / peaks[side] for side in (0, 1)]

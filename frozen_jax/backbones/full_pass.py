@@ -56,6 +56,7 @@ def full_pass(
     return _pass(params, config, stream, mask, None, *arguments)
   if prompts.can_share(config, prompt, params["final_norm"]["scale"]):
     return _pass(params, config, stream, mask, prompt[None], *arguments)
+  mask = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
   joined, joined_mask = prompts.prepend(prompt, stream, mask)
   result = _pass(params, config, joined, joined_mask, None, *arguments)
   length = prompt.shape[-2]

@@ -18,8 +18,8 @@ from frozen_jax.sharding.activations import mesh_of
 def prepend(
   prompt: Float[Array, "*N P D"] | None,
   embedded: Float[Array, "B T D"],
-  mask: Int[Array | np.ndarray, "B T"] | None,
-) -> tuple[Float[Array, "B _ D"], Int[Array | np.ndarray, "B _"] | None]:
+  mask: Int[Array | np.ndarray, "B T"],
+) -> tuple[Float[Array, "B _ D"], Int[Array | np.ndarray, "B _"]]:
   """Joins a prompt [P, D] or [B, P, D] to embedded text [B, T, D] with its mask [B, T].
 
   Returns ([B, P + T, D] in the dtype of the text, mask [B, P + T]). Prompt positions are always
@@ -29,9 +29,8 @@ def prepend(
     return embedded, mask
   rows = embedded.shape[0]
   prompt = jnp.broadcast_to(prompt, (rows, *prompt.shape[-2:])).astype(embedded.dtype)
-  if mask is not None:
-    mask = jnp.concatenate([jnp.ones((rows, prompt.shape[1]), mask.dtype), mask], 1)
-  return jnp.concatenate([prompt, embedded], 1), mask
+  ones = jnp.ones((rows, prompt.shape[1]), mask.dtype)
+  return jnp.concatenate([prompt, embedded], 1), jnp.concatenate([ones, mask], 1)
 
 
 def can_share(

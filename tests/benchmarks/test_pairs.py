@@ -51,10 +51,10 @@ def test_sides_that_did_other_work_are_refused():
 
 
 def test_answers_are_the_end_of_the_same_text():
-  everything, answers = work.make(99, 8, False), work.make(99, 8, True)
+  everything, answers = (work.make(99, 8, name) for name in ("all", "answers"))
   np.testing.assert_array_equal(everything.tokens, answers.tokens)
   np.testing.assert_array_equal(everything.prompt, answers.prompt)
-  assert (everything.targets, answers.targets) == (work.TEXT - 1, work.ANSWER)
+  assert (everything.targets, answers.targets) == (everything.tokens.shape[1] - 1, work.ANSWER)
 
 
 @pytest.mark.parametrize("tied", [True, False])
