@@ -14,7 +14,7 @@ from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_layer import Layer, apply_layer
 from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
 from frozen_jax.backbones.linear import project, project_trained
-from frozen_jax.core.types import HostOrDevice
+from frozen_jax.core.types import HostOrDevice, Size
 from frozen_jax.sharding.activations import gather_weights
 
 
@@ -132,7 +132,7 @@ class _AfterPrompt(NamedTuple):
   """
 
   texts: _Texts
-  rows: int
+  rows: Size
   length: int
   inputs: tuple[AttentionInputs, ...]
   of_prompt: tuple[AttentionInputs, ...]
@@ -166,7 +166,7 @@ def _texts(config, stream, mask, num_before: int, max_new_tokens, kernel) -> _Te
   if kernel is None:
     attention_mask = attention.causal_mask(None if mask is None else real, stream.shape[1])
     if num_before:
-      before = jnp.broadcast_to(jnp.arange(num_before), (len(positions), num_before))
+      before = jnp.broadcast_to(jnp.arange(num_before), (positions.shape[0], num_before))
       key_positions = jnp.concatenate([before, positions], axis=1)
       attention_mask = jnp.pad(
         attention_mask, ((0, 0), (0, 0), (num_before, 0)), constant_values=True
@@ -177,7 +177,7 @@ def _texts(config, stream, mask, num_before: int, max_new_tokens, kernel) -> _Te
   return _Texts(config, kernel, peft_layers.prepend_mask(real, num_before), inputs)
 
 
-def _after_prompt(texts: _Texts, rows: int, length: int) -> _AfterPrompt:
+def _after_prompt(texts: _Texts, rows: Size, length: int) -> _AfterPrompt:
   """The attention of these texts and of a prompt of this length."""
   positions, causal = jnp.arange(length)[None], attention.causal_mask(None, length)
   of_prompt = attention_inputs.per_kind(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.rope import DEPENDS_ON_LENGTH
+from frozen_jax.core.types import Size
 from frozen_jax.sharding.activations import mesh_of
 
 
@@ -54,7 +55,7 @@ def join(
 
 
 def split(
-  joined: Shaped[Array, "1 N *rest"], rows: int, num_prompt: int
+  joined: Shaped[Array, "1 N *rest"], rows: Size, num_prompt: int
 ) -> tuple[Shaped[Array, "1 P *rest"], Shaped[Array, "B T *rest"]]:
   """The inverse of `join`."""
   texts = joined[0, num_prompt:].reshape(rows, -1, *joined.shape[2:])
