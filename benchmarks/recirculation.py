@@ -190,7 +190,7 @@ def first_pass(
   stream = decoder.input_stream(params, config, decoder.embed(params, config, tokens), None)
   streams: list[Array] = []
   for start, stop in zip((0, *places), (*places, config.layers), strict=True):
-    stream = decoder_layers.run(params, config, stream, None, range(start, stop))
+    stream, _ = decoder_layers.run(params, config, stream, None, range(start, stop))
     streams.append(stream)
   hidden = decoder.output_states(params, config, streams.pop())
   return streams, _row_losses(params, config, hidden, tokens)

@@ -35,16 +35,16 @@ def prepend(
 
 
 def can_share(
-  config: DecoderConfig, prompt: Float[Array, "*N P D"], like: Float[Array, "..."]
+  config: DecoderConfig, prompt: Float[Array, "*N P D"], rows: Size, like: Float[Array, "..."]
 ) -> bool:
-  """Whether the rows can share the states of a prompt; like: a weight of the model.
+  """Whether so many rows can share the states of a prompt; like: a weight of the model.
 
-  They cannot where a prompt is of one row, where its keys depend on the length of the row, and
-  where the mesh splits the rows: each device would compute the prompt.
+  They cannot where each row has its own, where its keys depend on the length of the row, and where
+  the mesh splits the rows: each device would compute the prompt. For one row it changes nothing.
   """
   ropes = [rope.kind for rope in (config.rope, config.local_rope) if rope is not None]
   is_rotated_alike = config.positions != "rotary" or not set(ropes) & set(DEPENDS_ON_LENGTH)
-  return prompt.ndim == 2 and is_rotated_alike and mesh_of(like) is None
+  return prompt.ndim == 2 and rows != 1 and is_rotated_alike and mesh_of(like) is None
 
 
 def join(

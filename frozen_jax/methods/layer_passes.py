@@ -281,7 +281,7 @@ class LayerPasses:
     first_prompt: Float[Array, "P D"] | None,
     tokens: Int[HostOrDevice, "B T"],
     mask: Int[HostOrDevice, "B T"],
-    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
+    run_layers: Callable[..., tuple[Stream, Array | None]] | None = None,
   ) -> tuple[Stream, Vectors | None]:
     """The text and the first prompt where they are written to, [B, T, D] and [*B, P, D]."""
     text = lm.embed(params, self.decoder, tokens)
@@ -303,7 +303,7 @@ class LayerPasses:
     mask: Int[HostOrDevice, "B T"],
     prompt: Vectors | None,
     layers: range,
-    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
+    run_layers: Callable[..., tuple[Stream, Array | None]] | None = None,
   ) -> Stream:
     """A pass of whole texts over the layers after `write`: what it hands on, [B, T, D]."""
     stream, _ = self._run_layers(params, x, mask, prompt, layers, run_layers)
@@ -316,8 +316,8 @@ class LayerPasses:
     mask: Int[HostOrDevice, "B T"] | None,
     prompt: Vectors | None,
     layers: range,
-    run_layers: Callable[..., tuple[Stream, Vectors | None]] | None = None,
-  ) -> tuple[Stream, Vectors | None]:
+    run_layers: Callable[..., tuple[Stream, Array | None]] | None = None,
+  ) -> tuple[Stream, Float[Array, "*_ P D"] | None]:
     """The streams of texts and prompt after some layers; before the first they are embeddings."""
     if not layers.start:
       x = lm.input_stream(params, self.decoder, x, mask, lm.num_before(prompt, None))

@@ -134,12 +134,17 @@ def test_a_training_step_computes_a_shared_prompt_once():
 
 
 @pytest.mark.parametrize(
-  "case, shape, shared",
-  [("rotary", (4, 32), True), ("rotary", (3, 4, 32), False), ("length", (4, 32), False)],
+  "case, shape, rows, shared",
+  [
+    ("rotary", (4, 32), 3, True),
+    ("rotary", (4, 32), 1, False),
+    ("rotary", (3, 4, 32), 3, False),
+    ("length", (4, 32), 3, False),
+  ],
 )
-def test_which_prompts_are_shared(case, shape, shared):
+def test_which_prompts_are_shared(case, shape, rows, shared):
   config = config_of(case)
-  assert prompts.can_share(config, jnp.zeros(shape), jnp.zeros(1)) == shared
+  assert prompts.can_share(config, jnp.zeros(shape), rows, jnp.zeros(1)) == shared
 
 
 def test_a_prompt_is_not_shared_where_a_mesh_splits_the_rows():
@@ -148,7 +153,7 @@ def test_a_prompt_is_not_shared_where_a_mesh_splits_the_rows():
   mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
   split = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
   found = []
-  trace = lambda weight: found.append(prompts.can_share(LLAMA, jnp.zeros((4, 32)), weight))
+  trace = lambda weight: found.append(prompts.can_share(LLAMA, jnp.zeros((4, 32)), 3, weight))
   jax.eval_shape(trace, split)
   assert found == [False]
 

@@ -41,9 +41,10 @@ def test_the_serial_form_is_a_full_pass_after_the_second_passes_of_earlier_token
   added = METHODS["recirculation"].added({}, {}, {}, None)._replace(junction=junction)
   hidden = jax.jit(lambda tokens: layers.hidden(PARAMS, added, tokens, mask))(TOKENS)
 
-  run = lambda stream, start, stop: decoder_layers.run(
-    PARAMS, CONFIG, stream, mask[:, : stream.shape[1]], range(start, stop)
-  )
+  def run(stream, start, stop):
+    layers = range(start, stop)
+    return decoder_layers.run(PARAMS, CONFIG, stream, mask[:, : stream.shape[1]], layers)[0]
+
   # Of this model the embeddings are the stream before the first layer.
   stream = lm.input_stream(PARAMS, CONFIG, lm.embed(PARAMS, CONFIG, TOKENS), mask)
   below = run(stream, 0, write)
