@@ -1,13 +1,12 @@
 """A prompt-tuning step of SmolLM2-135M against PEFT (torch): `python -m benchmarks.training_step`.
 
-20 trained vectors before each row; forward, backward to the prompt, Adam. Four works, the last
-three with each side in its faster dtype:
+20 trained vectors before each row; forward, backward to the prompt, Adam. Works, of which the
+first two are in float32 and the others with each side in its faster dtype:
 
-  prompt_tuning_float32        both sides in float32; 4 rows of 236 tokens, all but the first of
-                               which are targets
-  prompt_tuning_best_dtype     the same
-  prompt_tuning_answers_only   the last 8 tokens of a row are targets
+  prompt_tuning_float32        4 rows of 236 tokens, all but the first of which are targets
   prompt_tuning_short_texts    32 rows of 24 tokens, the last 8 are targets
+  prompt_tuning_best_dtype     as the first
+  prompt_tuning_answers_only   as the first, but the last 8 tokens of a row are targets
 
 Each side is a process of its own; they step in turn, and ratios are taken pair by pair. Tokens a
 second are real text tokens; `use` is 4 FLOPs a parameter and text token (all weights frozen) as a
@@ -34,29 +33,31 @@ from frozen_jax.core.user_path import user_path
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of the first step's loss, relative
 PAIRS = 7
-# Works of each side in its faster dtype, by their names in `work.SHAPES`.
-_FASTEST = {
+WORKS = {  # by their names in `work.SHAPES`
+  "prompt_tuning_float32": "all",
+  "prompt_tuning_short_texts": "short",
   "prompt_tuning_best_dtype": "all",
   "prompt_tuning_answers_only": "answers",
-  "prompt_tuning_short_texts": "short",
 }
+_IN_FLOAT32 = ("prompt_tuning_float32", "prompt_tuning_short_texts")
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--json", type=user_path, help="also write the rows to this file")
   parser.add_argument("--pairs", type=int, default=PAIRS, help="measured steps of each side")
+  parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS), help="which ones")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     subprocess.run([sys.executable, "-m", "benchmarks.hf_copy", work.MODEL, folder], check=True)
     parameters = _parameters(pathlib.Path(folder))
-    ours, peer = (_fastest(side, folder) for side in ("ours", "peer"))
+    fastest = ("float32",) * 2
+    if set(options.works) - set(_IN_FLOAT32):
+      fastest = (_fastest("ours", folder), _fastest("peer", folder))
+    dtypes = dict.fromkeys(WORKS, fastest) | dict.fromkeys(_IN_FLOAT32, ("float32",) * 2)
     rows = [
-      _row("prompt_tuning_float32", ("float32",) * 2, "all", folder, parameters, options.pairs),
-      *(
-        _row(name, (ours, peer), shape, folder, parameters, options.pairs)
-        for name, shape in _FASTEST.items()
-      ),
+      _row(name, dtypes[name], WORKS[name], folder, parameters, options.pairs)
+      for name in options.works
     ]
   if options.json:
     options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
