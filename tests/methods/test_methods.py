@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_jax.backbones import quantized
+from frozen_jax.backbones import prompts, quantized
 from frozen_jax.core import flop_count, paths
 from frozen_jax.core.errors import UserError
 from frozen_jax.methods.adapters import Adapters
@@ -252,6 +252,28 @@ def test_the_first_pass_has_no_backward_pass():
   once, twice, both = (METHODS[n] for n in ("prompt_tuning", "recursion", "both_prompts_trained"))
   one_forward = flops(twice, False) - flops(once, False)
   assert flops(both, True) - flops(twice, True) > 0.5 * one_forward
+
+
+@pytest.mark.parametrize(
+  "name, passes",
+  [
+    ("prompt_tuning", 1),
+    ("late_prompt_tuning", 1),
+    ("recursion", 2),
+    ("within_the_stack", 4),  # the layers below, and three passes
+    ("control_of_one_pass", 2),
+    ("id_pt", 0),
+    ("prompt_for_each_task", 0),
+  ],
+)
+def test_the_rows_share_a_prompt_in_every_pass(name, passes, monkeypatch):
+  shared, can_share = [], prompts.can_share
+  monkeypatch.setattr(
+    prompts, "can_share", lambda *given: shared.append(can_share(*given)) or shared[-1]
+  )
+  method = METHODS[name]
+  jax.eval_shape(lambda t: method.loss(t, frozen(method), batch(), None), trained_tree(method))
+  assert shared == [True] * passes if passes else shared == [False]
 
 
 @pytest.mark.parametrize("name", ["lora", "adapters", "fine_tuning"])
