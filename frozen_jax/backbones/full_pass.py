@@ -54,7 +54,8 @@ def full_pass(
   arguments = (max_new_tokens, options)
   if prompt is None:
     return _pass(params, config, stream, mask, None, *arguments)
-  if prompts.can_share(config, prompt, stream.shape[0], params["final_norm"]["scale"]):
+  like, has_prefix = params["final_norm"]["scale"], peft_layers.prefix_length(options.peft) > 0
+  if not has_prefix and prompts.can_share(config, prompt, stream.shape[0], like):
     return _pass(params, config, stream, mask, prompt[None], *arguments)
   mask = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
   joined, joined_mask = prompts.prepend(prompt, stream, mask)

@@ -73,6 +73,20 @@ def test_rows_that_share_a_prompt_equal_rows_with_their_own(case, side):
     np.testing.assert_allclose(found, wanted, atol=2e-5 * jnp.abs(wanted).max())
 
 
+def test_a_prompt_may_stand_after_a_prefix():
+  config = config_of("rotary")
+  params = params_of(config)
+  prompt, x, mask = texts(config.width, "left")
+  shape = (config.layers, 2, config.kv_heads, config.head_dim)
+  peft = {"prefix": {name: jnp.full(shape, size) for name, size in (("k", 0.2), ("v", 3.0))}}
+  run = jax.jit(
+    lambda prompt, peft: decoder.hidden(params, config, x, mask, prompt=prompt, peft=peft)
+  )
+  states, expected = run(prompt, peft), run(for_each_row(prompt), peft)
+  np.testing.assert_allclose(states[mask > 0], expected[mask > 0], atol=2e-5)
+  assert np.abs(states - run(prompt, None))[mask > 0].max() > 1e-2
+
+
 @pytest.mark.parametrize("case", ["rotary", "windows", "alibi", "learned", "length"])
 def test_decoding_goes_on_after_a_shared_prompt(case):
   config = config_of(case)
