@@ -8,8 +8,8 @@ two layers and in one pass; `finetune` is the recursive LM, whose Connector read
 one and writes to one of pass two.
 
 Measured 2026-11-30 on two cores (AMD EPYC, AVX512), seed 0, 300 test questions, exact match / loss:
-`baseline` 55.7% / 1.155, `late_prompt` 59.0% / 1.090, `control` 57.7% / 1.063, `finetune` 58.7% /
-1.057. 14.5 minutes. (docs/results/second_pass_world_facts.md)
+`baseline` 57.3% / 1.184, `late_prompt` 57.7% / 1.058, `control` 58.3% / 1.071, `finetune` 58.0% /
+1.066. 13.8 minutes. (docs/results/second_pass_world_facts.md)
 
 Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 

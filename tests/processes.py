@@ -18,6 +18,9 @@ import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# After so many seconds a process that a test waits for hangs: slow, busy machines take minutes.
+HANGS_AFTER = 600
+
 # Tiny models spend their time in the compiler. These flags halve it (BUILD_NOTES).
 QUICK_COMPILE = (
   "--xla_backend_optimization_level=0"

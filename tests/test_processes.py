@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests import processes
-from tests.processes import COMPILED, environment, share_compiled, start
+from tests.processes import COMPILED, HANGS_AFTER, environment, share_compiled, start
 
 SIN = "import jax; jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0).block_until_ready()"
 
@@ -71,7 +71,7 @@ def test_a_process_is_what_python_runs(tmp_path, how, anew):
   file.write_text(SAYS)
   program = {"-c": ["-c", SAYS], "-m": ["-m", "says"], "file": [file]}[how]
   process = start(*program, 1, "b c", cwd=tmp_path, anew=anew, GIVEN="x")
-  out, err = process.communicate("asked\n", timeout=60)
+  out, err = process.communicate("asked\n", timeout=HANGS_AFTER)
   assert (process.returncode, err) == (0, "")
   assert out == f"__main__ ['1', 'b c'] {tmp_path} x asked\n"
 
@@ -80,7 +80,7 @@ def test_a_process_is_what_python_runs(tmp_path, how, anew):
 @pytest.mark.parametrize("code", ENDS)
 def test_a_process_ends_as_python_does(code, anew):
   process = start("-c", code, anew=anew)
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=HANGS_AFTER)
   assert (process.returncode, out, err) == ENDS[code]
 
 

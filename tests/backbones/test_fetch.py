@@ -13,7 +13,7 @@ import pytest
 
 from frozen_jax.backbones import fetch
 from frozen_jax.core.errors import UserError
-from tests.processes import ROOT
+from tests.processes import HANGS_AFTER, ROOT
 
 pytestmark = pytest.mark.program
 
@@ -159,7 +159,7 @@ def start(tmp_path, wait):
 
 def test_parallel_processes_download_once(index, tmp_path):
   processes = [start(tmp_path, wait=2) for _ in range(3)]
-  paths = {process.communicate(timeout=120)[0].decode() for process in processes}
+  paths = {process.communicate(timeout=HANGS_AFTER)[0].decode() for process in processes}
   assert [process.returncode for process in processes] == [0, 0, 0]
   (path,) = paths
   assert pathlib.Path(path).read_bytes() == CONTENT
@@ -169,7 +169,7 @@ def test_parallel_processes_download_once(index, tmp_path):
 
 def test_a_killed_download_leaves_nothing_that_counts(index, tmp_path):
   process = start(tmp_path, wait=600)
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + HANGS_AFTER
   while not (tmp_path / "log").is_file():
     assert time.monotonic() < deadline and process.poll() is None
     time.sleep(0.05)

@@ -20,7 +20,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
 from tests.backbones.decoder_cases import CASES, torch_model
 from tests.backbones.encoder_cases import KINDS
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -72,7 +72,7 @@ print(json.dumps({
   "read": sum(size for _, size in read), "hashed": sorted(name for name, _ in hashed),
   "kept": kept, "fingerprint": loaded.fingerprint, "checksum": checksum(loaded.params),
 }), flush=True)
-hosts.barrier("end", timeout=60)
+hosts.barrier("end", timeout=600)
 """
 
 
@@ -81,7 +81,7 @@ def in_two_processes(*folders):
     start("-c", PROGRAM, folder, **variables)
     for folder, variables in zip(folders, cluster(len(folders)), strict=True)
   ]
-  answers = [process.communicate(timeout=120) for process in processes]
+  answers = [process.communicate(timeout=HANGS_AFTER) for process in processes]
   return [process.returncode for process in processes], answers
 
 

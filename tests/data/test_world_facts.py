@@ -12,6 +12,7 @@ from frozen_jax.data.builders.names import currency_names, language_names
 from frozen_jax.data.builders.questions import RELATIONS, kind_of, questions
 from frozen_jax.data.builders.world_facts import WorldFacts
 from frozen_jax.data.sources import open_source
+from tests.processes import HANGS_AFTER
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_two_processes_at_once_prepare_equal_data(tmp_path):
     )
     for seed in ("1", "2")
   ]
-  (first, noise), (second, _) = [process.communicate(timeout=240) for process in started]
+  (first, noise), (second, _) = [process.communicate(timeout=HANGS_AFTER) for process in started]
   assert [process.returncode for process in started] == [0, 0], noise
   assert first == second and first.splitlines()[-1] == "False"
   assert len(first.splitlines()) == 2  # nothing else was printed

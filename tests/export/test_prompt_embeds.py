@@ -19,6 +19,7 @@ from frozen_jax.export.manifest import read_manifest
 from frozen_jax.export.prompt_embeds import check_prompt_embeds, write_prompt_embeds
 from frozen_jax.export.torch_file import torch_bytes
 from tests.export.conftest import QUESTIONS, on_the_page, tuned
+from tests.processes import HANGS_AFTER
 
 LINES, CLIENT = on_the_page("inputs_embeds="), on_the_page("/v1/completions")
 IDS = ("first", "2", "a/b é")
@@ -121,7 +122,7 @@ def test_the_client_of_the_page_gets_the_models_answers(lm, base, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     command = [sys.executable, str(tmp_path / "client.py"), str(folder), address, "tiny"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_AFTER)
     server.shutdown()
   assert done.returncode == 0, done.stderr
   said = [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from tests.launch.presets import ARGUMENTS, LAUNCH
+from tests.processes import HANGS_AFTER
 
 MESH = [f"--config.mesh.{axis}" for axis in ("data=1", "fsdp=16", "tensor=1")]
 POD = {"PRESET": "v5e-16", "TPU_NAME": "pod", "ZONE": "zone", "POLL_SECONDS": "0"}
@@ -113,7 +114,7 @@ class Cloud:
       **env,
     }
     command = ["bash", str(self.clone / "launch" / "tpu_pod.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANGS_AFTER)
 
   def calls(self):
     """What gcloud was called with, from the noun on; looks at the state left out."""
@@ -245,7 +246,7 @@ def test_a_run_that_goes_on_is_followed_and_not_started_again(cloud):
 def test_a_run_outlives_what_started_it_and_is_started_once(tmp_path):
   script = LAUNCH / "detached.sh"
   host = lambda *verb: subprocess.run(
-    ["bash", script, *verb], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    ["bash", script, *verb], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS_AFTER
   )
   assert host("status").stdout == "none\n"
   started = time.monotonic()

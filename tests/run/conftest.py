@@ -19,7 +19,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.backbones import encoder_cases
-from tests.processes import ROOT, start
+from tests.processes import HANGS_AFTER, ROOT, start
 from tests.run.error_line import only_error
 from tests.run.settings_cases import QUESTIONS, prompt_tuning_config
 from tests.run.task_files import lines_file, make_words, split_rows
@@ -237,7 +237,7 @@ class Program:
 
   def finish(self, process, status=0, text=None):
     """Its (standard output, standard error), once it has ended with this status."""
-    out, err = process.communicate(text, timeout=300)
+    out, err = process.communicate(text, timeout=HANGS_AFTER)
     assert process.returncode == status, f"{process.args}\n{out}\n{err[-4000:]}"
     return out, err
 

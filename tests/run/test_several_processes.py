@@ -6,7 +6,7 @@ import time
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster
+from tests.processes import HANGS_AFTER, cluster
 from tests.run.error_line import only_error
 
 MESH = "--config.mesh.data=2"
@@ -32,7 +32,7 @@ def test_a_mistake_on_one_host_is_said_there_and_ends_the_other(program, tmp_pat
   own[wrong] = ("--config.data.train=nowhere.jsonl",)
   both = start_two(program, tmp_path / "run", own)
   since = time.monotonic()
-  said = [process.communicate(timeout=120)[1] for process in both]
+  said = [process.communicate(timeout=HANGS_AFTER)[1] for process in both]
   assert time.monotonic() - since < 60
   mistake = only_error(both[wrong].returncode, said[wrong].splitlines())
   assert "nowhere.jsonl" in mistake

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 from tests.run.error_line import only_error
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
@@ -28,7 +28,7 @@ sys.exit(main.program())
 def test_it_is_named_and_the_program_ends(program, tmp_path):
   arguments = program.command("prompt_tuning.py:smoke", f"--workdir={tmp_path}")[2:]
   process = start("-c", PROGRAM, *arguments, "--config.data.timeout=2")
-  _, err = process.communicate(timeout=120)
+  _, err = process.communicate(timeout=HANGS_AFTER)
   assert "no batch has come from world_facts/train for 2 s; waiting" in err
   assert "no batch has come from world_facts/train for 4 s; see" in only_error(
     process.returncode, err.splitlines()
@@ -51,7 +51,7 @@ def test_a_row_that_does_not_come_ends_any_mode(program, prompt_run, tmp_path, m
   flags = (f"--workdir={workdir}", f"--mode={mode}", "--config.data.timeout=1")
   flags += (f"--config.data.test={path}", f"--config.predict.input={path}")
   process = start("-c", A_ROW, *program.command("prompt_tuning.py:smoke", *flags)[2:])
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=HANGS_AFTER)
   assert out == "" and f"no row has come from {path} for 1 s; waiting" in err
   said = only_error(process.returncode, err.splitlines())
   assert f"no row has come from {path} for 2 s; see whether its files" in said
@@ -64,7 +64,7 @@ def test_a_process_whose_data_stalls_ends_the_other(program, tmp_path):
   first, second = cluster()
   other = start(*command, **first)
   process = start("-c", A_ROW, *command[2:], **second)
-  _, err = process.communicate(timeout=120)
+  _, err = process.communicate(timeout=HANGS_AFTER)
   said = only_error(process.returncode, err.splitlines())
   _, err = program.finish(other, status=1)
   (line,) = [line for line in err.splitlines() if line.startswith("error: ")]

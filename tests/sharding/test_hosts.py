@@ -5,15 +5,15 @@ import pytest
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 
 PROGRAM = """
 import sys
 import jax, numpy as np
 from frozen_jax.sharding import hosts
 from frozen_jax.sharding.mesh import make_mesh
-assert hosts.start(wait=60)
-hosts.barrier("begin", timeout=60)
+assert hosts.start(wait=600)
+hosts.barrier("begin", timeout=600)
 me = jax.process_index()
 mesh = make_mesh(data=2)
 index, count = hosts.host_shard(mesh)
@@ -24,7 +24,7 @@ sums = hosts.whole_array(jax.jit(lambda x: x.sum(axis=1))(whole))
 assert sums.tolist() == [1, 5, 9, 13] and hosts.whole_array(jax.jit(lambda x: x.sum())(whole)) == 28
 said = hosts.gather_bytes(b"x" * (me + 1))
 print("rows", whole.shape, int(total), said, hosts.is_first_host(), (index, count), flush=True)
-hosts.barrier("end", timeout=60)
+hosts.barrier("end", timeout=600)
 if me == 0:
   try:
     hosts.barrier("nobody else", timeout=2)
@@ -38,7 +38,7 @@ else:
 
 def test_two_processes_share_a_batch_and_wait_for_each_other():
   processes = [start("-c", PROGRAM, **variables) for variables in cluster()]
-  answers = [p.communicate(timeout=120) for p in processes]
+  answers = [p.communicate(timeout=HANGS_AFTER) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], answers
   squares = sum(i * i for i in range(8))
   for i, (out, _) in enumerate(answers):

@@ -19,7 +19,7 @@ from frozen_jax.tools import cost, model_sizes
 from frozen_jax.tools.abstract_stage import AbstractStage
 from tests.backbones import encoder_cases
 from tests.backbones.decoder_cases import torch_model
-from tests.processes import start
+from tests.processes import HANGS_AFTER, start
 
 pytestmark = pytest.mark.program
 
@@ -297,7 +297,7 @@ def test_the_command(tmp_path):
   torch_model("llama").save_pretrained(tmp_path)
   flags = ["--length=16", f"--config.model.name={tmp_path}", "--config.prompt.length=2"]
   process = start("-m", "frozen_jax.tools.cost", "--config=configs/lora.py", *flags)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=HANGS_AFTER)
   assert process.returncode == 0, err
   assert "stage lora: lora" in out and "4N a token" in out
 

@@ -9,7 +9,7 @@ import pytest
 
 from frozen_jax.training.metrics import read_metrics
 from tests import processes
-from tests.processes import cluster
+from tests.processes import HANGS_AFTER, cluster
 
 pytestmark = pytest.mark.stress
 
@@ -24,7 +24,7 @@ def start(folder, *arguments, devices=1, **variables):
 
 
 def finish(process):
-  out, err = process.communicate(timeout=180)
+  out, err = process.communicate(timeout=HANGS_AFTER)
   assert process.returncode == 0, err[-3000:]
   return out.strip().splitlines()[-1]
 

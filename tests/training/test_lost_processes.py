@@ -8,7 +8,7 @@ import time
 import pytest
 
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -33,7 +33,7 @@ def wait_for_steps(folder, count, processes):
 
 
 def finish(processes):
-  said = [process.communicate(timeout=120) for process in processes]
+  said = [process.communicate(timeout=HANGS_AFTER) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], said
   return [out.strip().splitlines()[-1] for out, _ in said]
 

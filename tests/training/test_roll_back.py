@@ -9,7 +9,7 @@ import toy
 
 from frozen_jax.core.errors import Interrupted, UserError
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -169,7 +169,7 @@ def test_two_processes_go_back_together(tmp_path):
   """And end as one process does."""
   given = (str(tmp_path / "two"), "data=2", "bad=8", "checkpoint_every=3")
   both = [start(toy.__file__, *given, **variables) for variables in cluster()]
-  said = [process.communicate(timeout=120) for process in both]
+  said = [process.communicate(timeout=HANGS_AFTER) for process in both]
   assert [process.returncode for process in both] == [0, 0], said
   mesh = toy.make_mesh(2)
   one = train(tmp_path / "one", toy.MarkedBatches(bad=[8]), mesh=mesh)

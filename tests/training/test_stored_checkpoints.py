@@ -14,7 +14,7 @@ from frozen_jax.training.checkpoints import Checkpoints, load_best, read_record
 from frozen_jax.training.optimizer import make_optimizer
 from frozen_jax.training.settings import TrainSettings
 from frozen_jax.training.state import create_state
-from tests.processes import ROOT, cluster, start
+from tests.processes import HANGS_AFTER, ROOT, cluster, start
 
 pytestmark = pytest.mark.program
 
@@ -121,7 +121,7 @@ def test_two_hosts_without_a_disk_in_common(store, workdir, tmp_path):
     start("-c", TWO_HOSTS, workdir, here, **variables, FROZEN_JAX_CACHE=str(tmp_path / name))
     for name, variables in zip("ab", cluster(), strict=True)
   ]
-  said = [process.communicate(timeout=200)[1] for process in processes]
+  said = [process.communicate(timeout=HANGS_AFTER)[1] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], said
   assert names(workdir) == ["00000003-1"]
   same_bits(opened(workdir).restore(state_at(0)).state, state_at(3))  # one process reads it

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 from tests.training.sharded_program import RE_RANKER, STEPS
 
 pytestmark = pytest.mark.program
@@ -18,7 +18,7 @@ def run(mesh, devices, clusters):
     start("-m", "tests.training.sharded_program", mesh, *METHODS, devices=devices, **variables)
     for variables in clusters
   ]
-  answers = [process.communicate(timeout=300) for process in processes]
+  answers = [process.communicate(timeout=HANGS_AFTER) for process in processes]
   assert [process.returncode for process in processes] == [0] * len(processes), answers
   lines = [line.split() for line in answers[0][0].splitlines() if line.strip()]
   return {name: [float(line[1]) for line in lines if line[0] == name] for name in METHODS}

@@ -7,7 +7,7 @@ import pytest
 
 from frozen_jax.training.metrics import read_metrics
 from tests.pipelines.artifact_digests import artifact_digests
-from tests.processes import cluster, start
+from tests.processes import HANGS_AFTER, cluster, start
 
 STAGES = ("re_ranker", "reader")
 
@@ -53,7 +53,7 @@ def runs(given, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   for name, devices, clusters in (("one", 8, [{}]), ("two", 4, cluster())):
     processes = [train(folder / name, given, devices, variables) for variables in clusters]
-    said = [process.communicate(timeout=600) for process in processes]
+    said = [process.communicate(timeout=HANGS_AFTER) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said[0][1][-3000:]
     assert all("Traceback" not in err for _, err in said)
     assert not any(out for out, _ in said[1:]), "the first one alone prints"
