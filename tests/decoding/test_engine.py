@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,10 +56,12 @@ def trained_of(method):
   return jax.jit(lambda key: method.init(base(CONFIG, PARAMS), key))(jax.random.key(2))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def last_logits(method, trained, tokens, mask):
-  """The next token's logits of one text [1, T], read anew."""
-  return method.prefill(trained, FROZEN, {"tokens": tokens, "mask": mask}, 0, 0)[0]
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("sampled", "truncated"))
+def next_token(method, trained, text, how, seeds, sample, place, *, sampled, truncated):
+  """The next token of one text, {"tokens", "mask"} [1, T], read anew, and the logits it is of."""
+  logits = method.prefill(trained, FROZEN, text, 0, 0)[0]
+  number = sampling_module.uniforms(seeds, sample, place)
+  return sampling_module.sample(logits, number, how, sampled=sampled, truncated=truncated), logits
 
 
 def reference(method, trained, prompt, sampling, sample=0, end_ids=()):
@@ -69,21 +70,19 @@ def reference(method, trained, prompt, sampling, sample=0, end_ids=()):
   What was written, as (token, log-probability); and the least margin, the end token's included.
   """
   text, written, margin = list(prompt.tokens), [], np.inf
-  how = sampling_module.SamplingOptions(
-    jnp.asarray([sampling.temperature]),
-    jnp.asarray([sampling.top_k]),
-    jnp.asarray([sampling.top_p]),
+  options = (
+    np.float32([sampling.temperature]),
+    np.int32([sampling.top_k]),
+    np.float32([sampling.top_p]),
   )
+  how, seeds = sampling_module.SamplingOptions(*options), np.uint32([seed_of(sampling, prompt)])
+  kind = {"sampled": sampling.temperature > 0, "truncated": sampling.truncated}
   for place in range(sampling.max_new_tokens):
     tokens = np.zeros((1, 96), np.int32)
     tokens[0, : len(text)] = text
     mask = (np.arange(96) < len(text)).astype(np.int32)[None]
-    logits = last_logits(method, trained, tokens, mask)
-    seeds = jnp.asarray([seed_of(sampling, prompt)], jnp.uint32)
-    number = sampling_module.uniforms(seeds, jnp.asarray([sample]), jnp.asarray([place]))
-    new = sampling_module.sample(
-      logits, number, how, sampled=sampling.temperature > 0, truncated=sampling.truncated
-    )
+    given = {"tokens": tokens, "mask": mask}, how, seeds, np.int32([sample]), np.int32([place])
+    new, logits = next_token(method, trained, *given, **kind)
     token, (second, first) = int(new.tokens[0]), np.sort(np.asarray(logits[0]))[-2:]
     margin = np.nan if sampling.temperature else min(margin, first - second)
     if token in end_ids:

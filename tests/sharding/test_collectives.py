@@ -47,7 +47,20 @@ ENCODER = {
 ROWS, LENGTH, TARGETS = 16, 128, 4
 ACTIVATION = ROWS * LENGTH * LM["width"] * 4  # bytes of all rows, float32
 MESHES = ({"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"data": 8})
-TRAINED = sorted(METHODS.keys() - {"zero_shot", "textual_recursion"})
+NOTHING_TRAINED = ["looped", "recirculation", "zero_shot"]
+TRAINED = sorted(METHODS.keys() - {*NOTHING_TRAINED, "textual_recursion"})
+# With networks of their own, or with trained weights: on every mesh. The others on the first two.
+ON_EVERY_MESH = ("fine_tuning", "id_pt", "neural_recursion", "zero_shot")
+
+
+def each_on_meshes(methods):
+  """Parametrises a test by method and mesh."""
+  cases = [
+    pytest.param(method, mesh, id=f"{method}-{mesh}")
+    for method in methods
+    for mesh in (MESHES if method in ON_EVERY_MESH else MESHES[:2])
+  ]
+  return pytest.mark.parametrize(("method", "mesh"), cases)
 
 
 def programs(method, sizes, remat="none", rows=ROWS):
@@ -74,41 +87,39 @@ def programs(method, sizes, remat="none", rows=ROWS):
   return Programs(stage, models, make_mesh(**sizes), Sizes(rows, LENGTH, TARGETS, 8))
 
 
-def collectives(lowered):
+def collectives(compiled):
   """The bytes of each array that devices exchange; several may go together."""
-  found = find_collectives(read_program(lowered.compile().as_text()))
+  found = find_collectives(read_program(compiled.as_text()))
   return [array.nbytes for _, operation in found for array in operation.outputs]
 
 
 @functools.cache
-def of_a_training_step(method, mesh, remat="none", rows=ROWS):
+def of_a_training_step(method, mesh, remat, rows):
   """The `collectives` of a training step; `mesh`: pairs of axis and size."""
-  return collectives(programs(method, dict(mesh), remat, rows).train_step())
+  return collectives(programs(method, dict(mesh), remat, rows).all()["train_step"]())
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("method", TRAINED)
+@each_on_meshes(TRAINED)
 def test_no_collective_of_a_training_step_is_as_large_as_an_activation(method, mesh):
   remat = "full" if mesh == MESHES[0] else "none"
-  found = of_a_training_step(method, tuple(mesh.items()), remat)
+  found = of_a_training_step(method, tuple(mesh.items()), remat, ROWS)
   assert max(found) < ACTIVATION / 2
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("method", ["zero_shot", *TRAINED])
+@each_on_meshes([*NOTHING_TRAINED, *TRAINED])
 def test_no_collective_of_generation_is_as_large_as_an_activation(method, mesh):
-  given = programs(method, mesh)
-  assert max(collectives(given.prefill()), default=0) < ACTIVATION / 2
+  compiled = programs(method, mesh).all()
+  assert max(collectives(compiled["prefill"]()), default=0) < ACTIVATION / 2
   cache = ROWS * LENGTH * LM["kv_heads"] * LM["head_dim"] * 4  # keys of a layer
-  assert max(collectives(given.decode_step()), default=0) < cache / 2
+  assert max(collectives(compiled["decode_step"]()), default=0) < cache / 2
 
 
 def test_moving_the_padding_for_a_kernel_exchanges_no_activation(monkeypatch):
   kernel = Kernel("cudnn", interpret=True)
   monkeypatch.setattr(kernels, "of_decoder", lambda *_: kernel)
-  given = programs("prompt_tuning", MESHES[1])
-  for lowered in (given.train_step(), given.prefill()):
-    assert max(collectives(lowered)) < ACTIVATION / 2
+  compiled = programs("prompt_tuning", MESHES[1]).all()
+  for name in ("train_step", "prefill"):
+    assert max(collectives(compiled[name]())) < ACTIVATION / 2
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -116,6 +127,6 @@ def test_what_a_device_exchanges_does_not_grow_with_the_devices(method):
   """With as many rows a device, on meshes that differ in `data` alone."""
 
   def exchanged(data):
-    return sum(of_a_training_step(method, (("data", data),), rows=2 * data))
+    return sum(of_a_training_step(method, (("data", data),), "none", 2 * data))
 
   assert exchanged(8) < 1.2 * exchanged(2) + 1e4
