@@ -69,8 +69,8 @@ def get_config(variant: str = "") -> ConfigDict:
   elif variant in LARGE_MODELS:
     _whole_passes(config, input_skip=True)
     large_model(config, variant)
-    config.stages.pretrain.data.lengths = config.data.lengths
-    config.stages.pretrain.train.batch_size = config.train.batch_size
+    # Those of the run, which flags may change.
+    del config.stages.pretrain.data.lengths, config.stages.pretrain.train.batch_size
   elif variant:
     raise ValueError(
       f"no variant {variant!r}; there are: smoke, paper, nq, {', '.join(LARGE_MODELS)}"

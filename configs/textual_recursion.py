@@ -90,7 +90,7 @@ def _reader(config: ConfigDict) -> None:
   """Pass one reads passages, as the reader of configs/frozen_reader.py."""
   config.reader = as_config(ReaderSettings())
   world_facts_reader(config)
-  config.stages.select.data.lengths = config.data.lengths
+  del config.stages.select.data.lengths  # those of the run
   config.prompt.text = "Read the texts and answer the question with a few words from them."
   config.train.update({"steps": 100, "batch_size": 8})
   config.evaluate.update({"batch_size": 16, "max_examples": 300})

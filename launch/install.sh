@@ -4,6 +4,10 @@
 #
 #   launch/install.sh tpu|cuda
 set -euo pipefail
+if [[ $# != 1 || ! $1 =~ ^(tpu|cuda)$ ]]; then
+  echo "error: usage: $0 tpu|cuda" >&2
+  exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export PATH="$HOME/.local/bin:$PATH"

@@ -14,7 +14,8 @@
 # gcloud reaches all hosts at once only after: ssh-add ~/.ssh/google_compute_engine
 #
 # --dry-run     anywhere: print the commands and run nothing
-# --delete      anywhere: delete the slice after the run; without other arguments: now
+# --delete      anywhere: delete the slice after the run, or once it cannot go on; not upon Ctrl-C.
+#               Without other arguments: now
 # --stop        anywhere: stop the run that goes on, which saves, and do nothing else
 # TPU_NAME      name of the TPU and of its queued resource            ZONE    its zone
 # PRESET        a name of presets.txt: what to ask for, and the mesh. Without it the TPU must exist,
@@ -34,6 +35,10 @@ for argument; do # these stand anywhere among the arguments
     --dry-run) dry_run=true ;;
     --delete) delete=true ;;
     --stop) stop=true ;;
+    --help | -h) # what stands above
+      sed --quiet '2,/^set /s/^# \{0,1\}//p' "$0"
+      exit
+      ;;
     *) set -- "$@" "$argument" ;;
   esac
 done
@@ -54,6 +59,7 @@ for name in TPU_NAME ZONE; do
   [[ ${!name} =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
     fail 2 "$name=${!name} must be small letters, digits and hyphens, with a letter first"
 done
+[[ ${POLL_SECONDS:-30} =~ ^[0-9]+$ ]] || fail 2 "POLL_SECONDS=$POLL_SECONDS is no number of seconds"
 if ! $dry_run && ! command -v gcloud >/dev/null; then
   fail 2 "gcloud is not installed (https://cloud.google.com/sdk), or not on the PATH"
 fi
@@ -62,6 +68,49 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 poll=${POLL_SECONDS:-30}
 archive=${TMPDIR:-/tmp}/frozen_jax-$TPU_NAME.tar.gz
 printf -v folder '%q' "${FOLDER:-frozen_jax}"
+
+value_of() { # NAME ARGUMENT...: the value of a flag; of several the last one counts
+  local name=$1 value="" following=false argument
+  shift
+  for argument; do
+    if $following; then
+      value=$argument
+      following=false
+    else
+      case $argument in
+        "-$name="* | "--$name="*) value=${argument#*=} ;;
+        "-$name" | "--$name") following=true ;;
+      esac
+    fi
+  done
+  echo "$value"
+}
+
+check_run() { # ARGUMENT...: before a slice is asked for
+  local workdir
+  [[ -n $(value_of config "$@") ]] || fail 2 "give --config=; the head of $0 shows how"
+  workdir=$(value_of workdir "$@")
+  case $workdir in
+    gs://?* | s3://?* | /?*) ;;
+    *)
+      fail 2 "--workdir=$workdir would be on the disk of each host; put it on a bucket (gs://, s3://)," \
+        "or on a file system that all hosts share, by its whole path"
+      ;;
+  esac
+  git -C "$root" rev-parse --quiet --verify HEAD >/dev/null ||
+    fail 2 "$root is no git clone with a commit; the hosts get what git knows"
+}
+
+# shellcheck disable=SC2329  # invoked at the end
+finish() { # deletes the slice where that was asked for, however the script ends
+  local status=$?
+  trap - EXIT
+  if $delete && ! remove; then
+    echo "error: $TPU_NAME may still be there; delete it: TPU_NAME=$TPU_NAME ZONE=$ZONE $0 --delete" >&2
+    ((status)) || status=1
+  fi
+  exit "$status"
+}
 
 run() { # a command, or with --dry-run its text
   if $dry_run; then
@@ -224,6 +273,7 @@ if [[ -n ${PRESET:-} ]]; then
     awk -v name="$PRESET" '$1 == name && !/^#/' "$root/launch/presets.txt"
   ) || fail 2 "PRESET=$PRESET is not in $root/launch/presets.txt"
   [[ $topology != - ]] || fail 2 "PRESET=$PRESET is no TPU; see $root/launch/presets.txt"
+  check_run "$@"
   IFS=, read -r data fsdp tensor <<<"$mesh"
   # What is given later counts.
   set -- "--config.mesh.data=$data" "--config.mesh.fsdp=$fsdp" "--config.mesh.tensor=$tensor" "$@"
@@ -233,8 +283,11 @@ arguments=""
 if (($#)); then
   printf -v arguments ' %q' "$@"
 fi
-program="${PYTHON:-${python:-python3}} -m frozen_jax.main${arguments}"
+printf -v python '%q' "${PYTHON:-${python:-python3}}"
+program="$python -m frozen_jax.main${arguments}"
 
+trap finish EXIT
+trap 'trap - EXIT; exit 130' INT TERM HUP
 status=0
 if [[ -z ${PRESET:-} ]]; then
   on_worker all "cd $folder && FROZEN_JAX_DISTRIBUTED=auto exec $program" || status=$?
@@ -244,8 +297,5 @@ elif $dry_run; then
   follow
 else
   run_to_the_end
-fi
-if $delete; then
-  remove
 fi
 exit "$status"

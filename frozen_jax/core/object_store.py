@@ -22,15 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from frozen_jax.core.errors import StoreError, UserError
+from frozen_jax.core.store_errors import check_credentials_file, status_of, translated
 
 _EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # driver and our extra, by scheme
-_LOGIN = {
-  "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
-  "s3": "run aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-}
-_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
-_EXPECTED = (FileNotFoundError, FileExistsError, IsADirectoryError)
-_DENIED = (401, 403)
 _TRANSFERS = 8  # at the same time
 
 
@@ -143,7 +137,7 @@ class StorePath:
   # --- what is there
 
   def _info(self) -> dict[str, Any] | None:
-    with _errors(self):
+    with translated(self):
       try:
         return _file_system(self.scheme).info(self._key)
       except FileNotFoundError:
@@ -172,7 +166,7 @@ class StorePath:
 
   def iterdir(self) -> Iterator["StorePath"]:
     """What is directly below it; FileNotFoundError where nothing is."""
-    with _errors(self):
+    with translated(self):
       found = _file_system(self.scheme).ls(self._key, detail=True)
     names = {info["name"].rstrip("/").rpartition("/")[2] for info in found}
     names -= {self.name} if any(info["name"].rstrip("/") == self._key for info in found) else set()
@@ -180,7 +174,7 @@ class StorePath:
 
   def files(self) -> dict["StorePath", StoreStat]:
     """All objects below it, however deep, in the order of their keys."""
-    with _errors(self):
+    with translated(self):
       try:
         found = _file_system(self.scheme).find(self._key, detail=True)
       except FileNotFoundError:
@@ -200,7 +194,7 @@ class StorePath:
 
   def read_bytes(self) -> bytes:
     """The contents of an object."""
-    with _errors(self):
+    with translated(self):
       return _file_system(self.scheme).cat_file(self._key)
 
   def read_text(self, encoding: str = "utf-8") -> str:
@@ -216,18 +210,18 @@ class StorePath:
 
   def write_bytes(self, data: bytes) -> None:
     """Puts an object in the place of what is there."""
-    with _errors(self):
+    with translated(self):
       _file_system(self.scheme).pipe_file(self._key, data)
 
   def create(self, data: bytes) -> None:
     """Writes an object that is not there yet; FileExistsError where it is. Of several at the same
     time one does (`ifGenerationMatch: 0` of Google's, `If-None-Match: *` of S3).
     """
-    with _errors(self):
+    with translated(self):
       try:
         _file_system(self.scheme).pipe_file(self._key, data, mode="create")
       except Exception as error:
-        if _code(error) == 412:
+        if status_of(error) == 412:
           raise FileExistsError(f"{self} exists") from error
         raise
 
@@ -235,12 +229,12 @@ class StorePath:
     """Removes an object."""
     if not missing_ok:
       self.stat()
-    with _errors(self), contextlib.suppress(FileNotFoundError):
+    with translated(self), contextlib.suppress(FileNotFoundError):
       _file_system(self.scheme).rm_file(self._key)
 
   def upload(self, source: pathlib.Path) -> None:
     """Puts a local file in the place of what is there."""
-    with _errors(self):
+    with translated(self):
       _file_system(self.scheme).put_file(str(source), self._key)
 
   def download(self, target: pathlib.Path, size: int, bar: Any = None) -> None:
@@ -255,7 +249,7 @@ class StorePath:
         bar.update(inc)
 
     more = {} if bar is None else {"callback": Bytes()}
-    with _errors(self):
+    with translated(self):
       _file_system(self.scheme).get_file(self._key, str(target), **more)
     if (got := target.stat().st_size) != size:
       raise StoreError(f"{self}: {got} of {size} bytes came; run the same command again")
@@ -265,11 +259,19 @@ AnyPath = pathlib.Path | StorePath
 
 
 def any_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
-  """A path of either kind: on a store where it has a scheme. UserError as `StorePath`."""
+  """A path of either kind: on a store where it has a scheme.
+
+  Raises UserError as `StorePath`, and for a scheme without both slashes.
+  """
   if isinstance(path, StorePath):
     return path
   text = os.fspath(path)
-  return StorePath(text) if _has_scheme(text) else pathlib.Path(text)
+  if _has_scheme(text):
+    return StorePath(text)
+  scheme, separator, rest = text.partition(":")
+  if separator and scheme in _EXTRAS:
+    raise UserError(f"{text} would be a folder here; a store is {scheme}://{rest.lstrip('/')}")
+  return pathlib.Path(text)
 
 
 def _has_scheme(text: str) -> bool:
@@ -304,6 +306,7 @@ def _file_system(scheme: str) -> Any:
     from gcsfs.core import GCSFileSystem as FileSystem  # not the one that asks what kind it is
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
+    check_credentials_file()
   else:
     from s3fs import S3FileSystem as FileSystem
   return FileSystem(use_listings_cache=False, skip_instance_cache=True)
@@ -318,49 +321,3 @@ def _stat(info: dict[str, Any]) -> StoreStat:
   seconds = changed.timestamp() if changed is not None else 0.0
   tag = info.get("generation") or info.get("ETag") or info.get("etag") or ""
   return StoreStat(int(info["size"]), seconds, str(tag).strip('"'))
-
-
-def _code(error: BaseException) -> int:
-  """The HTTP status of a driver's error; 0 without one."""
-  if isinstance(error, FileExistsError):
-    return 412
-  response = getattr(error, "response", None)  # botocore's
-  if isinstance(response, dict):
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-  code = str(getattr(error, "code", None) or getattr(error, "status", None))
-  return int(code) if code.isdigit() else 0
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  while error is not None:
-    yield error
-    error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def _errors(path: StorePath) -> Iterator[None]:
-  """Turns the drivers' errors into ours."""
-  try:
-    yield
-  except (UserError, StoreError, *_EXPECTED):
-    raise
-  except Exception as error:
-    is_drivers = type(error).__module__.partition(".")[0] in _DRIVERS
-    if not isinstance(error, OSError | TimeoutError) and not is_drivers:
-      raise
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    chain = list(_chain(error))
-    if any("Credential" in type(one).__name__ for one in chain):
-      raise UserError(
-        f"no credentials for {path.bucket} ({reason}); {_LOGIN[path.scheme]}"
-      ) from error
-    denied = any(isinstance(one, PermissionError) or _code(one) in _DENIED for one in chain)
-    if denied or str(error).startswith("Forbidden"):
-      raise UserError(
-        f"no permission for {path} ({reason}); {_LOGIN[path.scheme]}, as one who may read and write"
-        f" {path.bucket}"
-      ) from error
-    raise StoreError(
-      f"{path.bucket} fails ({reason}); what is there is whole: run the same command again once it"
-      " answers"
-    ) from error

@@ -33,11 +33,11 @@ def initialize_arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
     raise UserError(f"{', '.join(given)} is set but not {missing}; set all three, or none")
   if given:
     address, count, index = (env[name] for name in EXPLICIT_VARIABLES)
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
       raise UserError(
         f"NUM_PROCESSES={count} and PROCESS_ID={index} do not fit; ids count from 0 upwards"
       )
-    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+    if not _is_address(address):
       raise UserError(f"COORDINATOR_ADDRESS={address} is not host:port")
     if int(count) == 1:
       return None
@@ -49,9 +49,17 @@ def initialize_arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
     }
   several = _num_tasks(env, "SLURM_NTASKS") > 1 and "SLURM_PROCID" in env
   several = several or _num_tasks(env, "OMPI_COMM_WORLD_SIZE") > 1
-  return {} if several or env.get(AUTO_VARIABLE) == "auto" else None
+  if (detection := env.get(AUTO_VARIABLE, "")) not in ("", "auto"):
+    raise UserError(f"{AUTO_VARIABLE}={detection} is not known; set it to auto, or unset it")
+  return {} if several or detection else None
+
+
+def _is_address(text: str) -> bool:
+  host, _, port = text.rpartition(":")
+  is_host = bool(host) and "/" not in host and not any(map(str.isspace, host))
+  return is_host and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _num_tasks(env: Mapping[str, str], name: str) -> int:
   value = env.get(name, "")
-  return int(value) if value.isdigit() else 1
+  return int(value) if value.isdecimal() else 1

@@ -14,7 +14,11 @@ from jax.sharding import Mesh
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding import peers
-from frozen_jax.sharding.cluster_environment import EXPLICIT_VARIABLES, initialize_arguments
+from frozen_jax.sharding.cluster_environment import (
+  AUTO_VARIABLE,
+  EXPLICIT_VARIABLES,
+  initialize_arguments,
+)
 from frozen_jax.sharding.rules import batch_sharding, check_batch_size, row_groups
 
 WAIT_SECONDS = 600
@@ -54,6 +58,11 @@ def start(environment: Mapping[str, str] | None = None, wait: int = 300) -> bool
     if "must be called before" in str(error) or "only be called once" in str(error):
       raise
     reason = str(error).splitlines()[0]
+    if not arguments and isinstance(error, ValueError):
+      raise UserError(
+        f"JAX knows no cluster that this process is part of ({reason}); set"
+        f" {', '.join(EXPLICIT_VARIABLES)}, or unset {AUTO_VARIABLE}"
+      ) from error
     raise UserError(
       f"the processes of this run could not find each other within {wait} s ({reason}); check "
       f"{', '.join(EXPLICIT_VARIABLES)} on every host and that the coordinator's port is open"

@@ -76,7 +76,9 @@ def jobset(arguments, settings):
   _variable(main, "NUM_PROCESSES")["value"] = hosts
   sizes = dict(zip(AXES, map(int, preset["mesh"].split(",")), strict=True))
   sizes["data"] *= int(hosts) // int(preset["hosts"])
-  main["args"] = [*(f"--config.mesh.{axis}={size}" for axis, size in sizes.items()), *arguments]
+  mesh = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
+  # Kubernetes puts variables in for $(NAME), and takes $$ for $.
+  main["args"] = [*mesh, *(argument.replace("$", "$$") for argument in arguments)]
   return filled
 
 
@@ -143,6 +145,9 @@ def _variable(container, name):
 
 def main(argv):
   """The exit status: kubectl's, or 2 after a line that says what is wrong."""
+  if "--help" in argv:
+    print(__doc__)
+    return 0
   arguments = [argument for argument in argv if argument != "--dry-run"]
   try:
     text = yaml.safe_dump(jobset(arguments, os.environ), sort_keys=False, width=1000)

@@ -215,6 +215,18 @@ class NoCredentialsError(Exception):
   __module__ = "botocore.exceptions"
 
 
+class ParamValidationError(Exception):
+  __module__ = "botocore.exceptions"
+
+
+class InvalidURL(ValueError):
+  __module__ = "aiohttp.client_exceptions"
+
+
+class Unreadable(json.JSONDecodeError):
+  __module__ = "requests.exceptions"
+
+
 class HttpError(Exception):
   __module__ = "gcsfs.retry"
 
@@ -236,6 +248,9 @@ class ClientConnectorError(OSError):
     (HttpError(403), 2, "no permission for gs://b/x"),
     (PermissionError("Access Denied"), 2, "no permission for gs://b/x"),
     (OSError("Forbidden: https://storage\nmore"), 2, "no permission for gs://b/x"),
+    (ParamValidationError("no\nbucket"), 2, "gs://b/x cannot be used .no bucket.; check the name"),
+    (InvalidURL("http://h:p"), 2, "gs://b/x cannot be used .http://h:p.; .*EMULATOR_HOST"),
+    (Unreadable("Expecting value", "", 0), 1, "gs://b fails .*Expecting value"),
     (HttpError(503), 1, "gs://b fails .*status 503.*run the same command again"),
     (ClientConnectorError("Cannot connect"), 1, "gs://b fails .*Cannot connect"),
     (TimeoutError(), 1, "gs://b fails .*TimeoutError"),
@@ -263,6 +278,35 @@ def test_what_is_said_when_a_driver_fails(error, status, said, monkeypatch, caps
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert re.search(said, lines[0]), lines
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "localhost:9000"])
+def test_an_endpoint_that_is_no_address(endpoint, monkeypatch):
+  pytest.importorskip("s3fs")
+  monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+  object_store._file_system.cache_clear()
+  with pytest.raises(UserError, match="s3://b/x cannot be used .*AWS_ENDPOINT_URL"):
+    StorePath("s3://b/x").exists()
+  object_store._file_system.cache_clear()
+
+
+@pytest.mark.parametrize("text", [None, "no JSON"])
+def test_a_file_of_credentials_that_is_none(text, tmp_path, monkeypatch):
+  pytest.importorskip("gcsfs")
+  file = tmp_path / "key.json"
+  if text is not None:
+    file.write_text(text)
+  monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+  object_store._file_system.cache_clear()
+  with pytest.raises(UserError, match="GOOGLE_APPLICATION_CREDENTIALS=.*key.json cannot be read"):
+    StorePath("gs://b/x").exists()
+  object_store._file_system.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["gs:/b/x", "gs:b/x", "s3:/b/x"])
+def test_a_scheme_without_both_slashes_is_no_folder(text):
+  with pytest.raises(UserError, match=f"{text} would be a folder here; a store is .*://b/x"):
+    any_path(text)
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):

@@ -136,7 +136,8 @@ def test_every_preset_fits_the_schemas_and_its_machine(name):
   axes = dict(zip(("data", "fsdp", "tensor"), mesh(preset), strict=True))
   flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
   assert container["command"] == ["python", "-m", "frozen_jax.main"]
-  assert container["args"] == [*flags, *ARGUMENTS]
+  # Kubernetes takes $$ for $, and $(NAME) for a variable.
+  assert container["args"] == [*flags, *(argument.replace("$", "$$") for argument in ARGUMENTS)]
   started = initialize_arguments(environment(jobset, hosts - 1))
   if hosts == 1:
     assert started is None
@@ -183,6 +184,11 @@ def test_a_mistake_is_one_line(wrong):
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert next(iter(wrong)) in done.stderr
+
+
+def test_help_shows_how():
+  done = generate("--help", **SETTINGS)
+  assert done.returncode == 0 and "PRESET  a name of presets.txt" in done.stdout
 
 
 @pytest.mark.parametrize("given", [["--workdir=gs://bucket/run"], ["--workdir", "s3://bucket/run"]])

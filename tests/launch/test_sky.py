@@ -29,8 +29,15 @@ def test_skypilot_takes_it():
   assert list(resources.accelerators) == [f"tpu-{PRESETS['v5e-16']['accelerator_type']}"]
 
 
-@pytest.mark.parametrize("preset", [TASK["envs"]["PRESET"], "h100-8"])
-def test_every_node_runs_main_and_knows_the_others(tmp_path, preset):
+@pytest.mark.parametrize(
+  "preset, words",
+  [
+    (TASK["envs"]["PRESET"], ["--config=a", "--workdir=b"]),
+    ("h100-8", ["--config=a", "--config.gains=('the Connector: control over late_prompt',)"]),
+    ("h100-8", []),
+  ],
+)
+def test_every_node_runs_main_and_knows_the_others(tmp_path, preset, words):
   python = tmp_path / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
   python.write_text(PYTHON)
@@ -41,12 +48,13 @@ def test_every_node_runs_main_and_knows_the_others(tmp_path, preset):
     "SKYPILOT_NUM_NODES": "3",
     "SKYPILOT_NODE_RANK": "2",
   }
-  env = {**os.environ, **TASK["envs"], **nodes, "PRESET": preset, "ARGS": "--config=a --workdir=b"}
+  own = {"PRESET": preset, "ARGS": " ".join(f'"{word}"' for word in words)}
+  env = {**os.environ, **TASK["envs"], **nodes, **own}
   said = subprocess.check_output(["bash", "-c", TASK["run"]], cwd=tmp_path, env=env, text=True)
   arguments, variables = json.loads(said)
   axes = zip(("data", "fsdp", "tensor"), mesh(PRESETS[preset]), strict=True)
   flags = [f"--config.mesh.{axis}={size}" for axis, size in axes]
-  assert arguments == ["-m", "frozen_jax.main", *flags, "--config=a", "--workdir=b"]
+  assert arguments == ["-m", "frozen_jax.main", *flags, *words]
   started = initialize_arguments(variables)
   assert started["coordinator_address"] == "10.0.0.1:12321"
   assert (started["num_processes"], started["process_id"]) == (3, 2)

@@ -14,10 +14,12 @@ import time
 
 import pytest
 
-from tests.launch.presets import ARGUMENTS, LAUNCH
+from tests.launch import presets
+from tests.launch.presets import LAUNCH
 from tests.processes import HANGS_AFTER
 
 MESH = [f"--config.mesh.{axis}" for axis in ("data=1", "fsdp=16", "tensor=1")]
+ARGUMENTS = [*presets.ARGUMENTS, "--workdir=gs://bucket/run"]
 POD = {"PRESET": "v5e-16", "TPU_NAME": "pod", "ZONE": "zone", "POLL_SECONDS": "0"}
 
 pytestmark = pytest.mark.skipif(shutil.which("flock") is None, reason="the hosts run Linux")
@@ -357,6 +359,58 @@ def test_delete_alone_deletes_and_after_a_run_in_the_end(cloud):
   assert cloud.calls() == [["queued-resources", "delete", *flags]]
 
 
+def test_what_was_to_be_deleted_is_deleted_where_the_run_cannot_start(cloud):
+  (cloud.bin / "uv").write_text("#!/bin/sh\nexit 1\n")
+  done = cloud.run(*ARGUMENTS, "--delete")
+  assert done.returncode == 1 and "could not install and start on pod" in done.stderr
+  assert cloud.steps() == ["create", "status", "scp", "install.sh", "delete"]
+
+
+CONFIG, WORKDIR = ARGUMENTS[0], ARGUMENTS[-1]
+
+
+@pytest.mark.parametrize(
+  "arguments, variables, said",
+  [
+    ([], {}, "give --config="),
+    ([WORKDIR], {}, "give --config="),
+    ([CONFIG], {}, "--workdir= would be on the disk of each host"),
+    ([CONFIG, WORKDIR, "--workdir", "runs/x"], {}, "--workdir=runs/x would be"),
+    ([CONFIG, "--workdir=gs:/bucket/run"], {}, "--workdir=gs:/bucket/run would be"),
+    (ARGUMENTS, {"POLL_SECONDS": "abc"}, "POLL_SECONDS=abc is no number"),
+  ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=str)
+def test_what_would_fail_on_the_slice_is_said_before_one_is_asked_for(
+  cloud, arguments, variables, said, dry_run
+):
+  done = cloud.run(*arguments, *dry_run, **variables)
+  assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+  assert done.stderr.startswith(f"error: {said}") and not cloud.calls()
+
+
+def test_a_folder_without_git_is_refused_before_a_slice_is_asked_for(cloud):
+  shutil.rmtree(cloud.clone / ".git")
+  done = cloud.run(*ARGUMENTS, GIT_CEILING_DIRECTORIES=str(cloud.folder))
+  assert done.returncode == 2 and "is no git clone" in done.stderr and not cloud.calls()
+
+
+def test_help_shows_how_and_does_nothing(cloud):
+  done = cloud.run("--help")
+  assert (done.returncode, done.stderr) == (0, "") and not cloud.calls()
+  assert (
+    done.stdout.startswith("Runs frozen_jax.main on every host") and "set -e" not in done.stdout
+  )
+
+
+@pytest.mark.parametrize("given", [[], ["gpu"], ["--help"], ["tpu", "cuda"]], ids=str)
+def test_installing_takes_one_of_two_words(cloud, given):
+  command = ["bash", str(cloud.clone / "launch" / "install.sh"), *given]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  assert not (cloud.clone / ".venv").exists()
+
+
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_dry_run_prints_every_step_and_does_none(cloud, at):
   done = cloud.run(*ARGUMENTS[:at], "--dry-run", *ARGUMENTS[at:], "--delete")
@@ -365,7 +419,7 @@ def test_dry_run_prints_every_step_and_does_none(cloud, at):
   steps = [_step(line[3:]) for line in shown if line[0] == "gcloud"]
   assert steps == ["create", "scp", "install.sh", "start", "follow", "delete"]
   start = next(line for line in shown if "detached.sh start" in line[-1])
-  assert shlex.split(start[-1])[-4 - len(MESH) :] == ["-m", "frozen_jax.main", *MESH, *ARGUMENTS]
+  assert shlex.split(start[-1])[-5 - len(MESH) :] == ["-m", "frozen_jax.main", *MESH, *ARGUMENTS]
   assert not cloud.calls() and not list(cloud.folder.glob("host*"))
 
 

@@ -71,12 +71,31 @@ def test_what_the_environment_asks_for():
     ({"PROCESS_ID": "4"}, "do not fit"),
     ({"NUM_PROCESSES": "two"}, "do not fit"),
     ({"COORDINATOR_ADDRESS": "head"}, "is not host:port"),
-    ({"COORDINATOR_ADDRESS": "head:port"}, "is not host:port"),
+    ({"NUM_PROCESSES": "\u00b2", "PROCESS_ID": "0"}, "do not fit"),
+    *(
+      ({"COORDINATOR_ADDRESS": address}, "is not host:port")
+      for address in ("head:port", ":1", "head:0", "head:99999", "http://head x:1")
+    ),
   ],
 )
 def test_a_malformed_environment_is_the_users_error(change, message):
   with pytest.raises(UserError, match=message):
     hosts.initialize_arguments(EXPLICIT | change)
+
+
+@pytest.mark.parametrize("value", ["1", "Auto", "true"])
+def test_another_way_to_find_a_cluster_is_refused(value):
+  with pytest.raises(UserError, match=f"FROZEN_JAX_DISTRIBUTED={value} is not known"):
+    hosts.initialize_arguments({"FROZEN_JAX_DISTRIBUTED": value})
+
+
+def test_without_a_cluster_it_says_what_is_missing(monkeypatch):
+  def fails(**_):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", fails)
+  with pytest.raises(UserError, match="JAX knows no cluster .* unset FROZEN_JAX_DISTRIBUTED"):
+    hosts.start({"FROZEN_JAX_DISTRIBUTED": "auto"})
 
 
 def test_one_process_is_the_first_host_and_waits_for_nobody():

@@ -58,6 +58,10 @@ def parse(argv: Sequence[str]) -> tuple[Request, argparse.Namespace]:
   )
   parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
   given, run = parse_with_config(parser, argv)
+  if given.sweep and (given.mesh or given.rows):
+    raise UserError("--sweep tries meshes and batch sizes itself; leave out --mesh and --rows")
+  if given.json and user_path(given.json).is_dir():
+    raise UserError(f"--json={given.json} is a folder; name a file")
   mesh = {axis: getattr(run.mesh, axis) for axis in AXES}
   if given.mesh:
     mesh = dict.fromkeys(AXES, 1) | parse_mesh(given.mesh)
