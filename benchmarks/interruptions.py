@@ -42,7 +42,6 @@ from frozen_jax.training.checkpoint_folders import (
 )
 from frozen_jax.training.metrics import read_metrics
 from tests.processes import environment
-from tests.run.conftest import CITIES, COUNTRIES, make_model, make_tokenizer
 
 STAGES, STEPS, EVERY = ("prompt", "baseline"), 5, 2  # EVERY: steps from checkpoint to checkpoint
 COLD = "compiling the first step"  # the place that needs programs which are not yet compiled
@@ -204,6 +203,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _write_inputs(disk: pathlib.Path) -> None:
   """A tiny random model with a tokenizer, and a few questions."""
+  # Here, as the processes of the runs import this module too, and need no torch.
+  from tests.run.conftest import CITIES, COUNTRIES, make_model, make_tokenizer
+
   tokenizer = make_tokenizer()
   make_model(len(tokenizer)).save_pretrained(disk / "model")
   tokenizer.save_pretrained(disk / "model")

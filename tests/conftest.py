@@ -4,6 +4,7 @@ The first lines run before anything imports jax or torch. Tiny models spend thei
 compiler, so it is asked for little optimisation, and for each program once.
 """
 
+import dataclasses
 import gc
 import os
 import pathlib
@@ -58,6 +59,32 @@ def _compiled():
   import jax
 
   jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def steps_once():
+  """Within a file the loop takes one jitted step for all equal trainings, traced once.
+
+  Nothing may be replaced there that a learner's loss calls. `no_decay` is the learner's own.
+  """
+  from frozen_jax.training import loop
+
+  made, make = {}, loop.make_train_step
+
+  def step_of(learner, optimizer, accumulate, mesh):
+    settings = {
+      field.name: getattr(optimizer.settings, field.name)
+      for field in dataclasses.fields(optimizer.settings)
+      if field.metadata["affects_result"]
+    }
+    key = (learner, repr(settings), repr(optimizer.learning_rate), accumulate, mesh)
+    if key not in made:
+      made[key] = make(learner, optimizer, accumulate, mesh)
+    return made[key]
+
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(loop, "make_train_step", step_of)
+    yield
 
 
 @pytest.fixture(scope="module", params=object_stores.SCHEMES)

@@ -4,13 +4,16 @@ import base64
 import contextlib
 import http.server
 import json
+import logging
+import os
 import pathlib
 import re
 import subprocess
 import sys
 import threading
 
-from tests.processes import ROOT, environment
+from tests import fork_server
+from tests.processes import HANGS_AFTER, ROOT, Process, environment
 
 COMMIT = "a1" * 20
 
@@ -115,22 +118,35 @@ def serving(files, home):
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
 
-  def run(*arguments, **variables):
-    """In its own process: the client reads the environment when it is imported."""
+  def run(*arguments, anew=False, **variables):
+    """In its own process; anew: in an interpreter that has yet to import everything."""
     kept = {k: v for k, v in environment().items() if not k.startswith(("HF_", "HUGGING"))}
     own = {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-    done = subprocess.run(
-      [sys.executable, *map(str, arguments)],
-      cwd=ROOT,
-      env=kept | own | variables,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    own = kept | own | variables
+    given = list(map(str, arguments))
+    if anew:
+      done = subprocess.run(
+        [sys.executable, *given], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+      )
+      return done.returncode, done.stdout, done.stderr
+    process = Process(["-m", "tests.hub_server", *given], ROOT, own)
+    out, err = process.communicate(timeout=HANGS_AFTER)
+    return process.returncode, out, err
 
   run.asked, run.made = asked, made
   try:
     yield run
   finally:
     server.shutdown()
+
+
+def _forget_the_client():
+  """It reads the environment when it is imported, which was another one."""
+  for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+  logging.getLogger("huggingface_hub").handlers.clear()
+
+
+if __name__ == "__main__":  # in a forked process: what `python ARGUMENTS` does
+  _forget_the_client()
+  fork_server.run(fork_server.Request(sys.argv[1:], os.getcwd(), dict(os.environ)))

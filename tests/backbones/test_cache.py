@@ -129,8 +129,10 @@ def test_logits_are_close_to_those_of_the_uncompressed_cache(dtype):
     assert 0 < difference < 0.03
 
 
-@pytest.mark.parametrize("kind", ["", "int8"])
-@pytest.mark.parametrize("changes", [{}, {"kinds": ("sliding", "full", "sliding"), "window": 3}])
+@pytest.mark.parametrize(
+  "kind, changes",
+  [("", {"kinds": ("sliding", "full", "sliding"), "window": 3}), ("int8", {})],
+)
 def test_layers_in_one_array_compute_the_same(monkeypatch, kind, changes):
   """As on TPUs and GPUs, where the layers of a step are a loop."""
   config = dataclasses.replace(CONFIG, cache=kind, **changes)

@@ -84,35 +84,40 @@ def inputs(config, batch=3, length=11, padding="none"):
   return np.asarray(tokens), mask
 
 
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_and_input_gradient_equal_transformers(name, padding):
+def test_logits_and_input_gradient_equal_transformers(name):
   config = variant(name)
   params = decoder.random_params(config, jax.random.key(0))
-  tokens, mask = inputs(config, padding=padding)
-  x = np.asarray(decoder.embed(params, config, tokens))
-  weight = np.asarray(jax.random.normal(jax.random.key(2), (*mask.shape, config.vocab_size)))
-  weight = weight * mask[..., None]
-
   twin = torch_twin(config, params)
-  theirs_x = torch.tensor(x, requires_grad=True)
-  positions = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
-  theirs = twin(
-    inputs_embeds=theirs_x, attention_mask=torch.tensor(mask), position_ids=positions
-  ).logits
-  (theirs * torch.tensor(weight)).sum().backward()
 
-  def total(x):
-    scores = decoder.logits(params, config, decoder.hidden(params, config, x, mask))
-    return (scores * weight).sum(), scores
+  @jax.jit
+  def ours(x, mask, weight):
+    def total(x):
+      scores = decoder.logits(params, config, decoder.hidden(params, config, x, mask))
+      return (scores * weight).sum(), scores
 
-  gradient, ours = jax.jit(jax.grad(total, has_aux=True))(x)
-  real = mask > 0
-  np.testing.assert_allclose(ours[real], theirs.detach().numpy()[real], atol=1e-4)
-  # Sums over the whole vocabulary: rounding goes by the largest gradients, not by each one.
-  bound = 5e-6 * theirs_x.grad.abs().max().item()
-  np.testing.assert_allclose(gradient[real], theirs_x.grad.numpy()[real], rtol=1e-4, atol=bound)
-  np.testing.assert_array_equal(gradient[~real], 0)
+    return jax.grad(total, has_aux=True)(x)
+
+  for padding in ("none", "left", "right"):
+    tokens, mask = inputs(config, padding=padding)
+    x = np.asarray(decoder.embed(params, config, tokens))
+    weight = np.asarray(jax.random.normal(jax.random.key(2), (*mask.shape, config.vocab_size)))
+    weight = weight * mask[..., None]
+    theirs_x = torch.tensor(x, requires_grad=True)
+    positions = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
+    theirs = twin(
+      inputs_embeds=theirs_x, attention_mask=torch.tensor(mask), position_ids=positions
+    ).logits
+    (theirs * torch.tensor(weight)).sum().backward()
+    gradient, scores = ours(x, mask, weight)
+    real = mask > 0
+    expected = theirs.detach().numpy()[real]
+    np.testing.assert_allclose(scores[real], expected, atol=1e-4, err_msg=padding)
+    # Sums over the whole vocabulary: rounding goes by the largest gradients, not by each one.
+    bound = 5e-6 * theirs_x.grad.abs().max().item()
+    expected = theirs_x.grad.numpy()[real]
+    np.testing.assert_allclose(gradient[real], expected, rtol=1e-4, atol=bound, err_msg=padding)
+    np.testing.assert_array_equal(gradient[~real], 0)
 
 
 def test_mask_none_means_that_all_positions_are_real():

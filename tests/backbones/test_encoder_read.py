@@ -1,5 +1,7 @@
 """States at some output positions: those of the full pass, and their gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from frozen_jax.backbones import encoder
 from frozen_jax.backbones.encoder_config import EncoderConfig
-from tests.backbones.encoder_cases import inputs
+from tests.backbones.encoder_cases import inputs as texts
 
 pytestmark = pytest.mark.program
 
@@ -27,17 +29,12 @@ KINDS = {
 POSITIONS = np.array([[0, 5, 5, 11], [22, 1, 0, 3], [7, 6, 5, 4]], np.int32)
 
 
-@pytest.mark.parametrize(
-  "trained, remat", [(False, "none"), (True, "none"), (True, "full"), (False, "attention")]
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_states_at_output_positions_and_their_gradients(kind, trained, remat):
-  config = EncoderConfig(**{**SIZES, "layers": 3} | KINDS[kind])
-  params = encoder.random_params(config, jax.random.key(0))
-  tokens, mask, types = inputs(config, "right")
-  weight = np.random.default_rng(1).normal(size=(*POSITIONS.shape, config.width)).astype(np.float32)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def gradients_and_states(inputs, config, trained, remat, only):
+  """Of a weighted sum of the states at POSITIONS; only: of these alone, not of the full pass."""
+  tokens, mask, types = texts(config, "right")
 
-  def total(inputs, only):
+  def total(inputs):
     x = inputs["x"] + encoder.embed(inputs["params"], config, tokens, trained=trained)
     options = {"trained": trained, "remat": remat}
     if only:
@@ -45,11 +42,36 @@ def test_states_at_output_positions_and_their_gradients(kind, trained, remat):
     else:
       states = encoder.hidden(inputs["params"], config, x, mask, types, **options)
       states = jnp.take_along_axis(states, POSITIONS[..., None], axis=1)
-    return (states * weight).sum(), states
+    return (states * weight(config)).sum(), states
 
-  differentiated = {"params": params, "x": np.zeros((*tokens.shape, config.width), np.float32)}
-  run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-  (gradients, states), (expected, full) = run(differentiated, True), run(differentiated, False)
+  return jax.grad(total, has_aux=True)(inputs)
+
+
+def weight(config):
+  shape = (*POSITIONS.shape, config.width)
+  return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  "kind, trained, remat",
+  [
+    ("post_norm", False, "none"),
+    ("post_norm", True, "full"),
+    ("one_layer", False, "attention"),
+    ("one_layer", True, "none"),
+    ("pre_norm_with_buckets", False, "full"),
+    ("pre_norm_with_buckets", True, "none"),
+    ("rotary_and_local", False, "attention"),
+    ("rotary_and_local", True, "full"),
+  ],
+)
+def test_states_at_output_positions_and_their_gradients(kind, trained, remat):
+  config = EncoderConfig(**{**SIZES, "layers": 3} | KINDS[kind])
+  params = encoder.random_params(config, jax.random.key(0))
+  tokens, _, _ = texts(config, "right")
+  given = {"params": params, "x": np.zeros((*tokens.shape, config.width), np.float32)}
+  gradients, states = gradients_and_states(given, config, trained, remat, True)
+  expected, full = gradients_and_states(given, config, trained, "none", False)
   assert states.shape == (*POSITIONS.shape, config.width)
   np.testing.assert_allclose(states, full, atol=1e-5)
   assert np.abs(expected["x"]).max() > 0

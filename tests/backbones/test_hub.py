@@ -25,7 +25,7 @@ WATCH = """
 import logging, os, sys
 from frozen_jax.backbones import hub
 from frozen_jax.core import progress
-logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
+logging.basicConfig(level=logging.INFO, format="LOG %(message)s", force=True)
 logging.getLogger("httpx").setLevel(logging.WARNING)
 progress.LINE_EVERY = float(sys.argv[1])
 folder = hub.fetch("hf:owner/name", progress=sys.argv[2] == "shown")
@@ -50,7 +50,7 @@ def hub(tmp_path, model):
 
 
 def test_fetched_with_a_token_and_found_again_offline(hub, model):
-  status, out, err = hub("-c", LOAD, "hf:owner/name@v1", HF_TOKEN="hf_secret")
+  status, out, err = hub("-c", LOAD, "hf:owner/name@v1", anew=True, HF_TOKEN="hf_secret")
   assert (status, out.strip()) == (0, load_decoder(str(model), progress=False).fingerprint), err
   models = [entry for entry in hub.asked if "owner/name" in entry[1]]
   assert {token for _, _, token, _ in models} == {"Bearer hf_secret"}

@@ -1,5 +1,7 @@
 """PEFT parameters within the frozen layers against PEFT and torch, and the decoder's invariants."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,7 @@ def peft_shapes(config):
   }
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def logits(params, config, tokens, mask, peft):
   x = decoder.embed(params, config, jnp.asarray(tokens))
   return decoder.logits(params, config, decoder.hidden(params, config, x, mask, peft=peft))
@@ -142,23 +145,22 @@ def test_cached_decoding_and_padding_with_all_peft_parameters(case, loaded):
 
   x = decoder.embed(params, config, jnp.asarray(tokens))
   prompt_mask = jnp.asarray(mask[:, :-3])
-  states, cache = decoder.prefill(params, config, x[:, :-3], prompt_mask, 3, peft=peft)
-  cached_states = [states]
+  prefill = jax.jit(decoder.prefill, static_argnums=(1, 4))
+  states, cache = prefill(params, config, x[:, :-3], prompt_mask, 3, peft=peft)
+  cached_states, longer = [states], cache
   step = jax.jit(decoder.step, static_argnums=1)
   for index in range(LENGTH - 3, LENGTH):
-    state, cache = step(params, config, x[:, index : index + 1], cache, peft=peft)
+    state, longer = step(params, config, x[:, index : index + 1], longer, peft=peft)
     cached_states.append(state)
   cached = decoder.logits(params, config, jnp.concatenate(cached_states, axis=1))
   np.testing.assert_allclose(np.asarray(cached)[mask > 0], full[mask > 0], atol=2e-5)
 
-  # The last three tokens as a continuation, twice, after a cache without free slots.
-  _, cache = decoder.prefill(params, config, x[:, :-3], prompt_mask, 3, free_slots=0, peft=peft)
+  # The last three tokens as a continuation, twice, after the cache of the others.
   attention_mask = jnp.broadcast_to(jnp.kron(jnp.eye(2), jnp.tri(3)) > 0, (2, 6, 6))
   position_ids = jnp.broadcast_to(jnp.tile(jnp.arange(3), 2), (2, 6))
   twice = jnp.tile(x[:, -3:], (1, 2, 1))
-  states = decoder.hidden_after_cache(
-    params, config, twice, cache, position_ids, attention_mask, peft=peft
-  )
+  hidden_after_cache = jax.jit(decoder.hidden_after_cache, static_argnums=1)
+  states = hidden_after_cache(params, config, twice, cache, position_ids, attention_mask, peft=peft)
   scored = np.asarray(decoder.logits(params, config, states))
   np.testing.assert_allclose(scored, np.tile(full[:, -3:], (1, 2, 1)), atol=2e-5)
 

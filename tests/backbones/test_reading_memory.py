@@ -104,7 +104,6 @@ def peak_of(*arguments, devices):
     (DEEP, ml_dtypes.bfloat16, "bfloat16", 1),
     (DEEP, ml_dtypes.bfloat16, "bfloat16", 8),
     (WIDE, np.float32, "bfloat16", 1),
-    (WIDE, np.float32, "bfloat16", 8),
   ],
 )
 def test_the_host_holds_little_more_than_it_keeps(checkpoint, sizes, stored, dtype, devices):

@@ -51,8 +51,8 @@ keep_freed_memory()
 if "wait" in sys.argv: wait_for_each_program()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sort(jnp.sort(x * 2)[::-1])[:1])
-x = jnp.ones(2**23)
-for _ in range(6):
+x = jnp.ones(2**21)
+for _ in range(4):
   last = step(x)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 last.block_until_ready()

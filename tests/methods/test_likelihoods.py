@@ -10,7 +10,7 @@ import pytest
 from frozen_jax.backbones import decoder as lm
 from frozen_jax.methods.zero_shot import ZeroShot
 from frozen_jax.text.padding import pad_sequences
-from tests.methods.test_methods import METHODS, frozen, other_inputs, trained_tree
+from tests.methods.test_methods import DECODED, METHODS, frozen, other_inputs, trained_tree
 from tests.methods.tiny import CONFIG, PARAMS
 
 pytestmark = pytest.mark.program
@@ -88,7 +88,7 @@ def assert_equal_each_choice(name, size, spare, count, length):
     assert (result[len(expected_rows) :] == -np.inf).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DECODED)
 def test_equal_each_choice_by_the_loss(name):
   """With an empty row, empty choices, and padding everywhere."""
   assert_equal_each_choice(name, size=4, spare=9, count=5, length=7)

@@ -1,6 +1,7 @@
 """Every method on a tiny random decoder: where gradients go, padding, decoding, recursion depth."""
 
 import functools
+import itertools
 import re
 import types
 
@@ -79,8 +80,7 @@ GENERATOR = GeneratorConfig(5, width=16, heads=2, zero_output=False)
 ID_PT = (CONFIG, ENCODER, GENERATOR, 0.1, RANDOM_START)
 METHODS = {
   "id_pt": InputDependentPromptTuning(*ID_PT, p_prime_length=3),
-  "plain_id_pt": InputDependentPromptTuning(*ID_PT, constant=False, p_prime_length=3),
-  "no_p_prime": InputDependentPromptTuning(*ID_PT),
+  "plain_id_pt": InputDependentPromptTuning(*ID_PT, constant=False),
   "prompt_for_each_task": PromptTuning(CONFIG, RANDOM_START, num_tasks=2),
   "prefix_tuning": PrefixTuning(CONFIG, SETTINGS),
   "lora": Lora(CONFIG, LoraSettings(2, 4.0, ("attn/q", "attn/o", "mlp/down"))),
@@ -89,8 +89,7 @@ METHODS = {
   "prompt_tuning": PromptTuning(CONFIG, RANDOM_START),
   "zero_shot": ZeroShot(CONFIG),
   "recursion": recursion(),
-  "plain_recursion": recursion(input_skip=False),
-  "three_passes": recursion(passes=3),
+  "three_passes": recursion(passes=3, input_skip=False),
   "both_prompts_trained": recursion(first_prompt="trained"),
   "within_the_stack": recursion(read=2, write=1, passes=3, prompt_unit=5.0),
   "late_prompt_alone": recursion(kind="none", write=1, passes=1, first_prompt="none"),
@@ -109,6 +108,9 @@ METHODS = {
   "mix": recursion(kind="mix", write=1),
   "tokens": recursion(kind="tokens", read=2, write=1),
 }
+# Between passes these two are as `mix` and `tokens`: each position by itself.
+DECODED = [name for name in METHODS if name not in ("linear", "concat")]
+NEW = 5  # tokens that there is room for after a prefill
 
 
 def frozen(method):
@@ -122,10 +124,17 @@ def loss_of(method, trained, one, key=None):
   return method.loss(trained, frozen(method), one, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(method, trained, tokens, mask, new):
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradients(method, trained, one):
+  """(loss, metrics), gradients; the tests of a method share it for batches of one shape."""
+  loss = lambda trained: method.loss(trained, frozen(method), one, None)
+  return jax.value_and_grad(loss, has_aux=True)(trained)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(method, trained, tokens, mask):
   prompts = {"tokens": tokens, "mask": mask, **other_inputs(len(tokens))}
-  return method.prefill(trained, frozen(method), prompts, new, new)
+  return method.prefill(trained, frozen(method), prompts, NEW, NEW)
 
 
 def trained_tree(method):
@@ -157,27 +166,27 @@ def _before_zeros(path):
 
 def test_gradients_reach_every_trained_leaf(method):
   trained = trained_tree(method)
-  grads = jax.jit(jax.grad(lambda t: method.loss(t, frozen(method), batch(), None)[0]))(trained)
+  _, grads = loss_and_gradients(method, trained, batch())
   norms = {path: float(jnp.abs(leaf).max()) for path, leaf in paths.flatten(grads).items()}
   assert all(0 < norm < np.inf or _before_zeros(path) for path, norm in norms.items()), norms
 
 
-def test_padding_changes_nothing(method):
+def with_empty_row(one):
+  return {name: np.concatenate([a, np.zeros_like(a[:1])]) for name, a in one.items()}
+
+
+def test_neither_padding_nor_empty_rows_count(method):
   trained = trained_tree(method)
-  tight, metrics = loss_of(method, trained, batch())
-  assert metrics["targets"] == 6 and metrics["tokens"] == 19 and metrics["rows"] == 3
-  for other in (batch(left=True), batch(spare=5), batch(left=True, spare=5)):
-    np.testing.assert_allclose(loss_of(method, trained, other)[0], tight, rtol=2e-6)
+  (tight, _), _ = loss_and_gradients(method, trained, batch())
+  found = [loss_and_gradients(method, trained, batch(left=left))[0] for left in (False, True)]
+  for left in (False, True):
+    found.append(loss_of(method, trained, with_empty_row(batch(left=left, spare=5))))
+  for loss, metrics in found:
+    np.testing.assert_allclose(loss, tight, rtol=2e-6)
+    assert metrics["targets"] == 6 and metrics["tokens"] == 19 and metrics["rows"] == 3
 
 
-def test_empty_rows_count_for_nothing(method):
-  trained = trained_tree(method)
-  pad_sequences = {name: np.concatenate([a, np.zeros_like(a[:1])]) for name, a in batch().items()}
-  loss, metrics = loss_of(method, trained, pad_sequences)
-  np.testing.assert_allclose(loss, loss_of(method, trained, batch())[0], rtol=2e-6)
-  assert metrics["rows"] == 3
-
-
+@pytest.mark.parametrize("method", DECODED, indirect=True)
 def test_decoding_token_by_token_equals_reading_at_once(method):
   trained = trained_tree(method)
   if isinstance(method, LateInputDependentPromptTuning):  # of a longer text it makes another prompt
@@ -185,11 +194,12 @@ def test_decoding_token_by_token_equals_reading_at_once(method):
     trained = {**trained, "generator": {**trained["generator"], "output_proj": constant}}
   tokens = np.array([TEXTS[0], TEXTS[0][::-1], TEXTS[0][4:] + TEXTS[0][:4]], np.int32)
   step = jax.jit(method.decode)
-  logits, state = prefill(method, trained, tokens[:, :4], np.ones((3, 4), np.int32), 5)
+  first, first_mask = pad_sequences(tokens[:, :4].tolist(), 9, left=True)
+  logits, state = prefill(method, trained, first, first_mask)
   for length in range(4, 10):
     mask = np.zeros_like(tokens)
     mask[:, :length] = 1
-    whole, _ = prefill(method, trained, tokens, mask, 0)
+    whole, _ = prefill(method, trained, tokens, mask)
     np.testing.assert_allclose(logits, whole, atol=1e-4)
     if length < 9:
       logits, state = step(trained, frozen(method), tokens[:, length], state)
@@ -205,9 +215,9 @@ def test_prefill_agrees_with_the_loss(method):
   expected = 0.0
   for target in range(targets):
     mask = np.arange(9) < (lengths - 2 + target)[:, None]  # the text before that target
-    logits, _ = prefill(method, trained, one["tokens"], mask.astype(np.int32), 0)
+    logits, _ = prefill(method, trained, one["tokens"], mask.astype(np.int32))
     expected -= np.asarray(jax.nn.log_softmax(logits))[rows, one["target_ids"][:, target]].sum()
-  loss, _ = loss_of(method, trained, one)
+  (loss, _), _ = loss_and_gradients(method, trained, one)
   np.testing.assert_allclose(loss, expected / (3 * targets), rtol=1e-5)
 
 
@@ -246,8 +256,7 @@ def test_the_first_pass_has_no_backward_pass():
   def flops(method, differentiate):
     function = lambda t: method.loss(t, frozen(method), batch(spare=100), None)[0]
     function = jax.grad(function) if differentiate else function
-    compiled = jax.jit(function).lower(trained_tree(method)).compile()
-    return compiled.cost_analysis()["flops"]
+    return flop_count.flops(function, trained_tree(method))
 
   once, twice, both = (METHODS[n] for n in ("prompt_tuning", "recursion", "both_prompts_trained"))
   one_forward = flops(twice, False) - flops(once, False)
@@ -313,8 +322,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["transformer", "linear", "concat", "mix", "tokens"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+  "kind, form",
+  [
+    *(("transformer", form) for form in FORMS),
+    *itertools.product(("linear", "concat", "mix", "tokens"), ("paper", "three passes")),
+  ],
+)
 def test_every_form_starts_as_the_single_pass_after_its_prompt(kind, form):
   """Nothing is added at the start, and a later prompt starts as the first one's own states."""
   method = recursion(kind=kind, zero_output=True, prompt_unit=5.0, **FORMS[form])

@@ -1,6 +1,7 @@
 """Recirculation and looping: shares of nothing, and the serial form against its definition."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,13 @@ def test_a_share_of_nothing_is_the_lm(name):
   assert abs(loss_of(method, {}, batch())[0] - loss) > 1e-3
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def run(stream, start, stop):
+  """The stream after these layers; nothing is padding."""
+  layers, mask = range(start, stop), np.ones_like(TOKENS)
+  return decoder_layers.run(PARAMS, CONFIG, stream, mask, layers)[0]
+
+
 @pytest.mark.parametrize("write, read", [(1, 2), (0, 2), (2, None), (0, None)])
 def test_the_serial_form_is_a_full_pass_after_the_second_passes_of_earlier_tokens(write, read):
   """By whole passes: of each token the normal stream, after the mixed streams of those before."""
@@ -41,19 +49,15 @@ def test_the_serial_form_is_a_full_pass_after_the_second_passes_of_earlier_token
   added = METHODS["recirculation"].added({}, {}, {}, None)._replace(junction=junction)
   hidden = jax.jit(lambda tokens: layers.hidden(PARAMS, added, tokens, mask))(TOKENS)
 
-  def run(stream, start, stop):
-    layers = range(start, stop)
-    return decoder_layers.run(PARAMS, CONFIG, stream, mask[:, : stream.shape[1]], layers)[0]
-
   # Of this model the embeddings are the stream before the first layer.
   stream = lm.input_stream(PARAMS, CONFIG, lm.embed(PARAMS, CONFIG, TOKENS), mask)
   below = run(stream, 0, write)
   mixed = below[:, :0]
-  for at in range(TOKENS.shape[1]):
-    normal = jnp.concatenate([mixed, below[:, at : at + 1]], axis=1)
+  for at in range(TOKENS.shape[1]):  # what stands after a token changes nothing there
+    normal = jnp.concatenate([mixed, below[:, at:]], axis=1)
     handed = run(normal, write, CONFIG.layers if read is None else read)
     last = lm.output_states(PARAMS, CONFIG, run(handed, read or CONFIG.layers, CONFIG.layers))
-    np.testing.assert_allclose(hidden[:, at], last[:, -1], atol=1e-5)
+    np.testing.assert_allclose(hidden[:, at], last[:, at], atol=1e-5)
     handed = last if read is None else handed
-    again = junction.next_input(handed[:, -1:], below[:, at : at + 1])
+    again = junction.next_input(handed[:, at : at + 1], below[:, at : at + 1])
     mixed = jnp.concatenate([mixed, again], axis=1)

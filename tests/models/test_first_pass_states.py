@@ -55,8 +55,8 @@ def _own_cache(tmp_path, monkeypatch):
 
 def loss_and_gradients(model, one):
   key = jax.random.key(7)
-  loss = jax.jit(lambda trained: model.method.loss(trained, model.frozen, one, key)[0])
-  return jax.value_and_grad(loss)(model.trained)
+  loss = lambda trained: model.method.loss(trained, model.frozen, one, key)[0]
+  return jax.jit(jax.value_and_grad(loss))(model.trained)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

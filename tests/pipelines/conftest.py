@@ -1,4 +1,6 @@
-"""The tiny models that whole runs are on."""
+"""The tiny models that whole runs are on, whose training steps are traced once a file."""
+
+import pytest
 
 from tests.run.conftest import (  # noqa: F401
   encoder,
@@ -8,3 +10,8 @@ from tests.run.conftest import (  # noqa: F401
   shared,
   tiny,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_once(steps_once):
+  pass

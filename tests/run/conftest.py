@@ -248,6 +248,21 @@ class Program:
     return out, err
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_picture():
+  """Runs in this process write a small file as report.png.
+
+  Those in processes of their own draw it, see test_contract.py; what it shows is in
+  tests/evaluation/test_plots.py.
+  """
+  from frozen_jax.core.files import write_bytes
+  from frozen_jax.run.results import records
+
+  write = lambda path, *figures: write_bytes(path, b"no picture")
+  with mock.patch.object(records, "draw_report", autospec=True, side_effect=write):
+    yield
+
+
 @pytest.fixture(scope="session")
 def program(tiny, encoder, tasks):
   return Program(tiny, encoder, tasks)

@@ -19,9 +19,8 @@ def chat_model(tiny, tmp_path):
   return folder
 
 
-@pytest.mark.parametrize("spare", [1, 40])
-def test_it_is_asked_the_same_questions(program, lm, chat_model, tmp_path, spare):
-  """Even where `data.lengths` hold the plain form alone."""
+def test_it_is_asked_the_same_questions(program, lm, chat_model, tmp_path):
+  """Though `data.lengths` hold the plain form alone."""
 
   def tokens(row):
     text = f"Question: {row['question']}\nAnswer: {row['answers'][0]}"
@@ -29,7 +28,7 @@ def test_it_is_asked_the_same_questions(program, lm, chat_model, tmp_path, spare
 
   rows = [dict(row) for row in QUESTIONS]
   for row in rows:
-    while tokens(row) < LENGTH - spare:
+    while tokens(row) < LENGTH - 1:
       row["question"] += "?"
   path = lines_file(tmp_path / "questions.jsonl", *rows)
   data = [f"--config.data.{split}={path}" for split in ("train", "validation", "test")]

@@ -330,16 +330,6 @@ def test_a_question_that_cannot_be_asked(refused_run, prompt_run, tmp_path, row,
   assert re.search(message, said)
 
 
-def test_a_recursion_has_no_form_in_peft(refused_run, recursive_run):
-  said = refused_run(
-    "recursive.py:smoke",
-    f"--workdir={recursive_run.workdir}",
-    "--mode=export",
-    "--config.export.format=peft",
-  )
-  assert "PEFT has no form" in said and "export.format=adapter" in said
-
-
 def test_an_unknown_form_of_export(refused_run, prompt_run):
   said = refused_run(*of_run(prompt_run, "--mode=export", "--config.export.format=onnx"))
   assert "export.format is 'onnx'; it is one of adapter, peft" in said

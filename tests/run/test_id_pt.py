@@ -24,9 +24,10 @@ from frozen_jax.training.metrics import read_metrics
 from tests.processes import ROOT
 
 CONFIG = "id_pt.py:smoke"
+ALONE = "--config.stage_order=id_pt"
 # One stage with p'=0, an epoch (32 rows) and half of the next, and little to score.
 KEPT = (
-  "--config.stage_order=id_pt",
+  ALONE,
   "--config.generator.p_prime_length=0",
   "--config.train.steps=6",
   "--config.data.sampling=",
@@ -261,27 +262,41 @@ def test_with_and_without_kept_states_the_same_is_trained(
 # --- kills and devices
 
 
-@pytest.mark.parametrize("kind", ["read anew", "kept"])
-def test_killed_and_resumed_it_is_the_run_that_was_not(program, request, kind, tmp_path):
-  whole = request.getfixturevalue({"kept": "kept_run", "read anew": "run"}[kind])
-  arguments = KEPT if kind == "kept" else ()
+def kill(program, workdir, cache, whole, *arguments):
+  """Kills a run as it has as many lines as chance says, fewer than there are; the seed of that."""
   seed = random.randrange(10**6)
   first = random.Random(seed).randrange(1, len(lines(whole)))
-  train = lambda: program.train(
-    CONFIG, tmp_path / "run", *arguments, FROZEN_JAX_CACHE=str(tmp_path / "cache")
-  )
-  process, end = train(), time.monotonic() + 240
-  while len(lines(tmp_path / "run")) < first and process.poll() is None:
+  process = program.train(CONFIG, workdir, *arguments, FROZEN_JAX_CACHE=str(cache))
+  end = time.monotonic() + 240
+  while len(lines(workdir)) < first and process.poll() is None:
     assert time.monotonic() < end
     time.sleep(0.005)
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL, f"seed {seed}"
-  assert not (tmp_path / "run" / "results.json").exists()
-  program.finish(train())
-  assert lines(tmp_path / "run") == lines(whole), f"seed {seed}"
+  assert not (workdir / "results.json").exists()
+  return seed
+
+
+def test_killed_and_resumed_it_trains_what_the_run_did(run, program, train_here, tmp_path):
+  """The stage trains without the one before it as it does after it."""
+  workdir = tmp_path / "run"
+  seed = kill(program, workdir, tmp_path / "cache", run, ALONE)
+  train_here(workdir, ALONE)
+  assert lines(workdir) == lines(run), f"seed {seed}"
+  name = "adapters/id_pt/adapter.safetensors"
+  assert (workdir / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_killed_and_resumed_with_kept_states_it_is_the_run_that_was_not(
+  kept_run, program, tmp_path
+):
+  workdir, cache = tmp_path / "run", tmp_path / "cache"
+  seed = kill(program, workdir, cache, kept_run, *KEPT)
+  program.finish(program.train(CONFIG, workdir, *KEPT, FROZEN_JAX_CACHE=str(cache)))
+  assert lines(workdir) == lines(kept_run), f"seed {seed}"
   for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
-    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+    assert (workdir / name).read_bytes() == (kept_run / name).read_bytes(), name
 
 
 def assert_same_losses(ours, theirs):
@@ -292,7 +307,7 @@ def assert_same_losses(ours, theirs):
 
 
 def test_eight_devices_train_to_the_losses_of_one(run, train_here, tmp_path):
-  train_here(tmp_path / "run", "--config.stage_order=id_pt", *EIGHT)
+  train_here(tmp_path / "run", ALONE, *EIGHT)
   assert_same_losses(tmp_path / "run", run)
 
 

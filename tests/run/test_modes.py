@@ -226,6 +226,16 @@ def test_peft_has_no_form_for_the_first_layers_of_a_model(refused, program, prom
   assert "PEFT loads whole models" in said and "model.num_layers" in said
 
 
+def test_a_recursion_has_no_form_in_peft(refused_run, recursive_run):
+  said = refused_run(
+    "recursive.py:smoke",
+    f"--workdir={recursive_run.workdir}",
+    "--mode=export",
+    "--config.export.format=peft",
+  )
+  assert "PEFT has no form" in said and "export.format=adapter" in said
+
+
 def test_a_prompt_in_peft_gives_the_same_logits(program, prompt_run, lm, tiny, tmp_path):
   folder = tmp_path / "peft"
   program.run(

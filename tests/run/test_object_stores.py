@@ -98,7 +98,9 @@ def test_killed_resumed_and_used(store, inputs, program, refused, run, tmp_path,
   assert not [path for path in workdir.iterdir() if path.name.startswith(".")]
   assert f"The run in {workdir} is complete" in run(workdir)[0]
 
-  # --- evaluated, predicted, exported
+  # --- evaluated, predicted, exported: reads and writes as before, so on one kind of store
+  if store.scheme == "s3":
+    return
   assert f"The record is in {workdir}/evaluations/rows." in run(workdir, "--mode=evaluate")[0]
   found = sorted(path.name for path in (workdir / "evaluations" / "rows").iterdir())
   assert found == ["config.json", "predictions.jsonl", "report.png", "results.json"]

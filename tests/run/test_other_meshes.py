@@ -13,34 +13,28 @@ pytestmark = pytest.mark.program
 # data, fsdp and tensor of eight devices
 FIRST = (2, 2, 2)
 OTHERS = {"one device": (1, 1, 1), "rows": (8, 1, 1), "weights": (1, 4, 2)}
-METHODS = {
-  "prompt_tuning": ("prompt_tuning.py:smoke",),
-  "neural_recursion": (
-    "recursive.py:smoke",
-    "--config.stage_order=prompt,finetune",
-    "--config.stages.finetune.init_from=prompt=prompt/prompt",
-  ),
-}
+# A Connector and a prompt are trained, so that there is no need for a run of prompt tuning.
 ARGUMENTS = (
+  "--config.stage_order=prompt,finetune",
+  "--config.stages.finetune.init_from=prompt=prompt/prompt",
   "--config.train.final_fraction=1.0",  # rates that do not depend on the number of steps
   "--config.train.validate_every=1",
   "--config.train.validate_examples=8",
 )
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def train_on(request, train_stages, program):
-  """`train_on(workdir, mesh, steps)`: trains the method's last stage."""
-  config, *more = METHODS[request.param]
+@pytest.fixture(scope="module")
+def train_on(train_stages, program):
+  """`train_on(workdir, mesh, steps)`: trains the recursion's last stage."""
 
   def run(workdir, mesh, steps):
-    key = "stages.finetune.train.steps" if more else "train.steps"
-    arguments = (*more, *ARGUMENTS, f"--config.{key}={steps}")
+    arguments = (*ARGUMENTS, f"--config.stages.finetune.train.steps={steps}")
     axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
     sizes = [f"--config.mesh.{axis}={size}" for axis, size in axes]
+    given = program.command("recursive.py:smoke", *arguments, *sizes)
     with pytest.MonkeyPatch.context() as patch:
       patch.chdir(ROOT)
-      train_stages(command.parse(program.command(config, *arguments, *sizes)[1:]).config, workdir)
+      train_stages(command.parse(given[1:]).config, workdir)
     return figures(workdir)
 
   return run

@@ -1,6 +1,7 @@
 """A finished recursion answers with another number of passes than it was trained with."""
 
 import dataclasses
+import functools
 import json
 import logging
 
@@ -39,26 +40,33 @@ def finished(tiny, tmp_path_factory):
   return config, folder / "run", lm
 
 
-def of_passes(config, workdir, lm, passes):
-  """(loss, answers) of the adapter with that many passes, without the run's verbs."""
-  stage = resolve_run(config).stage("second")
-  model = frozen_jax.load_adapter(workdir, lm)
-  sections = model.sections | {
-    "recursion": dataclasses.replace(model.sections["recursion"], passes=passes)
-  }
-  method = NeuralRecursion.build(lm, sections)
-  model = dataclasses.replace(model, method=method, sections=sections)
-  scores = score_model(model, stage.data, stage.evaluate, stage.prompt.length)
-  return scores.metrics["loss"], [row["prediction"] for row in scores.predictions]
-
-
-@pytest.mark.parametrize("key, passes", [(FLAG, 2), (FLAG, 3), (f"stages.second.{FLAG}", 4)])
-def test_an_evaluation_is_that_of_so_many_passes(finished, caplog, capsys, key, passes):
+@pytest.fixture(scope="module")
+def of_passes(finished):
+  """`of_passes(passes)`: (loss, answers) of the adapter with so many, without the run's verbs."""
   config, workdir, lm = finished
+
+  @functools.cache
+  def score(passes):
+    stage = resolve_run(config).stage("second")
+    model = frozen_jax.load_adapter(workdir, lm)
+    sections = model.sections | {
+      "recursion": dataclasses.replace(model.sections["recursion"], passes=passes)
+    }
+    method = NeuralRecursion.build(lm, sections)
+    model = dataclasses.replace(model, method=method, sections=sections)
+    scores = score_model(model, stage.data, stage.evaluate, stage.prompt.length)
+    return scores.metrics["loss"], [row["prediction"] for row in scores.predictions]
+
+  return score
+
+
+@pytest.mark.parametrize("key, passes", [(FLAG, 2), (f"stages.second.{FLAG}", 3)])
+def test_an_evaluation_is_that_of_so_many_passes(finished, of_passes, caplog, capsys, key, passes):
+  config, workdir, _ = finished
   trained = json.loads((workdir / "results.json").read_text())
   with caplog.at_level(logging.WARNING):
     record = frozen_jax.run.evaluate(with_value(config, key, passes), workdir)
-  loss, answers = of_passes(config, workdir, lm, passes)
+  loss, answers = of_passes(passes)
   assert record["metrics"]["loss"] == pytest.approx(loss, rel=1e-6)
   rows = list((workdir / "evaluations").glob("*/predictions.jsonl"))
   newest = max(rows, key=lambda path: path.stat().st_mtime_ns)
@@ -77,16 +85,16 @@ def test_an_evaluation_is_that_of_so_many_passes(finished, caplog, capsys, key, 
     assert printed in capsys.readouterr().out
 
 
-def test_predictions_are_those_of_so_many_passes(finished, tmp_path):
-  config, workdir, lm = finished
+def test_predictions_are_those_of_so_many_passes(finished, of_passes, tmp_path):
+  config, workdir, _ = finished
   asked = lines_file(tmp_path / "asked.jsonl", *QUESTIONS)
   given = config | {"predict": {"input": str(asked)}}
   rows = {
     passes: frozen_jax.run.predict(with_value(given, FLAG, passes), workdir) for passes in (0, 3)
   }
   texts = {passes: [row["prediction"] for row in own] for passes, own in rows.items()}
-  assert texts[3] == of_passes(config, workdir, lm, 3)[1]
-  assert texts[0] == of_passes(config, workdir, lm, 2)[1]
+  assert texts[3] == of_passes(3)[1]
+  assert texts[0] == of_passes(2)[1]
 
 
 def test_passes_of_training_are_not_changed_by_the_way(finished):

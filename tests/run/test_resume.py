@@ -70,31 +70,30 @@ def test_with_other_steps_the_message_says_how_to_train_on(resume, begun, steps)
   assert resolve_run(with_value(config, "train.steps", steps)).init_from
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_with_the_same_data_in_another_file(resume, begun, tmp_path, split, suffix):
-  path, data = tmp_path / f"mine.jsonl{suffix}", begun.files[split].read_bytes()
-  path.write_bytes(gzip.compress(data) if suffix else data)
-  assert resume({f"data.{split}": str(path)}) == []
+def test_with_the_same_data_in_other_files(resume, begun, tmp_path, suffix):
+  changes = {}
+  for split, file in begun.files.items():
+    path, data = tmp_path / f"my_{split}.jsonl{suffix}", file.read_bytes()
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    changes[f"data.{split}"] = str(path)
+  assert changes.keys() == {"data.train", "data.validation"} and resume(changes) == []
 
 
 def test_with_the_same_model_in_another_folder(resume, tiny, tmp_path):
   assert resume({"model.name": str(shutil.copytree(tiny, tmp_path / "model"))}) == []
 
 
-@pytest.mark.parametrize(
-  "field, value",
-  [
-    ("max_new_tokens", 4),
-    ("num_beams", 2),
-    ("batch_size", 2),
-    ("max_examples", 1),
-    ("normalisation", "bytes"),
-  ],
-)
-def test_with_another_evaluation(resume, field, value):
-  assert getattr(EvaluateSettings(), field) != value
-  assert resume({f"evaluate.{field}": value}) == []
+def test_with_another_evaluation(resume):
+  values = {
+    "max_new_tokens": 4,
+    "num_beams": 2,
+    "batch_size": 2,
+    "max_examples": 1,
+    "normalisation": "bytes",
+  }
+  assert all(getattr(EvaluateSettings(), field) != value for field, value in values.items())
+  assert resume({f"evaluate.{field}": value for field, value in values.items()}) == []
 
 
 def test_with_other_test_data(resume, begun):
@@ -104,24 +103,25 @@ def test_with_other_test_data(resume, begun):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"mesh.data": 2},
-    {"mesh.fsdp": 2},
-    {"mesh.tensor": 2},
-    {"train.log_every": 1},
-    {"train.checkpoint_every": 1},
-    {"baseline": "prompt"},
-    {"evaluation": "mine"},
-    {"predict.input": "mine.txt"},
-    {"export.format": "peft"},
-    {"model.remat": "full"},
-    {"model.cache": "int8"},
-    {"data.encoder_length": 64},
-    {"data.temperature": 3.0},
-    {"data.cap": 5},
+    {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    {
+      "train.log_every": 1,
+      "train.checkpoint_every": 1,
+      "baseline": "prompt",
+      "evaluation": "mine",
+      "predict.input": "mine.txt",
+      "export.format": "peft",
+      "model.remat": "full",
+      "model.cache": "int8",
+      "data.encoder_length": 64,
+      "data.temperature": 3.0,
+      "data.cap": 5,
+    },
   ],
-  ids=lambda changes: next(iter(changes)),
+  ids=["mesh", "others"],
 )
 def test_with_what_training_does_not_depend_on(resume, changes):
+  """No change keeps another one from being refused, so they are made at once."""
   assert resume(changes) == []
 
 

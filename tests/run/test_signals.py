@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 
 import pytest
 
+from frozen_jax.core import interruption
 from frozen_jax.core.errors import Interrupted
 from frozen_jax.run import train
 from frozen_jax.run.results.records import table_rows
@@ -147,13 +149,16 @@ def starts(process):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_at_any_time_of_its_life(program, prompt_run, tmp_path, number):
-  """Signalled a little later each time, twice: exit 0, no traceback, the same run in the end."""
-  at, complete = 0.0, False
+def test_at_any_time_of_its_life(program, prompt_run, tmp_path):
+  """Signalled a little later each time, twice: exit 0, no traceback, the same run in the end.
+
+  The signals take turns.
+  """
+  at, complete, numbers = 0.0, False, itertools.cycle(interruption.SIGNALS)
   while not complete and at < 30:
     process = program.train("prompt_tuning.py:smoke", tmp_path, anew=True)
     starts(process)
+    number = next(numbers)
     try:
       process.wait(at)
     except Exception:

@@ -39,7 +39,6 @@ def contents(folder):
 @pytest.mark.parametrize(
   "mode, number, asked",
   [
-    ("evaluate", signal.SIGTERM, (0, 1)),
     ("evaluate", signal.SIGTERM, (1,)),
     ("predict", signal.SIGINT, (0, 1)),
     ("predict", signal.SIGTERM, (0,)),

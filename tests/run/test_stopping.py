@@ -4,20 +4,24 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from frozen_jax import main as command
 from frozen_jax.run.results.records import table_rows
 from frozen_jax.training.metrics import read_metrics
-from tests.processes import cluster
+from tests.processes import ROOT, cluster
 
 pytestmark = pytest.mark.stress
 
 TOLERANCE = 1e-5
 EIGHT = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+STAGES = ("prompt", "control")  # of recursive.py: the second takes the first one's prompt
+TWO_STAGES = f"--config.stage_order={','.join(STAGES)}"
 FIGURES = ("stage", "step", "split", "loss", "grad_norm", "perplexity", "accuracy")
 
 
@@ -63,13 +67,16 @@ def wait_for_lines(workdir, count, process):
 
 
 def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursive_run, tmp_path):
-  """SIGKILL, then SIGTERM, each at a random step of a random stage; one device."""
+  """SIGKILL in the first stage, then SIGTERM later on, each at a random step; one device.
+
+  Its stages train as they do among those of a whole run.
+  """
   seed = random.randrange(10**6)
   draw = random.Random(seed)
-  whole = lines(recursive_run.workdir)
+  whole = lines(recursive_run.workdir, STAGES)
   first = draw.randrange(1, len(whole) - 6)
 
-  process = program.train("recursive.py:smoke", tmp_path)
+  process = program.train("recursive.py:smoke", tmp_path, TWO_STAGES)
   wait_for_lines(tmp_path, first, process)
   process.kill()
   process.communicate()
@@ -78,20 +85,20 @@ def test_killed_then_stopped_it_goes_on_as_if_nothing_had_been(program, recursiv
 
   # More than there are now: lines that no checkpoint answers for are first taken away.
   second = draw.randrange(len(read_metrics(tmp_path)) + 1, len(whole))
-  process = program.train("recursive.py:smoke", tmp_path)
+  process = program.train("recursive.py:smoke", tmp_path, TWO_STAGES)
   wait_for_lines(tmp_path, second, process)
   process.send_signal(signal.SIGTERM)
   _, err = program.finish(process)
   assert re.search(r"interrupted at step \d+", err), f"seed {seed}\n{err}"
   assert not (tmp_path / "results.json").exists()
 
-  out, _ = program.finish(program.train("recursive.py:smoke", tmp_path))
+  program.finish(program.train("recursive.py:smoke", tmp_path, TWO_STAGES))
   assert lines(tmp_path) == whole, f"seed {seed}"
-  assert figures(tmp_path) == figures(recursive_run.workdir)
-  table = recursive_run.out.partition("\n\n")[0]  # what follows has seconds of training
-  assert "finetune: neural_recursion" in table and out.startswith(table)
-  for name in ("adapter/adapter.safetensors", "predictions.jsonl"):
-    assert (tmp_path / name).read_bytes() == (recursive_run.workdir / name).read_bytes(), name
+  ours, theirs = figures(tmp_path), figures(recursive_run.workdir)
+  assert ours == {name: theirs[name] for name in ("zero_shot", *STAGES)}
+  for name in STAGES:
+    path = f"adapters/{name}/adapter.safetensors"
+    assert (tmp_path / path).read_bytes() == (recursive_run.workdir / path).read_bytes(), name
 
 
 def test_stopped_while_it_still_starts_it_ends_well(program, tmp_path):
@@ -106,56 +113,60 @@ def test_stopped_while_it_still_starts_it_ends_well(program, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def on_eight(program, tmp_path_factory):
-  """Stages `prompt` and `control` on data=2 x fsdp=2 x tensor=2: (workdir, command to repeat)."""
+def train_on_eight(program, train_stages):
+  """`train_on_eight(workdir)`: trains the stages on eight devices, in this process."""
 
   def train(workdir):
-    return program.train(
-      "recursive.py:smoke", workdir, *EIGHT, "--config.stage_order=prompt,control", devices=8
-    )
+    given = program.command("recursive.py:smoke", *EIGHT, TWO_STAGES)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.chdir(ROOT)
+      train_stages(command.parse(given[1:]).config, workdir)
 
+  return train
+
+
+@pytest.fixture(scope="module")
+def on_eight(train_on_eight, tmp_path_factory):
+  """The workdir of the stages on data=2 x fsdp=2 x tensor=2."""
   workdir = tmp_path_factory.mktemp("eight")
-  program.finish(train(workdir))
-  return workdir, train
+  train_on_eight(workdir)
+  return workdir
 
 
 def test_eight_devices_train_to_the_losses_of_one(on_eight, recursive_run):
-  workdir, _ = on_eight
-  agree(lines(workdir), lines(recursive_run.workdir, ("prompt", "control")), TOLERANCE)
-  ours, one = results(workdir), results(recursive_run.workdir)
-  assert ours["frozen_unchanged"] is True
-  assert ours["frozen_fingerprint"] == one["frozen_fingerprint"]
+  agree(lines(on_eight), lines(recursive_run.workdir, STAGES), TOLERANCE)
 
 
 def test_killed_on_eight_devices_the_remaining_losses_are_the_same_bits(
-  program, on_eight, tmp_path
+  program, train_on_eight, on_eight, tmp_path
 ):
-  workdir, train = on_eight
   seed = random.randrange(10**6)
-  whole = lines(workdir)
-  process = train(tmp_path)
+  whole = lines(on_eight)
+  process = program.train("recursive.py:smoke", tmp_path, *EIGHT, TWO_STAGES, devices=8)
   wait_for_lines(tmp_path, random.Random(seed).randrange(1, len(whole)), process)
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL, f"seed {seed}"
-  program.finish(train(tmp_path))
+  train_on_eight(tmp_path)
   assert lines(tmp_path) == whole, f"seed {seed}"
 
 
 def test_eight_devices_answer_like_one(program, recursive_run, tmp_path):
-  import shutil
-
-  workdir = shutil.copytree(recursive_run.workdir, tmp_path / "run")
-  arguments = (f"--workdir={workdir}", "--mode=evaluate", *EIGHT)
-  program.run("recursive.py:smoke", *arguments)
-  (evaluation,) = (workdir / "evaluations").iterdir()
-  ours, theirs = figures(evaluation), figures(recursive_run.workdir)
-  assert list(ours) == list(theirs)
-  for name, own in ours.items():
-    assert own == pytest.approx(theirs[name], rel=TOLERANCE), name
-  (answers, losses), (expected, of_one) = map(predicted, (evaluation, recursive_run.workdir))
-  assert answers == expected
-  np.testing.assert_allclose(losses, of_one, rtol=TOLERANCE)
+  """The adapter of the last stage, and the untrained LM."""
+  folder = shutil.copytree(recursive_run.workdir / "adapter", tmp_path / "adapter")
+  program.run("recursive.py:smoke", f"--workdir={folder}", "--mode=evaluate", *EIGHT)
+  (evaluation,) = (folder / "evaluations").iterdir()
+  ours, one = results(evaluation), results(recursive_run.workdir)
+  assert ours["frozen_unchanged"] is True
+  assert ours["frozen_fingerprint"] == one["frozen_fingerprint"]
+  (zero_shot, found), expected = figures(evaluation).values(), figures(recursive_run.workdir)
+  assert zero_shot == pytest.approx(expected["zero_shot"], rel=TOLERANCE)
+  assert found == pytest.approx(expected["finetune"], rel=TOLERANCE)
+  (answers, losses), (rows, of_one) = map(predicted, (evaluation, recursive_run.workdir))
+  for row in rows:  # of the other stages, there are adapters in the workdir alone
+    row["predictions"] = {"zero_shot": row["predictions"]["zero_shot"]}
+  assert answers == rows
+  np.testing.assert_allclose(losses, [row[:2] for row in of_one], rtol=TOLERANCE)
 
 
 def start_two(program, config, workdir):

@@ -7,7 +7,7 @@ from tests.processes import COMPILED, start
 from tests.run.settings_cases import QUESTIONS
 from tests.run.task_files import lines_file
 
-# The command of `sys.argv`, which is asked to stop at its second step.
+# The command of `sys.argv`, which is asked to stop at step LAST of this process.
 PREEMPTED = """
 import os, signal, sys
 from frozen_jax import main
@@ -17,7 +17,7 @@ from frozen_jax.data.batches import TrainingBatches
 take, taken = TrainingBatches.__next__, []
 def stop(batches):
   taken.append(1)
-  if len(taken) == 2:
+  if len(taken) == LAST:
     os.kill(os.getpid(), signal.SIGTERM)
   return take(batches)
 TrainingBatches.__next__ = stop
@@ -42,11 +42,17 @@ def test_they_are_used(store, program, tmp_path, monkeypatch):
   workdir = f"{store.url}/runs/compiled"
   command = program.command("prompt_tuning.py:smoke", f"--workdir={workdir}", *splits)
   one, two = tmp_path / "one", tmp_path / "two"
-  program.finish(start("-c", PREEMPTED, *command[2:], anew=True, FROZEN_JAX_CACHE=str(one)))
+
+  def train(cache, last):
+    code = f"LAST = {last}\n{PREEMPTED}"
+    process = start("-c", code, *command[2:], anew=True, FROZEN_JAX_CACHE=str(cache))
+    return program.finish(process)
+
+  train(one, last=2)
   found = (user_path(workdir) / "compiled").files()
   stored = {path.name.removesuffix("-cache") for path in found}
   assert stored == last_uses(one).keys() and all(last_uses(one).values())
-  _, err = program.finish(start(*command, anew=True, FROZEN_JAX_CACHE=str(two)))
+  _, err = train(two, last=1)
   assert "resumes from step 2" in err
   steps = [name for name in stored if name.startswith("jit_step-")]
   assert steps and all(last_uses(two)[name] for name in steps)

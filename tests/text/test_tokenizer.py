@@ -1,5 +1,6 @@
 """Tokenizers: the same ids as transformers', from GGUF metadata and from folders, without torch."""
 
+import functools
 import json
 import random
 import subprocess
@@ -120,15 +121,17 @@ CHOSEN = [
 ]
 
 
+UNICODE = [*range(32, 0xD800), *range(0xE000, 0x1FAFF)]
+
+
+@functools.cache
 def varied_strings(count=200):
   """The chosen ones, and random mixtures of their parts and of all of Unicode."""
   draw = random.Random(0)
   made = list(CHOSEN)
   while len(made) < count:
     parts = draw.choices(CHOSEN, k=draw.randint(2, 5))
-    parts.append(
-      "".join(chr(draw.choice([*range(32, 0xD800), *range(0xE000, 0x1FAFF)])) for _ in "abc")
-    )
+    parts.append("".join(chr(draw.choice(UNICODE)) for _ in "abc"))
     draw.shuffle(parts)
     made.append(draw.choice(["", " ", "\n"]).join(parts))
   return made

@@ -94,7 +94,7 @@ def test_a_complete_stage_returns_at_once(reference):
   assert (folder / "metrics.jsonl").read_bytes() == before or steps_of(folder) == list(range(1, 13))
 
 
-@pytest.mark.parametrize("at", [0, 2, 4, 7, 11])
+@pytest.mark.parametrize("at", [2, 4, 11])
 def test_broken_off_and_resumed_it_is_the_same_run(reference, tmp_path, at):
   with pytest.raises(Fails):
     toy.train(tmp_path, checkpoint_every=3, batches=FailingBatches(at))
@@ -182,10 +182,10 @@ def test_outside_the_main_thread_it_trains_without_the_handler(tmp_path):
   assert found[0].steps == 2
 
 
-@pytest.mark.parametrize("where, figure", [("loss", "loss"), ("gradient", "grad_norm")])
-@pytest.mark.parametrize("at, kept", [(5, 3), (6, 3), (2, None)])
-def test_a_loss_that_is_not_finite(tmp_path, where, figure, at, kept):
+@pytest.mark.parametrize("where, at, kept", [("loss", 5, 3), ("loss", 2, None), ("gradient", 6, 3)])
+def test_a_loss_that_is_not_finite(tmp_path, where, at, kept):
   stands = "no checkpoint had been saved" if kept is None else f"step {kept} is saved"
+  figure = {"loss": "loss", "gradient": "grad_norm"}[where]
   message = rf"the {figure} is (nan|inf) at step {at} of stage toy \({stands}; its batch is in"
   with pytest.raises(UserError, match=message):
     method = toy.Exploding(range(at, 13), where)

@@ -55,10 +55,9 @@ def at_once(tmp_path_factory):
   return run
 
 
-@pytest.mark.parametrize("first", [3, 4, 6, 7])
-@pytest.mark.parametrize("log_every", [1, 3])
+@pytest.mark.parametrize("log_every, first", [(1, 4), (1, 7), (3, 4), (3, 6), (3, 7)])
 def test_the_same_bits_as_at_once(tmp_path, at_once, first, log_every):
-  """Validations are at 4, 8 and 12; the ends at 3, 6 and 7 are on no grid."""
+  """Validations are at 4, 8 and 12; the ends at 6 and 7 are on no grid."""
   how = CONSTANT | {"log_every": log_every}
   before = train(tmp_path, first, **how)
   assert before.validation[-1]["step"] == first

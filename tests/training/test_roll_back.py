@@ -90,8 +90,11 @@ def test_before_the_first_checkpoint_it_starts_anew(tmp_path, first):
   assert_the_same(back, tmp_path / "back", other, tmp_path / "other", {1: 2})
 
 
-@pytest.mark.parametrize("at", range(5, 12))
-@pytest.mark.parametrize("fails", [False, True], ids=["stopped", "broken off"])
+@pytest.mark.parametrize(
+  "at, fails",
+  [(7, False), (8, False), (9, False), (11, False), (6, True), (8, True), (9, True)],
+  ids=lambda one: one if type(one) is int else ("stopped", "broken off")[one],
+)
 def test_stopped_or_broken_off_and_resumed_it_assert_the_same(straight, tmp_path, at, fails):
   with pytest.raises(Fails if fails else Interrupted):
     train(tmp_path, Ended(at, fails, bad=[8]))

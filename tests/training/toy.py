@@ -5,6 +5,7 @@ Run as a program it trains one stage in a workdir, so that a test can kill it:
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -39,12 +40,24 @@ def noise(key, shape):
 
 
 class Toy:
-  """Predicts a token from the one before it, with a frozen embedding and a frozen head."""
+  """Predicts a token from the one before it, with a frozen embedding and a frozen head.
+
+  As a `Method` is, it is a value: learners of one class with the same values are equal.
+  """
 
   name = "toy"
 
   def __init__(self, dropout=0.1):
     self.dropout = dropout
+
+  def __repr__(self):
+    return f"{type(self).__name__}({vars(self)})"
+
+  def __eq__(self, other):
+    return type(self) is type(other) and repr(self) == repr(other)  # a NaN too is one value
+
+  def __hash__(self):
+    return hash(repr(self))
 
   def init(self, key):
     return {
@@ -108,6 +121,7 @@ class Spoilt(Toy):
     return jnp.where(bad, self.times, 1.0) * loss, sums
 
 
+@functools.cache
 def frozen_tree(seed=1):
   embed, head = jax.random.split(jax.random.key(seed))
   lm = {
@@ -174,13 +188,18 @@ class MarkedBatches(Batches):
     return rows | {"bad": np.full(len(rows["tokens"]), bad, np.int32)}
 
 
+@functools.cache
+def _validation_loss(method):
+  return jax.jit(lambda trainable, frozen, whole: method.loss(trainable, frozen, whole, None)[0])
+
+
 def validation(method, frozen, mesh, pause=0.0):
   """The validate function of `fit`, on one fixed batch without dropout."""
   index, count = hosts.host_shard(mesh)
   size = ROWS // count
   rows = {k: v[index * size : (index + 1) * size] for k, v in batch(10_000).items()}
   whole = hosts.global_batch(rows, mesh)
-  loss = jax.jit(lambda trainable, frozen, whole: method.loss(trainable, frozen, whole, None)[0])
+  loss = _validation_loss(method)
 
   def validate(trainable):
     time.sleep(pause)

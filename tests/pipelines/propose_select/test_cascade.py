@@ -26,6 +26,7 @@ def neural_config(tiny, files):
     config = with_defaults(load_config(f"{ROOT}/configs/recursive.py:smoke"))
     given = {"model.name": str(tiny), **{key: str(path) for key, path in files.items()}}
     override(config, [*(one.removeprefix("--config.").split("=", 1) for one in SMALL_RECURSION)])
+    given |= {"stage_order": "prompt,finetune"}
     override(config, [*given.items(), ("evaluate.max_new_tokens", "4"), *changes.items()])
     return config
 
@@ -86,16 +87,9 @@ def test_questions_that_pass_one_is_sure_of_are_not_given_to_pass_two(
     assert reply.text == (both.text if one else text)
 
 
-@pytest.fixture(scope="module")
-def ungated(make_config, tmp_path_factory):
-  """A finished run of textual recursion without a gate: its workdir and results."""
-  folder = tmp_path_factory.mktemp("ungated") / "run"
-  return folder, run.train(with_defaults(make_config()), folder)
-
-
 @pytest.mark.parametrize("budget, passes", [("1", 1.0), ("2", 2.0)])
-def test_the_ends_of_the_budget(make_config, ungated, tmp_path, budget, passes):
-  workdir = shutil.copytree(ungated[0], tmp_path / "run")
+def test_the_ends_of_the_budget(make_config, finished, tmp_path, budget, passes):
+  workdir = shutil.copytree(finished, tmp_path / "run")
   config = make_config(**{"cascade.compute_budget": float(budget)})
   rows = table_rows(run.evaluate(config, workdir))
   gated, end = rows[f"gated {budget}"], rows["answer" if passes == 1 else "select"]
@@ -103,9 +97,10 @@ def test_the_ends_of_the_budget(make_config, ungated, tmp_path, budget, passes):
   assert gated["f1"] == end["f1"]
 
 
-def test_a_finished_run_gets_its_gate_by_evaluate(make_config, ungated, lm, tmp_path):
-  config, results = with_defaults(make_config()), ungated[1]
-  shutil.copytree(ungated[0], tmp_path, dirs_exist_ok=True)
+def test_a_finished_run_gets_its_gate_by_evaluate(make_config, finished, lm, tmp_path):
+  config = with_defaults(make_config())
+  results = json.loads((finished / "results.json").read_text())
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
   before = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
   assert "gate" not in results and before["inference"]["gate"] is None
   override(config, [("cascade.compute_budget", "1.5"), ("cascade.confidence", "agreement")])

@@ -1,11 +1,11 @@
 """What each artifact of textual recursion depends on: every setting that affects it."""
 
 import dataclasses
+import shutil
 
 import pytest
 
 import frozen_jax
-from frozen_jax import run
 from frozen_jax.data.settings import DataSettings
 from frozen_jax.models.inputs import first_questions
 from frozen_jax.pipelines.experiment import TrainedStage, subsection
@@ -31,17 +31,15 @@ SPECIAL = {
 
 
 @pytest.fixture(scope="module")
-def finished(make_config, tmp_path_factory):
-  """The workdir of a finished run."""
-  folder = tmp_path_factory.mktemp("finished") / "run"
-  run.train(make_config(), folder)
-  return folder
+def own_finished(finished, tmp_path_factory):
+  """A copy of the workdir of a finished run."""
+  return shutil.copytree(finished, tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
-def changes(make_config, lm, finished, monkeypatch):
+def changes(make_config, lm, own_finished, monkeypatch):
   """`changes(**values)`: what these settings of the candidates change of the artifacts there."""
-  model = frozen_jax.load_adapter(finished / "adapters" / "answer", lm)
+  model = frozen_jax.load_adapter(own_finished / "adapters" / "answer", lm)
 
   def compare(**values):
     recorded = Recorded(monkeypatch)
@@ -50,7 +48,7 @@ def changes(make_config, lm, finished, monkeypatch):
     settings.pipelines["candidates"] = candidates
     proposer, last = settings.stages
     trained = TrainedStage(proposer, model, None)
-    pipeline = ProposeSelect(settings, lm, finished)
+    pipeline = ProposeSelect(settings, lm, own_finished)
     pipeline.stage(last, {proposer.name: trained}, lambda stage: trained)
     for name in ("sampled_fold0.jsonl", "sampled_fold1.jsonl"):  # by prompts of their own
       assert "trained" in recorded.changes[name]

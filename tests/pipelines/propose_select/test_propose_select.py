@@ -35,14 +35,6 @@ def _figures(record):
 
 
 @pytest.fixture(scope="module")
-def finished(make_config, tmp_path_factory):
-  """The workdir of a finished run."""
-  folder = tmp_path_factory.mktemp("finished") / "run"
-  run.train(make_config(), folder)
-  return folder
-
-
-@pytest.fixture(scope="module")
 def results(finished):
   return json.loads((finished / "results.json").read_text())
 
