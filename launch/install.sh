@@ -2,10 +2,10 @@
 # Installs the clone that this file is in, with an extra of setup.py, into .venv beside it. Brings
 # its own Python: that of TPU VMs is too old. Run again, it changes what has changed.
 #
-#   launch/install.sh tpu|cuda
+#   launch/install.sh tpu|cuda[,gcs][,s3]
 set -euo pipefail
-if [[ $# != 1 || ! $1 =~ ^(tpu|cuda)$ ]]; then
-  echo "error: usage: $0 tpu|cuda" >&2
+if [[ $# != 1 || ! $1 =~ ^(tpu|cuda)(,gcs|,s3)*$ ]]; then
+  echo "error: usage: $0 tpu|cuda[,gcs][,s3]" >&2
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

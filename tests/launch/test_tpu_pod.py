@@ -118,6 +118,12 @@ class Cloud:
     command = ["bash", str(self.clone / "launch" / "tpu_pod.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANGS_AFTER)
 
+  def install(self, *arguments):
+    """Runs install.sh alone."""
+    env = {**os.environ, "HOME": str(self.folder), "PATH": f"{self.bin}:{os.environ['PATH']}"}
+    command = ["bash", str(self.clone / "launch" / "install.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANGS_AFTER)
+
   def calls(self):
     """What gcloud was called with, from the noun on; looks at the state left out."""
     return [line[2:] for line in _lines(self.folder / "calls") if line[3] != "describe"]
@@ -403,12 +409,17 @@ def test_help_shows_how_and_does_nothing(cloud):
   )
 
 
-@pytest.mark.parametrize("given", [[], ["gpu"], ["--help"], ["tpu", "cuda"]], ids=str)
-def test_installing_takes_one_of_two_words(cloud, given):
-  command = ["bash", str(cloud.clone / "launch" / "install.sh"), *given]
-  done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize("given", [[], ["gpu"], ["--help"], ["tpu", "cuda"], ["gcs"]], ids=str)
+def test_another_extra_than_those_for_accelerators_and_stores_is_not_installed(cloud, given):
+  done = cloud.install(*given)
   assert done.returncode == 2 and done.stderr.count("\n") == 1
-  assert not (cloud.clone / ".venv").exists()
+  assert not (cloud.folder / "uv").exists()
+
+
+@pytest.mark.parametrize("extra", ["tpu", "cuda,gcs", "cuda,s3", "tpu,gcs,s3"])
+def test_an_extra_is_installed(cloud, extra):
+  assert cloud.install(extra).returncode == 0
+  assert (cloud.folder / "uv").read_text().endswith(f"-e .[{extra}]\n")
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
