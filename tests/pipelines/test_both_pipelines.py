@@ -29,7 +29,6 @@ def make_config(tiny, bi_encoder, files):  # noqa: F811
       "mesh.data": 1,
       "prompt.length": 4,
       "data.lengths": (120,),
-      "stages.select.data.lengths": (120,),
       "stages.select.train.steps": 3,
       "train.batch_size": 2,
       "evaluate.max_new_tokens": 4,
