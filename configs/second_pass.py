@@ -10,8 +10,9 @@ layers can carry anything from one position to another. The questions are `chain
 told before them, and each hop has to be made. `--config.recursion.passes=3`: in three passes.
 
 Measured 2026-11-29 on one core (EPYC, AVX512), seed 0, 900 test questions, exact match at one, two,
-three hops: `control` 100 / 67.7 / 31.7, `second_pass` 98.7 / 44.7 / 32.7. With 320 steps of 16
-rows two passes are ahead, with 640 one pass is again (docs/results/second_pass_chains.md).
+three hops: `control` 100 / 67.7 / 31.7, `second_pass` 98.7 / 44.7 / 32.7. After 640 steps of 16
+rows, 450 questions, seeds 0 and 1: `control` 100 / 99.7 / 51.7, `second_pass` 100 / 96.9 / 61.5
+(docs/results/second_pass_chains.md).
 
 `:all` sets rivals beside them: `prompt_on`, the prompt trained on; `paper`, the paper's form;
 `lora` and `prefix` of about as many trained numbers as the linear Connector and its prompt, 0.34 M;
