@@ -14,8 +14,8 @@
 # gcloud reaches all hosts at once only after: ssh-add ~/.ssh/google_compute_engine
 #
 # --dry-run     anywhere: print the commands and run nothing
-# --delete      anywhere: delete the slice after the run, or once it cannot go on; not upon Ctrl-C.
-#               Without other arguments: now
+# --delete      anywhere: delete the slice after the run, or where it cannot start; not upon Ctrl-C,
+#               nor where the hosts do not answer. Without other arguments: now
 # --stop        anywhere: stop the run that goes on, which saves, and do nothing else
 # TPU_NAME      name of the TPU and of its queued resource            ZONE    its zone
 # PRESET        a name of presets.txt: what to ask for, and the mesh. Without it the TPU must exist,
@@ -48,6 +48,11 @@ fail() { # STATUS MESSAGE...
   shift
   echo "error: $*" >&2
   exit "$status"
+}
+
+lost() { # MESSAGE: the run may go on, so nothing is deleted
+  delete=false
+  fail 1 "$1; see above. It may still run: TPU_NAME=$TPU_NAME ZONE=$ZONE $0 --delete deletes it"
 }
 
 if [[ -z ${TPU_NAME:-} || -z ${ZONE:-} ]]; then
@@ -163,7 +168,7 @@ provision() { # until the slice is there
     if [[ $now != UNKNOWN ]]; then
       unknown=0
     elif ((++unknown == 20)); then
-      fail 1 "gcloud could not say what became of $TPU_NAME, 20 times; see above"
+      lost "gcloud could not say what became of $TPU_NAME, 20 times"
     fi
     case $now in
       ACTIVE) return ;;
@@ -207,7 +212,7 @@ follow() {
 }
 
 try_again() { # WHY; at most 20 times
-  ((++tries < 20)) || fail 1 "$TPU_NAME $1, 20 times; see above"
+  ((++tries < 20)) || lost "$TPU_NAME $1, 20 times"
   sleep "$poll"
 }
 
