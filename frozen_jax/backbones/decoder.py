@@ -85,6 +85,7 @@ def hidden(
   peft: Params | None = None,
   trained: bool = False,
   remat: str = "none",
+  real: Int[HostOrDevice, "C"] | None = None,
 ) -> Float[Array, "B T D"]:
   """Input embeddings -> hidden states after the final norm, in the dtype of the weights.
 
@@ -92,7 +93,8 @@ def hidden(
   at real positions, and padded ones give finite numbers without meaning. `prompt`: embeddings
   before each text, [P, D] for all rows, whose states are then computed once (`prompts`), or
   [B, P, D]. `remat`: what each layer keeps for the backward pass, see `core.remat`. `peft`: trained
-  parameters within the layers. With `trained` the weights get a gradient, too.
+  parameters within the layers. With `trained` the weights get a gradient, too. `real`: where the
+  mask is 1, as in `core.types.Batch`; padding is then left out of all products.
   """
   stream = input_stream(params, config, x, mask, num_before(prompt, peft))
   stream, _ = decoder_layers.run(
@@ -105,6 +107,7 @@ def hidden(
     peft=peft,
     trained=trained,
     remat=remat,
+    real=real,
   )
   return output_states(params, config, stream)
 

@@ -35,6 +35,7 @@ def run(
   peft: Params | None = None,
   trained: bool = False,
   remat: str = "none",
+  real: Int[HostOrDevice, "C"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "*_ P D"] | None]:
   """The streams of whole texts and of the prompt before them after these layers.
 
@@ -42,7 +43,7 @@ def run(
   The other options are those of `decoder.hidden`.
   """
   saved = stack.saved_values(remat, SAVED_NAMES, params["final_norm"]["scale"])
-  options = PassOptions(layers, peft, trained, saved)
+  options = PassOptions(layers, peft, trained, saved, real=real)
   result = full_pass(params, config, stream, mask, prompt, 0, options)
   return result.text, result.prompt
 

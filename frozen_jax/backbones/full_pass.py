@@ -13,19 +13,24 @@ from frozen_jax.backbones.attention_inputs import AttentionInputs
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder_layer import Layer, apply_layer
 from frozen_jax.backbones.decoder_params import LAYER_AXES, Params
+from frozen_jax.backbones.joined_rows import JoinedRows, joined_rows, real_positions
 from frozen_jax.backbones.linear import project, project_trained
-from frozen_jax.core.types import HostOrDevice, Size
-from frozen_jax.sharding.activations import gather_weights
+from frozen_jax.core.types import HostOrDevice
+from frozen_jax.sharding.activations import gather_weights, mesh_of
 
 
 class PassOptions(NamedTuple):
-  """What a pass over whole texts computes with, saves and returns."""
+  """What a pass over whole texts computes with, saves and returns.
+
+  real: the real positions of the texts, where padding is to be left out (`core.types.Batch`).
+  """
 
   layers: range
   peft: Params | None = None
   trained: bool = False
   saved: stack.SavedValues | None = None
   return_kv: bool = False
+  real: Int[HostOrDevice, "C"] | None = None
 
 
 class PassResult(NamedTuple):
@@ -51,31 +56,37 @@ def full_pass(
 
   max_new_tokens: how many may follow, which rotary embeddings depend on.
   """
-  arguments = (max_new_tokens, options)
-  if prompt is None:
-    return _pass(params, config, stream, mask, None, *arguments)
   like, has_prefix = params["final_norm"]["scale"], peft_layers.prefix_length(options.peft) > 0
+  if mask is None or mesh_of(like) is not None:
+    options = options._replace(real=None)
+  if prompt is None:
+    return _pass(params, config, stream, mask, None, max_new_tokens, options)
   if not has_prefix and prompts.can_share(config, prompt, stream.shape[0], like):
-    return _pass(params, config, stream, mask, prompt[None], *arguments)
+    return _pass(params, config, stream, mask, prompt[None], max_new_tokens, options)
+  (rows, _), length = stream.shape[:2], prompt.shape[-2]
   mask = jnp.ones(stream.shape[:2], jnp.int32) if mask is None else mask
   joined, joined_mask = prompts.prepend(prompt, stream, mask)
-  result = _pass(params, config, joined, joined_mask, None, *arguments)
-  length = prompt.shape[-2]
+  if options.real is not None:
+    size = options.real.shape[0] + rows * length
+    options = options._replace(real=real_positions(joined_mask, size))
+  result = _pass(params, config, joined, joined_mask, None, max_new_tokens, options)
   return result._replace(text=result.text[:, length:], prompt=result.text[:, :length])
 
 
 def _pass(params, config, stream, mask, shared, max_new_tokens, options) -> PassResult:
   """`full_pass` of texts after a prompt [1, P, D] that the rows share, or after none."""
-  rows, num_shared = stream.shape[0], 0 if shared is None else shared.shape[1]
+  num_shared, real = 0 if shared is None else shared.shape[1], options.real
   num_before = peft_layers.prefix_length(options.peft) + num_shared
   kernel = kernels.of_decoder(config, params["final_norm"]["scale"], num_before + stream.shape[1])
   given_order = None
   if kernel is not None and kernel.needs_order and mask is not None:
     order, given_order = kernels.padding_last(mask)
     stream, mask = kernels.reorder(stream, order), kernels.reorder(mask, order)
+    real = None if real is None else real_positions(mask, real.shape[0])
   texts = attention_of = _texts(config, stream, mask, num_before, max_new_tokens, kernel)
-  if shared is not None:
-    stream, attention_of = prompts.join(shared, stream), _after_prompt(texts, rows, num_shared)
+  if shared is not None or real is not None:
+    layout = joined_rows(num_shared, texts.segments[:, num_before:], real)
+    stream, attention_of = layout.join(shared, stream), _joined(texts, layout)
 
   def body(stream, scanned):
     (weights, kind_id), peft = scanned
@@ -90,9 +101,9 @@ def _pass(params, config, stream, mask, shared, max_new_tokens, options) -> Pass
     return apply_layer(layer, config, stream, inputs, attend)
 
   stream, kv = _scan(params, config, body, stream, options)
-  if shared is not None:
-    shared, stream = prompts.split(stream, rows, num_shared)
-    shared = shared[0]
+  if attention_of is not texts:
+    shared, stream = layout.split(stream)
+    shared = None if shared is None else shared[0]
   if given_order is not None:
     stream = kernels.reorder(stream, given_order)
   return PassResult(stream, shared, kv, texts.segments)
@@ -126,15 +137,14 @@ class _Texts(NamedTuple):
     return attention.attend(q, k, v, inputs.mask, inputs.bias, True, cap), (k, v)
 
 
-class _AfterPrompt(NamedTuple):
-  """The attention of a prompt and of the texts that share it, which `prompts.join` has joined.
+class _Joined(NamedTuple):
+  """The attention of texts that are joined to one row, after a prompt that they share or none.
 
   inputs: of the texts, with the rotations of all; of_prompt: of the prompt, of each kind of layer.
   """
 
   texts: _Texts
-  rows: Size
-  length: int
+  layout: JoinedRows
   inputs: tuple[AttentionInputs, ...]
   of_prompt: tuple[AttentionInputs, ...]
 
@@ -144,19 +154,19 @@ class _AfterPrompt(NamedTuple):
     k: Float[Array, "1 N K C"],
     v: Float[Array, "1 N K C"],
     inputs: AttentionInputs,
-    before: None,
+    before: dict[str, Float[Array, "P K C"]] | None,
     kind_id: Int[Array, ""],
   ) -> tuple[Float[Array, "1 N H C"], tuple[Float[Array, "B S K C"], Float[Array, "B S K C"]]]:
-    """See `_Texts.attend`; the keys and values before the texts are those of the prompt."""
-    del before
-    parts = [prompts.split(a, self.rows, self.length) for a in (q, k, v)]
-    (prompt_q, prompt_k, prompt_v), of_texts = zip(*parts, strict=True)
-    _, mask, bias = attention_inputs.select(self.of_prompt, kind_id)
-    cap = self.texts.config.score_cap
-    mixed_prompt = attention.attend(prompt_q, prompt_k, prompt_v, mask, bias, True, cap)
-    before = {"k": prompt_k[0], "v": prompt_v[0]}
+    """See `_Texts.attend`; the keys and values of a prompt are before the texts."""
+    of_prompt, of_texts = zip(*map(self.layout.split, (q, k, v)), strict=True)
+    mixed_prompt = None
+    if self.layout.num_prompt:
+      _, mask, bias = attention_inputs.select(self.of_prompt, kind_id)
+      cap = self.texts.config.score_cap
+      mixed_prompt = attention.attend(*of_prompt, mask, bias, True, cap)
+      before = {"k": of_prompt[1][0], "v": of_prompt[2][0]}
     mixed, kv = self.texts.attend(*of_texts, inputs, before, kind_id)
-    return prompts.join(mixed_prompt, mixed), kv
+    return self.layout.join(mixed_prompt, mixed), kv
 
 
 def _texts(config, stream, mask, num_before: int, max_new_tokens, kernel) -> _Texts:
@@ -178,8 +188,9 @@ def _texts(config, stream, mask, num_before: int, max_new_tokens, kernel) -> _Te
   return _Texts(config, kernel, peft_layers.prepend_mask(real, num_before), inputs)
 
 
-def _after_prompt(texts: _Texts, rows: Size, length: int) -> _AfterPrompt:
-  """The attention of these texts and of a prompt of this length."""
+def _joined(texts: _Texts, layout: JoinedRows) -> _Joined:
+  """The attention of these texts, and of the prompt before them, if there is one."""
+  length = layout.num_prompt
   positions, causal = jnp.arange(length)[None], attention.causal_mask(None, length)
   of_prompt = attention_inputs.per_kind(
     texts.config, positions, positions, causal, jnp.asarray([length])
@@ -188,10 +199,9 @@ def _after_prompt(texts: _Texts, rows: Size, length: int) -> _AfterPrompt:
   def joined(prompt: AttentionInputs, text: AttentionInputs) -> AttentionInputs:
     if text.cos_sin is None:
       return text
-    return text._replace(cos_sin=tuple(map(prompts.join, prompt.cos_sin, text.cos_sin)))
+    return text._replace(cos_sin=tuple(map(layout.join, prompt.cos_sin, text.cos_sin)))
 
-  inputs = tuple(map(joined, of_prompt, texts.inputs))
-  return _AfterPrompt(texts, rows, length, inputs, of_prompt)
+  return _Joined(texts, layout, tuple(map(joined, of_prompt, texts.inputs)), of_prompt)
 
 
 def _scan(params, config, body, stream, options: PassOptions):

@@ -1,14 +1,12 @@
 """Vectors before the embedded text: before each row, or once for all rows of a batch.
 
 A decoder reads what comes first without what comes after it. So a prompt that is the same for all
-rows has the same states in all of them, and a pass needs to compute them once: B rows of T tokens
-after P vectors are P + B * T positions for every product, not B * (P + T). Only attention tells the
-prompt from the rows (`join`, `split`).
+rows has the same states in all of them, and a pass needs to compute them once (`joined_rows`).
 """
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.rope import DEPENDS_ON_LENGTH
@@ -45,18 +43,3 @@ def can_share(
   ropes = [rope.kind for rope in (config.rope, config.local_rope) if rope is not None]
   is_rotated_alike = config.positions != "rotary" or not set(ropes) & set(DEPENDS_ON_LENGTH)
   return prompt.ndim == 2 and rows != 1 and is_rotated_alike and mesh_of(like) is None
-
-
-def join(
-  prompt: Shaped[Array, "1 P *rest"], rows: Shaped[Array, "B T *rest"]
-) -> Shaped[Array, "1 N *rest"]:
-  """The positions of a prompt and then those of all rows, N = P + B * T, as one row."""
-  return jnp.concatenate([prompt, rows.reshape(1, -1, *rows.shape[2:])], axis=1)
-
-
-def split(
-  joined: Shaped[Array, "1 N *rest"], rows: Size, num_prompt: int
-) -> tuple[Shaped[Array, "1 P *rest"], Shaped[Array, "B T *rest"]]:
-  """The inverse of `join`."""
-  texts = joined[0, num_prompt:].reshape(rows, -1, *joined.shape[2:])
-  return joined[:, :num_prompt], texts

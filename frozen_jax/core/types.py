@@ -84,6 +84,8 @@ class Batch(Prompts):
   target_mask        int32 [B, M]  1 for real targets
   first_pass_states  [B, T, _]     for a recursive LM: what its first pass makes of the tokens
   first_pass_cached  int32 [B]     alongside them: 1 where they were known before
+  real_positions     int32 [C]     on one device, where much is padding: index in B * T of each real
+                                   token, rising; then any from B * T on. Padding is not computed
   """
 
   target_positions: HostOrDevice
@@ -91,6 +93,7 @@ class Batch(Prompts):
   target_mask: HostOrDevice
   first_pass_states: NotRequired[HostOrDevice]
   first_pass_cached: NotRequired[HostOrDevice]
+  real_positions: NotRequired[HostOrDevice]
 
 
 class Pairs(TypedDict):

@@ -24,6 +24,7 @@ from frozen_jax.core.types import ROW_INDEX, HostBatch, Prompt
 from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
+from frozen_jax.data.real_positions import RealPositions
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
@@ -32,7 +33,7 @@ from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
 _MIN_TARGETS = 4
 _MIN_SCORED = 8  # so that sources of short answers, scored one after the other, have one shape
-_TARGETS_SAMPLE = 512  # examples, to estimate the usual number of targets
+_SAMPLE = 512  # examples, to estimate the usual shapes
 PREFETCH = 4  # batches, in a thread
 
 _Counts = dict[str, int]
@@ -58,6 +59,7 @@ class TrainingBatches:
     seed: int,
     shard: tuple[int, int],
     mixture: MixtureSettings,
+    leave_out_padding: bool,
   ):
     host, hosts = shard
     if batch_size < 1 or batch_size % hosts:
@@ -75,7 +77,13 @@ class TrainingBatches:
     self._too_long: set[int] = set()  # indices of examples that do not fit: tokenised once
     # Grain maps indices, not examples: a skipped example needs a replacement.
     indices = shuffled_order(len(self._items), dataset_index, mixture, seed)
-    self._min_targets = self._usual_num_targets(indices, batch_size)
+    sample = self._sample(indices)
+    self._min_targets = _usual_num_targets(sample, batch_size)
+    self._real_positions = None
+    if leave_out_padding:
+      sizes = [len(one.tokens) for one in sample]
+      batches_of_them = [sizes[i : i + batch_size] for i in range(0, len(sizes), batch_size)]
+      self._real_positions = RealPositions(batches_of_them, task.lengths)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._distinct = DistinctRows("skipped", "truncated")
@@ -140,7 +148,8 @@ class TrainingBatches:
       "skipped": [index for index, (_, own) in zip(drawn, chosen, strict=True) if own != index],
       "truncated": [own for encoded, own in chosen if encoded.truncated],
     }
-    return _select_rows(batch, self._host_rows), rows
+    own_rows = _select_rows(batch, self._host_rows)
+    return own_rows if self._real_positions is None else self._real_positions(own_rows), rows
 
   def _fitting_example(self, index: int) -> tuple[Encoded, int]:
     """The example at an index or the next one that fits, and its index."""
@@ -156,13 +165,10 @@ class TrainingBatches:
       " data.lengths"
     )
 
-  def _usual_num_targets(self, indices: grain.MapDataset, batch_size: int) -> int:
-    """M that about half of all batches do not exceed, estimated from the first examples drawn."""
-    sample = (self._items[indices[i]] for i in range(min(_TARGETS_SAMPLE, len(self._items))))
-    limit = self._task.lengths[-1]
-    counts = [len(one.tokens) - one.target_start for one in sample if len(one.tokens) <= limit]
-    usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
-    return targets_bucket(int(usual))
+  def _sample(self, indices: grain.MapDataset) -> list[Encoded]:
+    """Those of the first examples drawn that fit, from which usual shapes are estimated."""
+    drawn = [self._items[indices[i]] for i in range(min(_SAMPLE, len(self._items)))]
+    return [one for one in drawn if len(one.tokens) <= self._task.lengths[-1]]
 
 
 class _Replacements:
@@ -244,6 +250,7 @@ def training_batches(
   seed: int = 0,
   shard: tuple[int, int] = (0, 1),
   mixture: MixtureSettings | None = None,
+  leave_out_padding: bool = False,
 ) -> TrainingBatches:
   """Endless batches for training. Equal arguments give equal batches.
 
@@ -252,12 +259,15 @@ def training_batches(
     batch_size: the rows of all hosts. seed: of the order.
     shard: (this host's index, number of hosts).
     mixture: how often each of the source's data sets is drawn from.
+    leave_out_padding: give batches `real_positions`; for one host with one device.
 
   Raises:
     UserError: a batch that cannot be divided among the hosts; data sets of plain text to be mixed,
       whose windows span data sets.
   """
-  return TrainingBatches(source, task, batch_size, seed, shard, mixture or MixtureSettings())
+  return TrainingBatches(
+    source, task, batch_size, seed, shard, mixture or MixtureSettings(), leave_out_padding
+  )
 
 
 def scoring_batches(
@@ -326,6 +336,13 @@ def collate(
 def targets_bucket(count: int) -> int:
   """The smallest power of two, at least 4, that is not below `count`."""
   return power_of_two(count, _MIN_TARGETS)
+
+
+def _usual_num_targets(sample: Sequence[Encoded], batch_size: int) -> int:
+  """M that about half of all batches do not exceed."""
+  counts = [len(one.tokens) - one.target_start for one in sample]
+  usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
+  return targets_bucket(int(usual))
 
 
 def _mixed_datasets(

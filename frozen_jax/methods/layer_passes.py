@@ -149,11 +149,21 @@ class LayerPasses:
     tokens: Int[HostOrDevice, "B T"],
     mask: Int[HostOrDevice, "B T"],
     states: Float[HostOrDevice, "B T _"] | None = None,
+    real: Int[HostOrDevice, "C"] | None = None,
   ) -> Float[Array, "B T D"]:
-    """The last pass's hidden states of whole texts; `states`: what `frozen_states` gave."""
-    run = lambda x, prompt, layers: self._run(params, x, mask, prompt, layers)
+    """The last pass's hidden states of whole texts.
+
+    states: what `frozen_states` gave. real: see `core.types.Batch`'s `real_positions`.
+    """
+
+    def run_layers(x, mask, prompt, layers):
+      return decoder_layers.run(
+        params, self.decoder, x, mask, layers, prompt=prompt, remat=self.remat, real=real
+      )
+
+    run = lambda x, prompt, layers: self._run(params, x, mask, prompt, layers, run_layers)
     if states is None:
-      below, prompt_below = self._below(params, added.first_prompt, tokens, mask)
+      below, prompt_below = self._below(params, added.first_prompt, tokens, mask, run_layers)
       handed = self._first(below, prompt_below, run)
     else:
       prompt_below = self.prompt_below(params, added.first_prompt)

@@ -40,8 +40,8 @@ class Layered(CausalLMMethod):
     `first_pass_states`, where the batch has them, are those of `LayerPasses.frozen_states`.
     """
     params, added = frozen["lm"], self.added(trainable, frozen, batch, key)
-    states = batch.get("first_pass_states")
-    hidden = self.layers.hidden(params, added, batch["tokens"], batch["mask"], states)
+    states, real = batch.get("first_pass_states"), batch.get("real_positions")
+    hidden = self.layers.hidden(params, added, batch["tokens"], batch["mask"], states, real)
     loss, metrics = loss_at_targets(params, self.layers.decoder, hidden, batch)
     if "first_pass_cached" in batch:
       metrics = {**metrics, "first_pass_cached": jnp.asarray(batch["first_pass_cached"]).sum()}

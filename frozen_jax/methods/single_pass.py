@@ -79,6 +79,7 @@ class SinglePass(CausalLMMethod):
       peft=peft,
       trained=train_params,
       remat=self.remat,
+      real=batch.get("real_positions"),
     )
     return loss_at_targets(params, self.decoder, hidden, batch, train_params=train_params)
 

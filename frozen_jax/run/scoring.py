@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from frozen_jax.core.object_store import AnyPath
@@ -28,13 +29,21 @@ def open_pipelines(run: RunSettings, lm: FrozenLM, folder: AnyPath) -> list[Pipe
   return [kind(run, lm, folder) for name, kind in PIPELINES.items() if name in run.pipelines]
 
 
+def score_baselines(lm: FrozenLM, settings: StageSettings) -> dict[str, Scores]:
+  """Scores the LM without training, which nothing that is trained changes; {row: its scores}."""
+  return {name: _timed(name, *scored) for name, scored in _baselines(lm, settings).items()}
+
+
 def score_models(
   run: RunSettings,
   lm: FrozenLM,
   models: Mapping[str, ScoredModel],
   pipelines: Sequence[Pipeline],
+  baselines: Mapping[str, Scores] = MappingProxyType({}),
 ) -> tuple[dict[str, Scores], dict[str, ScoredModel]]:
   """Scores the LM without training, and every model that is comparable with the last one.
+
+  baselines: what `score_baselines` found for the last of them; else they are scored here.
 
   Returns ({row of the table: its scores}, the last model's last, and the model of every row).
   """
@@ -45,10 +54,10 @@ def score_models(
   scored = dict(models)
   rows: list[str] = []
   if names:
-    baselines = _baselines(lm, models[names[-1]][0])
-    scored = baselines | scored
-    rows = [*baselines, *names]
-  scores = {name: _timed(name, *scored[name]) for name in rows}
+    untrained = _baselines(lm, models[names[-1]][0])
+    scored = untrained | scored
+    rows = [*untrained, *names]
+  scores = {name: baselines.get(name) or _timed(name, *scored[name]) for name in rows}
   for pipeline in pipelines:
     scores = pipeline.scores(scores, scored)
   return scores, scored

@@ -37,7 +37,13 @@ from frozen_jax.run.results.records import (
   write_record,
 )
 from frozen_jax.run.results.report import record_text, row_titles, say
-from frozen_jax.run.scoring import add_cascade, open_pipelines, pipeline_lines, score_models
+from frozen_jax.run.scoring import (
+  add_cascade,
+  open_pipelines,
+  pipeline_lines,
+  score_baselines,
+  score_models,
+)
 from frozen_jax.run.seeds import check_single, train_seeds
 from frozen_jax.run.settings import compiled_as_asked, resolve_run
 from frozen_jax.run.stage import run_stage
@@ -112,10 +118,12 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     if pipelines:
       check_stages(run, lm)
     check(folder)
+    begins = not pipelines and not workdir.has_checkpoints(folder, run)
+    baselines = score_baselines(lm, run.running[-1]) if begins else {}
     general = retention.general_text_before(lm, run.stages[-1].data, run.evaluate)
     trained, skills = _train_stages(run, lm, pipelines, initial, folder, writer)
     models = {name: (one.settings, one.model) for name, one in trained.items()}
-    scores, scored = score_models(run, lm, models, pipelines)
+    scores, scored = score_models(run, lm, models, pipelines, baselines)
     model, scores, gate = add_cascade(run, scored, scores, pipelines, folder)
     workdir.reopen(folder, run)
     if is_first_host():

@@ -131,6 +131,11 @@ def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
   return keys + [key for key in ("baseline", "gains") if now[key] != stored.get(key, now[key])]
 
 
+def has_checkpoints(workdir: AnyPath, run: RunSettings) -> bool:
+  """Whether a stage of the run has been trained there, be it in part."""
+  return any(newest_checkpoint(workdir, stage.name) for stage in run.running)
+
+
 def _obstacle(workdir: AnyPath, run: RunSettings, stored: RunSettings, complete: bool) -> str:
   """Why the run of a workdir cannot have this other number of steps, and what to do; "": it can.
 

@@ -176,14 +176,6 @@ def test_a_prompt_is_not_shared_where_a_mesh_splits_the_rows():
   assert found == [False]
 
 
-def test_join_and_split_are_inverse():
-  prompt, rows = jnp.arange(6.0).reshape(1, 3, 2), 10 + jnp.arange(16.0).reshape(2, 4, 2)
-  joined = prompts.join(prompt, rows)
-  assert joined.shape == (1, 11, 2)
-  for found, expected in zip(prompts.split(joined, 2, 3), (prompt, rows), strict=True):
-    np.testing.assert_array_equal(found, expected)
-
-
 def test_the_prompt_stands_before_the_text_in_the_text_s_dtype():
   prompt, text = 0.5 * jnp.ones((3, 2)), jnp.zeros((4, 5, 2), jnp.bfloat16)
   mask = jnp.asarray([[0, 0, 1, 1, 1]] * 4)

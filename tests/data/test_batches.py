@@ -1,5 +1,6 @@
 """Batches: padding, order, epochs, resume, hosts, and what is counted."""
 
+import itertools
 import json
 
 import numpy as np
@@ -219,3 +220,25 @@ def test_a_data_set_of_which_nothing_fits_gives_way(task, words):
 def test_text_is_not_mixed(words):
   with pytest.raises(UserError, match="data.sampling 'temperature' mixes data sets of questions"):
     training_batches([{"text": "1 2 3"}], LanguageModelTask(words, (8,)), 1, mixture=MIXED)
+
+
+def test_real_positions_have_few_sizes_and_hold_every_token(words):
+  """Of one to nine tokens in 16: a size for nearly all batches, whatever each of them has."""
+  rows = [question(n, words=1 + n % 5) for n in range(40)]
+  make = lambda **more: training_batches(rows, QuestionTask(words, lengths=(16,)), 8, **more)
+  with_padding, sizes = make(), set()
+  for batch in itertools.islice(make(leave_out_padding=True), 20):
+    real = batch.pop("real_positions")
+    count = int(batch["mask"].sum())
+    np.testing.assert_array_equal(real[:count], np.flatnonzero(batch["mask"]))
+    assert (real[count:] == batch["mask"].size).all() and real.dtype == np.int32
+    assert equal(batch, next(with_padding)), "otherwise the batch is the same"
+    sizes.add(len(real))
+  assert len(sizes) == 1 and sizes.pop() % 8 == 0
+
+
+def test_where_little_is_padding_all_positions_stay(words):
+  rows = [question(n, words=2) for n in range(8)]
+  (size,) = {len(QuestionTask(words, lengths=(16,)).prepare(rows)[0].tokens)}
+  task = QuestionTask(words, lengths=(size,))
+  assert "real_positions" not in next(training_batches(rows, task, 4, leave_out_padding=True))

@@ -186,6 +186,28 @@ def test_neither_padding_nor_empty_rows_count(method):
     assert metrics["targets"] == 6 and metrics["tokens"] == 19 and metrics["rows"] == 3
 
 
+@pytest.mark.parametrize(
+  "method",
+  [
+    *("prompt_tuning", "prompt_for_each_task", "id_pt", "prefix_tuning", "lora", "fine_tuning"),
+    *("recursion", "within_the_stack", "late_id_pt"),
+  ],
+  indirect=True,
+)
+def test_padding_may_be_left_out(method):
+  trained, one = trained_tree(method), batch()
+  real = np.append(np.flatnonzero(one["mask"]), [27, 27]).astype(np.int32)  # 19 of 27, and none
+  (loss, metrics), grads = loss_and_gradients(method, trained, {**one, "real_positions": real})
+  (expected, expected_metrics), expected_grads = loss_and_gradients(method, trained, one)
+  np.testing.assert_allclose(loss, expected, rtol=2e-6)
+  jax.tree.map(
+    lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-5), metrics, expected_metrics
+  )
+  for path, leaf in paths.flatten(expected_grads).items():
+    scale = float(jnp.abs(leaf).max())
+    np.testing.assert_allclose(paths.flatten(grads)[path], leaf, atol=1e-5 * scale, err_msg=path)
+
+
 @pytest.mark.parametrize("method", DECODED, indirect=True)
 def test_decoding_token_by_token_equals_reading_at_once(method):
   trained = trained_tree(method)

@@ -260,6 +260,15 @@ def test_a_row_is_said_as_soon_as_it_is_evaluated(run):
     assert re.search(rf" evaluated {row} in \d+ s: {re.escape(said)}\n", run.err), row
 
 
+def test_the_lm_without_training_is_scored_before_anything_is_trained(run):
+  """So that the first lines of the table are there within minutes."""
+  first, *_ = run.steps
+  begins = run.err.index(f" {first}: 0 of ")
+  for row in table_rows(results(run)):
+    scored = run.err.index(f" evaluated {row} ")
+    assert (scored < begins) == row.startswith("zero_shot"), row
+
+
 def snapshot(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
