@@ -43,6 +43,7 @@ INSTALL = [
   "tokenizers>=0.23",
   "tqdm>=4.66",
   "transformers>=5.23",
+  "zstandard>=0.25",  # JAX compresses compiled programs with it, else with zlib, which is slow
 ]
 
 GCS, S3 = ["gcsfs>=2026.9"], ["s3fs>=2026.9"]  # drivers of fsspec, for gs:// and s3://

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -20,11 +21,16 @@ if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker of pytest-xdist has
 # With the compiler for TPUs installed, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 share_compiled()
+# Tests write and remove tens of thousands of small files: in memory, where there is room.
+MEMORY, ROOM = pathlib.Path("/dev/shm"), 8 * 2**30
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 # The threads of torch spin while they wait for each other, on cores that other tests need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TIERS = {"unit", "program", "stress"}  # markers, see pyproject.toml
 PROGRAM_FOLDERS = {"benchmarks", "launch", "pipelines", "run"}  # of tests/
+WAITING_FOLDERS = PROGRAM_FOLDERS | {"training"}  # whose tests often wait for processes
 PROGRAM_FIXTURES = {"smollm2", "smollm2_file"}  # the real model
 
 
@@ -39,14 +45,24 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
-  """Gives every test whose file names no tier one: `program` for whole runs, else `unit`."""
+  """Tiers, and an order in which the cores have something to do all the time.
+
+  Every test whose file names no tier has one: `program` for whole runs, else `unit`. Files whose
+  tests wait for processes stand between those whose tests compute.
+  """
   tests = pathlib.Path(__file__).parent
+  files = {True: {}, False: {}}  # (whether they wait) -> paths in their order
   for item in items:
+    folder = item.path.relative_to(tests).parts[0]
+    files[folder in WAITING_FOLDERS][item.path] = None
     if TIERS.intersection(mark.name for mark in item.iter_markers()):
       continue
-    folder = item.path.relative_to(tests).parts[0]
     whole = folder in PROGRAM_FOLDERS or PROGRAM_FIXTURES.intersection(item.fixturenames)
     item.add_marker(pytest.mark.program if whole else pytest.mark.unit)
+  place = {
+    path: (index + 0.5) / len(group) for group in files.values() for index, path in enumerate(group)
+  }
+  items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -81,9 +81,7 @@ class TrainingBatches:
     self._min_targets = _usual_num_targets(sample, batch_size)
     self._real_positions = None
     if leave_out_padding:
-      sizes = [len(one.tokens) for one in sample]
-      batches_of_them = [sizes[i : i + batch_size] for i in range(0, len(sizes), batch_size)]
-      self._real_positions = RealPositions(batches_of_them, task.lengths)
+      self._real_positions = RealPositions(_sizes(sample, batch_size), task.lengths)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._distinct = DistinctRows("skipped", "truncated")
@@ -203,16 +201,21 @@ class _Replacements:
 class ScoringBatches:
   """A finite sequence of batches over examples of a source, to score them.
 
-  Rows are sorted by length, to reduce padding; the last batch is filled up with empty rows (mask
-  and target_mask 0). The examples are the first `max_examples`, or of a source with data sets a
-  stratified sample. Examples longer than the task's last length are left out and counted in
+  Rows that are padded to the same length stand together; the last batch is filled up with empty
+  rows (mask and target_mask 0). The examples are the first `max_examples`, or of a source with data
+  sets a stratified sample. Examples longer than the task's last length are left out and counted in
   `counts["skipped"]`.
 
   indices: which example of the source each row is, in the order of the rows.
   """
 
   def __init__(
-    self, source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
+    self,
+    source: Rows[Example],
+    task: Task,
+    batch_size: int,
+    max_examples: int | None,
+    leave_out_padding: bool,
   ):
     items = task.prepare(source)
     rows = [(index, items[index]) for index in _scored(source, items, task, max_examples)]
@@ -220,12 +223,15 @@ class ScoringBatches:
     if not fitting:
       raise _none_fits(source, task, len(rows))
     self.counts: _Counts = {"skipped": len(rows) - len(fitting)}
-    fitting = sorted(fitting, key=lambda one: len(one[1].tokens))
+    fitting = sorted(fitting, key=lambda one: _padded_length(one[1], task.lengths))
     self.indices = [int(index) for index, _ in fitting]
     self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
     max_targets = max(len(row.tokens) - row.target_start for row in self._rows)
     self._min_targets = min(power_of_two(max_targets, _MIN_SCORED), 16)
+    self._real_positions = None
+    if leave_out_padding:
+      self._real_positions = RealPositions(_sizes(self._rows, self._size), task.lengths)
 
   @property
   def mean_prompt(self) -> tuple[int, int]:
@@ -240,7 +246,8 @@ class ScoringBatches:
   def __iter__(self) -> Iterator[HostBatch]:
     for start in range(0, len(self._rows), self._size):
       chosen = self._rows[start : start + self._size]
-      yield collate(chosen, self._lengths, self._min_targets, self._size)
+      batch = collate(chosen, self._lengths, self._min_targets, self._size)
+      yield batch if self._real_positions is None else self._real_positions(batch)
 
 
 def training_batches(
@@ -271,10 +278,17 @@ def training_batches(
 
 
 def scoring_batches(
-  source: Rows[Example], task: Task, batch_size: int, max_examples: int | None = None
+  source: Rows[Example],
+  task: Task,
+  batch_size: int,
+  max_examples: int | None = None,
+  leave_out_padding: bool = False,
 ) -> ScoringBatches:
-  """Batches over `max_examples` examples (of text: windows), the same on every host."""
-  return ScoringBatches(source, task, batch_size, max_examples)
+  """Batches over `max_examples` examples (of text: windows), the same on every host.
+
+  leave_out_padding: see `training_batches`.
+  """
+  return ScoringBatches(source, task, batch_size, max_examples, leave_out_padding)
 
 
 def check_fit(source: Rows[Example], task: Task, max_examples: int | None = None) -> None:
@@ -314,8 +328,7 @@ def collate(
   T is the first of `lengths` that holds the longest row, M at least `min_targets`.
   B is `size` (default: as many as rows); rows beyond the given ones are empty.
   """
-  max_length = max(len(row.tokens) for row in rows)
-  width = next(length for length in lengths if length >= max_length)
+  width = max(_padded_length(row, lengths) for row in rows)
   num_targets = max(len(row.tokens) - row.target_start for row in rows)
   targets = max(targets_bucket(num_targets), min_targets)
   tokens, mask = pad_sequences([row.tokens for row in rows], width, size)
@@ -331,6 +344,17 @@ def collate(
     "target_mask": target_mask,
     **extra_inputs(prompts, size),
   }
+
+
+def _padded_length(row: Encoded, lengths: Sequence[int]) -> int:
+  """The first of `lengths` that holds a row."""
+  return next(length for length in lengths if length >= len(row.tokens))
+
+
+def _sizes(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+  """The tokens of each row, batch by batch."""
+  for start in range(0, len(rows), batch_size):
+    yield [len(row.tokens) for row in rows[start : start + batch_size]]
 
 
 def targets_bucket(count: int) -> int:

@@ -81,7 +81,8 @@ def score_source(
   """`score_model` on the one source that `spec` names, of which `metrics` are."""
   model = _with_settings(model, data, settings)
   source, task = open_task(model.lm, model.inputs, spec, prompt_length, model.method)
-  batches = scoring_batches(source, task, settings.batch_size, settings.max_examples)
+  size, count, one_device = settings.batch_size, settings.max_examples, model.lm.is_on_one_device
+  batches = scoring_batches(source, task, size, count, leave_out_padding=one_device)
   found = teacher_forced(model.loss, batches, functools.partial(shard_batch, mesh=model.lm.mesh))
   likelihood = found.scores
   counts = {name: count for name, count in batches.counts.items() if count}

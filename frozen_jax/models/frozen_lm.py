@@ -46,6 +46,11 @@ class FrozenLM:
   end_ids: tuple[int, ...] = ()
   family: str = ""
 
+  @property
+  def is_on_one_device(self) -> bool:
+    """Whether one device holds it, so that batches may leave out padding (`core.types.Batch`)."""
+    return self.mesh is None or self.mesh.size == 1
+
   def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token ids -> input embeddings; UserError for an id that the model does not have."""
     return _embed(self.params, self.config, checked_ids(token_ids, None, self.config.vocab_size))

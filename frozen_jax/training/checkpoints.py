@@ -300,9 +300,14 @@ def _load(path: AnyPath, abstract: dict[str, Any]) -> dict[str, Any]:
     raise _unreadable(path, error) from error
 
 
-def _unreadable(path: AnyPath, error: Exception) -> UserError:
+def _unreadable(path: AnyPath, error: BaseException) -> UserError:
+  while error.__cause__ is not None:  # Orbax says of whatever fails that a handler is incompatible
+    error = error.__cause__
   reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-  return UserError(f"{path} cannot be read ({reason}); remove that folder to start its stage anew")
+  return UserError(
+    f"{path} cannot be read ({reason}); run the same command again, and if that changes nothing,"
+    " remove that folder to start its stage anew"
+  )
 
 
 def _abstract(tree: Any, mesh: Mesh) -> Any:

@@ -1,7 +1,7 @@
 """Every decoder family against transformers on tiny random models, read from their own folders.
 
-For each: logits and the gradient to the input embeddings with both paddings, cached decoding, 8
-devices against one.
+For each: logits and the gradient to the input embeddings with both paddings, what follows a cache,
+eight devices against one.
 """
 
 import copy
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from frozen_jax.backbones import decoder, rope
+from frozen_jax.backbones.cache import with_free_slots
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.errors import UserError
 from frozen_jax.sharding.mesh import make_mesh
@@ -29,7 +30,6 @@ EACH_FAMILY = {kind: case for case, (kind, _) in reversed(CASES.items())}.values
 WITHOUT_MASK = {"llama", "llama-dynamic", "llama-longrope-short", "phi3-longrope", "opt", "bloom"}
 
 hidden = jax.jit(decoder.hidden, static_argnums=1)
-prefill = jax.jit(decoder.prefill, static_argnums=(1, 4))
 step = jax.jit(decoder.step, static_argnums=1)
 
 
@@ -126,28 +126,8 @@ def test_logits_gradient_and_decoding(case, models):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_cached_decoding_equals_the_full_pass(case, models):
-  _, loaded = models(case)
-  config, params = loaded.config, loaded.params
-  tokens, mask = inputs("left")
-  ahead = 5
-  embedded = decoder.embed(params, config, jnp.asarray(tokens))
-  mask = jnp.asarray(mask)
-
-  full = hidden(params, config, embedded, mask)
-  first, cache = prefill(params, config, embedded[:, :-ahead], mask[:, :-ahead], ahead)
-  states = [first]
-  for index in range(LENGTH - ahead, LENGTH):
-    state, cache = step(params, config, embedded[:, index : index + 1], cache)
-    states.append(state)
-  real = np.asarray(mask) > 0
-  cached = np.asarray(jnp.concatenate(states, axis=1))
-  np.testing.assert_allclose(cached[real], np.asarray(full)[real], atol=2e-5)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_continuations_equal_the_full_pass_of_each(case, models):
-  """Three continuations of one text, in one pass after its cache, and each in a full pass."""
+def test_what_follows_a_cache_equals_the_full_pass(case, models):
+  """Three continuations of one text, in one pass after its cache, and the first token by token."""
   _, loaded = models(case)
   config, params = loaded.config, loaded.params
   depends = config.rope is not None and config.rope.kind in rope.DEPENDS_ON_LENGTH
@@ -164,12 +144,12 @@ def test_continuations_equal_the_full_pass_of_each(case, models):
   embed = lambda ids: decoder.embed(params, config, jnp.asarray(ids))
 
   @jax.jit
-  def states_of(tokens, mask):
-    _, cache = decoder.prefill(
+  def cached(tokens, mask):
+    text, cache = decoder.prefill(
       params, config, embed(tokens), mask, mask.sum(1) * 0 + 4, free_slots=0
     )
     assert cache.mask.shape[1] == LENGTH
-    return decoder.hidden_after_cache(
+    states = decoder.hidden_after_cache(
       params,
       config,
       embed(more.reshape(3, 12)),
@@ -177,15 +157,23 @@ def test_continuations_equal_the_full_pass_of_each(case, models):
       jnp.asarray(position_ids.reshape(3, 12)),
       jnp.broadcast_to(attention_mask, (3, 12, 12)),
     )
+    return text, states, with_free_slots(cache, 4)
 
   for padding in ("left", "right"):
     tokens, mask = inputs(padding)
-    states = np.asarray(states_of(tokens, jnp.asarray(mask))).reshape(3, 3, 4, -1)
+    text, states, cache = cached(tokens, jnp.asarray(mask))
+    by_token = []
+    for index in range(4):
+      state, cache = step(params, config, embed(more[:, 0, index : index + 1]), cache)
+      by_token.append(np.asarray(state))
     full_tokens = np.concatenate([np.repeat(tokens, 3, axis=0), more.reshape(9, 4)], axis=1)
     full_mask = np.concatenate([np.repeat(mask, 3, axis=0), np.tile(real, (3, 1))], axis=1)
-    full = hidden(params, config, embed(full_tokens), full_mask)
-    full = np.asarray(full)[:, LENGTH:].reshape(states.shape)
-    np.testing.assert_allclose(states[:, real], full[:, real], atol=2e-5, err_msg=padding)
+    full = np.asarray(hidden(params, config, embed(full_tokens), full_mask))
+    full = full.reshape(3, 3, LENGTH + 4, -1)
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5, err_msg=padding)
+    close(np.asarray(text)[mask > 0], full[:, 0, :LENGTH][mask > 0])
+    close(np.concatenate(by_token, axis=1), full[:, 0, LENGTH:])
+    close(np.asarray(states).reshape(3, 3, 4, -1)[:, real], full[:, :, LENGTH:][:, real])
 
 
 @pytest.mark.parametrize("case", sorted(EACH_FAMILY))

@@ -237,6 +237,18 @@ def test_real_positions_have_few_sizes_and_hold_every_token(words):
   assert len(sizes) == 1 and sizes.pop() % 8 == 0
 
 
+def test_what_is_scored_has_one_size_a_length(words):
+  rows = [question(n, words=1 + n % 9) for n in range(40)]
+  task = QuestionTask(words, lengths=(8, 16))
+  found = scoring_batches(rows, task, 8, leave_out_padding=True)
+  sizes = {(batch["mask"].shape[1], len(batch.get("real_positions", ()))) for batch in found}
+  lengths = [length for length, _ in sizes]
+  assert sorted(lengths) == [8, 16], sizes
+  with_padding = [batch["tokens"] for batch in scoring_batches(rows, task, 8)]
+  for batch, tokens in zip(found, with_padding, strict=True):
+    np.testing.assert_array_equal(batch["tokens"], tokens)
+
+
 def test_where_little_is_padding_all_positions_stay(words):
   rows = [question(n, words=2) for n in range(8)]
   (size,) = {len(QuestionTask(words, lengths=(16,)).prepare(rows)[0].tokens)}

@@ -108,8 +108,10 @@ METHODS = {
   "mix": recursion(kind="mix", write=1),
   "tokens": recursion(kind="tokens", read=2, write=1),
 }
-# Between passes these two are as `mix` and `tokens`: each position by itself.
-DECODED = [name for name in METHODS if name not in ("linear", "concat")]
+# Decoded as others are: each position by itself, as `mix` and `tokens`; after such a prompt as
+# `id_pt` and `recursion`; in three passes, as `within_the_stack`.
+AS_OTHERS = ("linear", "concat", "plain_id_pt", "both_prompts_trained", "three_passes")
+DECODED = [name for name in METHODS if name not in AS_OTHERS]
 NEW = 5  # tokens that there is room for after a prefill
 
 

@@ -46,10 +46,10 @@ ENCODER = {
 }
 ROWS, LENGTH, TARGETS = 16, 128, 4
 ACTIVATION = ROWS * LENGTH * LM["width"] * 4  # bytes of all rows, float32
-MESHES = ({"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"data": 8})
+MESHES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"data": 8})
 NOTHING_TRAINED = ["looped", "recirculation", "zero_shot"]
 TRAINED = sorted(METHODS.keys() - {*NOTHING_TRAINED, "textual_recursion"})
-# With networks of their own, or with trained weights: on every mesh. The others on the first two.
+# With networks of their own, or with trained weights: on every mesh. The others on the first.
 ON_EVERY_MESH = ("fine_tuning", "id_pt", "neural_recursion", "zero_shot")
 
 
@@ -58,7 +58,7 @@ def each_on_meshes(methods):
   cases = [
     pytest.param(method, mesh, id=f"{method}-{mesh}")
     for method in methods
-    for mesh in (MESHES if method in ON_EVERY_MESH else MESHES[:2])
+    for mesh in (MESHES if method in ON_EVERY_MESH else MESHES[:1])
   ]
   return pytest.mark.parametrize(("method", "mesh"), cases)
 
@@ -117,7 +117,7 @@ def test_no_collective_of_generation_is_as_large_as_an_activation(method, mesh):
 def test_moving_the_padding_for_a_kernel_exchanges_no_activation(monkeypatch):
   kernel = Kernel("cudnn", interpret=True)
   monkeypatch.setattr(kernels, "of_decoder", lambda *_: kernel)
-  compiled = programs("prompt_tuning", MESHES[1]).all()
+  compiled = programs("prompt_tuning", MESHES[0]).all()
   for name in ("train_step", "prefill"):
     assert max(collectives(compiled[name]())) < ACTIVATION / 2
 

@@ -250,6 +250,21 @@ def test_a_fault_of_ours_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
     opened(tmp_path).save(state_at(1), None, {}, None)
 
 
+def test_what_a_failed_read_says_is_its_first_cause(tmp_path, monkeypatch):
+  """Orbax says of whatever fails that a handler is incompatible."""
+  opened(tmp_path).save(state_at(1), None, {}, None)
+
+  def fail(*_, **__):
+    try:
+      raise OSError("the disk is gone")
+    except OSError as error:
+      raise KeyError("incompatible handler") from error
+
+  monkeypatch.setattr(ocp, "load_checkpointables", fail)
+  with pytest.raises(UserError, match=r"cannot be read \(the disk is gone\); run the same command"):
+    opened(tmp_path).restore(state_at(0))
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_a_damaged_checkpoint_is_the_users_error(tmp_path, damage):
   opened(tmp_path).save(state_at(1), None, {}, None)
@@ -257,7 +272,7 @@ def test_a_damaged_checkpoint_is_the_users_error(tmp_path, damage):
   for file in path.rglob("*"):
     if file.is_file() and (damage == "truncate" or file.name == "_CHECKPOINT_METADATA"):
       file.write_bytes(file.read_bytes()[:10]) if damage == "truncate" else file.unlink()
-  with pytest.raises(UserError, match="00000001 cannot be read .*; remove that folder"):
+  with pytest.raises(UserError, match="00000001 cannot be read .*, remove that folder"):
     opened(tmp_path).restore(state_at(0))
   with pytest.raises(UserError, match="00000001 cannot be read"):
     load_best(tmp_path, "prompt")
