@@ -1,4 +1,4 @@
-"""Our side of `training_step`: `python -m benchmarks.ours DTYPE all|answers|short`."""
+"""Our side of `training_step`: `python -m benchmarks.ours DTYPE WORK`."""
 
 import functools
 import sys
@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import work, worker
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
+from frozen_jax.data.real_positions import RealPositions
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.modules.soft_prompt import prompt_params
@@ -27,16 +28,16 @@ def main() -> None:
   dtype, name = sys.argv[1:]
   lm = load_decoder(work.MODEL, dtype, progress=False)
   todo = work.make(lm.config.vocab_size, lm.config.width, name)
-  rows, length = todo.tokens.shape
-  positions = np.arange(length - 1 - todo.targets, length - 1)
-  ids = todo.tokens[:, positions + 1]
+  positions = todo.lengths[:, None] - 1 - todo.targets + np.arange(todo.targets)
+  ids = np.take_along_axis(todo.tokens, positions + 1, axis=1)
   batch = {
     "tokens": todo.tokens,
-    "mask": np.ones_like(todo.tokens),
-    "target_positions": np.tile(positions, (rows, 1)),
+    "mask": todo.mask,
+    "target_positions": positions,
     "target_ids": ids,
     "target_mask": np.ones_like(ids),
   }
+  batch = RealPositions([todo.lengths.tolist()], [todo.tokens.shape[1]])(batch)
   batch = {name: jnp.asarray(a, jnp.int32) for name, a in batch.items()}
 
   method = PromptTuning(lm.config, PromptSettings(length=work.PROMPT))

@@ -1,4 +1,4 @@
-"""PEFT's side of `training_step`: `python -m benchmarks.peer DTYPE all|answers|short FOLDER`.
+"""PEFT's side of `training_step`: `python -m benchmarks.peer DTYPE WORK FOLDER`.
 
 As its documentation tells a user to do it: a `PeftModelForCausalLM` with `PromptTuningConfig`,
 labels of -100 where there is no target, the model's own loss, torch's Adam over what is trained.
@@ -31,9 +31,10 @@ def main() -> None:
   optimizer = torch.optim.Adam(trained, lr=work.LEARNING_RATE)
 
   tokens = torch.tensor(todo.tokens)
-  mask = torch.ones_like(tokens)
-  labels = tokens.clone()
-  labels[:, : tokens.shape[1] - todo.targets] = -100
+  mask = torch.tensor(todo.mask)
+  place, lengths = torch.arange(tokens.shape[1]), torch.tensor(todo.lengths)[:, None]
+  is_target = (place < lengths) & (place >= lengths - todo.targets)
+  labels = torch.where(is_target, tokens, -100)
 
   def step() -> float:
     loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss

@@ -1,10 +1,11 @@
 """A prompt-tuning step of SmolLM2-135M against PEFT (torch): `python -m benchmarks.training_step`.
 
 20 trained vectors before each row; forward, backward to the prompt, Adam. Works, of which the
-first two are in float32 and the others with each side in its faster dtype:
+first three are in float32 and the others with each side in its faster dtype:
 
   prompt_tuning_float32        4 rows of 236 tokens, all but the first of which are targets
   prompt_tuning_short_texts    32 rows of 24 tokens, the last 8 are targets
+  prompt_tuning_padded_texts   32 rows of 12 to 32 tokens, the last 8 are targets
   prompt_tuning_best_dtype     as the first
   prompt_tuning_answers_only   as the first, but the last 8 tokens of a row are targets
 
@@ -36,10 +37,11 @@ PAIRS = 7
 WORKS = {  # by their names in `work.SHAPES`
   "prompt_tuning_float32": "all",
   "prompt_tuning_short_texts": "short",
+  "prompt_tuning_padded_texts": "padded",
   "prompt_tuning_best_dtype": "all",
   "prompt_tuning_answers_only": "answers",
 }
-_IN_FLOAT32 = ("prompt_tuning_float32", "prompt_tuning_short_texts")
+_IN_FLOAT32 = tuple(WORKS)[:3]
 
 
 def main() -> None:
@@ -107,7 +109,7 @@ def _row(
   ):
     measured = pairs.compare(ours, peer, count)
   _check_losses(name, measured.losses, dtypes)
-  tokens = work.SHAPES[shape].rows * work.SHAPES[shape].tokens
+  tokens = int(work.make(1 << 10, 1, shape).lengths.sum())
   # A peak per dtype: the better of both sides where they share one.
   peaks = measured.matrix if dtypes[0] != dtypes[1] else (max(measured.matrix),) * 2
   use = [4 * parameters * tokens / measured.median(side) / peaks[side] for side in (0, 1)]

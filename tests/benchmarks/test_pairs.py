@@ -57,6 +57,13 @@ def test_answers_are_the_end_of_the_same_text():
   assert (everything.targets, answers.targets) == (everything.tokens.shape[1] - 1, work.ANSWER)
 
 
+def test_both_sides_see_the_same_padding():
+  padded = work.make(99, 8, "padded")
+  np.testing.assert_array_equal(padded.mask.sum(axis=1), padded.lengths)
+  assert (padded.lengths == work.make(1000, 1, "padded").lengths).all()
+  assert padded.lengths.min() >= 12 and 0.4 < padded.mask.mean() < 0.8
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_peer_reads_the_same_model(tmp_path, tied):
   config = DecoderConfig(
