@@ -6,7 +6,7 @@ of hosts trains on the same batches.
 
 Shapes. A program is compiled for each pair of shapes [B, T], [B, M] that occurs, so there are few:
 T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
-least 4, for scoring 8) that holds the largest number of targets, and never below what half of all
+least 4, for scoring 16) that holds the largest number of targets, and never below what half of all
 batches need.
 Both depend on the rows of all hosts, which need equal shapes; so each host tokenises the whole
 batch.
@@ -32,7 +32,7 @@ from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
 from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
 _MIN_TARGETS = 4
-_MIN_SCORED = 8  # so that sources of short answers, scored one after the other, have one shape
+_MIN_SCORED = 16  # so that sources of short answers, scored one after the other, have one shape
 _SAMPLE = 512  # examples, to estimate the usual shapes
 PREFETCH = 4  # batches, in a thread
 
@@ -227,8 +227,6 @@ class ScoringBatches:
     self.indices = [int(index) for index, _ in fitting]
     self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
-    max_targets = max(len(row.tokens) - row.target_start for row in self._rows)
-    self._min_targets = min(power_of_two(max_targets, _MIN_SCORED), 16)
     self._real_positions = None
     if leave_out_padding:
       self._real_positions = RealPositions(_sizes(self._rows, self._size), task.lengths)
@@ -246,7 +244,7 @@ class ScoringBatches:
   def __iter__(self) -> Iterator[HostBatch]:
     for start in range(0, len(self._rows), self._size):
       chosen = self._rows[start : start + self._size]
-      batch = collate(chosen, self._lengths, self._min_targets, self._size)
+      batch = collate(chosen, self._lengths, _MIN_SCORED, self._size)
       yield batch if self._real_positions is None else self._real_positions(batch)
 
 
