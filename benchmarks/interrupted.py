@@ -72,7 +72,8 @@ class Compiled(NamedTuple):
     from jax import monitoring
 
     def listen(event: str, seconds: float, **about: Any) -> None:
-      if "jaxpr_to_mlir_module" in event and self.name in str(about.get("fun_name")):
+      names = (self.name, f"jit({self.name})")
+      if "jaxpr_to_mlir_module" in event and about.get("fun_name") in names:
         act()
 
     monitoring.register_event_duration_secs_listener(listen)
@@ -80,17 +81,19 @@ class Compiled(NamedTuple):
 
 # In the order in which the run of `benchmarks.interruptions` comes to them: two stages of five
 # steps, validated before the first and after the second, fourth and fifth, saved after these.
+# Before them the LM without training answers, after them the model of each.
 PLACES: dict[str, Opened | Called | Compiled] = {
   "reading data": Opened("train.jsonl"),
   "reading config.json": Opened("model/config.json"),
   "reading weights": Opened("model/model.safetensors"),
   "reading the tokenizer": Opened("model/tokenizer_config.json"),
+  "answering without training": Called("frozen_jax.evaluation.scores:_score_questions", 1),
   "compiling the first step": Compiled("step"),
   "between two stages": Called("frozen_jax.run.train:run_stage", 2),
   "in step 3": Called("frozen_jax.training.loop:global_batch", 8),
   "in the validation of step 4": Called("frozen_jax.run.stage:shard_batch", 7),
   "writing the checkpoint of step 4": Opened("baseline/00000004.*/orbax.checkpoint"),
-  "answering test questions": Called("frozen_jax.decoding.engine:_decode_steps", 2),
+  "answering test questions": Called("frozen_jax.evaluation.scores:_score_questions", 3),
   "drawing report.png": Called("frozen_jax.evaluation.plots:report_figure", 1),
   "writing results.json": Opened(".results.json.*"),
 }

@@ -37,7 +37,7 @@ def main() -> None:
     "target_ids": ids,
     "target_mask": np.ones_like(ids),
   }
-  batch = RealPositions([todo.lengths.tolist()], [todo.tokens.shape[1]])(batch)
+  batch = RealPositions([todo.lengths.tolist()], [todo.tokens.shape[1]], len(todo.lengths))(batch)
   batch = {name: jnp.asarray(a, jnp.int32) for name, a in batch.items()}
 
   method = PromptTuning(lm.config, PromptSettings(length=work.PROMPT))

@@ -81,7 +81,7 @@ class TrainingBatches:
     self._min_targets = _usual_num_targets(sample, batch_size)
     self._real_positions = None
     if leave_out_padding:
-      self._real_positions = RealPositions(_sizes(sample, batch_size), task.lengths)
+      self._real_positions = RealPositions(_sizes(sample, batch_size), task.lengths, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._distinct = DistinctRows("skipped", "truncated")
@@ -201,9 +201,10 @@ class _Replacements:
 class ScoringBatches:
   """A finite sequence of batches over examples of a source, to score them.
 
-  Rows that are padded to the same length stand together; the last batch is filled up with empty
-  rows (mask and target_mask 0). The examples are the first `max_examples`, or of a source with data
-  sets a stratified sample. Examples longer than the task's last length are left out and counted in
+  Rows that are padded to the same length stand together, of these such with texts for the encoder
+  that are about as long; the last batch is filled up with empty rows (mask and target_mask 0). The
+  examples are the first `max_examples`, or of a source with data sets a stratified sample. Examples
+  longer than the task's last length are left out and counted in
   `counts["skipped"]`.
 
   indices: which example of the source each row is, in the order of the rows.
@@ -223,13 +224,14 @@ class ScoringBatches:
     if not fitting:
       raise _none_fits(source, task, len(rows))
     self.counts: _Counts = {"skipped": len(rows) - len(fitting)}
-    fitting = sorted(fitting, key=lambda one: _padded_length(one[1], task.lengths))
+    fitting = sorted(fitting, key=lambda one: _padded_lengths(one[1], task.lengths))
     self.indices = [int(index) for index, _ in fitting]
     self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
     self._real_positions = None
     if leave_out_padding:
-      self._real_positions = RealPositions(_sizes(self._rows, self._size), task.lengths)
+      sizes = _sizes(self._rows, self._size)
+      self._real_positions = RealPositions(sizes, task.lengths, self._size)
 
   @property
   def mean_prompt(self) -> tuple[int, int]:
@@ -342,6 +344,11 @@ def collate(
     "target_mask": target_mask,
     **extra_inputs(prompts, size),
   }
+
+
+def _padded_lengths(row: Encoded, lengths: Sequence[int]) -> tuple[int, int]:
+  """To what a row is padded at least, and its text for the encoder."""
+  return _padded_length(row, lengths), len(row.encoder_tokens or ())
 
 
 def _padded_length(row: Encoded, lengths: Sequence[int]) -> int:

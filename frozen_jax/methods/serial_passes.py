@@ -50,8 +50,10 @@ class SerialPasses(LayerPasses):
     tokens: Int[HostOrDevice, "B T"],
     mask: Int[HostOrDevice, "B T"],
     states: Float[HostOrDevice, "B T _"] | None = None,
+    real: Int[HostOrDevice, "C"] | None = None,
   ) -> Float[Array, "B T D"]:
-    """The first pass's hidden states of whole texts; `states` are None."""
+    """The first pass's hidden states of whole texts, token by token; `states` are None."""
+    del real
     assert states is None  # a token's states depend on the second passes of those before it
     return self.prefill(params, added, tokens, mask, 0, 0)[0]
 

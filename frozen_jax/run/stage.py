@@ -61,7 +61,7 @@ def run_stage(
   source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)
   rows = training_batches(
     *(source, task, stage.train.batch_size, stage.seed, host_shard(mesh), stage.data.mixture),
-    leave_out_padding=lm.is_on_one_device and stage.train.accumulate == 1,
+    leave_out_padding=mesh.size == 1 and stage.train.accumulate == 1,
   )
   epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
   train = stage.train.for_rows(epoch_rows)

@@ -23,7 +23,7 @@ from frozen_jax.pipelines.load_adapter import stored_arrays
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run.settings import resolve_run
 from frozen_jax.sharding.checksum import checksum
-from frozen_jax.sharding.hosts import barrier, is_first_host
+from frozen_jax.sharding.hosts import barrier, gather_bytes, is_first_host
 from frozen_jax.training.checkpoint_folders import CHECKPOINTS, how_to_train_on, newest_checkpoint
 from frozen_jax.training.checkpoints import read_record, recorded_steps
 from frozen_jax.training.metrics import METRICS
@@ -132,8 +132,9 @@ def scored_otherwise(workdir: AnyPath, run: RunSettings) -> list[str]:
 
 
 def has_checkpoints(workdir: AnyPath, run: RunSettings) -> bool:
-  """Whether a stage of the run has been trained there, be it in part."""
-  return any(newest_checkpoint(workdir, stage.name) for stage in run.running)
+  """Whether a stage of the run has been trained there, be it in part; as the first host sees it."""
+  found = any(newest_checkpoint(workdir, stage.name) for stage in run.running)
+  return gather_bytes(b"1" if found else b"")[0] == b"1"
 
 
 def _obstacle(workdir: AnyPath, run: RunSettings, stored: RunSettings, complete: bool) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,13 @@ def test_what_is_left(tmp_path):
   left, repeated, newest = interruptions.look(tmp_path)
   assert left == "prompt at 5; baseline at 2; half-written 00000004; half-written results.json"
   assert (repeated, newest) == (1, 2)
+
+
+@pytest.mark.unit
+def test_the_functions_that_places_name_are_there():
+  for place in PLACES.values():
+    if isinstance(place, Called):
+      assert callable(pkgutil.resolve_name(place.function)), place
 
 
 @pytest.mark.unit

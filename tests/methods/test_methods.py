@@ -192,7 +192,7 @@ def test_neither_padding_nor_empty_rows_count(method):
   "method",
   [
     *("prompt_tuning", "prompt_for_each_task", "id_pt", "prefix_tuning", "lora", "fine_tuning"),
-    *("recursion", "within_the_stack", "late_id_pt"),
+    *("recursion", "within_the_stack", "late_id_pt", "serial_recirculation"),
   ],
   indirect=True,
 )

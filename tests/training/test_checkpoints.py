@@ -261,7 +261,9 @@ def test_what_a_failed_read_says_is_its_first_cause(tmp_path, monkeypatch):
       raise KeyError("incompatible handler") from error
 
   monkeypatch.setattr(ocp, "load_checkpointables", fail)
-  with pytest.raises(UserError, match=r"cannot be read \(the disk is gone\); run the same command"):
+  with pytest.raises(
+    UserError, match=r"cannot be read \(OSError: the disk is gone\); run the same command"
+  ):
     opened(tmp_path).restore(state_at(0))
 
 
