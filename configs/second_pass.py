@@ -11,7 +11,7 @@ told before them, and each hop has to be made. `--config.recursion.passes=3`: in
 
 Measured 2026-11-29 on one core (EPYC, AVX512), seed 0, 900 test questions, exact match at one, two,
 three hops: `control` 100 / 67.7 / 31.7, `second_pass` 98.7 / 44.7 / 32.7. After 640 steps of 16
-rows, 450 questions, seeds 0 and 1: `control` 100 / 99.7 / 51.7, `second_pass` 100 / 96.9 / 61.5
+rows, 450 questions, seeds 0 to 2: `control` 100 / 99.4 / 51.4, `second_pass` 100 / 95.8 / 63.2
 (docs/results/second_pass_chains.md).
 
 `:all` sets rivals beside them: `prompt_on`, the prompt trained on; `paper`, the paper's form;

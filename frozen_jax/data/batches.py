@@ -33,7 +33,7 @@ from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
 _MIN_TARGETS = 4
 _MIN_SCORED = 16  # so that sources of short answers, scored one after the other, have one shape
-_SAMPLE = 512  # examples, to estimate the usual shapes
+_SAMPLE = 512  # rows, to estimate the usual shapes
 PREFETCH = 4  # batches, in a thread
 
 _Counts = dict[str, int]
@@ -164,8 +164,8 @@ class TrainingBatches:
     )
 
   def _sample(self, indices: grain.MapDataset) -> list[Encoded]:
-    """Those of the first examples drawn that fit, from which usual shapes are estimated."""
-    drawn = [self._items[indices[i]] for i in range(min(_SAMPLE, len(self._items)))]
+    """Those of the first rows drawn that fit, from which usual shapes are estimated."""
+    drawn = [self._items[indices[i]] for i in range(_SAMPLE)]
     return [one for one in drawn if len(one.tokens) <= self._task.lengths[-1]]
 
 

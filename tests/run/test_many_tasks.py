@@ -231,8 +231,8 @@ class _Drawn(Exception):
 def test_how_data_sets_are_mixed_is_as_the_command_says(
   run_here, monkeypatch, tmp_path, arguments, shares
 ):
-  def draw(*arguments):
-    batches = training_batches(*arguments)
+  def draw(*arguments, **named):
+    batches = training_batches(*arguments, **named)
     raise _Drawn(collections.Counter(t for _ in range(8) for t in next(batches)["task"].tolist()))
 
   monkeypatch.setattr(stage, "training_batches", draw)
