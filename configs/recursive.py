@@ -9,7 +9,7 @@ one and writes to one of pass two.
 
 Measured 2026-11-30 on two cores (AMD EPYC, AVX512), seed 0, 300 test questions, exact match / loss:
 `baseline` 57.3% / 1.184, `late_prompt` 57.7% / 1.058, `control` 58.3% / 1.071, `finetune` 58.0% /
-1.066. 13.8 minutes. (docs/results/second_pass_world_facts.md)
+1.066. 10.8 minutes. (docs/results/second_pass_world_facts.md)
 
 Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 
