@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.train.steps = 60  # of every stage but the first
   config.train.learning_rate.update({"prompt": 0.01, "connector": 1e-4})
   config.train.validate_every = config.train.checkpoint_every = 30
-  config.train.validate_examples = 160
+  config.train.validate_examples = 128
   config.evaluate.max_examples = 300
   config.stages = _stages()
   if not variant:

@@ -86,6 +86,7 @@ class Batch(Prompts):
   first_pass_cached  int32 [B]     alongside them: 1 where they were known before
   real_positions     int32 [C]     on one device, where much is padding: index in B * T of each real
                                    token, rising; then any from B * T on. Padding is not computed
+  real_targets       int32 [S]     likewise, of targets: indices in B * M, then any from B * M on
   """
 
   target_positions: HostOrDevice
@@ -94,6 +95,7 @@ class Batch(Prompts):
   first_pass_states: NotRequired[HostOrDevice]
   first_pass_cached: NotRequired[HostOrDevice]
   real_positions: NotRequired[HostOrDevice]
+  real_targets: NotRequired[HostOrDevice]
 
 
 class Pairs(TypedDict):

@@ -7,7 +7,7 @@ of hosts trains on the same batches.
 Shapes. A program is compiled for each pair of shapes [B, T], [B, M] that occurs, so there are few:
 T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
 least 4, for scoring 16) that holds the largest number of targets, and never below what half of all
-batches need.
+batches need. Where padding is left out, M costs next to nothing, and is such that few need more.
 Both depend on the rows of all hosts, which need equal shapes; so each host tokenises the whole
 batch.
 """
@@ -20,18 +20,17 @@ import numpy as np
 
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
-from frozen_jax.core.types import ROW_INDEX, HostBatch, Prompt
+from frozen_jax.core.types import ROW_INDEX, HostBatch
+from frozen_jax.data.collate import collate, num_targets, padded_lengths, targets_bucket, widths
 from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
-from frozen_jax.data.real_positions import RealPositions
+from frozen_jax.data.real_positions import RealPlaces, RealPositions
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
-from frozen_jax.text.padding import extra_inputs, pad_sequences, power_of_two
 
-_MIN_TARGETS = 4
 _MIN_SCORED = 16  # so that sources of short answers, scored one after the other, have one shape
 _SAMPLE = 512  # rows, to estimate the usual shapes
 PREFETCH = 4  # batches, in a thread
@@ -79,9 +78,11 @@ class TrainingBatches:
     indices = shuffled_order(len(self._items), dataset_index, mixture, seed)
     sample = self._sample(indices)
     self._min_targets = _usual_num_targets(sample, batch_size)
+    if leave_out_padding:
+      self._min_targets = targets_bucket(2 * max(map(num_targets, sample), default=1))
     self._real_positions = None
     if leave_out_padding:
-      self._real_positions = RealPositions(_sizes(sample, batch_size), task.lengths, batch_size)
+      self._real_positions = _real_positions(sample, task.lengths, self._min_targets, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._distinct = DistinctRows("skipped", "truncated")
@@ -224,14 +225,13 @@ class ScoringBatches:
     if not fitting:
       raise _none_fits(source, task, len(rows))
     self.counts: _Counts = {"skipped": len(rows) - len(fitting)}
-    fitting = sorted(fitting, key=lambda one: _padded_lengths(one[1], task.lengths))
+    fitting = sorted(fitting, key=lambda one: padded_lengths(one[1], task.lengths))
     self.indices = [int(index) for index, _ in fitting]
     self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
     self._real_positions = None
     if leave_out_padding:
-      sizes = _sizes(self._rows, self._size)
-      self._real_positions = RealPositions(sizes, task.lengths, self._size)
+      self._real_positions = _real_positions(self._rows, task.lengths, _MIN_SCORED, self._size)
 
   @property
   def mean_prompt(self) -> tuple[int, int]:
@@ -266,7 +266,8 @@ def training_batches(
     batch_size: the rows of all hosts. seed: of the order.
     shard: (this host's index, number of hosts).
     mixture: how often each of the source's data sets is drawn from.
-    leave_out_padding: give batches `real_positions`; for one host with one device.
+    leave_out_padding: give batches `real_positions` and `real_targets`; for one host with one
+      device.
 
   Raises:
     UserError: a batch that cannot be divided among the hosts; data sets of plain text to be mixed,
@@ -320,56 +321,22 @@ def _none_fits(source: Rows[Example], task: Task, size: int) -> UserError:
   )
 
 
-def collate(
-  rows: Sequence[Encoded], lengths: Sequence[int], min_targets: int, size: int | None = None
-) -> HostBatch:
-  """Encoded rows as the arrays of `core.types.Batch`, padded on the right.
-
-  T is the first of `lengths` that holds the longest row, M at least `min_targets`.
-  B is `size` (default: as many as rows); rows beyond the given ones are empty.
-  """
-  width = max(_padded_length(row, lengths) for row in rows)
-  num_targets = max(len(row.tokens) - row.target_start for row in rows)
-  targets = max(targets_bucket(num_targets), min_targets)
-  tokens, mask = pad_sequences([row.tokens for row in rows], width, size)
-  ids, target_mask = pad_sequences([row.tokens[row.target_start :] for row in rows], targets, size)
-  predicting = [range(row.target_start - 1, len(row.tokens) - 1) for row in rows]
-  positions, _ = pad_sequences(predicting, targets, size)
-  prompts = [Prompt(row.tokens, row.encoder_tokens, row.task) for row in rows]
-  return {
-    "tokens": tokens,
-    "mask": mask,
-    "target_positions": positions,
-    "target_ids": ids,
-    "target_mask": target_mask,
-    **extra_inputs(prompts, size),
-  }
-
-
-def _padded_lengths(row: Encoded, lengths: Sequence[int]) -> tuple[int, int]:
-  """To what a row is padded at least, and its text for the encoder."""
-  return _padded_length(row, lengths), len(row.encoder_tokens or ())
-
-
-def _padded_length(row: Encoded, lengths: Sequence[int]) -> int:
-  """The first of `lengths` that holds a row."""
-  return next(length for length in lengths if length >= len(row.tokens))
-
-
-def _sizes(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-  """The tokens of each row, batch by batch."""
+def _real_positions(
+  rows: Sequence[Encoded], lengths: Sequence[int], min_targets: int, batch_size: int
+) -> RealPositions:
+  """Of batches like those of these rows."""
+  positions, targets = [], []
   for start in range(0, len(rows), batch_size):
-    yield [len(row.tokens) for row in rows[start : start + batch_size]]
-
-
-def targets_bucket(count: int) -> int:
-  """The smallest power of two, at least 4, that is not below `count`."""
-  return power_of_two(count, _MIN_TARGETS)
+    batch = rows[start : start + batch_size]
+    length, most_targets = widths(batch, lengths, min_targets)
+    positions.append((length, [len(row.tokens) for row in batch]))
+    targets.append((most_targets, [num_targets(row) for row in batch]))
+  return RealPositions(RealPlaces(positions, batch_size), RealPlaces(targets, batch_size))
 
 
 def _usual_num_targets(sample: Sequence[Encoded], batch_size: int) -> int:
   """M that about half of all batches do not exceed."""
-  counts = [len(one.tokens) - one.target_start for one in sample]
+  counts = [num_targets(one) for one in sample]
   usual = np.quantile(counts, 1 - 0.5 / batch_size, method="higher") if counts else 1
   return targets_bucket(int(usual))
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from frozen_jax.backbones.config import DecoderConfig
 from frozen_jax.backbones.decoder import logits
+from frozen_jax.backbones.joined_rows import joined_rows
 from frozen_jax.backbones.loss import target_log_likelihood
 from frozen_jax.core.types import ROW_LOSSES, Batch, Metrics, Tree
 
@@ -24,9 +25,17 @@ def loss_at_targets(
   Only the positions whose next token is a target meet the vocabulary projection. With
   `train_params` the projection gets a gradient, too, at the price of all logits at once.
   """
-  at_targets = jnp.take_along_axis(hidden, batch["target_positions"][..., None], axis=1)
   log_likelihood = _log_likelihood_of_all_logits if train_params else target_log_likelihood
-  values, is_best = log_likelihood(lm, decoder, at_targets, batch["target_ids"])
+  positions, ids = batch["target_positions"], batch["target_ids"]
+  if "real_targets" in batch:
+    layout = joined_rows(0, batch["target_mask"], batch["real_targets"])
+    in_all = positions + hidden.shape[1] * np.arange(len(positions))[:, None]  # of B * T
+    at_targets = hidden.reshape(-1, hidden.shape[-1])[layout.join(None, in_all)]  # [1, S, D]
+    joined = log_likelihood(lm, decoder, at_targets, layout.join(None, ids))
+    values, is_best = (layout.split(one)[1] for one in joined)
+  else:
+    at_targets = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    values, is_best = log_likelihood(lm, decoder, at_targets, ids)
   real = batch["target_mask"] > 0  # [B, M]
   targets, losses = real.sum(), -jnp.where(real, values, 0.0)
   loss = losses.sum() / jnp.maximum(targets, 1)

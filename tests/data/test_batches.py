@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.batches import collate, scoring_batches, targets_bucket, training_batches
+from frozen_jax.data.batches import scoring_batches, training_batches
+from frozen_jax.data.collate import collate, targets_bucket
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask
 
@@ -222,30 +223,42 @@ def test_text_is_not_mixed(words):
     training_batches([{"text": "1 2 3"}], LanguageModelTask(words, (8,)), 1, mixture=MIXED)
 
 
-def test_real_positions_have_one_size_and_hold_every_token(words):
+@pytest.mark.parametrize(
+  ("name", "mask"), [("real_positions", "mask"), ("real_targets", "target_mask")]
+)
+def test_what_is_real_has_one_size_and_holds_all(words, name, mask):
   """A batch that needs more than most is left as it is."""
-  rows = [question(n, words=1 + n % 5) for n in range(40)]
-  make = lambda **more: training_batches(rows, QuestionTask(words, lengths=(16,)), 8, **more)
+  rows = [question(n, words=1 + n % 5, answer=" red" * (1 + n % 7)) for n in range(40)]
+  make = lambda **more: training_batches(rows, QuestionTask(words, lengths=(24,)), 8, **more)
   with_padding, sizes = make(), []
   for batch in itertools.islice(make(leave_out_padding=True), 20):
-    real, count = batch.pop("real_positions", None), int(batch["mask"].sum())
+    real, count, expected = batch.get(name), int(batch[mask].sum()), next(with_padding)
+    for key, array in expected.items():  # but for the M of targets, it is the same
+      np.testing.assert_array_equal(batch[key][tuple(map(slice, array.shape))], array)
     if real is None:
-      assert equal(batch, next(with_padding)) and count > sizes[0]
+      assert count > sizes[0]
       continue
-    np.testing.assert_array_equal(real[:count], np.flatnonzero(batch["mask"]))
-    assert (real[count:] == batch["mask"].size).all() and real.dtype == np.int32
-    assert equal(batch, next(with_padding)), "otherwise the batch is the same"
+    np.testing.assert_array_equal(real[:count], np.flatnonzero(batch[mask]))
+    assert (real[count:] == batch[mask].size).all() and real.dtype == np.int32
     sizes.append(len(real))
-  assert len(sizes) > 15 and set(sizes) == {sizes[0]} and sizes[0] % 8 == 0
+  assert len(sizes) > 15 and set(sizes) == {sizes[0]} and sizes[0] % 4 == 0
 
 
-def test_what_is_scored_has_one_size_a_length(words):
+def test_few_long_answers_make_no_more_shapes_where_padding_is_left_out(words):
+  rows = [question(n, words=2, answer=" red" * (9 if n % 25 == 0 else 2)) for n in range(100)]
+  make = lambda **more: training_batches(rows, QuestionTask(words, lengths=(32,)), 4, **more)
+  shapes = lambda batches: {batch["target_ids"].shape for batch in itertools.islice(batches, 30)}
+  assert shapes(make()) == {(4, 4), (4, 16)}
+  assert shapes(make(leave_out_padding=True)) == {(4, 32)}
+
+
+@pytest.mark.parametrize("name", ["real_positions", "real_targets"])
+def test_what_is_scored_has_one_size_a_length(words, name):
   rows = [question(n, words=1 + n % 9) for n in range(40)]
   task = QuestionTask(words, lengths=(8, 16))
-  found = scoring_batches(rows, task, 8, leave_out_padding=True)
-  sizes = {(batch["mask"].shape[1], len(batch.get("real_positions", ()))) for batch in found}
-  lengths = [length for length, _ in sizes]
-  assert sorted(lengths) == [8, 16], sizes
+  found = list(scoring_batches(rows, task, 8, leave_out_padding=True))
+  sizes = {(batch["mask"].shape[1], len(batch[name])) for batch in found}
+  assert sorted(length for length, _ in sizes) == [8, 16], sizes
   with_padding = [batch["tokens"] for batch in scoring_batches(rows, task, 8)]
   for batch, tokens in zip(found, with_padding, strict=True):
     np.testing.assert_array_equal(batch["tokens"], tokens)

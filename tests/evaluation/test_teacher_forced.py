@@ -9,7 +9,7 @@ import pytest
 
 from frozen_jax.backbones import decoder
 from frozen_jax.backbones.config import DecoderConfig
-from frozen_jax.data.batches import collate
+from frozen_jax.data.collate import collate
 from frozen_jax.data.tasks import Encoded
 from frozen_jax.evaluation.teacher_forced import teacher_forced, teacher_forced_scores
 from frozen_jax.methods.zero_shot import ZeroShot

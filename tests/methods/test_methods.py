@@ -198,8 +198,11 @@ def test_neither_padding_nor_empty_rows_count(method):
 )
 def test_padding_may_be_left_out(method):
   trained, one = trained_tree(method), batch()
-  real = np.append(np.flatnonzero(one["mask"]), [27, 27]).astype(np.int32)  # 19 of 27, and none
-  (loss, metrics), grads = loss_and_gradients(method, trained, {**one, "real_positions": real})
+  real = {
+    "real_positions": np.append(np.flatnonzero(one["mask"]), [27, 27]).astype(np.int32),
+    "real_targets": np.append(np.flatnonzero(one["target_mask"]), [99]).astype(np.int32),
+  }
+  (loss, metrics), grads = loss_and_gradients(method, trained, one | real)
   (expected, expected_metrics), expected_grads = loss_and_gradients(method, trained, one)
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
   jax.tree.map(
