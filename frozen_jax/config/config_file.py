@@ -22,8 +22,9 @@ def load_config(argument: str) -> ConfigDict:
 
   Raises UserError where there is no such file or it gives none.
   """
-  given, colon, variant = argument.partition(":")
-  path = find_config(given)
+  scheme, slashes, rest = argument.rpartition("://")
+  name, colon, variant = rest.partition(":")
+  path = find_config(scheme + slashes + name)
   try:
     get_config = runpy.run_path(str(path))["get_config"]
     config = get_config(variant) if colon else get_config()

@@ -65,6 +65,13 @@ def test_no_such_config(elsewhere, given, message):
     find_config(given)
 
 
+@pytest.mark.parametrize("given", ["gs://bucket/mine.py", "s3://bucket/mine.py:smoke"])
+def test_a_config_on_a_store_is_refused_by_its_whole_path(given):
+  path = given.removesuffix(":smoke")
+  with pytest.raises(UserError, match=f"^{path} is on an object store.*; give a local path"):
+    load_config(given)
+
+
 def test_an_installed_package_has_them_in_a_folder_of_its_own(elsewhere, monkeypatch):
   inside = elsewhere / "site-packages" / "frozen_jax" / "configs"
   inside.mkdir(parents=True)

@@ -179,6 +179,15 @@ def test_it_asks_for_the_slice_waits_copies_installs_runs_and_follows(cloud):
   assert "host0 runs" in done.stdout and "host1 runs" not in done.stdout
 
 
+@pytest.mark.parametrize("given", ["a clone", "~/a clone"])
+def test_the_folder_of_the_clone_is_one_of_the_hosts_home_folder(cloud, given):
+  done = cloud.run(*ARGUMENTS, FOLDER=given)
+  assert done.returncode == 0, done.stderr
+  for host in ("host0", "host1"):
+    (run,) = cloud.runs(host)
+    assert run[-1] == str(cloud.folder / host / "a clone")
+
+
 def test_every_call_says_where(cloud):
   cloud.run(*ARGUMENTS, "--delete")
   for call in cloud.calls():
