@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks import work, worker
 from frozen_jax.backbones.load import load_decoder
 from frozen_jax.core.host_memory import keep_freed_memory, wait_for_each_program
-from frozen_jax.data.real_positions import RealPlaces
+from frozen_jax.data.tasks import Encoded
+from frozen_jax.data.unpadding import Unpadding
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.modules.settings import PromptSettings
 from frozen_jax.modules.soft_prompt import prompt_params
@@ -37,9 +38,11 @@ def main() -> None:
     "target_ids": ids,
     "target_mask": np.ones_like(ids),
   }
-  places = RealPlaces([(todo.tokens.shape[1], todo.lengths.tolist())], len(todo.lengths))
-  if (real := places.of(todo.mask)) is not None:
-    batch["real_positions"] = real
+  rows = [
+    Encoded(row[:length].tolist(), int(length) - todo.targets)
+    for row, length in zip(todo.tokens, todo.lengths, strict=True)
+  ]
+  batch = Unpadding(rows, [todo.tokens.shape[1]], todo.targets, len(rows))(batch)
   batch = {name: jnp.asarray(a, jnp.int32) for name, a in batch.items()}
 
   method = PromptTuning(lm.config, PromptSettings(length=work.PROMPT))

@@ -21,7 +21,7 @@
 # PRESET        a name of presets.txt: what to ask for, and the mesh. Without it the TPU must exist,
 #               with the clone installed on it, and the run is started in the foreground
 # CREATE_FLAGS  for `gcloud compute tpus queued-resources create`: --spot, --reserved, --network=...
-# FOLDER        the clone on each host: from the home folder, or by its whole path (default: frozen_jax)
+# FOLDER        the clone on each host: a path in its home folder, or from / on (default: frozen_jax)
 # PYTHON        the interpreter there (default: .venv/bin/python with PRESET, else python3)
 # POLL_SECONDS  between two looks at the queued resource (default: 30)
 set -euo pipefail
@@ -72,9 +72,10 @@ fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 poll=${POLL_SECONDS:-30}
 archive=${TMPDIR:-/tmp}/frozen_jax-$TPU_NAME.tar.gz
-# The hosts' shells start in the home folder, and expand no `~` that is quoted.
 folder=${FOLDER:-frozen_jax}
-printf -v folder '%q' "${folder#'~/'}"
+folder=${folder#'~/'} # the hosts' shells start in the home folder
+[[ -n $folder && $folder != '~'* ]] || fail 2 "FOLDER=$FOLDER: give a path in the home folder, or from / on"
+printf -v folder '%q' "$folder"
 
 value_of() { # NAME ARGUMENT...: the value of a flag; of several the last one counts
   local name=$1 value="" following=false argument

@@ -6,6 +6,7 @@ They stand in configs/ at the top of the repository; an installed package has a 
 import ast
 import difflib
 import pathlib
+import re
 import runpy
 
 from ml_collections import ConfigDict
@@ -22,9 +23,9 @@ def load_config(argument: str) -> ConfigDict:
 
   Raises UserError where there is no such file or it gives none.
   """
-  scheme, slashes, rest = argument.rpartition("://")
-  name, colon, variant = rest.partition(":")
-  path = find_config(scheme + slashes + name)
+  scheme = re.match(r"\w+://|", argument)[0]
+  name, colon, variant = argument.removeprefix(scheme).partition(":")
+  path = find_config(scheme + name)
   try:
     get_config = runpy.run_path(str(path))["get_config"]
     config = get_config(variant) if colon else get_config()

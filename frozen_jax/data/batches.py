@@ -7,11 +7,12 @@ of hosts trains on the same batches.
 Shapes. A program is compiled for each pair of shapes [B, T], [B, M] that occurs, so there are few:
 T is the smallest of the task's `lengths` that holds the batch's longest row, M a power of two (at
 least 4, for scoring 16) that holds the largest number of targets, and never below what half of all
-batches need. Where padding is left out, M costs next to nothing, and is such that few need more.
+batches need. Where padding is left out M costs next to nothing, and is such that few need more.
 Both depend on the rows of all hosts, which need equal shapes; so each host tokenises the whole
 batch.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,15 +22,15 @@ import numpy as np
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import ProgressBar
 from frozen_jax.core.types import ROW_INDEX, HostBatch
-from frozen_jax.data.collate import collate, num_targets, padded_lengths, targets_bucket, widths
+from frozen_jax.data.collate import collate, num_targets, padded_lengths, targets_bucket
 from frozen_jax.data.distinct_rows import DistinctRows
 from frozen_jax.data.examples import Example
 from frozen_jax.data.mixture import shuffled_order, stratified_sample
-from frozen_jax.data.real_positions import RealPlaces, RealPositions
 from frozen_jax.data.rows import Rows
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask, Task
+from frozen_jax.data.unpadding import Unpadding
 
 _MIN_SCORED = 16  # so that sources of short answers, scored one after the other, have one shape
 _SAMPLE = 512  # rows, to estimate the usual shapes
@@ -78,11 +79,11 @@ class TrainingBatches:
     indices = shuffled_order(len(self._items), dataset_index, mixture, seed)
     sample = self._sample(indices)
     self._min_targets = _usual_num_targets(sample, batch_size)
+    self._unpadding = None
     if leave_out_padding:
       self._min_targets = targets_bucket(2 * max(map(num_targets, sample), default=1))
-    self._real_positions = None
-    if leave_out_padding:
-      self._real_positions = _real_positions(sample, task.lengths, self._min_targets, batch_size)
+      rows_of_batches = _filled_up(sample, batch_size)
+      self._unpadding = Unpadding(rows_of_batches, task.lengths, self._min_targets, batch_size)
     batches = indices.batch(batch_size, batch_fn=list).map(self._collate_batch)
     self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(1, PREFETCH)))
     self._distinct = DistinctRows("skipped", "truncated")
@@ -148,7 +149,7 @@ class TrainingBatches:
       "truncated": [own for encoded, own in chosen if encoded.truncated],
     }
     own_rows = _select_rows(batch, self._host_rows)
-    return own_rows if self._real_positions is None else self._real_positions(own_rows), rows
+    return own_rows if self._unpadding is None else self._unpadding(own_rows), rows
 
   def _fitting_example(self, index: int) -> tuple[Encoded, int]:
     """The example at an index or the next one that fits, and its index."""
@@ -229,9 +230,9 @@ class ScoringBatches:
     self.indices = [int(index) for index, _ in fitting]
     self._rows = [row for _, row in fitting]
     self._lengths, self._size = task.lengths, max(batch_size, 1)
-    self._real_positions = None
+    self._unpadding = None
     if leave_out_padding:
-      self._real_positions = _real_positions(self._rows, task.lengths, _MIN_SCORED, self._size)
+      self._unpadding = Unpadding(self._rows, task.lengths, _MIN_SCORED, self._size)
 
   @property
   def mean_prompt(self) -> tuple[int, int]:
@@ -247,7 +248,7 @@ class ScoringBatches:
     for start in range(0, len(self._rows), self._size):
       chosen = self._rows[start : start + self._size]
       batch = collate(chosen, self._lengths, _MIN_SCORED, self._size)
-      yield batch if self._real_positions is None else self._real_positions(batch)
+      yield batch if self._unpadding is None else self._unpadding(batch)
 
 
 def training_batches(
@@ -321,17 +322,10 @@ def _none_fits(source: Rows[Example], task: Task, size: int) -> UserError:
   )
 
 
-def _real_positions(
-  rows: Sequence[Encoded], lengths: Sequence[int], min_targets: int, batch_size: int
-) -> RealPositions:
-  """Of batches like those of these rows."""
-  positions, targets = [], []
-  for start in range(0, len(rows), batch_size):
-    batch = rows[start : start + batch_size]
-    length, most_targets = widths(batch, lengths, min_targets)
-    positions.append((length, [len(row.tokens) for row in batch]))
-    targets.append((most_targets, [num_targets(row) for row in batch]))
-  return RealPositions(RealPlaces(positions, batch_size), RealPlaces(targets, batch_size))
+def _filled_up(sample: Sequence[Encoded], batch_size: int) -> list[Encoded]:
+  """As many of the rows again, from the first on, as make the last batch a whole one."""
+  missing = -len(sample) % batch_size
+  return [*sample, *itertools.islice(itertools.cycle(sample), missing)]
 
 
 def _usual_num_targets(sample: Sequence[Encoded], batch_size: int) -> int:

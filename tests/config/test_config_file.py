@@ -65,6 +65,14 @@ def test_no_such_config(elsewhere, given, message):
     find_config(given)
 
 
+def test_a_variant_may_have_the_address_of_a_file(elsewhere):
+  text = (
+    "from ml_collections import ConfigDict\ndef get_config(v):\n  return ConfigDict({'v': v})\n"
+  )
+  (elsewhere / "mine.py").write_text(text)
+  assert load_config("mine:file=gs://bucket/a.jsonl").v == "file=gs://bucket/a.jsonl"
+
+
 @pytest.mark.parametrize("given", ["gs://bucket/mine.py", "s3://bucket/mine.py:smoke"])
 def test_a_config_on_a_store_is_refused_by_its_whole_path(given):
   path = given.removesuffix(":smoke")

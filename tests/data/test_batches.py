@@ -1,5 +1,6 @@
 """Batches: padding, order, epochs, resume, hosts, and what is counted."""
 
+import collections
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from frozen_jax.data.batches import scoring_batches, training_batches
 from frozen_jax.data.collate import collate, targets_bucket
 from frozen_jax.data.settings import MixtureSettings
 from frozen_jax.data.tasks import Encoded, LanguageModelTask, QuestionTask
+from frozen_jax.data.unpadding import real_indices
 
 
 def question(number, words=1, answer="red"):
@@ -226,22 +228,45 @@ def test_text_is_not_mixed(words):
 @pytest.mark.parametrize(
   ("name", "mask"), [("real_positions", "mask"), ("real_targets", "target_mask")]
 )
-def test_what_is_real_has_one_size_and_holds_all(words, name, mask):
-  """A batch that needs more than most is left as it is."""
+def test_what_is_real_has_few_sizes_and_holds_all(words, name, mask):
   rows = [question(n, words=1 + n % 5, answer=" red" * (1 + n % 7)) for n in range(40)]
   make = lambda **more: training_batches(rows, QuestionTask(words, lengths=(24,)), 8, **more)
-  with_padding, sizes = make(), []
+  with_padding, sizes = make(), collections.Counter()
   for batch in itertools.islice(make(leave_out_padding=True), 20):
-    real, count, expected = batch.get(name), int(batch[mask].sum()), next(with_padding)
+    real, count, expected = batch[name], int(batch[mask].sum()), next(with_padding)
     for key, array in expected.items():  # but for the M of targets, it is the same
       np.testing.assert_array_equal(batch[key][tuple(map(slice, array.shape))], array)
-    if real is None:
-      assert count > sizes[0]
-      continue
     np.testing.assert_array_equal(real[:count], np.flatnonzero(batch[mask]))
     assert (real[count:] == batch[mask].size).all() and real.dtype == np.int32
-    sizes.append(len(real))
-  assert len(sizes) > 15 and set(sizes) == {sizes[0]} and sizes[0] % 4 == 0
+    sizes[len(real)] += 1
+  assert len(sizes) <= 2 and max(sizes.values()) > 15, sizes
+
+
+@pytest.mark.parametrize("real, size", [(0, 12), (12, 12), (13, 24), (24, 24), (25, None)])
+def test_a_batch_that_needs_more_has_twice_the_size(real, size):
+  """Of 32 places; more than 28 are all of them."""
+  mask = (np.arange(32) < real).astype(np.int32).reshape(4, 8)
+  found = real_indices(mask, {8: 12})
+  assert (None if found is None else len(found)) == size
+  assert real_indices(mask, {9: 12}) is None, "of another width nothing is known"
+
+
+def test_the_size_of_targets_does_not_follow_the_longest_answer(words):
+  """One answer in 128 has 100 tokens, the others two."""
+  rows = [question(n, answer=" red" * (100 if n % 128 == 0 else 2)) for n in range(512)]
+  batches = training_batches(rows, QuestionTask(words, lengths=(128,)), 16, leave_out_padding=True)
+  found = [next(batches) for _ in range(32)]
+  assert {batch["target_ids"].shape for batch in found} == {(16, 256)}
+  assert max(len(batch["real_targets"]) for batch in found) <= 2 * 9 / 8 * (2 * 100 + 14 * 2)
+  assert np.median([len(batch["real_targets"]) for batch in found]) <= 9 / 8 * (300 + 8)
+
+
+def test_a_last_batch_of_one_long_row_changes_no_size(words):
+  rows = [question(n, answer=" red" * (14 if n == 64 else 2)) for n in range(65)]
+  task = QuestionTask(words, lengths=(16, 32))
+  found = list(scoring_batches(rows, task, 16, leave_out_padding=True))
+  assert len(found) == 5 and all(len(batch["real_targets"]) <= 64 for batch in found)
+  assert all("real_positions" in batch for batch in found)
 
 
 def test_few_long_answers_make_no_more_shapes_where_padding_is_left_out(words):

@@ -188,6 +188,13 @@ def test_the_folder_of_the_clone_is_one_of_the_hosts_home_folder(cloud, given):
     assert run[-1] == str(cloud.folder / host / "a clone")
 
 
+@pytest.mark.parametrize("given", ["~/", "~", "~bob/clone"])
+def test_a_folder_that_is_none_in_a_home_folder_is_refused(cloud, given):
+  done = cloud.run(*ARGUMENTS, FOLDER=given)
+  assert done.returncode == 2 and not cloud.calls()
+  assert f"error: FOLDER={given}: give a path in the home folder" in done.stderr
+
+
 def test_every_call_says_where(cloud):
   cloud.run(*ARGUMENTS, "--delete")
   for call in cloud.calls():
