@@ -21,8 +21,8 @@ more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prom
 
 `:late` and `:t0_late` (T0's rows): without a text encoder. Both prompts join the text within the
 stack (`prompt.layer`), and the generator reads the LM's own states there. `:t0_late`, three
-seeds, 100 steps: loss 3.077 on trained tasks, 2.409 on held-out sets; a shared late prompt 3.138 and
-2.454, a prompt at the input 3.318 and 2.559 (docs/results/t0_methods.md).
+seeds, 100 steps: loss 3.077 on trained tasks, 2.409 on held-out sets; a shared late prompt 3.138
+and 2.454, a prompt at the input 3.318 and 2.559 (docs/results/t0_methods.md).
 
 `:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md), with that encoder.
 """
