@@ -166,9 +166,18 @@ class TrainingBatches:
     )
 
   def _sample(self, indices: grain.MapDataset) -> list[Encoded]:
-    """Those of the first rows drawn that fit, from which usual shapes are estimated."""
-    drawn = [self._items[indices[i]] for i in range(_SAMPLE)]
-    return [one for one in drawn if len(one.tokens) <= self._task.lengths[-1]]
+    """Those of the first rows drawn that fit, from which usual shapes are estimated.
+
+    Of a small source the rows of one epoch, and in other orders again: Grain shuffles few rows
+    slowly, a millisecond each.
+    """
+    drawn = [int(indices[i]) for i in range(min(_SAMPLE, len(self._items)))]
+    encoded = {index: self._items[index] for index in set(drawn)}
+    rng, missing = np.random.default_rng(0), _SAMPLE - len(drawn)
+    again = [rng.permutation(drawn).tolist() for _ in range(-(-missing // len(drawn)))]
+    rows = (encoded[index] for index in itertools.chain(drawn, *again))
+    fitting = (one for one in rows if len(one.tokens) <= self._task.lengths[-1])
+    return list(itertools.islice(fitting, _SAMPLE))
 
 
 class _Replacements:
