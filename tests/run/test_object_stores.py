@@ -59,7 +59,7 @@ def run(call, program, inputs):
   def done(workdir, *flags):
     given = program.command(CONFIG, *inputs, f"--workdir={workdir}", *flags)
     status, out, err = call(*given[2:])
-    assert status == 0, err
+    assert status == 0, "\n".join(err)
     return out, err
 
   return done
