@@ -303,7 +303,7 @@ def _load(path: AnyPath, abstract: dict[str, Any]) -> dict[str, Any]:
 def _unreadable(path: AnyPath, error: BaseException) -> UserError:
   while error.__cause__ is not None:  # Orbax says of whatever fails that a handler is incompatible
     error = error.__cause__
-  reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+  reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
   return UserError(
     f"{path} cannot be read ({reason}); run the same command again, and if that changes nothing,"
     " remove that folder to start its stage anew"
