@@ -173,8 +173,8 @@ class TrainingBatches:
     """
     drawn = [int(indices[i]) for i in range(min(_SAMPLE, len(self._items)))]
     encoded = {index: self._items[index] for index in set(drawn)}
-    rng, missing = np.random.default_rng(0), _SAMPLE - len(drawn)
-    again = [rng.permutation(drawn).tolist() for _ in range(-(-missing // len(drawn)))]
+    rng, times = np.random.default_rng(0), _SAMPLE // max(len(drawn), 1)
+    again = (rng.permutation(drawn).tolist() for _ in range(times))
     rows = (encoded[index] for index in itertools.chain(drawn, *again))
     fitting = (one for one in rows if len(one.tokens) <= self._task.lengths[-1])
     return list(itertools.islice(fitting, _SAMPLE))
