@@ -92,6 +92,17 @@ def test_an_object_is_created_once(folder):
   assert (folder / "new").read_bytes() == b"1"
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\r\r", b"\n--", b"\0", b" "])
+def test_every_byte_comes_back(end, folder, tmp_path):
+  content, source, target = b"\xff\r\n\r" + end, tmp_path / "source", tmp_path / "target"
+  source.write_bytes(content)
+  (folder / "uploaded").upload(source)
+  (folder / "written").write_bytes(content)
+  for path in (folder / "uploaded", folder / "written"):
+    path.download(target, len(content))
+    assert path.read_bytes() == target.read_bytes() == content
+
+
 def test_files_are_written_as_on_a_disk(folder):
   files.write_json(folder / "x.json", {"a": 1})
   files.write_lines(folder / "x.jsonl", [{"b": 2}])
