@@ -139,8 +139,8 @@ def row_of(
     "memory_ratio": measured.memory_ratio(),
     "ours_dtype": hows[0][0],
     "peer_dtype": hows[1][0],
-    "ours_at_once": hows[0][1],
-    "peer_at_once": hows[1][1],
+    "ours_batch_size": hows[0][1],
+    "peer_batch_size": hows[1][1],
     "ours_peak_gb": measured.peak_bytes[0] / 1e9,
     "peer_peak_gb": measured.peak_bytes[1] / 1e9,
   }
@@ -150,7 +150,7 @@ def row_of(
   )
   for side in ("ours", "peer"):
     print(
-      f"  {side:5} {row[side + '_dtype']:9} {row[side + '_at_once']:5} at once "
+      f"  {side:5} {row[side + '_dtype']:9} {row[side + '_batch_size']:5} at once "
       f"{row[side]:9.1f} tokens/s  peak {row[side + '_peak_gb']:5.2f} GB",
       flush=True,
     )

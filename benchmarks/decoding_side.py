@@ -29,13 +29,13 @@ Draw = Callable[[int, int, float], list[list[list[int]]]]  # samples, new, tempe
 
 def main() -> None:
   side, model, dtype, *numbers = sys.argv[1:]
-  at_once, count, samples, new = map(int, numbers)
+  batch_size, count, samples, new = map(int, numbers)
   made: Callable[[str, str, int, int], Draw]
   made = {"ours": ours, "separate": separate, "peer": peer}[side]
   if side != "peer":
     keep_freed_memory()  # as the command does
     wait_for_each_program()
-  draw = made(model, dtype, at_once, count)
+  draw = made(model, dtype, batch_size, count)
   # No use of the machine is reported.
   worker.serve(lambda: drawn(draw(samples, new, 1.0)), lambda width: math.inf)
 
@@ -52,7 +52,7 @@ def prompts(count: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
   return [random.integers(3, vocab_size, length).tolist() for length in lengths]
 
 
-def ours(model: str, dtype: str, at_once: int, count: int) -> Draw:
+def ours(model: str, dtype: str, batch_size: int, count: int) -> Draw:
   """The engine, all samples in one call."""
   from frozen_jax.decoding.requests import Sampling
   from frozen_jax.models.frozen_lm import load_frozen
@@ -64,15 +64,15 @@ def ours(model: str, dtype: str, at_once: int, count: int) -> Draw:
 
   def draw(samples: int, new: int, temperature: float, seed: int = 0) -> list[list[list[int]]]:
     sampling = Sampling(new, temperature, samples, seed)
-    completions = complete(zero_shot, asked, sampling, at_once)
+    completions = complete(zero_shot, asked, sampling, batch_size)
     return [[one.ids for one in each] for each in completions]
 
   return draw
 
 
-def separate(model: str, dtype: str, at_once: int, count: int) -> Draw:
+def separate(model: str, dtype: str, batch_size: int, count: int) -> Draw:
   """The engine, a call for each sample."""
-  once = ours(model, dtype, at_once, count)
+  once = ours(model, dtype, batch_size, count)
 
   def draw(samples: int, new: int, temperature: float) -> list[list[list[int]]]:
     found = [once(1, new, temperature, seed) for seed in range(samples)]
@@ -81,7 +81,7 @@ def separate(model: str, dtype: str, at_once: int, count: int) -> Draw:
   return draw
 
 
-def peer(model: str, dtype: str, at_once: int, count: int) -> Draw:
+def peer(model: str, dtype: str, batch_size: int, count: int) -> Draw:
   """transformers, with every option that cuts the distribution switched off."""
   import torch
   from transformers import AutoModelForCausalLM
@@ -96,7 +96,7 @@ def peer(model: str, dtype: str, at_once: int, count: int) -> Draw:
     how = {"max_new_tokens": new, "num_return_sequences": samples, "pad_token_id": 0}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     found: list[list[list[int]]] = [[] for _ in asked]
-    size = max(at_once // samples, 1)
+    size = max(batch_size // samples, 1)
     for start in range(0, count, size):
       chosen = order[start : start + size]
       tokens, mask = _left_padded([asked[index] for index in chosen])

@@ -337,16 +337,16 @@ def program() -> int:
   quiet_native_log()
   own_streams()
   try:
-    status, at_once = _outcome(sys.argv)
+    status, exits_now = _outcome(sys.argv)
   except Exception:
     if not peers.is_watched():
       raise
     traceback.print_exc()
-    status, at_once = 1, True
+    status, exits_now = 1, True
   interruption.ignore()  # the interpreter's own end must not change the exit status
   # That end would wait for threads, such as those of a download or of data that has stalled, and
   # for the other processes of the run.
-  if at_once or status:
+  if exits_now or status:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

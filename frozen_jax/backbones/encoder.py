@@ -26,6 +26,7 @@ from frozen_jax.backbones.embedding import look_up
 from frozen_jax.backbones.encoder_config import EncoderConfig
 from frozen_jax.backbones.encoder_layer import (
   SAVED_NAMES,
+  Attend,
   Product,
   apply_layer,
   attend_with_mask,
@@ -97,15 +98,10 @@ def hidden(
   def body(stream, scanned, output_positions=None):
     weights, flags = scanned
     weights = gather_weights(weights, LAYER_AXES)
-    inputs = global_inputs
-    if local_inputs is not None:
-      choose = lambda local, other: jnp.where(flags["local"], local, other)
-      inputs = jax.tree.map(choose, local_inputs, global_inputs)
+    inputs = _select_inputs(global_inputs, local_inputs, flags)
     attend = attend_with_mask
     if kernel is not None and output_positions is None:
-      segments = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask
-      kind_id = jnp.asarray(flags.get("local", 0), jnp.int32)
-      attend = lambda q, k, v, _: kernel.attend(q, k, v, segments, kind_id)
+      attend = _attend_by(kernel, jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask, flags)
     skip_norm = flags.get("skip_norm")
     layer = (weights, config, stream, inputs, attend, skip_norm, product, output_positions)
     return apply_layer(*layer), None
@@ -121,6 +117,24 @@ def hidden(
   if config.norm_first:
     stream = norm(params["final_norm"], config, stream)
   return constrain_rows(stream.astype(like.dtype))
+
+
+def _select_inputs(
+  global_inputs: AttentionInputs, local_inputs: AttentionInputs | None, flags: dict[str, Array]
+) -> AttentionInputs:
+  """Those of a layer, which a flag says to be local or global."""
+  if local_inputs is None:
+    return global_inputs
+  choose = lambda local, other: jnp.where(flags["local"], local, other)
+  return jax.tree.map(choose, local_inputs, global_inputs)
+
+
+def _attend_by(
+  kernel: kernels.Kernel, segments: Int[HostOrDevice, "B T"], flags: dict[str, Array]
+) -> Attend:
+  """Attention of a layer by a kernel, within each text of a row."""
+  kind_id = jnp.asarray(flags.get("local", 0), jnp.int32)
+  return lambda q, k, v, _: kernel.attend(q, k, v, segments, kind_id)
 
 
 def pool(

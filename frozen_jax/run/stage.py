@@ -13,8 +13,9 @@ from frozen_jax.core.paths import flatten, num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batch_texts import batch_texts
-from frozen_jax.data.batches import scoring_batches, training_batches
+from frozen_jax.data.batches import TrainingBatches, scoring_batches, training_batches
 from frozen_jax.data.encoded_batches import EncodedBatches, TextStates
+from frozen_jax.data.sources import Source
 from frozen_jax.data.tasks import Task
 from frozen_jax.evaluation.teacher_forced import teacher_forced_scores
 from frozen_jax.models.frozen_lm import FrozenLM
@@ -59,10 +60,7 @@ def run_stage(
   frozen_inputs = _frozen_inputs(stage, trained, initial)
   model = stage.tuned_model(lm, start, global_device_put(frozen_inputs, replicated(mesh)))
   source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)
-  rows = training_batches(
-    *(source, task, stage.train.batch_size, stage.seed, host_shard(mesh), stage.data.mixture),
-    leave_out_padding=mesh.size == 1 and stage.train.accumulate == 1,
-  )
+  rows = _training_batches(stage, source, task, mesh)
   epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
   train = stage.train.for_rows(epoch_rows)
   _log_start(stage, num_parameters(start), train.steps, epoch_rows)
@@ -82,8 +80,7 @@ def run_stage(
   }
   rates = learning_rates(train, model.method.learning_rates, start)
   result = fit(
-    model.method,
-    make_optimizer(train, rates, model.method.no_decay),
+    *(model.method, make_optimizer(train, rates, model.method.no_decay)),
     start,
     model.frozen,
     batches,
@@ -101,6 +98,16 @@ def run_stage(
   )
   counts = {**batches.counts, "left_out": source.num_without_target}
   return TrainedStage(stage, model.with_trained(result.best), result, counts, epoch_rows)
+
+
+def _training_batches(
+  stage: StageSettings, source: Source, task: Task, mesh: jax.sharding.Mesh
+) -> TrainingBatches:
+  """The shuffled rows of the stage's training data, of this host's part of each batch."""
+  return training_batches(
+    *(source, task, stage.train.batch_size, stage.seed, host_shard(mesh), stage.data.mixture),
+    leave_out_padding=mesh.size == 1 and stage.train.accumulate == 1,
+  )
 
 
 def _reading_of(lm: FrozenLM, stage: StageSettings, task: Task) -> dict[str, Any]:

@@ -108,12 +108,12 @@ def run(config, params, tokens, mask, more):
     jnp.tril(jnp.ones((more.shape[1],) * 2, bool)), (3, *[more.shape[1]] * 2)
   )
   hidden_after_cache = jax.jit(decoder.hidden_after_cache, static_argnums=1)
-  at_once = hidden_after_cache(params, config, embed(more), state, position_ids, attention_mask)
+  in_one_call = hidden_after_cache(params, config, embed(more), state, position_ids, attention_mask)
   step, rows = jax.jit(decoder.step, static_argnums=1), []
   for index in range(more.shape[1]):
     states, state = step(params, config, embed(more[:, index : index + 1]), state)
     rows.append(states)
-  both = jnp.concatenate(rows, axis=1), at_once
+  both = jnp.concatenate(rows, axis=1), in_one_call
   return [np.asarray(decoder.logits(params, config, each)) for each in both]
 
 

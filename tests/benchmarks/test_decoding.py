@@ -82,9 +82,11 @@ def test_each_side_is_measured_at_its_best(monkeypatch, capsys):
   wide, best, shared = (
     rows[f"decoding_{name}"] for name in ("float32", "best_dtype", "shared_prefill")
   )
-  assert (wide["ours_dtype"], wide["peer_dtype"], wide["peer_at_once"]) == ("float32",) * 2 + (8,)
-  assert (best["ours_dtype"], best["peer_dtype"], best["peer_at_once"]) == ("bfloat16",) * 2 + (8,)
-  assert (wide["ours_at_once"], best["ours_at_once"]) == (4, 4)
+  hows = [
+    tuple(row[f"{side}_{key}"] for key in ("dtype", "batch_size") for side in ("ours", "peer"))
+    for row in (wide, best)
+  ]
+  assert hows == [("float32", "float32", 4, 8), ("bfloat16", "bfloat16", 4, 8)]
   assert (wide["ours"], wide["peer"], wide["ratio"]) == (30.0, 60.0, 0.5)
   assert shared["peer_name"] == "a prefill for each sample" and shared["ratio"] == 1
   assert {sizes for _, word, sizes in log if word == "step"} == {(1, decoding.TRIED), (3, 5)}

@@ -41,8 +41,8 @@ def outcome(fitted, workdir):
 
 
 @pytest.fixture(scope="module")
-def at_once(tmp_path_factory):
-  """`at_once(steps, **how)`: the outcome of a stage of so many steps from the start."""
+def from_start(tmp_path_factory):
+  """`from_start(steps, **how)`: the outcome of a stage of so many steps from the start."""
   known = {}
 
   def run(steps, **how):
@@ -56,19 +56,19 @@ def at_once(tmp_path_factory):
 
 
 @pytest.mark.parametrize("log_every, first", [(1, 4), (1, 7), (3, 4), (3, 6), (3, 7)])
-def test_the_same_bits_as_at_once(tmp_path, at_once, first, log_every):
+def test_the_same_bits_as_from_the_start(tmp_path, from_start, first, log_every):
   """Validations are at 4, 8 and 12; the ends at 6 and 7 are on no grid."""
   how = CONSTANT | {"log_every": log_every}
   before = train(tmp_path, first, **how)
   assert before.validation[-1]["step"] == first
-  assert outcome(train(tmp_path, 12, **how), tmp_path) == at_once(12, **how)
+  assert outcome(train(tmp_path, 12, **how), tmp_path) == from_start(12, **how)
 
 
-def test_a_best_tree_that_only_the_end_had_gives_way_to_the_one_before(tmp_path, at_once):
+def test_a_best_tree_that_only_the_end_had_gives_way_to_the_one_before(tmp_path, from_start):
   how = CONSTANT | {"validate": bettering, "validate_first": True}
   assert train(tmp_path, 6, **how).best_step == 6
-  assert outcome(train(tmp_path, 7, **how), tmp_path) == at_once(7, **how)
-  assert outcome(train(tmp_path, 9, **how), tmp_path) == at_once(9, **how)
+  assert outcome(train(tmp_path, 7, **how), tmp_path) == from_start(7, **how)
+  assert outcome(train(tmp_path, 9, **how), tmp_path) == from_start(9, **how)
 
 
 def test_what_was_out_of_patience_stays_so(tmp_path):
@@ -80,7 +80,7 @@ def test_what_was_out_of_patience_stays_so(tmp_path):
   assert (more.steps, digest(more.last), more.best_step) == (4, digest(first.last), 2)
 
 
-def test_after_an_interruption(tmp_path, at_once):
+def test_after_an_interruption(tmp_path, from_start):
   class Stops(Batches):
     def __next__(self):
       if self.taken == 5:
@@ -90,10 +90,10 @@ def test_after_an_interruption(tmp_path, at_once):
   how = CONSTANT | {"checkpoint_every": 2}
   with pytest.raises(KeyboardInterrupt):
     train(tmp_path, 6, batches=Stops(), **how)
-  assert outcome(train(tmp_path, 9, **how), tmp_path) == at_once(9, **how)
+  assert outcome(train(tmp_path, 9, **how), tmp_path) == from_start(9, **how)
 
 
-def test_fewer_steps_than_set_but_more_than_done(tmp_path, at_once):
+def test_fewer_steps_than_set_but_more_than_done(tmp_path, from_start):
   class Stops(Batches):
     def __next__(self):
       if self.taken == 3:
@@ -103,13 +103,13 @@ def test_fewer_steps_than_set_but_more_than_done(tmp_path, at_once):
   how = CONSTANT | {"checkpoint_every": 1}
   with pytest.raises(KeyboardInterrupt):
     train(tmp_path, 12, batches=Stops(), **how)
-  assert outcome(train(tmp_path, 6, **how), tmp_path) == at_once(6, **how)
+  assert outcome(train(tmp_path, 6, **how), tmp_path) == from_start(6, **how)
 
 
-def test_within_the_warm_up_the_rates_do_not_depend_on_the_end(tmp_path, at_once):
+def test_within_the_warm_up_the_rates_do_not_depend_on_the_end(tmp_path, from_start):
   how = {"final_fraction": 0.1, "warmup_steps": 5}
   train(tmp_path, 5, **how)
-  assert outcome(train(tmp_path, 9, **how), tmp_path) == at_once(9, **how)
+  assert outcome(train(tmp_path, 9, **how), tmp_path) == from_start(9, **how)
 
 
 @pytest.mark.parametrize(
