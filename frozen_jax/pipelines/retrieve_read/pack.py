@@ -121,8 +121,8 @@ def _rank_block(
     for one in row["ctxs"][:depth]:
       text = tokenizer(template.fill_passage(one["title"], one["text"]), verbose=False)["input_ids"]
       questions.append(ChoiceQuestion(Prompt([*text[:available], *lead]), [choice], [1]))
-  likelihoods = choice_log_likelihoods(lm.zero_shot(), questions, batch_size)
-  scores = iter(float(of_choices[0]) for of_choices in likelihoods)
+  log_likelihoods = choice_log_likelihoods(lm.zero_shot(), questions, batch_size)
+  scores = iter(float(of_choices[0]) for of_choices in log_likelihoods)
   for row in rows:
     scored = [one | {"score": next(scores)} for one in row["ctxs"][:depth]]
     scored.sort(key=lambda one: -one["score"])

@@ -194,11 +194,11 @@ def side_by_side(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
   for question, row in _numbered(scores[last].predictions):
     found = {name: own[question] for name, own in by_row.items() if question in own}
     same = {name: one for name, one in found.items() if one.get("targets") == row.get("targets")}
-    beside = {
+    of_others = {
       "predictions": {name: one["prediction"] for name, one in found.items()},
       "losses": {name: one["loss"] for name, one in same.items() if "loss" in one},
     }
-    rows.append(row | {key: values for key, values in beside.items() if values})
+    rows.append(row | {key: values for key, values in of_others.items() if values})
   return rows
 
 
