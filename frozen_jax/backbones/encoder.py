@@ -119,24 +119,6 @@ def hidden(
   return constrain_rows(stream.astype(like.dtype))
 
 
-def _select_inputs(
-  global_inputs: AttentionInputs, local_inputs: AttentionInputs | None, flags: dict[str, Array]
-) -> AttentionInputs:
-  """Those of a layer, which a flag says to be local or global."""
-  if local_inputs is None:
-    return global_inputs
-  choose = lambda local, other: jnp.where(flags["local"], local, other)
-  return jax.tree.map(choose, local_inputs, global_inputs)
-
-
-def _attend_by(
-  kernel: kernels.Kernel, segments: Int[HostOrDevice, "B T"], flags: dict[str, Array]
-) -> Attend:
-  """Attention of a layer by a kernel, within each text of a row."""
-  kind_id = jnp.asarray(flags.get("local", 0), jnp.int32)
-  return lambda q, k, v, _: kernel.attend(q, k, v, segments, kind_id)
-
-
 def pool(
   config: EncoderConfig,
   states: Float[HostOrDevice, "B T De"],
@@ -221,6 +203,24 @@ def _stacked_layers(params: Params, config: EncoderConfig) -> Params:
     return params["layers"]
   padded = jax.tree.map(lambda a: jnp.pad(a, ((1, 0), (0, 0))), params["later"]["attn_norm"])
   return params["layers"] | {"attn_norm": padded}
+
+
+def _select_inputs(
+  global_inputs: AttentionInputs, local_inputs: AttentionInputs | None, flags: dict[str, Array]
+) -> AttentionInputs:
+  """Those of a layer, which a flag says to be local or global."""
+  if local_inputs is None:
+    return global_inputs
+  choose = lambda local, other: jnp.where(flags["local"], local, other)
+  return jax.tree.map(choose, local_inputs, global_inputs)
+
+
+def _attend_by(
+  kernel: kernels.Kernel, segments: Int[HostOrDevice, "B T"], flags: dict[str, Array]
+) -> Attend:
+  """Attention of a layer by a kernel, within each text of a row."""
+  kind_id = jnp.asarray(flags.get("local", 0), jnp.int32)
+  return lambda q, k, v, _: kernel.attend(q, k, v, segments, kind_id)
 
 
 def _layer_flags(config: EncoderConfig) -> dict[str, Bool[Array, "L"]]:

@@ -79,12 +79,9 @@ def run_stage(
     **_reading_of(lm, stage, task),
   }
   rates = learning_rates(train, model.method.learning_rates, start)
+  optimizer = make_optimizer(train, rates, model.method.no_decay)
   result = fit(
-    *(model.method, make_optimizer(train, rates, model.method.no_decay)),
-    start,
-    model.frozen,
-    batches,
-    train,
+    *(model.method, optimizer, start, model.frozen, batches, train),
     StageRun(
       *(stage.name, workdir, mesh, writer, dependencies),
       fingerprint=lm.fingerprints if stage.reads_encoder else lm.fingerprint,
