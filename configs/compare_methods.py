@@ -1,4 +1,4 @@
-"""Every method of one pass on many tasks, on equal examples, in a table.
+"""Methods of one pass on many tasks, on equal examples, in a table.
 
     python -m frozen_jax.main --config=configs/compare_methods.py
 

@@ -13,7 +13,7 @@ the reader on every order of passages at every budget of tokens, with 95% interv
 one pass can read: `--config.stages.reader.method=lora`, or `id_pt` with
 `--config.model.encoder=minilm-l6-v2`.
 
-The default needs no network: two passages on each country, and the questions of world_facts.
+The default needs no files of yours: two passages on each country, the questions of world_facts.
 Measured 2026-11-28, 300 test questions, seed 0, 49 minutes on one busy core: exact match 96.0% with
 192 tokens of `blended` passages, 56.0% closed book; the gold passage is the first of `blended` for
 99.7%, of the bi-encoder for 87.7%. On `:nq`, 500 test questions, seed 0, two cores, 2026-11-27:

@@ -19,8 +19,9 @@ Variants: `:smoke` the same in a minute or two; `:t0` T0/P3 rows from files:
 trained parameters (0.33% of the LM's; the paper says about 0.3%), and for a text of 512 tokens 1.5%
 more FLOPs for encoder and generator (the paper: about 1%) and 3.9% for the prompt's 20 positions.
 
-`:late` and `:t0_late` (T0's rows): without a text encoder. Both prompts join the text within the
-stack (`prompt.layer`), and the generator reads the LM's own states there. `:t0_late`, three
+`:late` and `:t0_late` (T0's rows): without a text encoder. Beside `shared`, at the input, stages
+`late_prompt` and `late_id_pt`: their prompts join the text within the stack (`prompt.layer`), and
+the generator reads the LM's own states there. `:t0_late`, three
 seeds, 100 steps: loss 3.077 on trained tasks, 2.409 on held-out sets; a shared late prompt 3.138
 and 2.454, a prompt at the input 3.318 and 2.559 (docs/results/t0_methods.md).
 

@@ -2,8 +2,9 @@
 
     python -m frozen_jax.main --config=configs/prompt_tuning.py
 
-Its first 80 steps, as a stage of configs/recursive.py (seed 0, two cores): exact match 54.0% on 300
-questions about held-out countries (measured 2026-11-22); the 150 of this config were not run.
+Its first 80 steps, as a stage of configs/recursive.py of that day (seed 0, two cores): exact match
+54.0% on 300 questions about held-out countries (measured 2026-11-22); the 150 of this config were
+not run.
 
 Variants: `:smoke`; `:chains` questions of one to three hops whose facts are told before them;
 `:llama3_8b`, `:llama3_70b`, `:j1_jumbo` a large LM on a pod (docs/pods.md).
