@@ -182,6 +182,8 @@ class Method(AutoregressiveModel, Protocol):
                   of leaves that weight decay leaves alone; of biases, scales, vectors and scalars
                   it never decays any
   reads_encoder   whether it has an input from a text encoder (`encoder_input`), under any settings
+  frozen_inputs   names of the small trees that it may read and does not train
+  without_inputs  the setting of a stage, KEY=VALUE, under which it does without them
   """
 
   name: ClassVar[str]
@@ -189,6 +191,16 @@ class Method(AutoregressiveModel, Protocol):
   learning_rates: ClassVar[Mapping[str, float]]
   no_decay: ClassVar[tuple[str, ...]]
   reads_encoder: ClassVar[bool]
+  frozen_inputs: ClassVar[tuple[str, ...]]
+  without_inputs: ClassVar[str]
+
+  @classmethod
+  def inputs_read(cls, sections: Mapping[str, Any]) -> Mapping[str, bool]:
+    """Names of the frozen inputs that it reads under these settings -> whether it needs them.
+
+    sections: as of `build`.
+    """
+    ...
 
   @classmethod
   def build(
@@ -218,6 +230,15 @@ class Method(AutoregressiveModel, Protocol):
 
     The last where the states do not depend on what is trained, so that they may be cached; a batch
     may hold the tokens all the same.
+    """
+    ...
+
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """Where trained parts and frozen inputs act on the LM, in words, by name.
+
+    One part starts as another one only where both act at the same position. A part that is not
+    named has none.
     """
     ...
 

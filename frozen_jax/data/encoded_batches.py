@@ -68,6 +68,7 @@ class TextStates:
     encode: Encode,
     rows: int = ENCODED_ROWS,
     keys: StateKeys = ENCODER,
+    max_width: int | None = None,
   ):
     """Configures where the states come from.
 
@@ -78,8 +79,10 @@ class TextStates:
         its own, so it must be computed on the host's own devices.
       rows: N, of each call; a multiple of the number of parts into which devices split a batch.
       keys: where a batch has its texts, and where the states go.
+      max_width: how many positions `encode` can read; None: any number.
     """
     self._store, self._encode, self._rows, self._keys = store, encode, rows, keys
+    self._max_width = max_width
     self.hits = self.misses = 0
 
   def __call__(self, batch: HostBatch) -> dict[str, np.ndarray]:
@@ -97,7 +100,7 @@ class TextStates:
     cached = dict(zip(with_text, stored, strict=True))
     is_cached = np.array([cached.get(index) is not None for index in range(len(texts))], np.int32)
     missing = {keys[index]: texts[index] for index in with_text if cached[index] is None}
-    encoded = self._encode_texts(missing, tokens.shape[1])
+    encoded = self._encode_texts(missing)
     states = np.zeros((*tokens.shape, self._store.width), self._store.dtype)
     for index in with_text:
       row = cached[index]
@@ -110,16 +113,12 @@ class TextStates:
     """Writes new states to disk."""
     self._store.flush()
 
-  def _encode_texts(
-    self, texts: Mapping[TextKey, np.ndarray], max_width: int
-  ) -> dict[TextKey, np.ndarray]:
-    """Encodes texts, those of equal width together, and adds them to the store.
-
-    max_width: the width of the batch, which a model with learned positions can read.
-    """
+  def _encode_texts(self, texts: Mapping[TextKey, np.ndarray]) -> dict[TextKey, np.ndarray]:
+    """Encodes texts, those of equal width together, and adds them to the store."""
     by_width: dict[int, list[TextKey]] = {}
     for key, text in texts.items():
-      width = min(power_of_two(len(text), _MIN_WIDTH), max_width)
+      width = power_of_two(len(text), _MIN_WIDTH)
+      width = width if self._max_width is None else min(width, self._max_width)
       by_width.setdefault(width, []).append(key)
     encoded: dict[TextKey, np.ndarray] = {}
     for width, keys in sorted(by_width.items()):

@@ -3,6 +3,7 @@
 matplotlib is imported inside the functions, since it is slow to import.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -181,7 +182,7 @@ def _axis_end(groups: Sequence[SystemMetrics], metric: str) -> float:
     for rows in groups
     for name in [_main_metric(rows)]
     for metrics in rows.values()
-    if name in metrics and in_percent(name) == in_percent(metric)
+    if math.isfinite(metrics.get(name, math.nan)) and in_percent(name) == in_percent(metric)
   ]
   longest = max([*ends, 0.0])
   return 1.2 * longest if longest else 1.0
@@ -190,7 +191,7 @@ def _axis_end(groups: Sequence[SystemMetrics], metric: str) -> float:
 def _draw_bars(axis: Any, title: str, rows: SystemMetrics, baseline: str, axis_end: float) -> None:
   """One horizontal bar a system, the first on top, with its number and its interval."""
   metric = _main_metric(rows)
-  scored = {name: metrics for name, metrics in rows.items() if metric in metrics}
+  scored = {name: one for name, one in rows.items() if math.isfinite(one.get(metric, math.nan))}
   values = [metrics[metric] for metrics in scored.values()]
   positions = range(len(scored))
   colors = [_COLORS["baseline" if name == baseline else "bar"] for name in scored]

@@ -5,7 +5,8 @@ hidden states of its last pass (`read_prompts`, `read_token`, `read_continuation
 """
 
 import abc
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -20,6 +21,20 @@ class CausalLMMethod(abc.ABC):
   """Prefill, decoding and scoring of a method; see `core.types.Method`."""
 
   decoder: DecoderConfig
+
+  frozen_inputs: ClassVar[tuple[str, ...]] = ()
+  without_inputs: ClassVar[str] = "frozen_inputs='()'"
+
+  @classmethod
+  def inputs_read(cls, sections: Mapping[str, Any]) -> Mapping[str, bool]:
+    """See `core.types.Method.inputs_read`; here all, of which none is needed."""
+    del sections
+    return dict.fromkeys(cls.frozen_inputs, False)
+
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`."""
+    return {}
 
   @abc.abstractmethod
   def read_prompts(

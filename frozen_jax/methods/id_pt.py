@@ -133,6 +133,11 @@ class InputDependentPromptTuning(SinglePass):
       return ""
     return "encoder_tokens" if self.p_prime_length else "encoder_states"
 
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`."""
+    return dict.fromkeys(self.learning_rates, soft_prompt.position())
+
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"generator": ..., "prompt"?: ..., "encoder_prompt"?: ...}, float32.
 

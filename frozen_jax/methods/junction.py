@@ -62,17 +62,15 @@ class CausalJunction:
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorByPosition(PositionJunction):
-  """A Connector that works position by position.
+  """A Connector that works position by position; its output is added to the stream.
 
-  is_normed   whether what is read went through the final norm
-  input_skip  whether its output is added to the stream that the pass starts from
+  is_normed: whether what is read went through the final norm.
   """
 
   connector: PositionConnector
   params: Tree
   decoder: DecoderConfig
   is_normed: bool
-  input_skip: bool
 
   def next_input(
     self, handed: Float[Array, "B T D"], below: Float[Array, "B T D"]
@@ -80,7 +78,7 @@ class ConnectorByPosition(PositionJunction):
     """See `PositionJunction.next_input`."""
     expected = self._expected(handed) if self.connector.reads_tokens else None
     output = self.connector.output(JunctionInput(handed, below, expected))
-    return _joined(output, below, self.input_skip)
+    return _joined(output, below, input_skip=True)
 
   def _expected(self, handed: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """The mean embedding of the next token as read off states, by the LM's own head."""

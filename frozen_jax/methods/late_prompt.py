@@ -6,6 +6,7 @@ embeddings, so that the rates of ordinary prompts serve, and joined in the size 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from frozen_jax.core.types import Base, Prompts, Tree
 from frozen_jax.methods.layer_passes import Added, Junction, LayerPasses, NoConnector
 from frozen_jax.methods.layered import Layered
 from frozen_jax.methods.single_pass import SinglePass
+from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.settings import PromptSettings, written_layer
 
 
@@ -35,6 +37,11 @@ class LatePrompt(Layered, SinglePass):
   def layers(self) -> LayerPasses:
     """The layers below the prompt, and those above."""
     return LayerPasses(self.decoder, self.prompt_layer, passes=1, remat=self.remat)
+
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`: all that makes the prompt acts where it joins."""
+    return dict.fromkeys(self.learning_rates, soft_prompt.position(self.prompt_layer))
 
   def added(
     self, trainable: Tree, frozen: Tree, prompts: Prompts, key: PRNGKeyArray | None

@@ -121,6 +121,7 @@ class LayerPasses:
           them and the final norm
   passes  over the layers from `write` on
   remat   what a layer keeps for the backward pass, see `core.remat`
+  normed  whether a pass that is read after all layers hands on its states after the final norm
   """
 
   decoder: DecoderConfig
@@ -128,6 +129,7 @@ class LayerPasses:
   read: int | None = None
   passes: int = 2
   remat: str = "none"
+  normed: bool = True
 
   @property
   def junctions(self) -> int:
@@ -172,7 +174,7 @@ class LayerPasses:
     for index in range(self.junctions):
       x, _ = added.junction.text(index, handed, below, mask, 0)
       handed = run(x, later, self._layers_after(index))
-    return handed
+    return self._output(params, handed)
 
   def frozen_states(
     self,
@@ -217,7 +219,7 @@ class LayerPasses:
       junctions.append(cache)
       handed = run(x, later, self._layers_after(index))
     shared = caches.pop(0) if self.write else None
-    return handed, State(shared, tuple(caches), tuple(junctions))
+    return self._output(params, handed), State(shared, tuple(caches), tuple(junctions))
 
   def step(
     self, params: Tree, junction: Junction, tokens: Int[HostOrDevice, "B"], state: State
@@ -242,7 +244,7 @@ class LayerPasses:
       x, cache = junction.step(handed, below, state.junctions[index])
       junctions.append(cache)
       handed = run(x, None, self._layers_after(index))
-    return handed, State(shared, tuple(caches), tuple(junctions))
+    return self._output(params, handed), State(shared, tuple(caches), tuple(junctions))
 
   def after_cache(
     self, params: Tree, junction: Junction, continuations: Continuations, state: State
@@ -271,7 +273,7 @@ class LayerPasses:
     for index in range(self.junctions):
       x = junction.after_cache(handed, below, state.junctions[index], mask)
       handed = run(x, None, self._layers_after(index))
-    return handed
+    return self._output(params, handed)
 
   def _first(self, below: Stream, prompt: Array | None, run: Callable[..., Stream]) -> Stream:
     """What the first junction reads: the states of pass one, or with one pass `below`."""
@@ -339,10 +341,14 @@ class LayerPasses:
     )
 
   def _handed(self, params: Tree, stream: Stream, layers: range) -> Stream:
-    """The stream after these layers as it is read: after the last layer, with the final norm."""
-    if layers.stop < self.decoder.layers:
+    """The stream after these layers as it is read: after the last one as `normed` says."""
+    if layers.stop < self.decoder.layers or not self.normed:
       return stream
     return lm.output_states(params, self.decoder, stream)
+
+  def _output(self, params: Tree, handed: Stream) -> Stream:
+    """The hidden states of what the last pass handed on."""
+    return handed if self.normed else lm.output_states(params, self.decoder, handed)
 
   def _unpack(
     self, params: Tree, tokens: Int[HostOrDevice, "B T"], states: Float[Array, "B T _"]
@@ -353,5 +359,5 @@ class LayerPasses:
       below, states = jnp.split(states, [self.decoder.width], axis=-1)
     if self.passes == 1:
       return below, below
-    is_normed = self.read is None
+    is_normed = self.read is None and self.normed
     return below, states.astype(params["final_norm"]["scale"].dtype) if is_normed else states

@@ -85,6 +85,8 @@ class NeuralRecursion(Layered):
     "first_prompt": 0.02,
   }
   no_decay: ClassVar[tuple[str, ...]] = ("prompt/.*", "first_prompt/.*")
+  frozen_inputs: ClassVar[tuple[str, ...]] = ("first_prompt",)
+  without_inputs: ClassVar[str] = "recursion.first_prompt=none"
   reads_encoder: ClassVar[bool] = False
   encoder_input: ClassVar[str] = ""
 
@@ -101,6 +103,8 @@ class NeuralRecursion(Layered):
     del datasets
     recursion, prompt = sections["recursion"], sections["prompt"]
     check_at_input(prompt, cls.name, "recursion.write to the layer")
+    if prompt.per_task:
+      raise UserError(f"{cls.name} has one prompt for all data sets; set prompt.per_task=False")
     sizes = dataclasses.asdict(recursion.connector)
     kind = sizes.pop("kind")
     write, read = layers_of(recursion, base.config.layers)
@@ -115,13 +119,38 @@ class NeuralRecursion(Layered):
       first_prompt=recursion.first_prompt,
       last_prompt=recursion.last_prompt,
       prompt_unit=write_rms / base.embedding_rms,
-      caches_first_pass=recursion.cache_first_pass,
+      # One pass at the embeddings has nothing before what is trained.
+      caches_first_pass=recursion.cache_first_pass and (write > 0 or recursion.passes > 1),
     )
 
   @property
   def decoder(self) -> DecoderConfig:
     """Of the frozen LM."""
     return self.layers.decoder
+
+  @classmethod
+  def inputs_read(cls, sections: Mapping[str, Any]) -> Mapping[str, bool]:
+    """See `core.types.Method.inputs_read`; within the stack the later prompt is added to it."""
+    recursion = sections["recursion"]
+    if recursion.first_prompt != "frozen":
+      return {}
+    return {"first_prompt": recursion.write != "embeddings"}
+
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`.
+
+    Within the stack a later prompt is added to the states of the first one, if there is one.
+    """
+    layers = self.layers
+    later = soft_prompt.position(layers.write)
+    if layers.write and self.first_prompt != "none":
+      later += ", added to the first prompt's states"
+    read = "the last layer" if layers.read is None else f"layer {layers.read}"
+    connector = f"at layer {layers.write}, in one pass"
+    if layers.passes > 1:
+      connector = f"from {read} to layer {layers.write}"
+    return {"first_prompt": soft_prompt.position(), "prompt": later, "connector": connector}
 
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"connector"?: ..., "prompt"?: ..., "first_prompt"?: ...}, float32.
@@ -171,10 +200,10 @@ class NeuralRecursion(Layered):
 
   def first_prompt_of(self, trainable: Tree, frozen: Tree) -> Float[Array, "P D"] | None:
     """See `Layered.first_prompt_of`."""
-    trained = soft_prompt.prompt_vectors(trainable, "first_prompt")
-    if trained is not None:
-      return trained
-    return soft_prompt.prompt_vectors(frozen["frozen_inputs"], "first_prompt")
+    if self.first_prompt == "none":
+      return None
+    of = trainable if self.first_prompt == "trained" else frozen["frozen_inputs"]
+    return soft_prompt.prompt_vectors(of, "first_prompt")
 
   def _later_prompt(
     self, trainable: Tree, below: Float[Array, "B T D"], first: Float[Array, "*B _ D"] | None
@@ -216,7 +245,7 @@ class NeuralRecursion(Layered):
     if isinstance(connector, Connector):
       return CausalJunction(connector, self.input_skip, key)
     is_normed = self.layers.passes > 1 and self.layers.read is None
-    return ConnectorByPosition(connector, frozen["lm"], self.decoder, is_normed, self.input_skip)
+    return ConnectorByPosition(connector, frozen["lm"], self.decoder, is_normed)
 
   def _new_connector(self, key: PRNGKeyArray) -> Connector | PositionConnector:
     width = self.decoder.width

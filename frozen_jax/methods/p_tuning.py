@@ -72,6 +72,11 @@ class PTuning(SinglePass):
       raise UserError("p_tuning has one prompt for all data sets; set prompt.per_task=False")
     return cls(base.config, settings, width, remat=remat)
 
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`; the MLP's input is no prompt of the LM."""
+    return {"prompt": "before the prompt encoder"}
+
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"prompt": {"vectors"}, "prompt_encoder": {"layer_0", ...}}, float32."""
     embeddings = initial_prompt(base, self.settings, key)

@@ -57,6 +57,11 @@ class PromptTuning(SinglePass):
     num_tasks = len(datasets) if settings.per_task else 0
     return kind(base.config, settings, num_tasks, remat=remat, **late)
 
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`."""
+    return {"prompt": soft_prompt.position()}
+
   def init(self, base: Base, key: PRNGKeyArray) -> Tree:
     """Trained tree: {"prompt": {"vectors": ...}}; all data sets start from one prompt."""
     start = initial_prompt(base, self.settings, key)

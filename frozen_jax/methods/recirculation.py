@@ -157,5 +157,5 @@ class Looped(_Untrained):
     del datasets
     settings = sections["looped"]
     start, stop = layers_between(settings, "start", "stop", base.config.layers)
-    passes = LayerPasses(base.config, start, stop, settings.repeats + 1, remat)
+    passes = LayerPasses(base.config, start, stop, settings.repeats + 1, remat, normed=False)
     return cls(passes, Mix(settings.damping, matched=False))

@@ -83,6 +83,12 @@ class RecursionSettings(Section):
         "recursion.cache_first_pass keeps what a trained first prompt changes; set it to False, or"
         " recursion.first_prompt to frozen or none"
       )
+    if not self.input_skip and self.connector.kind not in ("transformer", "none"):
+      raise UserError(
+        f"recursion.connector.kind={self.connector.kind} starts from zero, so that with"
+        " recursion.input_skip=False a pass would read nothing; set it to True, or the kind to"
+        " transformer"
+      )
     if self.predict_passes == 1:
       raise UserError(
         "recursion.predict_passes is 1, in which a Connector that was trained between passes has no"

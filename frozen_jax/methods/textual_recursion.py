@@ -14,6 +14,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.types import Base, Method, PassCosts, Tree
 from frozen_jax.methods.prompt_tuning import PromptTuning
 from frozen_jax.methods.zero_shot import ZeroShot
+from frozen_jax.modules import soft_prompt
 from frozen_jax.modules.settings import PromptSettings, check_at_input
 
 
@@ -23,6 +24,7 @@ class TextualRecursion(PromptTuning):
 
   name: ClassVar[str] = "textual_recursion"
   sections: ClassVar[Mapping[str, type]] = {"prompt": PromptSettings}
+  frozen_inputs: ClassVar[tuple[str, ...]] = ("first_prompt",)
   pass_costs: ClassVar[PassCosts] = PassCosts(1.0, 2.0)  # samples and longer texts are not counted
 
   @classmethod
@@ -41,6 +43,11 @@ class TextualRecursion(PromptTuning):
     if settings.per_task:
       raise UserError("textual_recursion has one prompt a pass; set prompt.per_task=False")
     return cls(base.config, settings, remat=remat)
+
+  @property
+  def part_positions(self) -> Mapping[str, str]:
+    """See `core.types.Method.part_positions`."""
+    return dict.fromkeys(("prompt", "first_prompt"), soft_prompt.position())
 
   def first_pass(self, trainable: Tree, frozen: Tree) -> tuple[Method, Tree]:
     """See `core.types.TwoPass.first_pass`: the LM after p1, which may be none."""

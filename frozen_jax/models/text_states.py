@@ -40,12 +40,8 @@ def text_states(model: TunedModel) -> TextStates | None:
 
 def _encoder_states(model: TunedModel) -> TextStates:
   encoder = model.lm.encoder
-
-  def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    longest = encoder.config.max_tokens  # padding may go beyond it, no text does
-    return encoder.hidden(tokens[:, :longest], mask[:, :longest])
-
-  return _states(model, encode, encoder.texts_fingerprint, "encoder_states", ENCODER)
+  fingerprint, longest = encoder.texts_fingerprint, encoder.config.max_tokens
+  return _states(model, encoder.hidden, fingerprint, "encoder_states", ENCODER, longest)
 
 
 def _first_pass_states(model: TunedModel, method: CachesFirstPass) -> TextStates:
@@ -61,7 +57,9 @@ def _first_pass_states(model: TunedModel, method: CachesFirstPass) -> TextStates
   fingerprint = hashlib.sha256(text.encode()).hexdigest()
   compute = jax.jit(method.first_pass_states)
   read = lambda tokens, mask: compute(model.frozen, tokens, mask)
-  return _states(model, read, fingerprint, _FIRST_PASS_FOLDER, FIRST_PASS)
+  reserved = model.method.num_virtual_tokens(model.trained, model.frozen)
+  max_width = model.lm.config.context - reserved
+  return _states(model, read, fingerprint, _FIRST_PASS_FOLDER, FIRST_PASS, max_width)
 
 
 def _states(
@@ -70,6 +68,7 @@ def _states(
   fingerprint: str,
   kind: str,
   keys: StateKeys,
+  max_width: int,
 ) -> TextStates:
   """States in the store of this fingerprint; `read`: tokens, mask [N, tokens] -> their states."""
   mesh, ids = model.lm.mesh, jax.ShapeDtypeStruct((1, 2), jnp.int32)
@@ -81,4 +80,4 @@ def _states(
     return read(batch["tokens"], batch["mask"])
 
   groups = 1 if mesh is None else row_groups(mesh)
-  return TextStates(store, compute, -(-ENCODED_ROWS // groups) * groups, keys)
+  return TextStates(store, compute, -(-ENCODED_ROWS // groups) * groups, keys, max_width)

@@ -1,7 +1,7 @@
 """The Connector: from the states of one pass to the input of the next.
 
 A small causal Transformer (docs/paper.md, 4.2; two layers in the paper's reading). Its input is
-normalised and its output scaled to the size of the frozen token embeddings: a frozen LM's final
+normalised and its output scaled to the size of the stream that it joins: a frozen LM's final
 hidden states are large and its input embeddings small. It has no position encoding of its own (the
 hidden states carry positions), so left and right padding give the same results.
 """

@@ -32,7 +32,6 @@ class PromptSettings(Section):
     False,
     "of a prompt within the stack: keep what the layers below leave of each text in memory and on"
     " disk, so that later epochs run the layers above alone",
-    affects_result=False,
   )
   per_task: bool = setting(False, "a prompt for each data set that the rows name, not one for all")
   text: str = setting(

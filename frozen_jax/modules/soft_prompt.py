@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
+def position(layer: int = 0) -> str:
+  """Where a prompt acts that joins the text after so many layers; see `Method.part_positions`."""
+  return f"before the text after layer {layer}" if layer else "before the embedded text"
+
+
 def prompt_params(initial: Float[Array, "*N P D"]) -> dict[str, Float[Array, "*N P D"]]:
   """The parameters of a prompt that starts here: {"vectors": ...}, [P, D] or [N, P, D].
 

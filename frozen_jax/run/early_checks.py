@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from frozen_jax.config.section import Section, of_weights
 from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
+from frozen_jax.core.types import Method
 from frozen_jax.data.batches import check_fit
 from frozen_jax.data.examples import Example
 from frozen_jax.data.field_names import check_fields
@@ -50,11 +51,25 @@ def check_given(run: RunSettings) -> None:
     missing = [
       name for name, link in stage.frozen_inputs.items() if link.partition("/")[0] not in before
     ]
+    read = METHODS[stage.method].inputs_read(stage.sections)
+    missing += [name for name, needed in read.items() if needed and name not in stage.frozen_inputs]
     if missing and not run.init_from:
-      raise missing_input(stage.name, missing)
+      raise missing_input(stage, missing)
+    _check_order(stage, before, [one.name for one in run.running])
     for source in {link.partition("/")[0] for link in stage.init_from.values()} & {*before}:
       check_start(stage, run.stage(source).sections, f"what stage {source} trains")
   check_data(run, run.running)
+
+
+def _check_order(stage: StageSettings, before: Collection[str], running: Collection[str]) -> None:
+  """UserError for a stage that starts from, or reads, one that runs after it."""
+  for name, link in {**stage.init_from, **stage.frozen_inputs}.items():
+    source = link.partition("/")[0]
+    if source in running and source not in before:
+      raise UserError(
+        f"stage {stage.name} has {name}={link}, but stage {source} does not run before it; change"
+        " config.stage_order, or the link"
+      )
 
 
 def check_start(stage: StageSettings, sections: Mapping[str, Section], what: str) -> None:
@@ -72,20 +87,17 @@ def check_start(stage: StageSettings, sections: Mapping[str, Section], what: str
         )
 
 
-def check_used(
-  stages: Sequence[StageSettings], parts: Collection[str], init_from: str, method: str
-) -> None:
-  """UserError where no stage starts from a part of `config.init_from` or reads it.
+def check_position(stage: str, part: str, link: str, method: Method, source: Method) -> None:
+  """UserError where a stage's part does not act on the LM where the one does that it links to.
 
-  parts: what is there, of an adapter of that method.
+  link: "stage/part" of what `source` trains; method: the stage's own.
   """
-  used = {part for stage in stages for part in METHODS[stage.method].learning_rates}
-  used.update(*(stage.frozen_inputs for stage in stages))
-  if not used & {*parts}:
-    methods = ", ".join(f"{stage.name}: {stage.method}" for stage in stages)
+  theirs = source.part_positions.get(link.partition("/")[2], "elsewhere")
+  own = method.part_positions.get(part, "elsewhere")
+  if theirs != own:
     raise UserError(
-      f"config.init_from={init_from} holds {', '.join(parts)} of {method}, from which no stage of"
-      f" this run starts ({methods}); train that method, or leave config.init_from out"
+      f"stage {stage} has {part}={link}, which acts {theirs}, and {part} of the stage {own}; leave"
+      " the link out, or give both stages the same layers and prompts"
     )
 
 
@@ -137,9 +149,14 @@ def check_stages(run: RunSettings, lm: FrozenLM, made: bool = True) -> None:
   The data are those of the config, or what pipelines have made of them. made: whether they are what
   will be trained on, so that some of each must fit into `data.lengths`.
   """
-  opened = []
+  opened: list[Any] = []
+  methods: dict[str, Method] = {}
   for stage in run.running:
     method, length = stage.tuned_model(lm).method, stage.prompt.length
+    for part, link in {**stage.init_from, **stage.frozen_inputs}.items():
+      if source := methods.get(link.partition("/")[0]):
+        check_position(stage.name, part, link, method, source)
+    methods[stage.name] = method
     trained_on = (stage.data.train, None)
     for spec, examples in (trained_on, (stage.data.validation, stage.train.validate_examples)):
       wanted = (stage.data, spec, examples, method.encoder_input)
@@ -219,12 +236,13 @@ def _warn_of_shared_data(stage: StageSettings, lm: FrozenLM) -> None:
       )
 
 
-def missing_input(stage: str, names: list[str]) -> UserError:
+def missing_input(stage: StageSettings, names: Sequence[str]) -> UserError:
   """The error of a stage whose frozen inputs come from nowhere."""
+  without = METHODS[stage.method].without_inputs
   return UserError(
-    f"stage {stage} reads {', '.join(names)} as a frozen input, but the stage that tunes"
+    f"stage {stage.name} reads {', '.join(names)} as a frozen input, but the stage that tunes"
     " it does not run and init_from has none; give one of them, or"
-    f" --config.stages.{stage}.frozen_inputs='()'"
+    f" --config.stages.{stage.name}.{without}"
   )
 
 

@@ -98,7 +98,8 @@ def _evaluate(config: Any, folder: AnyPath) -> Record:
     )
   check_evaluation(resolve_run(config), folder)
   check_writable(folder)
-  run, model = open_run(config, folder)
+  places = adapter_places(resolve_run(config), folder)
+  run, model = open_run(config, [*places.values()][-1])
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
   pipelines = open_pipelines(run, model.lm, folder)
@@ -106,7 +107,7 @@ def _evaluate(config: Any, folder: AnyPath) -> Record:
   for pipeline in pipelines:
     run = pipeline.prepare(run, writer)
   writer.close()
-  models = _models(run, model, folder)
+  models = _models(run, model, places)
   last = run.stages[-1].name
   settings = models[last][0]
   for pipeline in pipelines:
@@ -128,9 +129,10 @@ def _evaluate(config: Any, folder: AnyPath) -> Record:
     check()
     if is_first_host():
       place = _put(target, place, anew=not run.values["evaluation"])
-  if gate and is_first_host():  # nothing else of the adapter is to become the config's
-    stored = load_adapter(folder, model.lm)
-    dataclasses.replace(stored, inference=model.inference).save(folder / ADAPTER)
+  if gate and is_first_host() and last not in record.get("used_with", {}):
+    stored = load_adapter(places[last], model.lm)  # nothing else of it is to become the config's
+    own = folder / ADAPTER if places[last] == folder else places[last]
+    dataclasses.replace(stored, inference=model.inference).save(own)
   say(*record_text(record, titles), *pipeline_lines(pipelines, record))
   say(f"The record is in {place}.")
   return record
@@ -195,18 +197,37 @@ def _used_otherwise(models: Mapping[str, ScoredModel]) -> Record:
   return {"used_with": found} if found else {}
 
 
-def _models(run: RunSettings, model: TunedModel, folder: AnyPath) -> dict[str, ScoredModel]:
-  """Every adapter that the workdir has kept, the last stage's last."""
+def _models(
+  run: RunSettings, model: TunedModel, places: Mapping[str, AnyPath]
+) -> dict[str, ScoredModel]:
+  """Every adapter that the workdir has kept, the last stage's last: `model`."""
   *others, last = run.stages
   models: dict[str, ScoredModel] = {}
   for stage in others:
-    place = folder / workdir.ADAPTERS / stage.name
-    if place.is_dir():
-      one = _as_configured(load_adapter(place, model.lm), stage)
-      own = dataclasses.replace(one, inference=None)
-      models[stage.name] = _with_own_inputs(stage, own), own
+    one = _as_configured(load_adapter(places[stage.name], model.lm), stage)
+    own = dataclasses.replace(one, inference=None)
+    models[stage.name] = _with_own_inputs(stage, own), own
   models[last.name] = _with_own_inputs(last, model), model
   return models
+
+
+def adapter_places(run: RunSettings, folder: AnyPath) -> dict[str, AnyPath]:
+  """The folder of each stage's adapter that there is, in the order of the stages.
+
+  `folder`, a workdir, stands for the adapter of the last stage that was trained there. It is the
+  run's last stage's where it holds none of these stages', as an exported adapter does.
+  """
+  stored = folder / workdir.CONFIG
+  own = ""
+  if stored.exists():
+    own = resolve_run(workdir.read_workdir_json(stored)).running[-1].name
+  kept = folder / workdir.ADAPTERS
+  places = {
+    stage.name: folder if stage.name == own else kept / stage.name
+    for stage in run.stages
+    if stage.name == own or (kept / stage.name).is_dir()
+  }
+  return places or {run.stages[-1].name: folder}
 
 
 def _with_own_inputs(stage: StageSettings, model: TunedModel) -> StageSettings:
@@ -259,17 +280,17 @@ def as_trained(config: Any, folder: Any) -> tuple[dict[str, Any], list[str]]:
   """The values of a config with those that the adapters of a workdir were trained with.
 
   These are each stage's method, the sections that it reads, how questions become its inputs, and
-  the seeds. folder: a workdir, or an exported adapter, which is then the last stage's. Returns
-  (values, the keys that the config has otherwise). Raises UserError where there is no adapter.
+  the seeds. Stages without an adapter are left out (`adapter_places`). folder: a workdir, or an
+  exported adapter. Returns (values, the keys that the config has otherwise). Raises UserError where
+  there is no adapter.
   """
   run = resolve_run(config)
   values = copy.deepcopy(dict(run.values))
   keys = _keep_seed(values, folder)
-  for stage in run.stages:
-    place = folder if stage is run.stages[-1] else folder / workdir.ADAPTERS / stage.name
-    if place != folder and not place.is_dir():
-      continue
-    keys += _keep(stage, values["stages"][stage.name], read_stored(place)[1])
+  places = adapter_places(run, folder)
+  values["stage_order"] = list(places)
+  for name, place in places.items():
+    keys += _keep(run.stage(name), values["stages"][name], read_stored(place)[1])
   return values, list(dict.fromkeys(keys))
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from frozen_jax.config.allowed import check_allowed
+from frozen_jax.config.links import parse_links
 from frozen_jax.config.overrides import STAGE_KEYS
 from frozen_jax.config.section import (
   allowed,
@@ -227,7 +228,11 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   method = entry.pop("method", None)
   if method not in METHODS:
     raise UserError(f"stage {name} has method {method!r}; there are: {', '.join(METHODS)}")
-  links = {key: _links(entry.pop(key, ()), values) for key in ("init_from", "frozen_inputs")}
+  links = {}
+  for key in ("init_from", "frozen_inputs"):
+    linked = METHODS[method].learning_rates if key == "init_from" else METHODS[method].frozen_inputs
+    key_path = f"config.stages.{name}.{key}"
+    links[key] = parse_links(entry.pop(key, ()), linked, values["stages"], key_path)
   _check_entry(values, name, method, entry)
   merged = _merge({key: values[key] for key in values if key != "stages"}, entry)
   where = lambda key: f"stages.{name}.{key}" if key in entry else key
@@ -241,6 +246,10 @@ def _stage(values: Mapping[str, Any], name: str) -> StageSettings:
   sections = {
     key: own[key] if key in own else resolve(kind, merged[key], where(key))
     for key, kind in METHODS[method].sections.items()
+  }
+  read = METHODS[method].inputs_read(sections)
+  links["frozen_inputs"] = {
+    key: link for key, link in links["frozen_inputs"].items() if key in read
   }
   return StageSettings(
     name,
@@ -339,20 +348,6 @@ def _used(values: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Any]:
   rates = values["train"]["learning_rate"]
   chosen = {part: rate for part, rate in rates.items() if part in parts}
   return own | {"train": values["train"] | {"learning_rate": chosen}}
-
-
-def _links(entries: Any, values: Mapping[str, Any]) -> dict[str, str]:
-  """("key=stage/part", ...) -> {"key": "stage/part"}; UserError for other forms and stages."""
-  links = {}
-  for entry in entries:
-    key, equals, link = entry.partition("=")
-    if not equals:
-      raise UserError(f"{entry!r} is not of the form name=value")
-    if link.partition("/")[0] not in values["stages"]:
-      known = ", ".join(values["stages"])
-      raise UserError(f"{entry} names no stage; config.stages has {known}")
-    links[key] = link
-  return links
 
 
 def _plain_values(config: Any) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 
-from frozen_jax.core.errors import UserError
 from frozen_jax.core.object_store import AnyPath
-from frozen_jax.core.paths import flatten, num_parameters
+from frozen_jax.core.paths import num_parameters
 from frozen_jax.core.seeds import seed32
 from frozen_jax.core.types import Tree
 from frozen_jax.data.batch_texts import batch_texts
@@ -24,7 +23,7 @@ from frozen_jax.models.inputs import open_task
 from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.experiment import StageSettings, TrainedStage
-from frozen_jax.run.early_checks import missing_input
+from frozen_jax.run.initial_parts import InitialParts, frozen_inputs, given_parts, started
 from frozen_jax.sharding.batch import shard_batch
 from frozen_jax.sharding.checksum import checksum
 from frozen_jax.sharding.hosts import global_device_put, host_shard
@@ -42,23 +41,23 @@ def run_stage(
   stage: StageSettings,
   lm: FrozenLM,
   trained: Mapping[str, TrainedStage],
-  initial: Tree,
+  initial: InitialParts,
   workdir: AnyPath,
   writer: MetricsWriter,
 ) -> TrainedStage:
   """Trains one stage, from its checkpoint where there is one.
 
-  trained: the stages before it; initial: small trees of the run's `init_from`, by key. A part
-  starts from the stage that `stage.init_from` names if that ran, else from `initial`, else fresh.
+  trained: the stages before it; initial: of the run's `init_from`. A part starts from the stage
+  that `stage.init_from` names if that ran, else from `initial`, else fresh.
   """
   mesh = make_mesh() if lm.mesh is None else lm.mesh
   model = stage.tuned_model(lm)
   stage = stage.with_data(datasets=model.inputs.datasets)
   init_key, key = jax.random.split(stage_key(stage.seed, stage.name))
-  given = {**initial, **_parts(stage.init_from, trained, initial)}
-  start = _replaced(model.method.init(lm, init_key), given, stage.name)
-  frozen_inputs = _frozen_inputs(stage, trained, initial)
-  model = stage.tuned_model(lm, start, global_device_put(frozen_inputs, replicated(mesh)))
+  given = given_parts(stage, model.method, trained, initial)
+  start = started(model.method.init(lm, init_key), given, stage.name)
+  inputs = frozen_inputs(stage, model.method, trained, initial)
+  model = stage.tuned_model(lm, start, global_device_put(inputs, replicated(mesh)))
   source, task = open_task(lm, stage.data, stage.data.train, stage.prompt.length, model.method)
   rows = _training_batches(stage, source, task, mesh)
   epoch_rows = rows.epoch_rows() if stage.train.epochs else 0
@@ -75,7 +74,7 @@ def run_stage(
     "training_data": source.digest,
     "validation_data": validation_digest,
     "init_from": checksum({part: given[part] for part in start if part in given}),
-    "frozen_inputs": checksum(frozen_inputs),
+    "frozen_inputs": checksum(inputs),
     **_reading_of(lm, stage, task),
   }
   rates = learning_rates(train, model.method.learning_rates, start)
@@ -141,52 +140,9 @@ def _validator(
   return validate, source.digest
 
 
-def _frozen_inputs(
-  stage: StageSettings, trained: Mapping[str, TrainedStage], initial: Tree
-) -> Tree:
-  """The small trees that the stage reads and does not train; UserError where one is missing."""
-  found = _parts(stage.frozen_inputs, trained, initial)
-  missing = stage.frozen_inputs.keys() - found.keys()
-  if missing:
-    raise missing_input(stage.name, list(missing))
-  return found
-
-
 def stage_key(seed: int, name: str) -> jax.Array:
   """A random key of the stage's own, whatever stages run before it."""
   key = jax.random.key(seed32(seed))
   for byte in name.encode():
     key = jax.random.fold_in(key, byte)
   return key
-
-
-def _parts(links: Mapping[str, str], trained: Mapping[str, TrainedStage], initial: Tree) -> Tree:
-  """{key: "stage/part"} -> {key: that part of what the stage trained}.
-
-  Of a stage that did not run the part comes from `initial`, if that has it.
-  """
-  parts = {}
-  for key, link in links.items():
-    stage, _, part = link.partition("/")
-    source = trained[stage].model.trained if stage in trained else initial
-    if stage in trained and part not in source:
-      raise UserError(f"{key}={link}: stage {stage} trains {', '.join(source)}, not {part!r}")
-    name = key if stage not in trained and key in source else part
-    if name in source:
-      parts[key] = source[name]
-  return parts
-
-
-def _replaced(fresh: Tree, given: Tree, name: str) -> Tree:
-  """The fresh tree with its given parts in place; UserError where shapes do not agree."""
-  start = {**fresh, **{key: given[key] for key in fresh if key in given}}
-  made, has = (
-    {path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (fresh, start)
-  )
-  differing = sorted(path for path in {*made, *has} if made.get(path) != has.get(path))
-  if differing:
-    raise UserError(
-      f"stage {name} cannot start from what is given: its arrays are not those that the settings of"
-      f" the stage make (different: {', '.join(differing[:3])}); give the settings that trained it"
-    )
-  return start

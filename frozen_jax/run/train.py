@@ -10,23 +10,21 @@ from jax.sharding import Mesh
 
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.stored_programs import stored_programs
-from frozen_jax.core.types import Tree
 from frozen_jax.core.user_path import user_path
 from frozen_jax.evaluation import retention
 from frozen_jax.evaluation.extensibility import compare_outputs
 from frozen_jax.models.frozen_lm import FrozenLM, load_model
 from frozen_jax.models.outline import outline_model
 from frozen_jax.pipelines.experiment import RunSettings, StageSettings, TrainedStage
-from frozen_jax.pipelines.load_adapter import ADAPTER, load_adapter
+from frozen_jax.pipelines.load_adapter import ADAPTER
 from frozen_jax.pipelines.pipeline import Pipeline
 from frozen_jax.run import workdir
 from frozen_jax.run.early_checks import (
   check_given,
   check_stages,
-  check_start,
-  check_used,
   check_with_model,
 )
+from frozen_jax.run.initial_parts import InitialParts, load_initial_parts
 from frozen_jax.run.interrupt import check, stoppable
 from frozen_jax.run.lock import locked
 from frozen_jax.run.results.records import (
@@ -108,7 +106,7 @@ def _train(run: RunSettings, mesh: Mesh, folder: AnyPath) -> Record:
     lm = load_model(run.model, mesh)
     _LOG.info("%s: %.1f M frozen parameters", lm.name, frozen_size(lm) / 1e6)
     before = checksum(lm.frozen({}))
-    initial = _initial(run.init_from, lm, run.running)
+    initial = load_initial_parts(run.init_from, lm, run.running)
     read = {"data": workdir.data_digests(run), "inputs": workdir.input_digests(run, lm)}
     pipelines = open_pipelines(run, lm, folder)
     for pipeline in pipelines:
@@ -146,7 +144,7 @@ def _train_stages(
   run: RunSettings,
   lm: FrozenLM,
   pipelines: Sequence[Pipeline],
-  initial: Tree,
+  initial: InitialParts,
   folder: AnyPath,
   writer: MetricsWriter,
 ) -> tuple[dict[str, TrainedStage], dict[str, Any]]:
@@ -214,20 +212,3 @@ def _stopped(run: RunSettings, pipelines: Sequence[Pipeline]) -> Record:
     *(line for one in pipelines for line in one.lines(reports)),
   )
   return {"stop_after": run.stop_after, "files": files, **reports}
-
-
-def _initial(init_from: str, lm: FrozenLM, stages: Sequence[StageSettings]) -> Tree:
-  """The small trees of `init_from`, by key; the trained ones go before the frozen inputs.
-
-  Raises UserError where they compute something else under the settings of a stage, and where no
-  stage has a use for any.
-  """
-  if not init_from:
-    return {}
-  model = load_adapter(init_from, lm)
-  for stage in stages:
-    check_start(stage, model.sections, f"what {init_from} holds")
-  initial = {**model.frozen_inputs, **model.trained}
-  if stages:
-    check_used(stages, initial, init_from, model.method.name)
-  return initial

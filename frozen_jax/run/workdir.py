@@ -156,7 +156,7 @@ def _obstacle(workdir: AnyPath, run: RunSettings, stored: RunSettings, complete:
     if stage.train.steps and stage.train.steps == recorded_steps(record):
       continue
     if not stage.train.same_until(record["step"]):
-      return how_to_train_on(workdir)
+      return how_to_train_on(workdir, stage.name)
     if not stage.train.trains or 0 < stage.train.steps <= record["step"]:
       return f"step {record['step']} of stage {stage.name} is done; choose another --workdir"
     for later in run.stages[number + 1 :]:

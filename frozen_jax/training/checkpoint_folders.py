@@ -41,11 +41,12 @@ def newest_checkpoint(workdir: str | AnyPath, stage: str) -> AnyPath | None:
   return found[-1] if found else None
 
 
-def how_to_train_on(workdir: str | AnyPath) -> str:
-  """How a run goes on whose learning rates fall over all of its steps."""
+def how_to_train_on(workdir: str | AnyPath, stage: str) -> str:
+  """How a stage goes on whose learning rates fall over all of its steps."""
   return (
     "its learning rates were set for those steps: to train on, let it come to its end, then start"
-    f" a new run from it by --workdir=ANOTHER --config.init_from={workdir}"
+    f" a new run from it by --workdir=ANOTHER --config.stage_order={stage}"
+    f" --config.init_from={workdir}/adapters/{stage}"
   )
 
 

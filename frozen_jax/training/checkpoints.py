@@ -207,7 +207,7 @@ class Checkpoints:
     if changed and not may_differ(changed, record):
       remedy = "give another --workdir, or the configuration that it was started with"
       if changed == [STEPS]:
-        remedy = how_to_train_on(self.workdir)
+        remedy = how_to_train_on(self.workdir, self.folder.name)
       raise UserError(
         f"{path} belongs to a run of another configuration ({', '.join(changed)} changed); {remedy}"
       )

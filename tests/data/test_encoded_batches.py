@@ -191,7 +191,8 @@ def test_states_are_those_of_the_encoder_whatever_stands_beside(tmp_path, kind, 
   for turn, order in enumerate([range(9), [8, 0], [5], [3, 4, 5, 6, 7, 2, 1, 0, 8]]):
     store = FeatureStore(tmp_path / f"{turn}", loaded.config.width, dtype)
     batch = padded([texts[index] for index in order], 23)
-    made = TextStates(store, encode, ROWS)(batch)["encoder_states"]
+    states = TextStates(store, encode, ROWS, max_width=loaded.config.max_tokens)
+    made = states(batch)["encoder_states"]
     found.append(dict(zip(order, made, strict=True)))
     direct = np.asarray(encode(batch["encoder_tokens"], batch["encoder_mask"]), np.float32)
     tolerance = {"float32": 2e-5, "bfloat16": 0.1}[dtype]

@@ -56,6 +56,13 @@ def test_held_out_sets_are_further_groups_on_the_same_scale():
   assert test.get_xlim() == tasks.get_xlim()
 
 
+def test_a_figure_that_is_no_number_has_no_bar():
+  rows = {"lm": {"loss": float("nan")}, "second": {"loss": 2.0}}
+  (bars,) = shown(report_figure([], rows))
+  assert [bar.get_width() for bar in bars.patches] == [2.0]
+  assert not shown(report_figure([], {"lm": {"loss": float("inf")}}))[0].patches
+
+
 def test_losses_where_there_is_no_score():
   (bars,) = shown(report_figure([], {"lm": {"loss": 2.25}}))
   assert bars.texts[0].get_text() == "2.250"

@@ -102,7 +102,8 @@ METHODS = {
   "recirculation": Recirculation(LayerPasses(CONFIG, 1, 2), Mix(0.3, matched=True)),
   "serial_recirculation": Recirculation(SerialPasses(CONFIG, 1, 2), Mix(0.3, matched=True)),
   "serial_of_all_layers": Recirculation(SerialPasses(CONFIG, 0), Mix(0.3, matched=True)),
-  "looped": Looped(LayerPasses(CONFIG, 1, 2, 3), Mix(0.3, matched=False)),
+  "looped": Looped(LayerPasses(CONFIG, 1, 2, 3, normed=False), Mix(0.3, matched=False)),
+  "looped_to_the_end": Looped(LayerPasses(CONFIG, 1, normed=False), Mix(0.3, matched=False)),
   "linear": recursion(kind="linear", read=2, write=1),
   "concat": recursion(kind="concat", read=2, write=1),
   "mix": recursion(kind="mix", write=1),
@@ -116,7 +117,7 @@ NEW = 5  # tokens that there is room for after a prefill
 
 
 def frozen(method):
-  has_first = isinstance(method, NeuralRecursion)
+  has_first = getattr(method, "first_prompt", "none") == "frozen"
   frozen_inputs = {"first_prompt": {"vectors": PROMPT}} if has_first else {}
   return {"lm": PARAMS, "frozen_inputs": frozen_inputs, "encoder": ENCODER_PARAMS}
 
@@ -170,6 +171,7 @@ def test_gradients_reach_every_trained_leaf(method):
   trained = trained_tree(method)
   _, grads = loss_and_gradients(method, trained, batch())
   norms = {path: float(jnp.abs(leaf).max()) for path, leaf in paths.flatten(grads).items()}
+  assert norms or not method.learning_rates
   assert all(0 < norm < np.inf or _before_zeros(path) for path, norm in norms.items()), norms
 
 

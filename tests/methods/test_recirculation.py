@@ -17,7 +17,8 @@ from tests.methods.tiny import CONFIG, PARAMS
 
 pytestmark = pytest.mark.program
 
-UNTRAINED = ["recirculation", "looped", "serial_recirculation", "serial_of_all_layers"]
+LOOPED = {"looped": (1, 2, 3), "looped_to_the_end": (1, CONFIG.layers, 2)}  # start, stop, passes
+UNTRAINED = ["recirculation", *LOOPED, "serial_recirculation", "serial_of_all_layers"]
 TOKENS = np.array([[5, 17, 3, 44, 9, 60, 2], [7, 1, 90, 12, 33, 21, 8]], np.int32)
 
 
@@ -38,6 +39,21 @@ def run(stream, start, stop):
   """The stream after these layers; nothing is padding."""
   layers, mask = range(start, stop), np.ones_like(TOKENS)
   return decoder_layers.run(PARAMS, CONFIG, stream, mask, layers)[0]
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_loop_moves_the_stream_before_it_by_a_share_towards_the_one_after_it(name):
+  """By whole passes; nothing is scaled, and the final norm comes once, at the end."""
+  (start, stop, passes), method, mask = LOOPED[name], METHODS[name], np.ones_like(TOKENS)
+  added = method.added({}, {}, {}, None)
+  hidden = jax.jit(lambda tokens: method.layers.hidden(PARAMS, added, tokens, mask))(TOKENS)
+
+  stream = lm.input_stream(PARAMS, CONFIG, lm.embed(PARAMS, CONFIG, TOKENS), mask)
+  below = x = run(stream, 0, start)
+  for _ in range(passes - 1):
+    x = below + 0.3 * (run(x, start, stop) - below)
+  last = lm.output_states(PARAMS, CONFIG, run(x, start, CONFIG.layers))
+  np.testing.assert_allclose(hidden, last, atol=1e-5)
 
 
 @pytest.mark.parametrize("write, read", [(1, 2), (0, 2), (2, None), (0, None)])

@@ -76,6 +76,22 @@ def test_no_connector_joins_no_passes():
     RecursionSettings(connector=ConnectorSettings(kind="none"))
 
 
+@pytest.mark.parametrize("kind", ["linear", "concat", "mix", "tokens"])
+def test_what_starts_from_zero_does_not_stand_alone(kind):
+  connector = ConnectorSettings(kind=kind)
+  RecursionSettings(connector=connector)
+  with pytest.raises(UserError, match=f"kind={kind} starts from zero"):
+    RecursionSettings(connector=connector, input_skip=False)
+
+
+@pytest.mark.parametrize("name", ["p_tuning", "textual_recursion", "neural_recursion"])
+def test_methods_of_one_prompt_refuse_one_a_data_set(name):
+  method = METHODS[name]
+  sections = {key: resolve(kind, {}, key) for key, kind in method.sections.items()}
+  with pytest.raises(UserError, match=f"{name} has one prompt.*prompt.per_task=False"):
+    method.build(base(), sections | {"prompt": PromptSettings(per_task=True)}, datasets=("a",))
+
+
 @pytest.mark.parametrize(
   "name", ["p_tuning", "prefix_tuning", "textual_recursion", "neural_recursion"]
 )

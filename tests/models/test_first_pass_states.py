@@ -9,10 +9,12 @@ import pytest
 
 from frozen_jax.core import paths
 from frozen_jax.core.errors import UserError
+from frozen_jax.methods.neural_recursion import NeuralRecursion
 from frozen_jax.methods.recursion_settings import RecursionSettings
 from frozen_jax.models.frozen_lm import FrozenLM
 from frozen_jax.models.text_states import text_states
 from frozen_jax.models.tuned_model import TunedModel
+from frozen_jax.modules.settings import PromptSettings
 from tests.methods.tiny import CONFIG, PARAMS, base, recursion
 
 PROMPT = {"vectors": 0.1 * jax.random.normal(jax.random.key(5), (5, CONFIG.width))}
@@ -36,7 +38,10 @@ def tuned(prompt=PROMPT, params=PARAMS, fingerprint="f" * 64, **options):
 
 
 def batch(lengths=(7, 12, 3), width=12):
-  tokens = np.random.default_rng(3).integers(1, CONFIG.vocab_size, (len(lengths), width))
+  draw = np.random.default_rng(3)
+  tokens = np.zeros((len(lengths), width), np.int64)
+  for row, length in zip(tokens, lengths, strict=True):
+    row[:length] = draw.integers(1, CONFIG.vocab_size, length)
   mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
   positions = np.stack([np.array(lengths) - 2, np.array(lengths) - 1], -1)
   return {
@@ -97,6 +102,24 @@ def test_a_text_is_read_once_in_whatever_batch_it_comes():
   another_process = text_states(tuned())
   another_process(batch())
   assert (another_process.hits, another_process.misses) == (3, 0)
+
+
+def test_states_do_not_depend_on_the_width_of_a_batch():
+  """Of a text in a row of 9 positions, of 12 and of 21: bit by bit."""
+  found = [
+    text_states(tuned())(batch(lengths=lengths, width=width))["first_pass_states"][0, :9]
+    for lengths, width in (((9,), 9), ((9, 12), 12), ((9, 21), 21))
+  ]
+  for one in found[1:]:
+    np.testing.assert_array_equal(one, found[0])
+
+
+def test_one_pass_at_the_embeddings_has_none_to_keep():
+  recursion = RecursionSettings(passes=1, cache_first_pass=True)
+  sections = {"prompt": PromptSettings(), "recursion": recursion}
+  assert not NeuralRecursion.build(base(), sections).caches_first_pass
+  late = dataclasses.replace(recursion, write="1")
+  assert NeuralRecursion.build(base(), sections | {"recursion": late}).caches_first_pass
 
 
 OTHERS = {

@@ -48,7 +48,7 @@ def config(tiny, tmp_path, no_weights):
     ("data.template", "no braces", "template"),
     ("init_from", "runs/nowhere", "no such folder: runs/nowhere"),
     ("stages.prompt.train.steps", 0, "every stage has 0 steps"),
-    ("stages.prompt.frozen_inputs", ["first=prompt/prompt"], "as a frozen input"),
+    ("stages.prompt.frozen_inputs", ["first=prompt/prompt"], "names .first.; .* method are: none"),
     ("train.batch_size", 3, None),
     ("mesh.data", 3, "train.batch_size 4 does not split into 3"),
     ("mesh.fsdp", 64, "needs 64 devices"),
@@ -93,6 +93,24 @@ LONG = {"question": "Where is " + "Peru and " * 60 + "Lima?", "answers": ["here"
     ({"stages.prompt.method": "lora", "lora.targets": ["attn/z"]}, "this model has attn/k, attn/o"),
     ({"stages.prompt.method": "fine_tuning", "model.quantize": "int8"}, "leave model.quantize"),
     ({"cascade.compute_budget": 1.5}, "has one pass"),
+    (
+      {
+        "cascade.compute_budget": 1.5,
+        "stages.prompt.method": "neural_recursion",
+        "recursion.first_prompt": "none",
+        "recursion.passes": 1,
+      },
+      "stage prompt has one pass",
+    ),
+    (
+      {
+        "cascade.compute_budget": 1.5,
+        "stages.prompt.method": "neural_recursion",
+        "recursion.first_prompt": "none",
+        "data.test": (QUESTIONS[0] | {"dataset": "one"},),
+      },
+      "is scored by data set, and a gate by question",
+    ),
     ({"prompt.per_task": True}, "needs rows that name their data set"),
     ({"evaluate.skills": ["prompt"]}, "after which no stage runs"),
     ({"evaluate.general_text": "nowhere.txt"}, "nowhere.txt"),

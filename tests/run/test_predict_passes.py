@@ -107,6 +107,26 @@ def test_passes_of_training_are_not_changed_by_the_way(finished):
   assert again["metrics"] == trained["metrics"]
 
 
+def test_a_gate_of_another_number_of_passes_is_not_kept(finished):
+  config, workdir, _ = finished
+  before = (workdir / "adapter" / "adapter.json").read_bytes()
+  gated = with_value(config, FLAG, 3) | {"cascade": {"compute_budget": 1.5}}
+  assert frozen_jax.run.evaluate(gated, workdir)["gate"]
+  assert (workdir / "adapter" / "adapter.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("order", [["control"], ["second"], ["second", "control"]])
+def test_an_evaluation_of_some_stages_is_of_their_own_adapters(finished, order):
+  config, workdir, _ = finished
+  trained = json.loads((workdir / "results.json").read_text())
+  losses = {name: row["loss"] for name, row in trained["rows"].items()}
+  losses["second"] = trained["metrics"]["loss"]
+  record = frozen_jax.run.evaluate(config | {"stage_order": order}, workdir)
+  found = {name: row["loss"] for name, row in record["rows"].items()}
+  found[order[-1]] = record["metrics"]["loss"]
+  assert found == pytest.approx({name: losses[name] for name in found}) and {*order} <= {*found}
+
+
 def test_one_pass_is_refused(finished):
   config, workdir, _ = finished
   with pytest.raises(UserError, match="recursion.predict_passes is 1"):

@@ -173,7 +173,6 @@ def other_values(tiny, encoder, files, folder):
   templates.mkdir()
   (templates / "templates.yaml").write_text(TEMPLATES)
   return {
-    "prompt.cache_states": True,
     "model.name": str(shutil.copytree(tiny, folder / "model")),
     "model.encoder": str(encoder),
     "model.cache": "int8",
@@ -236,6 +235,7 @@ OUT_OF_REACH = {
   "data.lengths",
   "data.sampling",
   "model.quantize",
+  "prompt.cache_states",
   "prompt.per_task",
   "prompt.text",
   "train.max_loss",

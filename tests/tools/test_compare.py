@@ -118,6 +118,17 @@ def test_evaluations_have_the_config_of_their_workdir(as_json, seeds):
   assert titles(as_json(seeds[0], folders[1])) == ["rec-0", "rec-1/nq"]
 
 
+def test_an_evaluation_of_seeds_stands_for_those_of_them_all(as_json, tmp_path):
+  place = tmp_path / "run" / "evaluations" / "nq"
+  place.mkdir(parents=True)  # of the joined tables, without a record
+  for seed in (0, 1):
+    folder = write_run(tmp_path / "run" / f"seed_{seed}", record(seed), config(seed))
+    write_run(folder / "evaluations" / "nq", record(seed, 30.0 + seed, test="nq/test"))
+  (group,) = as_json(place)["groups"]
+  assert group["title"] == "run/seed_0/nq, run/seed_1/nq"
+  assert group["tables"][0]["rows"]["finetune"]["exact_match"]["mean"] == 30.5
+
+
 def test_an_evaluation_is_no_seed_of_another(as_json, seeds):
   """Two evaluations of one workdir may differ in anything: their configs are not stored."""
   folders = [write_run(seeds[i] / "evaluations" / name, record(i)) for i, name in enumerate("ab")]

@@ -15,11 +15,12 @@ from frozen_jax.core.json_row import without_nan
 from frozen_jax.core.object_store import AnyPath
 from frozen_jax.core.types import TwoPass
 from frozen_jax.data.examples import Example
+from frozen_jax.data.sources import open_source
 from frozen_jax.data.tasks import QuestionTask
 from frozen_jax.evaluation import gate
 from frozen_jax.evaluation.answers import grade
 from frozen_jax.evaluation.plots import draw_gate
-from frozen_jax.evaluation.scores import Scores, score_answers
+from frozen_jax.evaluation.scores import Scores, has_tasks, score_answers
 from frozen_jax.models.tuned_model import TunedModel
 from frozen_jax.pipelines.cascade.inference import TwoPassInference
 from frozen_jax.pipelines.cascade.settings import CascadeSettings
@@ -41,9 +42,16 @@ def check_cascade(run: RunSettings, lm: Any) -> None:
   if run.cascade.confidence == "agreement" and not has_samples:
     raise UserError("cascade.confidence=agreement needs samples; give probability or margin")
   last = run.running[-1]
-  if not isinstance(last.tuned_model(lm).method, TwoPass):
+  method = last.tuned_model(lm).method
+  if not isinstance(method, TwoPass) or method.pass_costs.all <= 1:
     raise UserError(
       f"stage {last.name} has one pass, so there is none to leave out; drop compute_budget"
+    )
+  data = last.data
+  if not run.pipelines and has_tasks(open_source(data.test, data.fields, templates=data.templates)):
+    raise UserError(
+      f"data.test={data.test} is scored by data set, and a gate by question; drop"
+      " cascade.compute_budget, or give data.test questions that name no data set"
     )
 
 

@@ -30,7 +30,7 @@ from frozen_jax.run.results.compared_runs import (
 )
 from frozen_jax.run.results.records import rows_with_training
 from frozen_jax.run.results.report import COLUMNS
-from frozen_jax.run.workdir import CONFIG, RESULTS
+from frozen_jax.run.workdir import CONFIG, EVALUATIONS, RESULTS
 
 # Keys of a config in which the runs of a group may differ.
 _NOT_COMPARED = ("seed", "seeds", "gains", "evaluation", "mesh", "predict", "export")
@@ -107,10 +107,14 @@ def compare_runs(paths: Sequence[str | AnyPath]) -> Comparison:
 
 
 def _of_each_seed(path: AnyPath) -> list[AnyPath]:
-  """The workdirs of the seeds of a workdir that holds no run of its own; else the path alone."""
+  """Those of the seeds for a workdir, or an evaluation in it, that holds no run of its own; else
+  the path alone."""
   if (path / CONFIG).exists() or (path / RESULTS).exists():
     return [path]
-  return [seed_folder(path, seed) for seed in seeds_in(path)] or [path]
+  is_evaluation = path.parent.name == EVALUATIONS
+  workdir = path.parent.parent if is_evaluation else path
+  folders = [seed_folder(workdir, seed) for seed in seeds_in(workdir)] or [workdir]
+  return [one / EVALUATIONS / path.name if is_evaluation else one for one in folders]
 
 
 def _unique(runs: Sequence[Run]) -> list[Run]:
