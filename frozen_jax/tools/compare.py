@@ -19,9 +19,10 @@ DESCRIPTION = """\
 Several runs as one table. RUN is the workdir of a run or of several seeds, an evaluation
 (WORKDIR/evaluations/NAME) or a results.json file.
 
-Runs whose config.json differs in nothing but the seed are one group, shown as mean ± standard error
-over its n runs. A run of its own is shown with the 95% intervals over test questions that its
-record holds. A run that repeats a seed begins another group.
+Runs whose config.json differs in nothing but the seed (and the mesh, the stated gains, the sections
+of predict and export) are one group, shown as mean ± standard error over its n runs, with the gains
+that the first of them states. A run of its own is shown with the 95% intervals over test questions
+that its record holds. A run that repeats a seed begins another group.
 
 Differences in exact match are given within a run (the last row against the others) and between
 groups (their last rows), where predictions.jsonl of both has the same questions.

@@ -60,6 +60,7 @@ SMALL_RECURSION = (
   "--config.recursion.connector.heads=2",
   "--config.recursion.connector.layers=1",
 )
+WITHIN = ("--config.recursion.write=1",)  # of two layers; 0.2 of them would be the embeddings
 SMALL_TASKS = ("--config.train.validate_examples=8",)  # of configs of many tasks
 # Of configs with a text encoder.
 SMALL_GENERATOR = (
@@ -223,6 +224,7 @@ class Program:
   def command(self, config, *arguments, model=None):
     """The command line, without the interpreter."""
     sizes = SMALL_RECURSION if "recursive" in config or "connector" in config else SMALL
+    sizes += WITHIN if "recursive" in config else ()
     if config.startswith(("id_pt", "multitask", "compare")):
       sizes += (*SMALL_TASKS, *(f"--config.data.{key}={at}" for key, at in self.tasks.items()))
     if config.startswith(("id_pt", "compare")):

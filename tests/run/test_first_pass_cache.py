@@ -19,6 +19,7 @@ ROWS = [
 ]  # an epoch is four steps
 ARGUMENTS = (
   "--config.stage_order=prompt,finetune",
+  "--config.recursion.write=embeddings",
   "--config.stages.finetune.init_from=prompt=prompt/prompt",
   "--config.stages.finetune.train.steps=6",
   "--config.train.batch_size=8",

@@ -16,6 +16,7 @@ OTHERS = {"one device": (1, 1, 1), "rows": (8, 1, 1), "weights": (1, 4, 2)}
 # A Connector and a prompt are trained, so that there is no need for a run of prompt tuning.
 ARGUMENTS = (
   "--config.stage_order=prompt,finetune",
+  "--config.recursion.write=embeddings",
   "--config.stages.finetune.init_from=prompt=prompt/prompt",
   "--config.train.final_fraction=1.0",  # rates that do not depend on the number of steps
   "--config.train.validate_every=1",

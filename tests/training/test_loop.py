@@ -91,7 +91,7 @@ def test_a_complete_stage_returns_at_once(reference):
   assert toy.digest(again.best) == toy.digest(fitted.best)
   assert (again.best_step, again.best_metrics) == (fitted.best_step, fitted.best_metrics)
   assert (again.steps, again.tokens, again.validation) == (12, fitted.tokens, fitted.validation)
-  assert (folder / "metrics.jsonl").read_bytes() == before or steps_of(folder) == list(range(1, 13))
+  assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("at", [2, 4, 11])
