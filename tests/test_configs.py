@@ -1,5 +1,6 @@
 """Every experiment's config builds, plain and in each variant, and is one that a run takes."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -12,7 +13,9 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.data.builtin import BUILTIN_SPECS
 from frozen_jax.main import default_workdir
 from frozen_jax.methods import METHODS
+from frozen_jax.run.early_checks import check_position
 from frozen_jax.run.settings import help_text, resolve_run, with_defaults
+from tests.methods.tiny import CONFIG, base
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 KEYS = (
@@ -64,6 +67,17 @@ def test_it_builds_and_resolves(path, variant):
       spec = getattr(stage.data, split)
       assert spec in BUILTIN_SPECS or spec.startswith("tfds:") or ".jsonl" in spec
     assert stage.train.learning_rate.keys() == METHODS[stage.method].learning_rates.keys()
+
+
+@pytest.mark.parametrize("path, variant", EVERY)
+def test_its_links_join_parts_that_act_alike(path, variant):
+  """On an LM of ten layers, of which fractions of the depth are different ones."""
+  methods, lm = {}, base(dataclasses.replace(CONFIG, layers=10))
+  for stage in resolve_run(built(path, variant)).stages:
+    method = METHODS[stage.method].build(lm, stage.sections, datasets=("a", "b"))
+    for part, link in {**stage.init_from, **stage.frozen_inputs}.items():
+      check_position(stage.name, part, link, method, methods[link.partition("/")[0]])
+    methods[stage.name] = method
 
 
 @pytest.mark.parametrize("path, variant", EVERY)
