@@ -34,11 +34,11 @@ AGAIN = """
 import sys
 import frozen_jax
 from frozen_jax.core.errors import exit_status
-from frozen_jax.run.train import _initial
+from frozen_jax.run.initial_parts import load_initial_parts
 def answer():
   lm = frozen_jax.load_frozen(sys.argv[1])
   print(frozen_jax.load_adapter(sys.argv[2], lm).generate([sys.argv[3]], max_new_tokens=4))
-  print(sorted(_initial(sys.argv[2], lm, ())))
+  print(sorted(load_initial_parts(sys.argv[2], lm, ()).trees))
 sys.exit(exit_status(answer))
 """
 
