@@ -18,6 +18,7 @@ from frozen_jax.config.section import (
   with_free_fields,
 )
 from frozen_jax.core import interruption
+from frozen_jax.core.errors import UserError
 from frozen_jax.core.files import (
   check_writable,
   claim_folder,
@@ -96,10 +97,11 @@ def _evaluate(config: Any, folder: AnyPath) -> Record:
       "config.%s: not used, since what was trained keeps its own; train with %s to change it",
       *(", config.".join(keys), "it" if len(keys) == 1 else "them"),
     )
-  check_evaluation(resolve_run(config), folder)
-  check_writable(folder)
   places = adapter_places(resolve_run(config), folder)
-  run, model = open_run(config, [*places.values()][-1])
+  *_, last_place = places.values()
+  check_evaluation(resolve_run(config), last_place)
+  check_writable(folder)
+  run, model = open_run(config, last_place)
   check_cascade(run, model.lm)
   before = checksum(model.lm.frozen({}))
   pipelines = open_pipelines(run, model.lm, folder)
@@ -217,10 +219,10 @@ def adapter_places(run: RunSettings, folder: AnyPath) -> dict[str, AnyPath]:
   `folder`, a workdir, stands for the adapter of the last stage that was trained there. It is the
   run's last stage's where it holds none of these stages', as an exported adapter does.
   """
-  stored = folder / workdir.CONFIG
-  own = ""
+  stored, own = folder / workdir.CONFIG, ""
   if stored.exists():
-    own = resolve_run(workdir.read_workdir_json(stored)).running[-1].name
+    with contextlib.suppress(UserError):  # of a config of an earlier version
+      own = resolve_run(workdir.read_workdir_json(stored)).running[-1].name
   kept = folder / workdir.ADAPTERS
   places = {
     stage.name: folder if stage.name == own else kept / stage.name
