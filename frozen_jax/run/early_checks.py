@@ -52,9 +52,9 @@ def check_given(run: RunSettings) -> None:
       name for name, link in stage.frozen_inputs.items() if link.partition("/")[0] not in before
     ]
     read = METHODS[stage.method].inputs_read(stage.sections)
-    missing += [name for name, needed in read.items() if needed and name not in stage.frozen_inputs]
-    if missing and not run.init_from:
-      raise missing_input(stage, missing)
+    unlinked = [name for name, needed in read.items() if needed and name not in stage.frozen_inputs]
+    if unlinked or (missing and not run.init_from):
+      raise missing_input(stage, unlinked or missing)
     _check_order(stage, before, [one.name for one in run.running])
     for source in {link.partition("/")[0] for link in stage.init_from.values()} & {*before}:
       check_start(stage, run.stage(source).sections, f"what stage {source} trains")

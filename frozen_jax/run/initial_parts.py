@@ -56,7 +56,9 @@ def load_initial_parts(
   is_used = not stages
   for stage in stages:
     check_start(stage, model.sections, f"what {init_from} holds")
-    is_used |= _is_used(stage, stage.tuned_model(lm).method, initial)
+    method = stage.tuned_model(lm).method
+    _say_what_does_not_fit(stage, method, initial)
+    is_used |= _is_used(stage, method, initial)
   if not is_used:
     methods = ", ".join(f"{stage.name}: {stage.method}" for stage in stages)
     raise UserError(
@@ -67,19 +69,21 @@ def load_initial_parts(
 
 
 def _is_used(stage: StageSettings, method: Method, initial: InitialParts) -> bool:
-  """Whether a stage starts from one of the parts, or reads one; says which it has to leave."""
-  parts = [*method.learning_rates, *stage.frozen_inputs]
-  for part in method.learning_rates:
-    given, own = initial.positions.get(part), method.part_positions.get(part)
-    if part in initial.trees and given != own:
-      _LOG.info(
-        "stage %s: %s does not start from config.init_from, where it acts %s, and here %s",
-        *(stage.name, part, given or "elsewhere", own or "elsewhere"),
-      )
-  return any(part in initial.of(method) for part in parts) or any(
-    initial.first((key, link.partition("/")[2]), key, method) is not None
-    for key, link in stage.frozen_inputs.items()
-  )
+  """Whether a stage starts from one of the parts, or reads one."""
+  if method.learning_rates.keys() & initial.of(method).keys():
+    return True
+  links = ((name, link.partition("/")[2]) for name, link in stage.frozen_inputs.items())
+  return any(initial.first((name, part), name, method) is not None for name, part in links)
+
+
+def _say_what_does_not_fit(stage: StageSettings, method: Method, initial: InitialParts) -> None:
+  """A line for each part of the stage that has the name of one given and acts elsewhere."""
+  for part in method.learning_rates.keys() & initial.trees.keys() - initial.of(method).keys():
+    given, own = (one.get(part, "elsewhere") for one in (initial.positions, method.part_positions))
+    _LOG.info(
+      "stage %s: %s does not start from config.init_from, where it acts %s, and here %s",
+      *(stage.name, part, given, own),
+    )
 
 
 def given_parts(

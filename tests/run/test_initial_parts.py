@@ -109,6 +109,13 @@ def test_a_link_that_cannot_be_is_refused_before_the_weights(
     train(config, tmp_path / "run")
 
 
+def test_what_is_not_linked_is_missing_whatever_init_from_holds(config, tmp_path, adapter_of):
+  folder, _ = adapter_of(TWICE)
+  config = with_stages(config, last=TWICE | {"frozen_inputs": []}) | {"init_from": str(folder)}
+  with pytest.raises(UserError, match="stage last reads first_prompt as a frozen input"):
+    train(config, tmp_path / "run")
+
+
 def test_without_a_first_prompt_none_is_read(config, lm):
   entry = with_value(TWICE, "recursion.first_prompt", "none")
   stage = resolve_run(with_stages(config, prompt=INPUT, last=entry)).stage("last")

@@ -34,7 +34,7 @@ def lines(workdir, stages=None):
   ]
 
 
-def agree(ours, theirs, tolerance):
+def assert_agree(ours, theirs, tolerance):
   assert [list(a.items())[:3] for a in ours] == [list(b.items())[:3] for b in theirs]
   for a, b in zip(ours, theirs, strict=True):
     assert a["loss"] == pytest.approx(b["loss"], rel=tolerance), a
@@ -134,7 +134,7 @@ def on_eight(train_on_eight, tmp_path_factory):
 
 
 def test_eight_devices_train_to_the_losses_of_one(on_eight, recursive_run):
-  agree(lines(on_eight), lines(recursive_run.workdir, STAGES), TOLERANCE)
+  assert_agree(lines(on_eight), lines(recursive_run.workdir, STAGES), TOLERANCE)
 
 
 def test_killed_on_eight_devices_the_remaining_losses_are_the_same_bits(
@@ -182,7 +182,7 @@ def test_two_processes_are_one_run(program, prompt_run, tmp_path):
     program.train("prompt_tuning.py:smoke", tmp_path / "one", "--config.mesh.data=2", devices=2)
   )
   assert lines(tmp_path / "two") == lines(tmp_path / "one")
-  agree(lines(tmp_path / "two"), lines(prompt_run.workdir), TOLERANCE)
+  assert_agree(lines(tmp_path / "two"), lines(prompt_run.workdir), TOLERANCE)
   for name, own in figures(tmp_path / "two").items():
     assert any(
       line.startswith(name) and f"{own['exact_match']:.3f}" in line for line in out.splitlines()
