@@ -26,7 +26,7 @@ SQuAD's {"text": [...]}. A label below 0 is hidden: the row has no target.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ from frozen_jax.core.json_row import accepted_texts, text_of, with_id
 from frozen_jax.text.jinja_templates import Rendered
 
 Example = dict[str, Any]
+# Fields that a built-in data set's rows have besides what is stored: name -> its value of a row.
+Derived = Mapping[str, Callable[[Example], Any]]
 
 _FORMS = '{"question", "answers"}, {"input", "target"} or {"text"}'
 _KEYS = ("question", "input", "answers", "answer", "target", "targets", "labels", "text")
@@ -53,7 +55,7 @@ def map_fields(row: Mapping[str, Any], fields: Mapping[str, str], where: str) ->
 
   Raises UserError beginning with `where` for a field that is not there, and an id that is no name.
   """
-  plain = {key: _to_python(value) for key, value in row.items()}
+  plain = {key: to_python(value) for key, value in row.items()}
   for ours, theirs in fields.items():
     value: Any = plain
     for key in theirs.split("."):
@@ -204,14 +206,14 @@ def _accepted_answers(example: Example, where: str) -> list[str]:
   return [choices[label] for label in labels if label >= 0]
 
 
-def _to_python(value: Any) -> Any:
+def to_python(value: Any) -> Any:
   """Bytes and arrays, as tfds has them, as texts, numbers and lists."""
   if isinstance(value, bytes):
     return value.decode("utf8", errors="replace")
   if isinstance(value, np.ndarray | np.generic):
-    return _to_python(value.tolist())
+    return to_python(value.tolist())
   if isinstance(value, list | tuple):
-    return [_to_python(entry) for entry in value]
+    return [to_python(entry) for entry in value]
   if isinstance(value, Mapping):
-    return {key: _to_python(entry) for key, entry in value.items()}
+    return {key: to_python(entry) for key, entry in value.items()}
   return value

@@ -16,12 +16,11 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.core.progress import on_terminal
 from frozen_jax.core.stalled import waits_for
 from frozen_jax.core.user_path import local_path
+from frozen_jax.data.examples import Derived, to_python
 
 _HASHED_TOGETHER = 8192  # rows
 # Digests by the files that hold the rows: a run opens its data several times.
 _DIGESTS: dict[tuple[object, ...], str] = {}
-
-KindOf = Callable[[str], str]
 
 
 class PreparedRows:
@@ -29,8 +28,8 @@ class PreparedRows:
 
   files_state  name, size and time of the files that hold the rows; (): not known
 
-  A row has its `kind` besides what is stored, if it can be told: that does not change the digest,
-  by which runs and artifacts of earlier versions know their data.
+  A row has what can be told of it (`Derived`) besides what is stored: that does not change the
+  digest, by which runs and artifacts of earlier versions know their data.
   """
 
   def __init__(
@@ -39,7 +38,7 @@ class PreparedRows:
     spec: str,
     records: Callable[[], Iterable[bytes]],
     files: Iterable[str | os.PathLike[str]],
-    kind_of: KindOf | None = None,
+    derived: Derived | None = None,
   ):
     """Takes the opened rows.
 
@@ -47,22 +46,25 @@ class PreparedRows:
       rows: by index. spec: see the class.
       records: gives the contents of each row as bytes, equal for equal rows.
       files: those that hold the rows.
-      kind_of: tells the kind of a question by its id.
+      derived: fields that are told by what is stored.
     """
-    self._rows, self._spec, self._records, self._kind_of = rows, spec, records, kind_of
+    self._rows, self._spec, self._records, self._derived = rows, spec, records, derived or {}
     self.files_state = _state(files)
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._with_kind(self._rows[index])
+    return self._with_derived(self._rows[index])
 
   def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-    return [self._with_kind(row) for row in self._rows.__getitems__(indices)]
+    return [self._with_derived(row) for row in self._rows.__getitems__(indices)]
 
-  def _with_kind(self, row: dict[str, Any]) -> dict[str, Any]:
-    return row if self._kind_of is None else {**row, "kind": self._kind_of(row["id"].decode())}
+  def _with_derived(self, row: dict[str, Any]) -> dict[str, Any]:
+    if not self._derived:
+      return row
+    plain = to_python(row)
+    return plain | {name: value_of(plain) for name, value_of in self._derived.items()}
 
   def describe(self, index: int) -> str:
     """Where a row is, for messages."""
@@ -95,8 +97,8 @@ def open_builtin(spec: str) -> PreparedRows:
 
   name, split = spec.split("/")
   builder = prepare.prepared_builder(name)
-  kind_of = getattr(prepare.builder_class(name), "kind_of", None)
-  return _array_record_rows(builder.as_data_source(split=split), spec, kind_of)
+  derived = getattr(prepare.builder_class(name), "derived", None)
+  return _array_record_rows(builder.as_data_source(split=split), spec, derived)
 
 
 def open_tfds(spec: str) -> PreparedRows:
@@ -156,12 +158,12 @@ def open_hub(spec: str) -> PreparedRows:
   return PreparedRows(rows, spec, functools.partial(_arrow_records, rows), files)
 
 
-def _array_record_rows(rows: Any, spec: str, kind_of: KindOf | None = None) -> PreparedRows:
+def _array_record_rows(rows: Any, spec: str, derived: Derived | None = None) -> PreparedRows:
   """The rows of a data source of tensorflow-datasets."""
   folder, files = pathlib.Path(rows.dataset_info.data_dir), []
   with contextlib.suppress(OSError):  # a folder on a store
     files = sorted(folder.iterdir())
-  return PreparedRows(rows, spec, functools.partial(_example_records, rows), files, kind_of)
+  return PreparedRows(rows, spec, functools.partial(_example_records, rows), files, derived)
 
 
 def _example_records(rows: Any) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from frozen_jax.core.errors import UserError
-from frozen_jax.data.builders.chains import NAMES, ROUND, SIZES, SPLITS, Chains, examples
+from frozen_jax.data.builders.chains import NAMES, ROUND, SIZES, SPLITS, Chains, examples, kind_of
 from frozen_jax.data.mixture import check_held_out
 from frozen_jax.data.sources import open_source
 
@@ -32,7 +32,7 @@ def read(example):
 @pytest.mark.parametrize("split", SPLITS)
 def test_sizes_and_kinds(by_split, split):
   rows = by_split[split]
-  counted = Counter(Chains.kind_of(one["id"]) for one in rows)
+  counted = Counter(kind_of(one) for one in rows)
   assert len(rows) == SIZES[split] and sorted(counted) == KINDS[split]
   assert len(set(counted.values())) == 1
 
@@ -49,7 +49,7 @@ def test_the_answer_is_where_the_walk_ends_and_it_meets_no_name_twice(by_split, 
       met.append(friend_of[met[-1]])
     assert len(set(met)) == len(met) and example["answers"] == [met[-1]]
     kind = f"{hops}_hop{'s' * (hops > 1)}"
-    assert Chains.kind_of(example["id"]) == kind and example["id"].endswith(f"/{kind}")
+    assert kind_of(example) == kind and example["id"].endswith(f"/{kind}")
 
 
 def test_no_set_of_statements_is_told_twice_in_any_order(by_split):
@@ -93,12 +93,31 @@ def test_they_are_always_the_same(by_split):
   assert digest.startswith("d4c040276dc78d40"), "figures were measured on other rows"
 
 
-def test_prepared_rows_are_the_generated_ones_with_their_kind(cache, by_split):
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_first_hop_is_the_friend_of_the_name_that_is_asked_about(by_split, split):
+  for example in by_split[split]:
+    statements, name, hops = read(example)
+    first_hop = Chains.derived["first_hop"](example)
+    assert first_hop == [dict(statements)[name]]
+    assert (first_hop == example["answers"]) == (hops == 1)
+
+
+def test_prepared_rows_are_the_generated_ones_with_what_is_told_of_them(cache, by_split):
+  told = lambda one: {name: value_of(one) for name, value_of in Chains.derived.items()}
   for split in SPLITS:
     source = open_source(f"chains/{split}")
-    expected = {one["id"]: one | {"kind": Chains.kind_of(one["id"])} for one in by_split[split]}
+    expected = {one["id"]: one | told(one) for one in by_split[split]}
     assert {one["id"]: one for one in source} == expected
     assert source.datasets == ()
+
+
+@pytest.mark.parametrize("name", ["chains/validation", "world_facts/validation"])
+def test_the_first_hop_may_be_what_is_trained_on(cache, name):
+  whole, first = (open_source(name, fields) for fields in ((), ("answers=first_hop",)))
+  of_kind = lambda one: one["kind"] == "1_hop"
+  pairs = [(whole[index], first[index]) for index in range(len(whole))]
+  assert all((one["answers"] == other["answers"]) == of_kind(one) for one, other in pairs)
+  assert whole.digest != first.digest
 
 
 def test_longer_ones_may_be_held_out_and_others_not(cache):

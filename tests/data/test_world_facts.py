@@ -9,7 +9,7 @@ import pytest
 from frozen_jax.core.errors import UserError
 from frozen_jax.data.builders.countries import SPLITS, countries, mentions
 from frozen_jax.data.builders.names import currency_names, language_names
-from frozen_jax.data.builders.questions import RELATIONS, kind_of, questions
+from frozen_jax.data.builders.questions import RELATIONS, first_hop_of, kind_of, questions
 from frozen_jax.data.builders.world_facts import WorldFacts
 from frozen_jax.data.sources import open_source
 from tests.processes import HANGS_AFTER
@@ -102,11 +102,12 @@ def test_mentions_whole_words_with_or_without_accents():
   assert not mentions("niger", names, any_case=False)
 
 
-def test_prepared_rows_are_the_generated_ones_with_their_kind(cache, asked):
+def test_prepared_rows_are_the_generated_ones_with_what_is_told_of_them(cache, asked):
   for split in SPLITS:
     source = open_source(f"world_facts/{split}")
     assert {example["id"]: example for example in source} == {
-      example["id"]: example | {"kind": kind_of(example["id"])} for example in asked[split]
+      example["id"]: example | {"kind": kind_of(example), "first_hop": first_hop_of(example)}
+      for example in asked[split]
     }
     assert source.datasets == ()  # so that they are drawn and scored as one
 
@@ -123,22 +124,37 @@ def test_prepared_rows_are_the_generated_ones_with_their_kind(cache, asked):
 )
 def test_a_question_is_of_two_hops_where_the_country_has_to_be_found_first(asked, question, kind):
   everything = {example["question"]: example for rows in asked.values() for example in rows}
-  assert kind_of(everything[question]["id"]) == kind
+  assert kind_of(everything[question]) == kind
+
+
+@pytest.mark.parametrize(
+  "question, first_hop",
+  [
+    ("What is the currency of the country whose capital is Lima?", "Peru"),
+    ("On which continent is the city of Lisbon?", "Portugal"),
+    ("What is the capital of the country whose people are called Peruvian?", "Peru"),
+    ("What is the capital of the Netherlands?", "Amsterdam"),
+    ("Which country are Mongolian people from?", "Mongolia"),
+  ],
+)
+def test_the_first_of_two_hops_is_the_country_and_of_one_the_answer(asked, question, first_hop):
+  everything = {example["question"]: example for rows in asked.values() for example in rows}
+  assert first_hop_of(everything[question])[0] == first_hop
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_has_both_kinds(asked, split):
-  counted = Counter(kind_of(example["id"]) for example in asked[split])
+  counted = Counter(kind_of(example) for example in asked[split])
   assert set(counted) == {"1_hop", "2_hops"} and 0.2 < counted["2_hops"] / counted.total() < 0.4
 
 
-def test_the_kind_is_no_part_of_the_digest_by_which_runs_know_their_data(cache, monkeypatch):
+def test_what_is_told_of_rows_is_no_part_of_the_digest_that_runs_know_them_by(cache, monkeypatch):
   named = open_source("world_facts/validation")
-  monkeypatch.delattr(WorldFacts, "kind_of")
+  monkeypatch.setattr(WorldFacts, "derived", {})
   monkeypatch.setattr("frozen_jax.data.sources._BUILTIN", {})
   monkeypatch.setattr("frozen_jax.data.prepared._DIGESTS", {})
   bare = open_source("world_facts/validation")
-  assert "kind" not in bare[0] and named[0]["kind"] in ("1_hop", "2_hops")
+  assert {"kind", "first_hop"}.isdisjoint(bare[0]) and named[0]["kind"] in ("1_hop", "2_hops")
   assert bare.digest == named.digest
 
 

@@ -14,14 +14,15 @@ set of statements occurs twice, in whatever order or split.
 
 import itertools
 import random
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.words import words_of
 from frozen_jax.data.builtin import BUILTIN_DATASETS
-from frozen_jax.data.examples import Example
+from frozen_jax.data.examples import Derived, Example
 
 SPLITS = BUILTIN_DATASETS["chains"].splits
 
@@ -35,6 +36,18 @@ _LONGER = (4,)
 _SEED = 0
 
 
+def kind_of(example: Example) -> str:
+  """The kind of a question, by its id."""
+  return example["id"].rpartition("/")[2]
+
+
+def first_hop_of(example: Example) -> list[str]:
+  """The friend of the name that is asked about; of one hop the answer."""
+  told, _, asked = example["question"].rpartition(". ")
+  name = asked.partition("'")[0]
+  return re.findall(rf"\b{name}'s friend is (\w+)", told)
+
+
 class Chains(tfds.core.GeneratorBasedBuilder):
   """Statements and a question to be completed: {"id", "question", "answers"}.
 
@@ -43,10 +56,7 @@ class Chains(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  @staticmethod
-  def kind_of(example_id: str) -> str:
-    """The kind of the question of that id."""
-    return example_id.rpartition("/")[2]
+  derived: ClassVar[Derived] = {"kind": kind_of, "first_hop": first_hop_of}
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text

@@ -147,9 +147,17 @@ def questions(split: str) -> Iterator[Example]:
       yield from _questions_of(country, relation, split, other_names)
 
 
-def kind_of(example_id: str) -> str:
-  """The kind (`Relation.kind`) of the question of that id."""
-  return _KINDS[example_id.split("/")[1]]
+def kind_of(example: Example) -> str:
+  """The kind (`Relation.kind`) of a question, by its id."""
+  return _KINDS[example["id"].split("/")[1]]
+
+
+def first_hop_of(example: Example) -> list[str]:
+  """The country that a question of two hops leads to first; the answers of one hop."""
+  if kind_of(example) == "1_hop":
+    return list(example["answers"])
+  code = example["id"].split("/")[0]
+  return list(next(one.names for one in countries() if one.code == code))
 
 
 def _questions_of(

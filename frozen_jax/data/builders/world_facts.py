@@ -4,20 +4,20 @@ A tensorflow-datasets builder; it needs no TensorFlow and no network. Splits sha
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from frozen_jax.data.builders.countries import SPLITS
-from frozen_jax.data.builders.questions import kind_of, questions
-from frozen_jax.data.examples import Example
+from frozen_jax.data.builders.questions import first_hop_of, kind_of, questions
+from frozen_jax.data.examples import Derived, Example
 
 
 class WorldFacts(tfds.core.GeneratorBasedBuilder):
   """Questions with their accepted answers, the usual one first: {"id", "question", "answers"}."""
 
   VERSION = tfds.core.Version("1.0.0")
-  kind_of = staticmethod(kind_of)
+  derived: ClassVar[Derived] = {"kind": kind_of, "first_hop": first_hop_of}
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text

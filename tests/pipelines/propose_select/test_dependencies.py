@@ -87,11 +87,11 @@ def test_what_the_training_texts_depend_on(changes, name, value, names):
   assert all(changed == [name] for changed in found.values())
 
 
-def test_the_kind_of_a_question_is_in_no_artifact(tmp_path):
+def test_what_is_told_of_a_question_is_in_no_artifact(tmp_path):
   """So those of runs from before there were kinds stay valid."""
   plain, named = (
     lines_file(tmp_path / f"{name}.jsonl", *(row | more for row in QUESTIONS))
-    for name, more in (("plain", {}), ("named", {"kind": "1_hop"}))
+    for name, more in (("plain", {}), ("named", {"kind": "1_hop", "first_hop": ["Lima"]}))
   )
   assert first_questions(DataSettings(), str(named))[0]["kind"] == "1_hop"
   of_file = lambda path: pipeline._rows_digest(pipeline._questions(DataSettings(), str(path)))
