@@ -21,7 +21,7 @@ and over many worse answers; nor is a margin of 0 a probability of 0. The score 
 its log-odds, so that a calibrated one stays unchanged; shares, which do reach 0 and 1, are
 unchanged scores. Targets are smoothed as Platt does, so that rows that are all correct, all wrong
 or perfectly separated give finite parameters. The slope is never negative: if more confident rows
-are wrong more often, it is 0 and every row has the same probability.
+are wrong more often, it is 0 and every row has the same probability. Imports no jax.
 """
 
 import dataclasses
@@ -79,12 +79,10 @@ class Gate:
     return expit(self.slope * inputs + self.bias)
 
 
-def check_compute_budget(budget: float) -> None:
-  """UserError for a compute budget outside [1, 2]."""
+def check_compute_budget(budget: float, name: str = "compute_budget") -> None:
+  """UserError for a compute budget outside [1, 2]; name: what the message calls it."""
   if not 1 <= budget <= 2:
-    raise UserError(
-      f"compute_budget is {budget}; give passes a row from 1 (never a second) to 2 (always)"
-    )
+    raise UserError(f"{name} is {budget}; give passes a row from 1 (never a second) to 2 (always)")
 
 
 def fit_gate(

@@ -95,7 +95,7 @@ class TwoPassInference:
   def first_pass(
     self, model: TunedModel, examples: Sequence[Example], confidence: str
   ) -> FirstPass:
-    """Asks pass one, and takes its confidence, one of `cascade.settings.CONFIDENCES`.
+    """Asks pass one, and takes its confidence, one of `evaluation.gate.MEASURES`.
 
     probability: of the greedy answer with its end token. margin: by what share of its probability
     the least certain token of it was likelier than the next best. agreement: the share of the

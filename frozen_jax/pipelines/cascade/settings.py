@@ -4,9 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from frozen_jax.config.section import Section, setting
-from frozen_jax.core.errors import UserError
-
-CONFIDENCES = ("probability", "margin", "agreement")
+from frozen_jax.evaluation.gate import MEASURES, check_compute_budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +20,10 @@ class CascadeSettings(Section):
     at_most=2,
   )
   confidence: str = setting(
-    "margin", "how sure the first pass is; agreement: of samples", choices=CONFIDENCES
+    "margin", "how sure the first pass is; agreement: of samples", choices=MEASURES
   )
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.compute_budget and not 1 <= self.compute_budget <= 2:
-      raise UserError(
-        f"config.cascade.compute_budget is {self.compute_budget}; give passes a row from 1 (never a"
-        " second) to 2 (always)"
-      )
+    if self.compute_budget:
+      check_compute_budget(self.compute_budget, "config.cascade.compute_budget")
