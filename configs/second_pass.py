@@ -34,7 +34,7 @@ from frozen_jax.config.presets import chains, first_layers, shrink
 from frozen_jax.run.defaults import defaults
 
 _WRITE, _READ = "0.2", "0.8"  # of the depth: of SmolLM2's 30 layers, 6 and 24
-_VARIANTS = ("smoke", "world_facts", "all", "all_world_facts")
+_VARIANTS = ("smoke", "first_hop", "world_facts", "all", "all_world_facts")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -61,6 +61,8 @@ def get_config(variant: str = "") -> ConfigDict:
     chains(config)
   if variant.startswith("all"):
     _add_rivals(config)
+  if variant == "first_hop":
+    _teach_first_hop(config)
   if variant == "smoke":
     shrink(config)
     first_layers(config)
@@ -84,6 +86,18 @@ def _stages() -> ConfigDict:
       "second_pass": _after_prompt(),
     }
   )
+
+
+def _teach_first_hop(config: ConfigDict) -> None:
+  """The first pass's prompt learns the first hop, and the rest starts from there."""
+  config.stage_order = ("prompt", "control", "second_pass")
+  config.gains = ("the second pass: second_pass over control",)
+  config.stages.prompt.data = ConfigDict({"fields": ("answers=first_hop",)})
+  config.stages.prompt.train.steps = 240
+  config.train.steps, config.train.batch_size = 640, 16
+  config.train.learning_rate.connector = 2e-3
+  config.train.validate_every = config.train.checkpoint_every = 80
+  config.evaluate.max_examples = 450
 
 
 def _after_prompt(**values) -> dict:

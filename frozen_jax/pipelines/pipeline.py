@@ -107,6 +107,7 @@ ScoredModel = tuple[StageSettings, TunedModel]
 
 
 def with_same_test_data(models: Mapping[str, ScoredModel]) -> list[str]:
-  """The names of those that are scored on the same data as the last one."""
-  tests = {name: settings.data.test for name, (settings, _) in models.items()}
+  """The names of those that are scored on the same data, with the same answers, as the last one."""
+  of = {name: settings.data for name, (settings, _) in models.items()}
+  tests = {name: (data.test, data.fields, data.templates) for name, data in of.items()}
   return [name for name, test in tests.items() if test == [*tests.values()][-1]]

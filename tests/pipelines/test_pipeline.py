@@ -15,7 +15,7 @@ from frozen_jax.core.errors import UserError
 from frozen_jax.evaluation.scores import score_answers
 from frozen_jax.models.inputs import first_questions
 from frozen_jax.pipelines.artifacts import Artifacts
-from frozen_jax.pipelines.pipeline import Pipeline
+from frozen_jax.pipelines.pipeline import Pipeline, with_same_test_data
 from frozen_jax.pipelines.table import PIPELINES
 from frozen_jax.run import settings as run_settings
 from frozen_jax.run.results.records import table_rows
@@ -35,6 +35,24 @@ def test_a_pipeline_has_all_that_the_driver_calls(name):
     assert all(found[one].kind == of_protocol[one].kind for one in found), method
   assert isinstance(pipeline.steps, tuple)
   assert section_values(pipeline.settings()), "its section has a default everywhere"
+
+
+@pytest.mark.parametrize(
+  "own",
+  [
+    {"test": "plain_english/validation"},
+    {"fields": ("answers=first_hop",)},
+    {"templates": "templates.yaml"},
+  ],
+)
+def test_a_stage_of_other_questions_or_answers_is_no_row_beside_the_last(own):
+  settings = lambda data: run_settings.resolve_run(
+    {"stage_order": ["one"], "stages": {"one": {"method": "lora", "data": data}}}
+  ).stages[0]
+  models = {
+    name: (settings(data), None) for name, data in {"other": own, "like": {}, "last": {}}.items()
+  }
+  assert with_same_test_data(models) == ["like", "last"]
 
 
 # --- A third pipeline
