@@ -1,5 +1,6 @@
 """What a second pass is worth, next to its controls.
 
+    python -m frozen_jax.main --config=configs/second_pass.py:first_hop
     python -m frozen_jax.main --config=configs/second_pass.py
     python -m frozen_jax.main --config=configs/second_pass.py:all --config.seeds=0,1,2
 
@@ -8,11 +9,14 @@ and nothing else; `control`, the same Connector between two layers in one pass; 
 reads above what it writes to. The Connector is one linear map of each position, so only the frozen
 layers can carry anything from one position to another. The questions are `chains`: their facts are
 told before them, and each hop has to be made. `--config.recursion.passes=3`: in three passes.
+`:first_hop` trains the prompt before pass one on the first hop's answer, and starts from there: the
+form in which a second pass pays.
 
 Measured 2026-11-29 on one core (EPYC, AVX512), seed 0, 900 test questions, exact match at one, two,
 three hops: `control` 100 / 67.7 / 31.7, `second_pass` 98.7 / 44.7 / 32.7. After 640 steps of 16
-rows, 450 questions, seeds 0 to 2: `control` 100 / 99.4 / 51.4, `second_pass` 100 / 95.8 / 63.2;
-seed 0: `three_passes` 99.3 / 96.2 / 70.1, `lora` 99.3 / 97.5 / 78.5
+rows, 450 questions, seeds 0 to 2: `control` 100 / 99.4 / 51.4, `second_pass` 100 / 95.8 / 63.2,
+`lora` 98.0 / 75.6 / 56.9; seed 0: `three_passes` 99.3 / 96.2 / 70.1. `:first_hop`, seeds 0, 1:
+`control` 99.7 / 99.4 / 49.3, `second_pass` 99.3 / 99.4 / 94.4
 (docs/results/second_pass_chains.md). `:world_facts`, 180 steps of 16 rows, seeds 0-2, 2026-12-01,
 exact match / loss: `late_prompt` 62.2 / 0.988, `control` 64.2 / 0.907, `second_pass` 65.4 / 0.893;
 `prefix` 64.6 / 0.860, `lora` 65.6 / 0.801 (docs/results/second_pass_world_facts.md).
@@ -24,8 +28,8 @@ trained: until three validations in a row, 120 steps, bring no lower loss, and 4
 With equal steps instead: `--config.train.patience=0`; with equal FLOPs of training besides:
 `--config.stages.prompt_on.train.steps=570`, a fifth more than `second_pass` has.
 
-Variants: `:all`; `:world_facts` and `:all_world_facts` closed-book questions about countries;
-`:smoke`.
+Variants: `:first_hop`; `:all`; `:world_facts` and `:all_world_facts` closed-book questions about
+countries; `:smoke`.
 """
 
 from ml_collections import ConfigDict

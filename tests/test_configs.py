@@ -110,6 +110,13 @@ def test_smoke_does_the_same_work_with_fewer_steps(path):
       assert getattr(short.data, split) == getattr(full.data, split)
 
 
+def test_the_prompt_alone_learns_the_first_hop():
+  run = resolve_run(load_config("configs/second_pass.py:first_hop"))
+  fields = {stage.name: stage.data.fields for stage in run.stages}
+  assert fields == {"prompt": ("answers=first_hop",), "control": (), "second_pass": ()}
+  assert all(stage.frozen_inputs == {"first_prompt": "prompt/prompt"} for stage in run.stages[1:])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_its_text_holds_the_command(path):
   assert f"python -m frozen_jax.main --config=configs/{path.name}" in path.read_text()
