@@ -15,8 +15,8 @@ form in which a second pass pays.
 Measured 2026-11-29 on one core (EPYC, AVX512), seed 0, 900 test questions, exact match at one, two,
 three hops: `control` 100 / 67.7 / 31.7, `second_pass` 98.7 / 44.7 / 32.7. After 640 steps of 16
 rows, 450 questions, seeds 0 to 2: `control` 100 / 99.4 / 51.4, `second_pass` 100 / 95.8 / 63.2,
-`lora` 98.0 / 75.6 / 56.9; seed 0: `three_passes` 99.3 / 96.2 / 70.1. `:first_hop`, seeds 0, 1:
-`control` 99.7 / 99.4 / 49.3, `second_pass` 99.3 / 99.4 / 94.4
+`lora` 98.0 / 75.6 / 56.9; seed 0: `three_passes` 99.3 / 96.2 / 70.1. `:first_hop`, seeds 0-2:
+`control` 99.8 / 99.6 / 45.4, `second_pass` 99.5 / 99.4 / 95.6
 (docs/results/second_pass_chains.md). `:world_facts`, 180 steps of 16 rows, seeds 0-2, 2026-12-01,
 exact match / loss: `late_prompt` 62.2 / 0.988, `control` 64.2 / 0.907, `second_pass` 65.4 / 0.893;
 `prefix` 64.6 / 0.860, `lora` 65.6 / 0.801 (docs/results/second_pass_world_facts.md).
