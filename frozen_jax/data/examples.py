@@ -36,7 +36,7 @@ from frozen_jax.core.json_row import accepted_texts, text_of, with_id
 from frozen_jax.text.jinja_templates import Rendered
 
 Example = dict[str, Any]
-# Fields that a built-in data set's rows have besides what is stored: name -> its value of a row.
+# Fields of built-in rows that are computed from the stored ones: name -> its value for a row.
 Derived = Mapping[str, Callable[[Example], Any]]
 
 _FORMS = '{"question", "answers"}, {"input", "target"} or {"text"}'

@@ -28,8 +28,8 @@ class PreparedRows:
 
   files_state  name, size and time of the files that hold the rows; (): not known
 
-  A row has what can be told of it (`Derived`) besides what is stored: that does not change the
-  digest, by which runs and artifacts of earlier versions know their data.
+  A row has derived fields besides the stored ones: they do not change the digest, by which runs and
+  artifacts of earlier versions know their data.
   """
 
   def __init__(
@@ -46,7 +46,7 @@ class PreparedRows:
       rows: by index. spec: see the class.
       records: gives the contents of each row as bytes, equal for equal rows.
       files: those that hold the rows.
-      derived: fields that are told by what is stored.
+      derived: fields that are computed from the stored ones.
     """
     self._rows, self._spec, self._records, self._derived = rows, spec, records, derived or {}
     self.files_state = _state(files)

@@ -55,7 +55,7 @@ from frozen_jax.training.metrics import MetricsWriter
 
 CANDIDATES_FOLDER = "candidates"  # within a workdir
 _BLOCK = 1024  # rows
-_TOLD = ("kind", "first_hop")  # of a question, by what is stored of it
+_DERIVED = ("kind", "first_hop")  # fields of built-in rows that are not stored
 
 
 class ProposeSelect:
@@ -237,9 +237,9 @@ class ProposeSelect:
 
 
 def _questions(data: DataSettings, spec: str, max_questions: int = 0) -> list[Example]:
-  """`first_questions` without what is told of them, which files of earlier versions do not have."""
+  """`first_questions` without derived fields, which files of earlier versions do not have."""
   examples = first_questions(data, spec, max_questions)
-  return [{key: value for key, value in one.items() if key not in _TOLD} for one in examples]
+  return [{key: value for key, value in one.items() if key not in _DERIVED} for one in examples]
 
 
 def _rows_digest(rows: Sequence[Any]) -> str:
