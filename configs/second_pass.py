@@ -26,10 +26,11 @@ exact match / loss: `late_prompt` 62.2 / 0.988, `control` 64.2 / 0.907, `second_
 three passes; `recirculation` and `looped`, which train nothing. One rule says how long each is
 trained: until three validations in a row, 120 steps, bring no lower loss, and 480 steps at most.
 With equal steps instead: `--config.train.patience=0`; with equal FLOPs of training besides:
-`--config.stages.prompt_on.train.steps=570`, a fifth more than `second_pass` has.
+`--config.stages.prompt_on.train.steps=570`, a fifth more than `second_pass` has. `:all_first_hop`
+gives `lora` and `prefix` the first hop's labels, too.
 
-Variants: `:first_hop`; `:all`; `:world_facts` and `:all_world_facts` closed-book questions about
-countries; `:smoke`.
+Variants: `:first_hop`; `:all`; `:all_first_hop`; `:world_facts` and `:all_world_facts` closed-book
+questions about countries; `:smoke`.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +39,7 @@ from frozen_jax.config.presets import chains, first_layers, shrink
 from frozen_jax.run.defaults import defaults
 
 _WRITE, _READ = "0.2", "0.8"  # of the depth: of SmolLM2's 30 layers, 6 and 24
-_VARIANTS = ("smoke", "first_hop", "world_facts", "all", "all_world_facts")
+_VARIANTS = ("smoke", "first_hop", "world_facts", "all", "all_first_hop", "all_world_facts")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -65,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
     chains(config)
   if variant.startswith("all"):
     _add_rivals(config)
-  if variant == "first_hop":
+  if variant.endswith("first_hop"):
     _teach_first_hop(config)
   if variant == "smoke":
     shrink(config)
@@ -93,11 +94,21 @@ def _stages() -> ConfigDict:
 
 
 def _teach_first_hop(config: ConfigDict) -> None:
-  """The first pass's prompt learns the first hop, and the rest starts from there."""
-  config.stage_order = ("prompt", "control", "second_pass")
-  config.gains = ("the second pass: second_pass over control",)
-  config.stages.prompt.data = ConfigDict({"fields": ("answers=first_hop",)})
-  config.stages.prompt.train.steps = 240
+  """Pass one's prompt, and rivals without one, learn the first hop; the rest starts from there."""
+  first_hop = {
+    "data": {"fields": ("answers=first_hop",)},
+    "train": {"steps": 240, "validate_every": 40},
+  }
+  config.stages.prompt.update(first_hop)
+  taught = [name for name in ("lora", "prefix") if name in config.stages]
+  for name in taught:
+    config.stages[f"{name}_first_hop"] = {**config.stages[name], **first_hop}
+    config.stages[name].init_from = (f"{name}={name}_first_hop/{name}",)
+  if taught:
+    config.stage_order = (*(f"{name}_first_hop" for name in taught), *config.stage_order)
+  else:
+    config.stage_order = ("prompt", "control", "second_pass")
+    config.gains = ("the second pass: second_pass over control",)
   config.train.steps, config.train.batch_size = 640, 16
   config.train.learning_rate.connector = 2e-3
   config.train.validate_every = config.train.checkpoint_every = 80

@@ -117,6 +117,17 @@ def test_the_prompt_alone_learns_the_first_hop():
   assert all(stage.frozen_inputs == {"first_prompt": "prompt/prompt"} for stage in run.stages[1:])
 
 
+def test_rivals_without_that_prompt_learn_the_first_hop_as_long():
+  run = resolve_run(load_config("configs/second_pass.py:all_first_hop"))
+  stages = {stage.name: stage for stage in run.stages}
+  taught = {name for name, stage in stages.items() if stage.data.fields}
+  assert taught == {"prompt", "lora_first_hop", "prefix_first_hop"}
+  assert len({stages[name].train.steps for name in taught}) == 1
+  for rival in ("lora", "prefix"):
+    assert stages[rival].init_from == {rival: f"{rival}_first_hop/{rival}"}
+    assert stages[rival].train.steps == stages["second_pass"].train.steps
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_its_text_holds_the_command(path):
   assert f"python -m frozen_jax.main --config=configs/{path.name}" in path.read_text()
