@@ -112,7 +112,7 @@ def _teach_first_hop(config: ConfigDict) -> None:
   config.train.steps, config.train.batch_size = 640, 16
   config.train.learning_rate.connector = 2e-3
   config.train.validate_every = config.train.checkpoint_every = 80
-  config.evaluate.max_examples = 450
+  config.train.validate_examples, config.evaluate.max_examples = 150, 450
 
 
 def _after_prompt(**values) -> dict:
