@@ -46,12 +46,12 @@ def get_config(variant: str = "") -> ConfigDict:
       "input_skip": True,  # False: what the Connector writes takes the place of the stream
       "first_prompt": "frozen",  # before the first pass: none, frozen (the tuned one) or trained
       "last_prompt": "trained",  # before the later passes: none or trained
-      "connector": {"kind": "transformer", "width": 256, "layers": 2, "heads": 4, "dropout": 0.1},
+      "connector": {"kind": "linear"},  # by position: the frozen layers alone look across
     }
   )
   config.model.dtype = "bfloat16"
   config.train.steps = 60  # of every stage but the first
-  config.train.learning_rate.update({"prompt": 0.01, "connector": 1e-4})
+  config.train.learning_rate.update({"prompt": 0.01, "connector": 3e-4})
   config.train.validate_every = config.train.checkpoint_every = 30
   config.train.validate_examples = 128
   config.evaluate.max_examples = 300
@@ -103,6 +103,8 @@ def _whole_passes(config: ConfigDict, input_skip: bool) -> None:
   config.stage_order = ("prompt", "baseline", "pretrain", "finetune")
   config.gains = ("the second pass: finetune over baseline",)
   config.recursion.update({"read": "final", "write": "embeddings", "input_skip": input_skip})
+  config.recursion.connector.kind = "transformer"
+  config.train.learning_rate.connector = 1e-4  # 1e-3 has to be unlearned after pretraining
   del config.stages.late_prompt, config.stages.control
   config.stages.pretrain = ConfigDict(
     {
@@ -118,7 +120,6 @@ def _whole_passes(config: ConfigDict, input_skip: bool) -> None:
         "steps": 40,
         "batch_size": 8,
         "validate_examples": 32,
-        "learning_rate": {"connector": 1e-4},  # 1e-3 has to be unlearned afterwards
       },
     }
   )
