@@ -7,9 +7,9 @@ Stages: `prompt` tunes a prompt. From it, with equal steps each: `baseline` trai
 two layers and in one pass; `finetune` is the recursive LM, whose Connector reads a layer of pass
 one and writes to one of pass two.
 
-Measured 2026-12-01 on two cores (AMD EPYC, AVX512), seed 0, 300 test questions, exact match / loss:
-`baseline` 52.7% / 1.173, `late_prompt` 57.0% / 1.075, `control` 55.7% / 1.084, `finetune` 55.7% /
-1.096. 8.7 minutes. (docs/results/second_pass_world_facts.md)
+Measured 2026-12-01 on two cores (Intel Xeon, AMX bfloat16), seed 0, 300 test questions, exact match
+/ loss: `baseline` 57.0% / 1.127, `late_prompt` 58.7% / 1.051, `control` 58.0% / 1.035, `finetune`
+59.0% / 1.001. 9.9 minutes. (docs/results/second_pass_world_facts.md)
 
 Variants: `:smoke` the same in a minute or two; `:nq` Natural Questions, closed book, from files:
 
