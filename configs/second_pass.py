@@ -27,7 +27,8 @@ three passes; `recirculation` and `looped`, which train nothing. One rule says h
 trained: until three validations in a row, 120 steps, bring no lower loss, and 480 steps at most.
 With equal steps instead: `--config.train.patience=0`; with equal FLOPs of training besides:
 `--config.stages.prompt_on.train.steps=570`, a fifth more than `second_pass` has. `:all_first_hop`
-gives `lora` and `prefix` the first hop's labels, too.
+gives `lora` and `prefix` the first hop's labels, too. There a row ends after 240 steps without a
+lower loss, or after 640.
 
 Variants: `:first_hop`; `:all`; `:all_first_hop`; `:world_facts` and `:all_world_facts` closed-book
 questions about countries; `:smoke`.

@@ -25,7 +25,7 @@ class TrainSettings(Section):
     0.0, "passes over the training data, in place of steps; 0: steps count", at_least=0
   )
   batch_size: int = setting(32, "rows of an update", at_least=1)
-  accumulate: int = setting(1, "microbatches of an update", affects_result=False, at_least=1)
+  accumulate: int = setting(1, "microbatches of an update", at_least=1)
   log_every: int = setting(
     10, "steps between lines of metrics.jsonl", affects_result=False, at_least=1
   )

@@ -107,18 +107,6 @@ def test_broken_off_and_resumed_it_is_the_same_run(reference, tmp_path, at):
   assert fitted.tokens == reference[1].tokens
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_it_goes_on_in_other_microbatches(tmp_path, accumulate):
-  how = {"method": toy.Toy(dropout=0.0), "checkpoint_every": 3, "batch_size": toy.ROWS}
-  toy.train(tmp_path / "whole", **how)
-  with pytest.raises(Fails):
-    toy.train(tmp_path / "resumed", batches=FailingBatches(5), **how)
-  toy.train(tmp_path / "resumed", accumulate=accumulate, **how)
-  assert steps_of(tmp_path / "resumed") == list(range(1, 13))
-  whole = losses(tmp_path / "whole")
-  assert losses(tmp_path / "resumed") == pytest.approx(whole, rel=1e-5)
-
-
 def test_checkpoints_and_validations_do_not_change_the_training(reference, tmp_path):
   toy.train(tmp_path, validate=False, log_every=5)
   found = losses(tmp_path)
